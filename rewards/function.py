@@ -1,0 +1,219 @@
+"""The callable that TRL sees: one reward as a picklable function of a batch.
+
+TRL calls a reward function as `f(prompts=…, completions=…, completion_ids=…, log_metric=…, **columns)` with one
+list entry a row, where prompts and completions are strings or lists of chat messages, and takes a list of
+`float | None`. `RewardFunction` does that for every kind of reward this package knows.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rewards.registry import Found, check
+from rewards.text import plain
+from rewards.verdict import Item, Status, Verdict, Verifier
+
+GOLD_COLUMNS = ("answer", "solution")
+"""Columns that hold the gold answer, in the order they are looked for."""
+
+
+class RewardInfraError(RuntimeError):
+    """Too many rows could not be judged, for reasons that the model did not cause. Training on the rest would lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What TRL hands to a reward function, one entry a row."""
+
+    prompts: Sequence[Any]
+    completions: Sequence[Any]
+    completion_ids: Sequence[Sequence[int]] | None = None
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rows = len(self.completions)
+        parts = {"prompts": self.prompts, "completion_ids": self.completion_ids, **self.columns}
+        for name, values in parts.items():
+            if values is not None and len(values) != rows:
+                raise ValueError(f"{rows} completions but {len(values)} entries in {name!r}")
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def items(self) -> list[Item]:
+        """The rows as items: chats become plain text, the gold comes from `answer` or `solution`."""
+        gold = next((self.columns[c] for c in GOLD_COLUMNS if c in self.columns), [None] * len(self))
+        return [
+            Item(
+                plain(self.completions[row]),
+                gold[row],
+                plain(self.prompts[row]),
+                None if self.completion_ids is None else self.completion_ids[row],
+                {name: values[row] for name, values in self.columns.items()},
+            )
+            for row in range(len(self))
+        ]
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """The same batch with only these rows, in this order."""
+        ids = self.completion_ids
+        return Batch(
+            [self.prompts[row] for row in rows],
+            [self.completions[row] for row in rows],
+            None if ids is None else [ids[row] for row in rows],
+            {name: [values[row] for row in rows] for name, values in self.columns.items()},
+        )
+
+
+class RewardFunction:
+    """One reward, as TRL wants it; also gives the verdicts behind the numbers.
+
+    It pickles as its name and options, and builds its verifier (with its pools of processes) in the process that
+    first calls it.
+
+    Args:
+        use: what `rewards.registry.find` resolves.
+        options: constructor arguments of the verifier.
+        base: folder of the recipe, for relative file paths.
+        max_infra: largest share of a batch of 16 rows or more that may fail for reasons the model did not cause.
+
+    Raises:
+        RewardError: the reward or one of its options does not exist.
+    """
+
+    def __init__(
+        self,
+        use: str,
+        options: Mapping[str, Any] | None = None,
+        base: Path | None = None,
+        max_infra: float = 0.25,
+    ) -> None:
+        self.use, self.options, self.base, self.max_infra = use, dict(options or {}), base, max_infra
+        self.__name__ = self._found.name.rpartition(":")[2]
+
+    @cached_property
+    def _found(self) -> Found:
+        return check(self.use, self.options, self.base)
+
+    @cached_property
+    def _verifier(self) -> Verifier | None:
+        built = self._found.target(**self.options) if self._found.is_verifier else None
+        if built is not None and not isinstance(built, Verifier):
+            raise TypeError(f"{self.use!r} is a class without a method verify(items)")
+        return built
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"use": self.use, "options": self.options, "base": self.base, "max_infra": self.max_infra}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        trainer_state: Any = None,
+        **columns: Sequence[Any],
+    ) -> list[float | None]:
+        """Score a batch: one number a row, `None` for rows that must not be trained on.
+
+        Raises:
+            ValueError: lists of different lengths, or a score that is NaN or infinite.
+            RewardInfraError: more than `max_infra` of the rows could not be judged.
+        """
+        verdicts = self.verdicts(Batch(prompts, completions, completion_ids, columns))
+        report(self.__name__, verdicts, log_extra, log_metric)
+        guard_infra(self.__name__, verdicts, self.max_infra)
+        return [verdict.score for verdict in verdicts]
+
+    def verdicts(self, batch: Batch) -> list[Verdict]:
+        """Judge a batch: one verdict a row."""
+        if not len(batch):
+            return []
+        verifier = self._verifier
+        verdicts = self._score(batch) if verifier is None else verifier.verify(batch.items())
+        if len(verdicts) != len(batch):
+            raise ValueError(f"reward {self.use!r} gave {len(verdicts)} scores for {len(batch)} completions")
+        for row, verdict in enumerate(verdicts):
+            if verdict.score is not None and not math.isfinite(verdict.score):
+                raise ValueError(f"reward {self.use!r} gave {verdict.score} for row {row}")
+        return verdicts
+
+    def close(self) -> None:
+        """Stop the processes of the verifier, if it has any."""
+        verifier = self.__dict__.pop("_verifier", None)
+        if (close := getattr(verifier, "close", None)) is not None:
+            close()
+
+    def _score(self, batch: Batch) -> list[Verdict]:
+        """Call a plain function: TRL's `f(completions, …)` on the batch, or `f(completion, …)` on each row."""
+        function, started = self._found.target, time.perf_counter()
+        accepted = inspect.signature(function).parameters
+        if "completions" in accepted or "completion" not in accepted:
+            rows = {"prompts": batch.prompts, "completions": batch.completions}
+            if batch.completion_ids is not None:
+                rows["completion_ids"] = batch.completion_ids
+            scores = list(function(**_accepted({**batch.columns, **rows}, accepted)))
+        else:
+            scores = [
+                function(
+                    **_accepted(
+                        {**i.columns, "completion": i.completion, "prompt": i.prompt, "answer": i.answer},
+                        accepted,
+                    )
+                )
+                for i in batch.items()
+            ]
+        ms = (time.perf_counter() - started) * 1000 / len(batch)
+        return [_as_verdict(score, ms) for score in scores]
+
+
+def _accepted(values: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return dict(values)
+    return {name: value for name, value in values.items() if name in parameters}
+
+
+def _as_verdict(score: float | bool | None, ms: float) -> Verdict:
+    if score is None:
+        return Verdict(Status.NO_ANSWER, None, ms=ms, detail="the reward does not apply to this row")
+    return Verdict.graded(float(score), ms=ms)
+
+
+def report(
+    name: str,
+    verdicts: Sequence[Verdict],
+    log_extra: Callable[[str, list[Any]], None] | None,
+    log_metric: Callable[[str, float], None] | None,
+) -> None:
+    """Log what a reward did: the share of each status that occurred, and what was extracted from each row."""
+    if log_metric is not None and verdicts:
+        for status in Status:
+            share = sum(v.status is status for v in verdicts) / len(verdicts)
+            if share or status in (Status.TIMEOUT, Status.INFRA, Status.BAD_GOLD):
+                log_metric(f"rewards/{name}/{status.value}", share)
+    if log_extra is not None and any(v.extracted is not None for v in verdicts):
+        log_extra(f"{name}_extracted", [v.extracted or "" for v in verdicts])
+
+
+def guard_infra(name: str, verdicts: Sequence[Verdict], limit: float) -> None:
+    """Stop when too many rows failed for reasons that the model did not cause.
+
+    Raises:
+        RewardInfraError: with the first failure's own words.
+    """
+    failed = [v for v in verdicts if v.status is Status.INFRA]
+    if failed and (len(failed) == len(verdicts) or (len(verdicts) >= 16 and len(failed) > limit * len(verdicts))):
+        raise RewardInfraError(
+            f"reward {name!r} could not judge {len(failed)} of {len(verdicts)} completions: {failed[0].detail}"
+        )

@@ -1,0 +1,165 @@
+"""Finding rewards by name, by path, or by entry point.
+
+Four spellings lead to a reward:
+
+* a built-in name: `math`;
+* the name of an entry point that an installed package registers in the group `zero2r1.rewards`;
+* an importable object: `my_package.scores:brevity`;
+* an object in a file: `path/to/file.py:brevity`, relative to the folder of the recipe that names it.
+
+What is found may be a verifier class (its constructor arguments are the reward's options), a function of one
+completion, or a plain TRL reward function. Nothing is registered by import side effects: the table below is all
+there is, and it imports a module only when its reward is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+BUILTIN: Mapping[str, str] = {
+    "math": "rewards.math:MathVerifier",
+    "think_format": "rewards.format:ThinkFormat",
+}
+"""Built-in rewards: name -> module:attribute."""
+
+ENTRY_POINTS = "zero2r1.rewards"
+_MARK = "__zero2r1_reward__"
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+class RewardError(ValueError):
+    """A reward was asked for that does not exist, or with options that it does not have."""
+
+
+def reward(name: str) -> Callable[[T], T]:
+    """Name a function or verifier class as a reward, so that `file.py:name` finds it.
+
+    Example::
+
+        @reward("brevity")
+        def brevity(completion: str) -> float:
+            return 1.0 if len(completion) < 200 else 0.0
+    """
+
+    def mark(target: T) -> T:
+        setattr(target, _MARK, name)
+        return target
+
+    return mark
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A reward's factory or function, and the name its metrics carry."""
+
+    name: str
+    target: Callable[..., Any]
+
+    @property
+    def is_verifier(self) -> bool:
+        """Whether it is a verifier class (or a factory of one) rather than a function that scores."""
+        return inspect.isclass(self.target)
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return (inspect.getdoc(self.target) or "").strip().split("\n", 1)[0]
+
+
+def names() -> dict[str, str]:
+    """Every reward that can be used by name, with where it comes from."""
+    plugged = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    return {**plugged, **BUILTIN}
+
+
+def find(use: str, base: Path | None = None) -> Found:
+    """Resolve what a recipe's `use:` names.
+
+    Args:
+        use: a name, `module:attribute`, or `file.py:attribute`.
+        base: folder against which a relative file path is read; the current folder if not given.
+
+    Raises:
+        RewardError: nothing of that name exists; the message names the nearest one.
+    """
+    where = names().get(use, use)
+    module_name, colon, attribute = where.rpartition(":")
+    if not colon:
+        close = difflib.get_close_matches(use, list(names()), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise RewardError(
+            f"there is no reward {use!r}{hint} Known: {', '.join(sorted(names()))}. "
+            "A reward of your own is named by 'file.py:function' or 'package.module:function'."
+        )
+    module = _from_file(module_name, base) if module_name.endswith(".py") else _from_package(module_name)
+    marked = {getattr(value, _MARK): value for value in vars(module).values() if _is_marked(value)}
+    target = marked.get(attribute, getattr(module, attribute, None))
+    if not callable(target):
+        choices = sorted({*marked, *(n for n, v in vars(module).items() if inspect.isfunction(v))})
+        raise RewardError(f"{module_name} has no reward {attribute!r}; it has: {', '.join(choices) or 'none'}")
+    return Found(use if use in names() else str(getattr(target, _MARK, attribute)), target)
+
+
+def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> Found:
+    """Resolve a reward and make sure that it takes these options, without building it.
+
+    Raises:
+        RewardError: it does not exist, or an option is unknown; the message names the nearest one.
+    """
+    found = find(use, base)
+    if not found.is_verifier:
+        if options:
+            raise RewardError(f"reward {use!r} is a function and takes no options, not {sorted(options)}")
+        return found
+    parameters = inspect.signature(found.target).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return found
+    for option in options:
+        if option not in parameters:
+            close = difflib.get_close_matches(option, list(parameters), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise RewardError(f"reward {use!r} has no option {option!r}{hint} It has: {', '.join(parameters)}")
+    return found
+
+
+def _is_marked(value: object) -> bool:
+    return isinstance(getattr(value, _MARK, None), str)
+
+
+def _from_package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise RewardError(f"cannot import {name!r}: {error}") from error
+
+
+def _from_file(name: str, base: Path | None) -> Any:
+    """Import a file under a name of its own, once; the name is stable so that its objects can be pickled."""
+    path = ((base or Path.cwd()) / name).expanduser().resolve()
+    if not path.is_file():
+        raise RewardError(f"there is no file {path}")
+    module_name = f"_zero2r1_{path.stem}_{sha256(str(path).encode()).hexdigest()[:12]}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise RewardError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise RewardError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module

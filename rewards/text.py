@@ -1,0 +1,52 @@
+"""Reading chats and R1's output format: the few text helpers that several verifiers share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def plain(chat: Any) -> str:
+    """The text of a prompt or completion, given as a string or as a list of chat messages.
+
+    Example: `plain([{"role": "assistant", "content": "4"}])` is `"4"`. Content may be a list of text parts.
+    """
+    if isinstance(chat, str):
+        return chat
+    if isinstance(chat, Mapping):
+        return _content(chat.get("content"))
+    if isinstance(chat, Sequence):
+        return "\n".join(plain(message) for message in chat)
+    raise TypeError(f"a prompt or completion is text or a list of messages, not {type(chat).__name__}")
+
+
+def _content(content: Any) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    return "".join(part if isinstance(part, str) else str(part.get("text") or "") for part in content)
+
+
+def split_thought(completion: str) -> tuple[str | None, str]:
+    """Split a completion into (thought, the rest) at the *last* `</think>`.
+
+    The opening tag may be missing, because chat templates often put it into the prompt. A thought that was opened
+    and never closed leaves nothing to judge: the rest is empty. With no tag at all the thought is `None`.
+    """
+    head, tag, tail = completion.rpartition(THINK_CLOSE)
+    if tag:
+        return head.split(THINK_OPEN, 1)[-1], tail
+    if THINK_OPEN in completion:
+        return completion.split(THINK_OPEN, 1)[1], ""
+    return None, completion
+
+
+def answer_tag(text: str) -> str | None:
+    """The content of the last `<answer>…</answer>`, or `None`."""
+    found = _ANSWER.findall(text)
+    return found[-1].strip() if found else None
