@@ -1,0 +1,78 @@
+"""The rollout protocol: prompts as token ids in, completions with their token ids out; engines share it.
+
+Text is never re-tokenised: what the engine sampled is what is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class Finish(StrEnum):
+    """Why a rollout ended."""
+
+    STOP = "stop"
+    """The model ended it, with an end-of-sequence token."""
+    LENGTH = "length"
+    """It reached the longest allowed length."""
+    ABORT = "abort"
+    """The engine gave up on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample.
+
+    Attributes:
+        n: completions a prompt (the group).
+        max_tokens: longest completion, in tokens.
+        temperature: 0 is greedy.
+        top_p, top_k, min_p: the usual truncations; 1, 0 and 0 switch them off.
+        seed: makes the whole call reproducible on one engine and machine.
+    """
+
+    n: int = 1
+    max_tokens: int = 1024
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled completion.
+
+    Attributes:
+        text: decoded without special tokens.
+        token_ids: what was sampled, with the end-of-sequence token if there was one.
+        finish: why it ended.
+        logprobs: log-probability of each sampled token under the sampling distribution's model, if the engine gave them.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish: Finish
+    logprobs: tuple[float, ...] | None = None
+
+
+Progress = Callable[[int, int], None]
+"""Called with (sequences finished, sequences in all)."""
+
+
+class Engine(Protocol):
+    """Samples completions from one model."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Rollout]]:
+        """Sample `sampling.n` rollouts for every prompt (token ids); one group a prompt, in order."""
+        ...
+
+    def close(self) -> None:
+        """Free the model and stop the engine's processes."""
+        ...

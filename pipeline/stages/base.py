@@ -1,0 +1,254 @@
+"""What every stage kind is made of: a typed config, the context it runs in, and what it leaves behind.
+
+A stage kind is one module beside this one. It defines a config class (a subclass of `StageConfig`) and a function
+`run(context) -> Outputs` that reads top to bottom. `KINDS` below is the whole registry.
+
+Fields that name another stage carry a `Ref`, so that recipes are checked whole before anything runs::
+
+    class SftConfig(StageConfig):
+        model: ModelRef          # "@base", a hub id, or a local folder
+        data: list[DataRef]      # "@samples", or a JSONL file
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+KINDS: Mapping[str, str] = {
+    "import_model": "pipeline.stages.import_model:ImportModelConfig",
+    "pretrain": "pipeline.stages.pretrain:PretrainConfig",
+    "sft": "pipeline.stages.sft:SftConfig",
+    "grpo": "pipeline.stages.grpo:GrpoConfig",
+    "rejection_sample": "pipeline.stages.rejection_sample:RejectionSampleConfig",
+    "distill": "pipeline.stages.distill:DistillConfig",
+    "evaluate": "pipeline.stages.evaluate:EvaluateConfig",
+    "export": "pipeline.stages.export:ExportConfig",
+}
+"""Stage kinds: name -> module:config class. The module also has `run`."""
+
+
+class Product(StrEnum):
+    """What a stage publishes, and so what a reference to it may stand for."""
+
+    MODEL = "model"
+    """`model/`: a Hugging Face folder with weights, config, tokenizer."""
+    DATASET = "dataset"
+    """`data.jsonl`: one JSON object a row."""
+    METRICS = "metrics"
+    """Numbers only; they lie in the manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Marks a config field that may say `@stage`; the stage must publish this product."""
+
+    product: Product
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """Marks a config field that may name a file or folder; its content is part of the stage's fingerprint."""
+
+    required: bool = True
+
+
+ModelRef = Annotated[str, Ref(Product.MODEL), InputFile(required=False)]
+"""`@stage`, a hub id, or a local folder (relative to the recipe)."""
+DataRef = Annotated[str, Ref(Product.DATASET), InputFile()]
+"""`@stage`, or a JSONL file (relative to the recipe)."""
+
+
+class Strict(BaseModel):
+    """A piece of a recipe: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class Launch(Strict):
+    """How a stage's process is started.
+
+    Attributes:
+        accelerate: an `accelerate` config: a name under `configs/accelerate/` or a YAML file. Plain Python if not given.
+        env: environment variables for the stage's process.
+    """
+
+    accelerate: str | None = None
+    env: dict[str, str] = Field(default_factory=dict)
+
+
+class StageConfig(Strict):
+    """Fields that every stage has.
+
+    Attributes:
+        kind: the stage kind.
+        after: stages that must be finished first although none of their products is used.
+        seed: seed of this stage; the recipe's seed if not given.
+        launch: how its process is started.
+    """
+
+    version: ClassVar[int] = 1
+    """Bumped when the kind's behaviour changes, so that old artifacts become stale."""
+    product: ClassVar[Product] = Product.METRICS
+    trainer_class: ClassVar[str | None] = None
+    """`module:class` of the config that `trainer:` is passed to; its fields are checked without importing it."""
+    reserved: ClassVar[Mapping[str, str]] = {}
+    """Trainer fields that a recipe may not set -> the reason, or what to set instead."""
+
+    kind: str
+    after: list[str] = Field(default_factory=list)
+    seed: int | None = None
+    launch: Launch = Launch()
+
+
+class RewardSpec(Strict):
+    """One reward in a recipe: `{use: math, weight: 1.0}`; a plain string is `{use: …}`.
+
+    Attributes:
+        use: `accuracy` (each task's own grader), a reward's name, `package.module:function`, or `file.py:function`.
+        weight: what its score is multiplied with.
+        gate: an earlier reward; this one counts only where that one scored 1.
+        clip: bounds (low, high) put on the score before weighting.
+        where: column -> value(s): rows that it applies to; every row has the column `task`.
+        options: arguments of the reward.
+        name: name of its metrics and for gates, if not `use`.
+    """
+
+    use: str
+    weight: float = 1.0
+    gate: str | None = None
+    clip: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    where: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
+    name: str | None = None
+
+
+class TaskSpec(Strict):
+    """Problems that a stage uses: `gsm8k/train`, or `{use: gsm8k, split: train, problems: 2000}`.
+
+    Attributes:
+        use: a task that the recipe defines under `tasks:`, a built-in task, or `file.py:Class`.
+        split: which part of the task.
+        problems: how many problems; all (or the task's default number, if it is generated) if not given.
+        weight: how often its problems are drawn, against the other tasks of the stage.
+        template: prompt template (see `pipeline.data.templates`); the task's own if not given.
+        options: arguments of the task, on top of those that the recipe's `tasks:` gives.
+    """
+
+    use: str
+    split: Literal["train", "test"] = "train"
+    problems: Annotated[int, Field(gt=0)] | None = None
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    template: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class RolloutSpec(Strict):
+    """How completions are sampled.
+
+    Attributes:
+        engine: `transformers` (any device), `vllm` (in-process, GPU), `vllm_server`, or `auto`: vllm where a GPU and
+            vLLM are there, transformers elsewhere.
+        max_tokens: longest completion, in tokens.
+        temperature, top_p, top_k, min_p: sampling; temperature 0 is greedy.
+        batch_size: sequences at a time (transformers engine).
+        gpu_memory: share of the GPU's memory that vLLM may take.
+        server: address of the vLLM server, such as http://localhost:8000.
+        engine_options: further arguments of `vllm.LLM`.
+    """
+
+    engine: Literal["auto", "transformers", "vllm", "vllm_server"] = "auto"
+    max_tokens: Annotated[int, Field(gt=0)] = 1024
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    batch_size: Annotated[int, Field(gt=0)] = 64
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.3
+    server: str | None = None
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+
+
+C = TypeVar("C", bound=StageConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a stage leaves behind besides the files in `context.output`.
+
+    Attributes:
+        metrics: numbers (and short strings or nested mappings) for the manifest, the table and the report.
+    """
+
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageContext(Generic[C]):
+    """What a stage runs with.
+
+    Attributes:
+        name: the stage's name in the recipe.
+        config: its config, resolved.
+        inputs: stage name -> folder of the published artifact.
+        output: folder to fill: `model/`, `data.jsonl`, or anything else. Empty when the stage starts, also on resume.
+        scratch: folder that survives an interruption: checkpoints go here.
+        base: folder of the recipe file, against which relative paths are read.
+        seed: the seed to use.
+        events: file that progress and metrics are appended to.
+        tasks: the recipe's `tasks:` definitions, for resolving names.
+    """
+
+    name: str
+    config: C
+    inputs: Mapping[str, Path]
+    output: Path
+    scratch: Path
+    base: Path
+    seed: int
+    events: Path
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def model_path(self, ref: str) -> str:
+        """What to give to `from_pretrained`: the folder behind `@stage`, a local folder, or the hub id as it is."""
+        if ref.startswith("@"):
+            return str(self.inputs[ref[1:]] / "model")
+        local = (self.base / ref).expanduser()
+        return str(local.resolve()) if local.exists() else ref
+
+    def data_path(self, ref: str) -> Path:
+        """The JSONL file behind `@stage` or a path."""
+        if ref.startswith("@"):
+            return self.inputs[ref[1:]] / "data.jsonl"
+        return (self.base / ref).expanduser().resolve()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder for trainer checkpoints; what is in it when the stage starts is what it resumes from."""
+        return self.scratch / "checkpoints"
+
+    def log(self, step: int, total: int | None = None, **metrics: float | int | str) -> None:
+        """Report progress and live metrics: one JSON line that the runner shows and the report plots."""
+        line = json.dumps({"step": step, "total": total, **metrics})
+        with self.events.open("a", encoding="utf-8") as sink:
+            sink.write(line + "\n")
+
+
+def config_class(kind: str) -> type[StageConfig]:
+    """The config class of a stage kind. Raises KeyError for an unknown kind."""
+    module, _, name = KINDS[kind].partition(":")
+    found: type[StageConfig] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def run_function(kind: str) -> Callable[[StageContext[Any]], Outputs]:
+    """The `run` of a stage kind."""
+    function: Callable[[StageContext[Any]], Outputs] = importlib.import_module(KINDS[kind].partition(":")[0]).run
+    return function

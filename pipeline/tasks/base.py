@@ -1,0 +1,130 @@
+"""What a task is: problems, a prompt, and a grader; training, sampling and evaluation share it.
+
+A task is one module beside this one, or `file.py:Class` in a recipe. It yields problems and names the reward that
+grades them; how a problem becomes a chat is the template's business (`pipeline.data.templates`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import rewards
+from rewards.registry import RewardError, find
+
+Split = Literal["train", "test"]
+
+BUILTIN: Mapping[str, str] = {
+    "arithmetic": "pipeline.tasks.arithmetic:Arithmetic",
+    "countdown": "pipeline.tasks.countdown:Countdown",
+    "gsm8k": "pipeline.tasks.gsm8k:Gsm8k",
+    "jsonl": "pipeline.tasks.jsonl:Jsonl",
+}
+"""Built-in tasks: name -> module:class."""
+
+
+class TaskError(ValueError):
+    """A task that does not exist, an option it does not have, or data that it cannot read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem.
+
+    Attributes:
+        id: stable across runs; the same problem has the same id.
+        question: what the user asks, as plain text.
+        answer: the gold answer, in the form that the task's grader reads.
+        columns: further data that rewards may want (`language`, `target`, …); JSON values only.
+    """
+
+    id: str
+    question: str
+    answer: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task:
+    """Base of all tasks. Constructor arguments are the options that a recipe may set; all have defaults.
+
+    Attributes:
+        grader: name of the reward that grades it (`rewards.load` resolves it).
+        grader_options: arguments of that reward.
+        template: name of the prompt template that suits it.
+    """
+
+    grader: ClassVar[str] = "math"
+    grader_options: Mapping[str, Any] = {}
+    template: str = "plain"
+
+    def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:
+        """The first `n` problems of a split in the order that the seed gives; all (or a default number) for `None`.
+
+        Train and test never share a problem, whatever the seed.
+
+        Raises:
+            TaskError: the data cannot be read, or holds fewer than `n` problems.
+        """
+        raise NotImplementedError
+
+    def gold_completion(self, problem: Problem) -> str:
+        """A completion that the grader must accept: what `validate` feeds to it."""
+        return rf"\boxed{{{problem.answer}}}"
+
+    def validate(self, problems: Sequence[Problem]) -> list[tuple[Problem, rewards.Verdict]]:
+        """The problems whose own gold answer the grader refuses: nobody could ever be rewarded for them."""
+        items = [
+            rewards.Item(self.gold_completion(p), p.answer, p.question, None, {**p.columns, "answer": p.answer})
+            for p in problems
+        ]
+        verdicts = rewards.verify(self.grader, items, **self.grader_options)
+        return [(p, v) for p, v in zip(problems, verdicts, strict=True) if v.status is not rewards.Status.CORRECT]
+
+
+def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> type[Task]:
+    """Find a task's class and make sure that it has these options.
+
+    Args:
+        use: a built-in name, `package.module:Class`, or `file.py:Class`.
+        options: constructor arguments.
+        base: folder against which a relative file path is read.
+
+    Raises:
+        TaskError: unknown task or option; the message names the nearest one.
+    """
+    where = BUILTIN.get(use)
+    if where is not None:
+        module, _, name = where.partition(":")
+        found = getattr(importlib.import_module(module), name)
+    elif ":" in use:
+        try:
+            found = find(use, base).target
+        except RewardError as error:
+            raise TaskError(str(error)) from error
+    else:
+        raise TaskError(f"there is no task {use!r}{nearest(use, BUILTIN)}. Known: {', '.join(sorted(BUILTIN))}")
+    if not (inspect.isclass(found) and issubclass(found, Task)):
+        raise TaskError(f"{use!r} is not a subclass of pipeline.tasks.base.Task")
+    parameters = list(inspect.signature(found).parameters)
+    for option in options:
+        if option not in parameters:
+            raise TaskError(
+                f"task {use!r} has no option {option!r}{nearest(option, parameters)}. It has: {', '.join(parameters)}"
+            )
+    return found
+
+
+def load(use: str, options: Mapping[str, Any] | None = None, base: Path | None = None) -> Task:
+    """Build a task; see `check` for the arguments and errors."""
+    return check(use, options or {}, base)(**(options or {}))
+
+
+def nearest(word: str, choices: Mapping[str, Any] | Sequence[str]) -> str:
+    """A hint such as "; did you mean 'math'?", or nothing."""
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
