@@ -51,7 +51,7 @@ class Rollout:
         text: decoded without special tokens.
         token_ids: what was sampled, with the end-of-sequence token if there was one.
         finish: why it ended.
-        logprobs: log-probability of each sampled token under the sampling distribution's model, if the engine gave them.
+        logprobs: log-probability of each sampled token under the model at temperature 1, if the engine gave them.
     """
 
     text: str

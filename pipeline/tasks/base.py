@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,7 @@ class Problem:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Task:
+class Task(ABC):
     """Base of all tasks. Constructor arguments are the options that a recipe may set; all have defaults.
 
     Attributes:
@@ -62,6 +63,7 @@ class Task:
     grader_options: Mapping[str, Any] = {}
     template: str = "plain"
 
+    @abstractmethod
     def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:
         """The first `n` problems of a split in the order that the seed gives; all (or a default number) for `None`.
 
@@ -70,7 +72,6 @@ class Task:
         Raises:
             TaskError: the data cannot be read, or holds fewer than `n` problems.
         """
-        raise NotImplementedError
 
     def gold_completion(self, problem: Problem) -> str:
         """A completion that the grader must accept: what `validate` feeds to it."""
