@@ -76,7 +76,7 @@ class Launch(Strict):
     """How a stage's process is started.
 
     Attributes:
-        accelerate: an `accelerate` config: a name under `configs/accelerate/`, or a YAML file; plain Python if not given.
+        accelerate: an `accelerate` config: a name under `configs/accelerate/`, or a YAML file; plain Python without.
         env: environment variables for the stage's process.
     """
 
