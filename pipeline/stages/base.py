@@ -99,6 +99,8 @@ class StageConfig(Strict):
     product: ClassVar[Product] = Product.METRICS
     trainer_class: ClassVar[str | None] = None
     """`module:class` of the config that `trainer:` is passed to; its fields are checked without importing it."""
+    default_split: ClassVar[Literal["train", "test"]] = "train"
+    """Split of the recipe's `task:` that a stage without `tasks` uses."""
     reserved: ClassVar[Mapping[str, str]] = {}
     """Trainer fields that a recipe may not set -> the reason, or what to set instead."""
 
@@ -128,6 +130,11 @@ class RewardSpec(Strict):
     where: dict[str, Any] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
     name: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name of its metrics, and the name that gates refer to."""
+        return self.name or self.use.rpartition(":")[2]
 
 
 class TaskSpec(Strict):
@@ -228,6 +235,20 @@ class StageContext(Generic[C]):
         if ref.startswith("@"):
             return self.inputs[ref[1:]] / "data.jsonl"
         return (self.base / ref).expanduser().resolve()
+
+    def resolved(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options with every `@stage` in them replaced by the path of what that stage published."""
+        return {name: self._resolved(value) for name, value in options.items()}
+
+    def _resolved(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return self.resolved(value)
+        if isinstance(value, list):
+            return [self._resolved(item) for item in value]
+        if isinstance(value, str) and value.startswith("@"):
+            folder = self.inputs[value[1:]]
+            return str(folder / "model" if (folder / "model").is_dir() else folder / "data.jsonl")
+        return value
 
     @property
     def checkpoints(self) -> Path:

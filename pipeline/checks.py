@@ -1,0 +1,284 @@
+"""What pydantic cannot see: references, files, tasks, rewards and trainer fields, checked across a whole recipe.
+
+A config is walked field by field. Markers in the annotations (`Ref`, `InputFile`) and the types `TaskSpec` and
+`RewardSpec` say what a value stands for, so that a new stage kind is checked without writing anything.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from pipeline import trainer_fields
+from pipeline.source import Issue, Loc, Source
+from pipeline.stages.base import InputFile, Product, Ref, RewardSpec, StageConfig, TaskSpec
+from pipeline.tasks import base as tasks
+from pipeline.tasks.base import nearest
+from rewards import registry
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+ACCURACY = "accuracy"
+"""The reward that means "each task's own grader"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A value in a config, with where it stands and what its annotation says of it."""
+
+    loc: Loc
+    value: Any
+    markers: tuple[Any, ...] = ()
+
+    def marker(self, kind: type[Any]) -> Any:
+        """The marker of this kind, or `None`."""
+        return next((m for m in self.markers if isinstance(m, kind)), None)
+
+
+def walk(config: BaseModel, loc: Loc = ()) -> Iterator[Leaf]:
+    """Every value of a config, models and lists included, depth first."""
+    for name, info in type(config).model_fields.items():
+        yield from _walk(info.annotation, tuple(info.metadata), getattr(config, name), (*loc, info.alias or name))
+
+
+def _walk(annotation: Any, markers: tuple[Any, ...], value: Any, loc: Loc) -> Iterator[Leaf]:
+    while get_origin(annotation) is Annotated:
+        annotation, *more = get_args(annotation)
+        markers = (*markers, *more)
+    yield Leaf(loc, value, markers)
+    if isinstance(value, BaseModel):
+        yield from walk(value, loc)
+        return
+    arms = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    if isinstance(value, str):
+        for arm in arms:
+            if get_origin(arm) is Annotated:
+                yield Leaf(loc, value, get_args(arm)[1:])
+    elif isinstance(value, list | dict):
+        item = next((get_args(a)[-1] for a in arms if get_origin(a) in (list, dict)), Any)
+        pairs = enumerate(value) if isinstance(value, list) else value.items()
+        for key, entry in pairs:
+            yield from _walk(item, (), entry, (*loc, key))
+
+
+def references(config: StageConfig) -> Iterator[tuple[Loc, str, Product | None]]:
+    """Every `@stage` in a config: where, the stage's name, and the product that is wanted (`None`: any)."""
+    seen: set[tuple[Loc, str]] = set()
+    for leaf in walk(config):
+        if isinstance(leaf.value, str) and leaf.value.startswith("@"):
+            marker = leaf.marker(Ref)
+            if marker is None and any(other.marker(Ref) for other in walk(config) if other.loc == leaf.loc):
+                continue
+            if (leaf.loc, leaf.value) not in seen:
+                seen.add((leaf.loc, leaf.value))
+                yield leaf.loc, leaf.value[1:], marker.product if marker else None
+
+
+def input_files(config: StageConfig, base: Path) -> Iterator[tuple[Loc, Path]]:
+    """Every file or folder outside the run that a config reads, existing or not."""
+    for leaf in walk(config):
+        if not isinstance(leaf.value, str) or leaf.value.startswith("@"):
+            continue
+        path = (
+            (base / leaf.value.rpartition(".py:")[0]).with_suffix(".py") if ".py:" in leaf.value else base / leaf.value
+        )
+        marked = leaf.marker(InputFile)
+        if (marked is not None and (marked.required or _looks_local(leaf.value))) or (
+            len(leaf.value) < 4096 and "\n" not in leaf.value and _in_options(leaf.loc) and path.expanduser().exists()
+        ):
+            yield leaf.loc, path.expanduser()
+
+
+def _in_options(loc: Loc) -> bool:
+    return any(part in ("options", "use", "model") for part in loc)
+
+
+def _looks_local(text: str) -> bool:
+    return text.startswith(("/", "./", "../", "~")) or text.endswith((".gguf", ".safetensors")) or text.count("/") > 1
+
+
+def keys_at(model: Any, loc: Sequence[str | int]) -> list[str]:
+    """The keys that a config has at a place; empty where any key goes."""
+    candidates: list[Any] = [model]
+    for part in loc:
+        following: list[Any] = []
+        for candidate in candidates:
+            for arm in _arms(candidate):
+                if isinstance(arm, type) and issubclass(arm, BaseModel):
+                    named = {info.alias or name: info for name, info in arm.model_fields.items()}
+                    following.extend([named[str(part)].annotation] if part in named else [])
+                elif isinstance(part, int) or get_origin(arm) is dict:
+                    following.extend(get_args(arm)[-1:])
+        candidates = following or candidates
+    for candidate in candidates:
+        for arm in _arms(candidate):
+            if isinstance(arm, type) and issubclass(arm, BaseModel):
+                return [info.alias or name for name, info in arm.model_fields.items()]
+    return []
+
+
+def _arms(annotation: Any) -> Iterator[Any]:
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, types.UnionType):
+        for arm in get_args(annotation):
+            yield from _arms(arm)
+    else:
+        yield annotation
+
+
+def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
+    """Every fault of a recipe's stages that their own types do not show.
+
+    Args:
+        recipe: the recipe; stages that failed their own check are missing from it.
+        text: the source, for line numbers.
+        names: the names of all stages, failed ones included.
+    """
+    issues = [text.issue(loc, message) for loc, message in _check_definitions(recipe)]
+    for stage, config in recipe.stages.items():
+        found = [
+            *_check_references(recipe, stage, config, names),
+            *_check_files(config, recipe.base),
+            *_check_tasks(recipe, config),
+            *_check_rewards(config, recipe.base),
+            *_check_trainer(config),
+            *_check_launch(config, recipe.base),
+        ]
+        issues.extend(text.issue(("stages", stage, *loc), message) for loc, message in found)
+    return issues + _check_cycles(recipe, text)
+
+
+Fault = tuple[Loc, str]
+
+
+def _check_definitions(recipe: Recipe) -> Iterator[Fault]:
+    for name, definition in recipe.tasks.items():
+        try:
+            tasks.check(definition.use, definition.options, recipe.base)
+        except tasks.TaskError as error:
+            yield ("tasks", name), str(error)
+
+
+def _check_references(recipe: Recipe, stage: str, config: StageConfig, names: Sequence[str]) -> Iterator[Fault]:
+    for loc, target, wanted in references(config):
+        if target == stage:
+            yield loc, f"the stage {stage!r} refers to itself"
+        elif target not in names:
+            yield loc, f"there is no stage {target!r}{nearest(target, names)}. Stages: {', '.join(names)}"
+        elif target in recipe.stages and wanted is not None and recipe.stages[target].product is not wanted:
+            given = recipe.stages[target]
+            yield loc, f"a {wanted.value} is wanted, but {target!r} ({given.kind}) publishes {given.product.value}"
+    for index, target in enumerate(config.after):
+        if target not in names:
+            yield ("after", index), f"there is no stage {target!r}{nearest(target, names)}"
+
+
+def _check_files(config: StageConfig, base: Path) -> Iterator[Fault]:
+    for loc, path in input_files(config, base):
+        if not path.exists():
+            yield loc, f"there is no file or folder {path}"
+    for leaf in walk(config):
+        if leaf.marker(InputFile) and isinstance(leaf.value, str) and not leaf.value.startswith("@"):
+            path = (base / leaf.value).expanduser()
+            if not path.exists() and not _looks_local(leaf.value) and not _HUB_ID.fullmatch(leaf.value):
+                yield leaf.loc, f"{leaf.value!r} is neither '@stage', a file, nor a hub id"
+
+
+def _check_tasks(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
+    for leaf in walk(config):
+        if not isinstance(leaf.value, TaskSpec):
+            continue
+        spec, definition = leaf.value, recipe.tasks.get(leaf.value.use)
+        options = {**(definition.options if definition else {}), **spec.options}
+        known = {**tasks.BUILTIN, **dict.fromkeys(recipe.tasks, "")}
+        if definition is None and spec.use not in known and ":" not in spec.use:
+            yield (
+                leaf.loc,
+                f"there is no task {spec.use!r}{nearest(spec.use, known)}. Known: {', '.join(sorted(known))}",
+            )
+            continue
+        try:
+            tasks.check(definition.use if definition else spec.use, options, recipe.base)
+        except tasks.TaskError as error:
+            yield leaf.loc, str(error)
+
+
+def _check_rewards(config: StageConfig, base: Path) -> Iterator[Fault]:
+    for leaf in walk(config):
+        if isinstance(leaf.value, list) and leaf.value and all(isinstance(item, RewardSpec) for item in leaf.value):
+            yield from _check_gates(leaf)
+        if isinstance(leaf.value, RewardSpec) and leaf.value.use != ACCURACY:
+            try:
+                registry.check(leaf.value.use, leaf.value.options, base)
+            except registry.RewardError as error:
+                close = nearest(leaf.value.use, [ACCURACY]) if "there is no reward" in str(error) else ""
+                yield leaf.loc, str(error).replace(". Known:", f"{close}. Known: accuracy,", 1) if close else str(error)
+
+
+def _check_gates(rewards: Leaf) -> Iterator[Fault]:
+    earlier: list[str] = []
+    for index, spec in enumerate(rewards.value):
+        if spec.gate is not None and spec.gate not in earlier:
+            hint = nearest(spec.gate, earlier) or f"; earlier ones: {', '.join(earlier) or 'none'}"
+            yield (*rewards.loc, index, "gate"), f"{spec.gate!r} is no earlier reward{hint}"
+        if spec.label in earlier:
+            yield (*rewards.loc, index), f"two rewards are called {spec.label!r}; give one of them a name"
+        if spec.clip is not None and spec.clip[0] > spec.clip[1]:
+            yield (*rewards.loc, index, "clip"), "wants [low, high]"
+        earlier.append(spec.label)
+
+
+def _check_trainer(config: StageConfig) -> Iterator[Fault]:
+    values: Mapping[str, Any] = getattr(config, "trainer", {})
+    if config.trainer_class is None or not values:
+        return
+    name = config.trainer_class.rpartition(":")[2]
+    known = trainer_fields.fields(config.trainer_class)
+    for key, value in values.items():
+        if key in config.reserved:
+            yield ("trainer", key), f"cannot be set here: {config.reserved[key]}"
+        elif key not in known:
+            yield ("trainer", key), f"{name} has no field {key!r}{nearest(key, known)}"
+        elif (fault := trainer_fields.mismatch(known[key], value)) is not None:
+            yield ("trainer", key), fault
+
+
+def _check_launch(config: StageConfig, base: Path) -> Iterator[Fault]:
+    if (name := config.launch.accelerate) is None:
+        return
+    if accelerate_config(name, base) is None:
+        known = sorted(
+            path.name.removesuffix(".yaml") for path in (Path(str(files("configs"))) / "accelerate").glob("*")
+        )
+        yield ("launch", "accelerate"), f"there is no accelerate config {name!r}{nearest(name, known)}"
+
+
+def accelerate_config(name: str, base: Path) -> Path | None:
+    """The file of an accelerate config: relative to the recipe, or shipped under `configs/accelerate/`."""
+    candidates = (base / name, Path(str(files("configs"))) / "accelerate" / f"{name}.yaml")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _check_cycles(recipe: Recipe, text: Source) -> list[Issue]:
+    from graphlib import CycleError, TopologicalSorter
+
+    needs = {
+        name: {target for _, target, _ in references(config) if target in recipe.stages} | set(config.after)
+        for name, config in recipe.stages.items()
+    }
+    try:
+        TopologicalSorter({name: targets - {name} for name, targets in needs.items()}).prepare()
+    except CycleError as error:
+        loop = [str(name) for name in error.args[1]][::-1]
+        return [text.issue(("stages", loop[0]), f"stages wait for each other: {' -> '.join(loop)}")]
+    return []

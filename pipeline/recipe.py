@@ -1,0 +1,203 @@
+"""A recipe is data: a YAML file that becomes typed stage configs, or one clear error that names every fault.
+
+    name: r1-zero-gsm8k
+    task: gsm8k
+    stages:
+      base: {kind: import_model, model: Qwen/Qwen2.5-0.5B}
+      zero: {kind: grpo, model: "@base", rewards: [accuracy]}
+      score: {kind: evaluate, model: "@zero"}
+
+Nothing heavy is imported here: a recipe is checked whole, down to the fields of TRL's config classes and the options
+of rewards and tasks, in a fraction of a second and before anything runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from pipeline import checks, source
+from pipeline.source import Issue, Loc, RecipeError, Source
+from pipeline.stages.base import KINDS, Launch, StageConfig, Strict, config_class
+from pipeline.tasks.base import nearest
+
+__all__ = ["Issue", "Recipe", "RecipeError", "TaskDefinition", "load", "locate", "shipped"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class TaskDefinition(Strict):
+    """A task that the recipe's stages share by name.
+
+    Attributes:
+        use: a built-in task, `package.module:Class`, or `file.py:Class`.
+        template: prompt template; the task's own if not given.
+        options: arguments of the task.
+    """
+
+    use: str
+    template: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Header(Strict):
+    """The top level of a recipe; see `Recipe` for the fields."""
+
+    name: str = Field(pattern=_NAME.pattern)
+    description: str = ""
+    seed: int = 0
+    jobs: int = Field(default=1, ge=1)
+    task: str | None = None
+    tasks: dict[str, TaskDefinition] = Field(default_factory=dict)
+    launch: Launch | None = None
+    defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A checked recipe.
+
+    Attributes:
+        name: names the run's folder.
+        description: a sentence or two for people.
+        path: the file; relative paths in the recipe are read against its folder.
+        seed: seed of every stage that does not set its own.
+        jobs: how many stages may run at once.
+        tasks: tasks that stages use by name.
+        stages: name -> config, in the order of the file.
+        data: the recipe as plain data, overrides and defaults applied.
+    """
+
+    name: str
+    path: Path
+    stages: Mapping[str, StageConfig]
+    description: str = ""
+    seed: int = 0
+    jobs: int = 1
+    tasks: Mapping[str, TaskDefinition] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Path:
+        """The folder of the recipe file."""
+        return self.path.parent
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the package: `nano/r1` -> file."""
+    root = Path(str(files("recipes")))
+    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
+
+
+def locate(name: str | Path) -> Path:
+    """The file of a recipe: a path, or a shipped recipe by its name (`nano/r1`, also `recipes/nano/r1.yaml`).
+
+    Raises:
+        RecipeError: there is neither; names the nearest shipped recipe.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.resolve()
+    known = shipped()
+    short = str(path.with_suffix("")).removeprefix("recipes/")
+    if short in known:
+        return known[short]
+    hint = f"{nearest(short, known)}. Shipped recipes: {', '.join(known) or 'none'}"
+    raise RecipeError([Issue(str(name), "", f"there is no such file or shipped recipe{hint}")])
+
+
+def load(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        name: a file, or the name of a shipped recipe.
+        overrides: `a.b.c=value` assignments that replace leaves.
+
+    Raises:
+        RecipeError: with every fault found: unknown keys, wrong types, dangling references, cycles, missing files,
+            unknown tasks, rewards, kinds or trainer fields; each with file, line and the nearest valid name.
+    """
+    text = source.read(locate(name))
+    if not isinstance(text.data, dict):
+        raise RecipeError([text.issue((), "a recipe is a mapping with the keys name and stages")])
+    for assignment in overrides:
+        text.override(assignment)
+    try:
+        header = _Header.model_validate(text.data)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, _Header, text, ())) from error
+    issues = [
+        text.issue(("defaults", kind), f"unknown stage kind {kind!r}{nearest(kind, KINDS)}")
+        for kind in header.defaults
+        if kind not in KINDS
+    ]
+    stages: dict[str, StageConfig] = {}
+    for stage, values in header.stages.items():
+        try:
+            stages[stage] = _stage(stage, values, header, text)
+        except RecipeError as error:
+            issues.extend(error.issues)
+    recipe = Recipe(
+        header.name, text.path, stages, header.description, header.seed, header.jobs, header.tasks, text.data
+    )
+    issues.extend(checks.check(recipe, text, names=list(header.stages)))
+    if issues:
+        raise RecipeError(issues)
+    return recipe
+
+
+def _stage(stage: str, values: dict[str, Any], header: _Header, text: Source) -> StageConfig:
+    loc: Loc = ("stages", stage)
+    if not _NAME.fullmatch(stage):
+        raise RecipeError([text.issue(loc, "a stage's name is made of letters, digits, '_', '-' and '.'")])
+    kind = values.get("kind")
+    if kind is None:
+        raise RecipeError([text.issue(loc, f"a stage needs a kind: one of {', '.join(KINDS)}")])
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise RecipeError([text.issue((*loc, "kind"), f"unknown stage kind {kind!r}{nearest(str(kind), KINDS)}")])
+    model = config_class(kind)
+    merged = _merge(header.defaults.get(kind, {}), values)
+    if header.launch is not None and "launch" not in merged:
+        merged["launch"] = header.launch.model_dump()
+    if header.task is not None and "tasks" in model.model_fields and "tasks" not in merged:
+        merged["tasks"] = [f"{header.task}/{model.default_split}"]
+    try:
+        return model.model_validate(merged)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, model, text, loc)) from error
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings merged leaf by leaf; what is over wins, and lists are replaced whole."""
+    result = dict(under)
+    for key, value in over.items():
+        lower = result.get(key)
+        both = isinstance(value, Mapping) and isinstance(lower, Mapping)
+        result[key] = _merge(lower, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefix: Loc) -> list[Issue]:
+    """Pydantic's errors in our words: with the line, and the nearest valid key for an unknown one."""
+    issues = []
+    for item in error.errors(include_url=False):
+        loc = item["loc"]
+        message = item["msg"]
+        if item["type"] == "extra_forbidden":
+            known = checks.keys_at(model, loc[:-1])
+            message = (
+                f"unknown key{nearest(str(loc[-1]), known)}. Known: {', '.join(known)}" if known else "unknown key"
+            )
+        elif item["type"] == "missing":
+            message = "is required"
+        elif item["type"] != "value_error":
+            message = f"{message[0].lower()}{message[1:]}, not {item['input']!r}"
+        issues.append(text.issue((*prefix, *loc), message.removeprefix("Value error, ")))
+    return issues
