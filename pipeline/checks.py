@@ -83,7 +83,7 @@ def references(config: StageConfig) -> Iterator[tuple[Loc, str, Product | None]]
                 yield leaf.loc, leaf.value[1:], marker.product if marker else None
 
 
-def input_files(config: StageConfig, base: Path) -> Iterator[tuple[Loc, Path]]:
+def input_files(config: BaseModel, base: Path) -> Iterator[tuple[Loc, Path]]:
     """Every file or folder outside the run that a config reads, existing or not."""
     for leaf in walk(config):
         if not isinstance(leaf.value, str) or leaf.value.startswith("@"):

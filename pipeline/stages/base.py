@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -257,7 +258,7 @@ class StageContext(Generic[C]):
 
     def log(self, step: int, total: int | None = None, **metrics: float | int | str) -> None:
         """Report progress and live metrics: one JSON line that the runner shows and the report plots."""
-        line = json.dumps({"step": step, "total": total, **metrics})
+        line = json.dumps({"step": step, "total": total, "time": round(time.time(), 3), **metrics})
         with self.events.open("a", encoding="utf-8") as sink:
             sink.write(line + "\n")
 

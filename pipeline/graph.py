@@ -1,0 +1,161 @@
+"""What must run, and in what order: the stages of a recipe as a graph of fingerprints.
+
+A stage's *fingerprint* is a hash of its kind, the version of that kind, its resolved config, the tasks it names, the
+content of the files it reads, and the fingerprints of the stages whose products it uses. Equal fingerprints mean equal
+artifacts, so a stage is *fresh* when an artifact with its fingerprint is there, and changing one leaf of a recipe makes
+exactly the stages downstream of it stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts, checks
+from pipeline.recipe import Recipe
+from pipeline.stages.base import StageConfig, TaskSpec
+
+WHOLE_FILE_LIMIT = 64 * 2**20
+"""Bytes up to which a file's content is hashed; larger ones (weights) count by size and modification time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A stage in the graph.
+
+    Attributes:
+        name: the stage's name.
+        config: its config, with the seed it will run with.
+        inputs: stages whose products it uses -> their fingerprints.
+        after: every stage that must be finished before it starts (inputs included).
+        fingerprint: what decides fresh or stale; 64 hexadecimal digits.
+        identity: what the fingerprint was made from, for explaining why a stage is stale.
+    """
+
+    name: str
+    config: StageConfig
+    inputs: Mapping[str, str]
+    after: tuple[str, ...]
+    fingerprint: str
+    identity: Mapping[str, Any]
+
+
+class State(StrEnum):
+    """Whether a stage has to run."""
+
+    FRESH = "fresh"
+    INTERRUPTED = "interrupted"
+    """It was started and did not finish; it goes on from its last checkpoint."""
+    STALE = "stale"
+    """It ran before, with other settings or inputs."""
+    NEW = "new"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A line of the plan: a stage, whether it runs, and why."""
+
+    node: Node
+    state: State
+    reason: str
+
+
+def build(recipe: Recipe) -> dict[str, Node]:
+    """The stages as nodes, in an order in which they can run (the file's order wherever that is possible)."""
+    inputs = {
+        name: sorted({target for _, target, _ in checks.references(config)}) for name, config in recipe.stages.items()
+    }
+    waits = {name: [*inputs[name], *config.after] for name, config in recipe.stages.items()}
+    nodes: dict[str, Node] = {}
+    for name in TopologicalSorter(waits).static_order():
+        config = recipe.stages[name]
+        seed = recipe.seed if config.seed is None else config.seed
+        config = config.model_copy(update={"seed": seed})
+        used = {target: nodes[target].fingerprint for target in inputs[name]}
+        identity = _identity(recipe, config, used)
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        nodes[name] = Node(name, config, used, tuple(dict.fromkeys(waits[name])), digest, identity)
+    return nodes
+
+
+def plan(nodes: Mapping[str, Node], run: Path) -> list[Step]:
+    """For every stage: does it run, and why."""
+    steps: list[Step] = []
+    running: set[str] = set()
+    for name, node in nodes.items():
+        if artifacts.find(run, name, node.fingerprint) is not None:
+            steps.append(Step(node, State.FRESH, "finished"))
+            continue
+        running.add(name)
+        if artifacts.scratch(run, name, node.fingerprint).exists():
+            steps.append(Step(node, State.INTERRUPTED, "goes on from its last checkpoint"))
+        elif (last := artifacts.latest(run, name)) is not None:
+            steps.append(Step(node, State.STALE, ", ".join(_differences(last.manifest, node, running)) or "changed"))
+        else:
+            steps.append(Step(node, State.NEW, "has not run yet"))
+    return steps
+
+
+def _identity(recipe: Recipe, config: StageConfig, inputs: Mapping[str, str]) -> dict[str, Any]:
+    named = {leaf.value.use for leaf in checks.walk(config) if isinstance(leaf.value, TaskSpec)}
+    definitions = {name: recipe.tasks[name] for name in sorted(named) if name in recipe.tasks}
+    read = {
+        str(path): content_hash(path)
+        for settings in (config, *definitions.values())
+        for _, path in checks.input_files(settings, recipe.base)
+        if path.exists()
+    }
+    return {
+        "kind": config.kind,
+        "version": type(config).version,
+        "config": config.model_dump(mode="json", by_alias=True, exclude={"launch", "after"}),
+        "tasks": {name: definition.model_dump(mode="json") for name, definition in definitions.items()},
+        "inputs": dict(inputs),
+        "files": {Path(name).name: digest for name, digest in sorted(read.items())},
+    }
+
+
+def content_hash(path: Path) -> str:
+    """Hash of a file, or of everything in a folder; files beyond `WHOLE_FILE_LIMIT` count by size and time."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        stat = file.stat()
+        digest.update(f"{file.relative_to(path) if file != path else file.name}\0{stat.st_size}\0".encode())
+        digest.update(str(stat.st_mtime_ns).encode() if stat.st_size > WHOLE_FILE_LIMIT else file.read_bytes())
+    return digest.hexdigest()
+
+
+def _differences(manifest: Mapping[str, Any], node: Node, running: set[str]) -> Iterator[str]:
+    """What changed since an artifact was made, in words: leaves of the config first, then inputs."""
+    before, now = manifest.get("identity", {}), node.identity
+    if before.get("version") != now["version"]:
+        yield f"stage kind {now['kind']} is version {now['version']}, was {before.get('version')}"
+    old, new = (dict(_leaves({k: side.get(k, {}) for k in ("config", "tasks")})) for side in (before, now))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            yield f"{key.removeprefix('config.')} {_short(old.get(key))} → {_short(new.get(key))}"
+    for name in sorted(before.get("files", {}).keys() | now["files"].keys()):
+        if before.get("files", {}).get(name) != now["files"].get(name):
+            yield f"file {name} changed"
+    for name, fingerprint in now["inputs"].items():
+        if before.get("inputs", {}).get(name) != fingerprint:
+            yield f"input @{name} {'runs again' if name in running else 'changed'}"
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

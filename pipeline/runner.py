@@ -1,0 +1,348 @@
+"""Runs a recipe: every stale stage in its own process, in order, resuming what was interrupted.
+
+The runner only starts processes, watches them and publishes what they leave. It holds no model and imports no torch,
+so a finished recipe is recognised as such in well under a second. Ctrl-C, a kill or a power cut loses at most the
+work since a stage's last checkpoint; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from pipeline import artifacts, checks, graph
+from pipeline.artifacts import Artifact
+from pipeline.graph import Node, State, Step
+from pipeline.recipe import Recipe
+from pipeline.worker import OUTCOME, Job
+
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 10.0
+"""How long a stage may take to stop after Ctrl-C before it is killed."""
+LOG_TAIL_LINES = 25
+_ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+class RunError(RuntimeError):
+    """The run cannot start: its folder is in use, or cannot be written."""
+
+
+class StageFailed(RuntimeError):
+    """A stage's process ended without a result. The message holds the end of its log, and where the rest is."""
+
+
+class Observer(Protocol):
+    """Told what happens during a run, for people or machines."""
+
+    def planned(self, steps: Sequence[Step]) -> None:
+        """Before anything runs."""
+
+    def started(self, node: Node, state: State) -> None:
+        """A stage's process was started."""
+
+    def event(self, node: Node, event: Mapping[str, Any]) -> None:
+        """A stage logged progress or metrics."""
+
+    def finished(self, node: Node, artifact: Artifact) -> None:
+        """A stage was published."""
+
+    def failed(self, node: Node, message: str) -> None:
+        """A stage failed."""
+
+
+@dataclass(slots=True)
+class _Process:
+    node: Node
+    scratch: Path
+    popen: subprocess.Popen[bytes]
+    started: float
+    attempt: int
+    read: int = 0
+    partial: bytes = field(default=b"")
+
+    def events(self) -> Iterator[Mapping[str, Any]]:
+        """Lines that the stage has logged since the last call; a line still being written waits."""
+        try:
+            with (self.scratch / "events.jsonl").open("rb") as source:
+                source.seek(self.read)
+                data = source.read()
+        except FileNotFoundError:
+            return
+        self.read += len(data)
+        *lines, self.partial = (self.partial + data).split(b"\n")
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
+
+
+def run_folder(recipe: Recipe, runs: Path) -> Path:
+    """The folder of a recipe's run."""
+    return runs / recipe.name
+
+
+def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = None) -> dict[str, Artifact]:
+    """Bring a run up to date.
+
+    Args:
+        recipe: a checked recipe.
+        run: the run's folder; made if it is not there.
+        observer: told what happens.
+        jobs: how many stages may run at once; the recipe's own number if not given.
+
+    Returns:
+        The artifact of every stage.
+
+    Raises:
+        RunError: another process works on this run.
+        StageFailed: a stage failed; stages that ran beside it were still finished and published.
+        KeyboardInterrupt: interrupted; all stages were stopped, and the same command resumes.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with _lock(run):
+        nodes = graph.build(recipe)
+        steps = graph.plan(nodes, run)
+        _record(recipe, nodes, run)
+        observer.planned(steps)
+        states = {step.node.name: step.state for step in steps}
+        done = {
+            name: artifact
+            for name, node in nodes.items()
+            if (artifact := artifacts.find(run, name, node.fingerprint)) is not None
+        }
+        _Scheduler(recipe, run, nodes, states, observer, done).run(jobs or recipe.jobs)
+        return {name: done[name] for name in nodes}
+
+
+class _Scheduler:
+    """Starts stages as their inputs appear, and publishes them as they end."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: Path,
+        nodes: Mapping[str, Node],
+        states: Mapping[str, State],
+        observer: Observer,
+        done: dict[str, Artifact],
+    ) -> None:
+        self.recipe, self.run_path, self.nodes, self.states = recipe, run, nodes, states
+        self.observer, self.done = observer, done
+        self.running: list[_Process] = []
+        self.failures: list[str] = []
+
+    def run(self, jobs: int) -> None:
+        order: TopologicalSorter[str] = TopologicalSorter({name: node.after for name, node in self.nodes.items()})
+        order.prepare()
+        rank = {name: position for position, name in enumerate(self.recipe.stages)}
+        ready: list[str] = []
+        try:
+            while True:
+                ready += order.get_ready()
+                for name in [name for name in ready if name in self.done]:
+                    ready.remove(name)
+                    order.done(name)
+                if not order.is_active() or (self.failures and not self.running):
+                    break
+                ready.sort(key=rank.__getitem__)
+                while ready and len(self.running) < jobs and not self.failures:
+                    self.running.append(self._start(self.nodes[ready.pop(0)]))
+                for name in self._poll():
+                    order.done(name)
+        except BaseException:
+            self._stop()
+            raise
+        if self.failures:
+            raise StageFailed("\n".join(self.failures))
+
+    def _start(self, node: Node) -> _Process:
+        scratch = artifacts.scratch(self.run_path, node.name, node.fingerprint)
+        shutil.rmtree(scratch / "output", ignore_errors=True)
+        (scratch / "output").mkdir(parents=True)
+        (scratch / OUTCOME).unlink(missing_ok=True)
+        counter = scratch / "attempts"
+        attempt = int(counter.read_text()) + 1 if counter.exists() else 1
+        counter.write_text(str(attempt))
+        job = Job(
+            stage=node.name,
+            config=node.config.model_dump(mode="json", by_alias=True),
+            inputs={name: str(self.done[name].path.resolve()) for name in node.inputs},
+            base=str(self.recipe.base),
+            tasks={name: definition.model_dump(mode="json") for name, definition in self.recipe.tasks.items()},
+            seed=node.config.seed or 0,
+            runner=os.getpid(),
+        )
+        (scratch / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
+        with (scratch / "log.txt").open("ab") as sink:
+            popen = subprocess.Popen(
+                _command(node, self.recipe.base, scratch / "job.json"),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **_ENVIRONMENT, **node.config.launch.env},
+                start_new_session=True,
+            )
+        self.observer.started(node, self.states[node.name])
+        return _Process(node, scratch, popen, time.time(), attempt)
+
+    def _poll(self) -> list[str]:
+        """Wait a moment, pass on events, and publish what has ended; returns the names of published stages."""
+        time.sleep(POLL_SECONDS)
+        published = []
+        for process in list(self.running):
+            code = process.popen.poll()
+            for event in process.events():
+                self.observer.event(process.node, event)
+            if code is None:
+                continue
+            self.running.remove(process)
+            if code == 0 and (process.scratch / OUTCOME).exists():
+                artifact = self._publish(process)
+                self.done[process.node.name] = artifact
+                published.append(process.node.name)
+                self.observer.finished(process.node, artifact)
+            else:
+                message = _failure(process, code)
+                self.failures.append(message)
+                self.observer.failed(process.node, message)
+        return published
+
+    def _publish(self, process: _Process) -> Artifact:
+        node, finished = process.node, time.time()
+        outcome = json.loads((process.scratch / OUTCOME).read_text(encoding="utf-8"))
+        output = process.scratch / "output"
+        for name in ("events.jsonl", "log.txt"):
+            if (process.scratch / name).exists():
+                shutil.copy2(process.scratch / name, output / name)
+        manifest = {
+            "stage": node.name,
+            "kind": node.config.kind,
+            "version": type(node.config).version,
+            "fingerprint": node.fingerprint,
+            "config": node.config.model_dump(mode="json", by_alias=True),
+            "identity": node.identity,
+            "inputs": dict(node.inputs),
+            "metrics": outcome["metrics"],
+            "seed": node.config.seed,
+            "started": _iso(process.started),
+            "finished": _iso(finished),
+            "seconds": round(finished - process.started, 3),
+            "resumed": process.attempt - 1,
+            "device": outcome["device"],
+            "packages": outcome["packages"],
+            "git": _git_revision(),
+        }
+        target = artifacts.folder(self.run_path, node.name, node.fingerprint)
+        artifact = artifacts.publish(output, target, manifest)
+        shutil.rmtree(process.scratch)
+        return artifact
+
+    def _stop(self) -> None:
+        """Interrupt every stage, and kill what does not stop in time."""
+        for process in self.running:
+            _signal(process, signal.SIGINT)
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in self.running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.popen.wait(max(0.0, deadline - time.monotonic()))
+            _signal(process, signal.SIGKILL)
+            process.popen.wait()
+
+
+def _command(node: Node, base: Path, job: Path) -> list[str]:
+    worker = ["-m", "pipeline.worker", str(job)]
+    if node.config.launch.accelerate is None:
+        return [sys.executable, *worker]
+    config = checks.accelerate_config(node.config.launch.accelerate, base)
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *worker]
+
+
+def _signal(process: _Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.popen.pid, number)
+
+
+def _failure(process: _Process, code: int) -> str:
+    log = process.scratch / "log.txt"
+    tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+    lines = "\n".join(f"  | {line}" for line in tail)
+    return f"stage {process.node.name!r} {how}{hint}; the end of {log}:\n{lines}"
+
+
+def _record(recipe: Recipe, nodes: Mapping[str, Node], run: Path) -> None:
+    """Write down what this run is, for `status` and `report`."""
+    stages = [
+        {
+            "name": name,
+            "kind": nodes[name].config.kind,
+            "fingerprint": nodes[name].fingerprint,
+            "inputs": list(nodes[name].inputs),
+            "after": [other for other in nodes[name].after if other not in nodes[name].inputs],
+        }
+        for name in sorted(nodes, key=list(recipe.stages).index)
+    ]
+    record = {
+        "name": recipe.name,
+        "description": recipe.description,
+        "recipe": str(recipe.path),
+        "command": sys.argv,
+        "started": _iso(time.time()),
+        "stages": stages,
+    }
+    _write(run / artifacts.RUN_RECORD, json.dumps(record, indent=1, ensure_ascii=False))
+    _write(run / "recipe.yaml", yaml.safe_dump(dict(recipe.data), sort_keys=False, allow_unicode=True))
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)
+
+
+@contextlib.contextmanager
+def _lock(run: Path) -> Iterator[None]:
+    with (run / ".lock").open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise RunError(f"another process ({handle.read().strip() or 'unknown'}) works on {run}") from None
+        handle.truncate(0)
+        handle.write(f"pid {os.getpid()}")
+        handle.flush()
+        yield
+
+
+def _git_revision() -> str | None:
+    """Revision of the checkout that this package runs from; `None` for an installed copy."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
