@@ -64,7 +64,7 @@ def verify(use: str, items: Sequence[Item | Mapping[str, Any] | tuple[str, Any]]
     """
     function = RewardFunction(use, options)
     try:
-        return function.verdicts(_batch([_item(item) for item in items]))
+        return function.verdicts(Batch.of([_item(item) for item in items]))
     finally:
         function.close()
 
@@ -78,11 +78,3 @@ def _item(item: Item | Mapping[str, Any] | tuple[str, Any]) -> Item:
         return Item(item["completion"], gold, item.get("prompt", ""), item.get("completion_ids"), rest)
     completion, answer = item
     return Item(completion, answer)
-
-
-def _batch(items: Sequence[Item]) -> Batch:
-    names = sorted({name for item in items for name in item.columns} - {"answer"})
-    columns: dict[str, list[Any]] = {name: [item.columns.get(name) for item in items] for name in names}
-    columns["answer"] = [item.answer for item in items]
-    ids = [item.completion_ids or [] for item in items] if any(i.completion_ids for i in items) else None
-    return Batch([item.prompt for item in items], [item.completion for item in items], ids, columns)

@@ -47,6 +47,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.completions)
 
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> Batch:
+        """A batch of these items; a column that some of them lack is `None` there."""
+        names = sorted({name for item in items for name in item.columns} - {"answer"})
+        columns: dict[str, list[Any]] = {name: [item.columns.get(name) for item in items] for name in names}
+        columns["answer"] = [item.answer for item in items]
+        ids = [item.completion_ids or [] for item in items] if any(i.completion_ids for i in items) else None
+        return cls([item.prompt for item in items], [item.completion for item in items], ids, columns)
+
     def items(self) -> list[Item]:
         """The rows as items: chats become plain text, the gold comes from `answer` or `solution`."""
         gold = next((self.columns[c] for c in GOLD_COLUMNS if c in self.columns), [None] * len(self))
