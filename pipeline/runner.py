@@ -29,7 +29,7 @@ from pipeline import artifacts, checks, graph
 from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State, Step
 from pipeline.recipe import Recipe
-from pipeline.worker import OUTCOME, Job
+from pipeline.worker import OUTCOME, Job, await_ghosts
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0
@@ -47,7 +47,7 @@ class RunError(RuntimeError):
     """The run cannot start: its folder is in use, or cannot be written."""
 
 
-class StageFailed(RuntimeError):
+class StageError(RuntimeError):
     """A stage's process ended without a result. The message holds the end of its log, and where the rest is."""
 
 
@@ -100,7 +100,20 @@ def run_folder(recipe: Recipe, runs: Path) -> Path:
     return runs / recipe.name
 
 
-def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = None) -> dict[str, Artifact]:
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A run that is up to date.
+
+    Attributes:
+        artifacts: the artifact of every stage.
+        ran: the stages that had to run for it.
+    """
+
+    artifacts: Mapping[str, Artifact]
+    ran: tuple[str, ...]
+
+
+def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = None) -> Finished:
     """Bring a run up to date.
 
     Args:
@@ -109,12 +122,9 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
         observer: told what happens.
         jobs: how many stages may run at once; the recipe's own number if not given.
 
-    Returns:
-        The artifact of every stage.
-
     Raises:
         RunError: another process works on this run.
-        StageFailed: a stage failed; stages that ran beside it were still finished and published.
+        StageError: a stage failed; stages that ran beside it were still finished and published.
         KeyboardInterrupt: interrupted; all stages were stopped, and the same command resumes.
     """
     run.mkdir(parents=True, exist_ok=True)
@@ -129,8 +139,9 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
             for name, node in nodes.items()
             if (artifact := artifacts.find(run, name, node.fingerprint)) is not None
         }
+        stale = tuple(name for name in nodes if name not in done)
         _Scheduler(recipe, run, nodes, states, observer, done).run(jobs or recipe.jobs)
-        return {name: done[name] for name in nodes}
+        return Finished({name: done[name] for name in nodes}, stale)
 
 
 class _Scheduler:
@@ -172,10 +183,12 @@ class _Scheduler:
             self._stop()
             raise
         if self.failures:
-            raise StageFailed("\n".join(self.failures))
+            raise StageError("\n".join(self.failures))
 
     def _start(self, node: Node) -> _Process:
         scratch = artifacts.scratch(self.run_path, node.name, node.fingerprint)
+        scratch.mkdir(parents=True, exist_ok=True)
+        await_ghosts(scratch)
         shutil.rmtree(scratch / "output", ignore_errors=True)
         (scratch / "output").mkdir(parents=True)
         (scratch / OUTCOME).unlink(missing_ok=True)

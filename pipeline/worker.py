@@ -6,6 +6,7 @@ and its metrics come back in `outcome.json`. If the runner dies, so does the sta
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import Any
 from pipeline.stages.base import StageContext, config_class, run_function
 
 OUTCOME = "outcome.json"
+LOCK = "lock"
 ORPHAN_POLL_SECONDS = 1.0
 
 
@@ -52,6 +54,18 @@ def main(argv: list[str] | None = None) -> None:
     scratch = Path(path).parent
     job = Job(**json.loads(Path(path).read_text(encoding="utf-8")))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with (scratch / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        _run(job, scratch)
+
+
+def await_ghosts(scratch: Path) -> None:
+    """Wait until no process of an earlier attempt is alive: each holds the lock, and ends soon after its runner."""
+    with (scratch / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _run(job: Job, scratch: Path) -> None:
     threading.Thread(target=_die_with, args=(job.runner,), daemon=True).start()
     config = config_class(str(job.config["kind"])).model_validate(job.config)
     context = StageContext(

@@ -1,0 +1,213 @@
+"""Showing a run to people: a live table on a terminal, plain lines in a log, JSON lines for machines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from pipeline.artifacts import Artifact
+from pipeline.graph import Node, State, Step
+from pipeline.runner import Observer
+
+PLAIN_INTERVAL_SECONDS = 5.0
+"""Between two lines of one stage where output is no terminal."""
+_QUIET = frozenset({"step", "total", "time", "epoch"})
+_PREFERRED = (
+    "loss",
+    "reward",
+    "rewards/accuracy/score",
+    "completions/mean_length",
+    "frac_reward_zero_std",
+    "kl",
+    "pass@1",
+    "kept",
+    "tokens_per_second",
+)
+"""Metrics shown first, and on a terminal the only ones."""
+_COLOUR = {State.FRESH: "green", State.INTERRUPTED: "yellow", State.STALE: "yellow", State.NEW: "cyan"}
+
+
+def plan_table(steps: Sequence[Step]) -> Table:
+    """The plan as a table: stage, kind, what will happen, why."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("stage", "kind", "", "why"):
+        table.add_column(column, overflow="fold")
+    for step in steps:
+        verb = {State.FRESH: "fresh", State.INTERRUPTED: "resume"}.get(step.state, "run")
+        colour = _COLOUR[step.state]
+        table.add_row(step.node.name, step.node.config.kind, f"[{colour}]{verb}[/]", step.reason)
+    return table
+
+
+@contextlib.contextmanager
+def observer(console: Console, as_json: bool) -> Iterator[Observer]:
+    """The observer that suits where the output goes: JSON lines, a live terminal, or a log."""
+    if as_json:
+        yield JsonObserver(console)
+    elif console.is_terminal:
+        with TerminalObserver(console) as live:
+            yield live
+    else:
+        yield PlainObserver(console)
+
+
+class TerminalObserver:
+    """Progress bars with the latest metrics, for a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=console,
+        )
+        self.rows: dict[str, TaskID] = {}
+
+    def __enter__(self) -> TerminalObserver:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def planned(self, steps: Sequence[Step]) -> None:
+        """Say how much there is to do."""
+        todo = [step for step in steps if step.state is not State.FRESH]
+        self.console.print(f"{len(steps)} stages, {len(todo)} to run" if todo else f"all {len(steps)} stages are fresh")
+
+    def started(self, node: Node, state: State) -> None:
+        """Add a row."""
+        self.rows[node.name] = self.progress.add_task(node.name, total=None, metrics="starting")
+
+    def event(self, node: Node, event: Mapping[str, Any]) -> None:
+        """Update a row."""
+        text = metrics_text(event, _PREFERRED)
+        self.progress.update(self.rows[node.name], completed=event["step"], total=event.get("total"), metrics=text)
+
+    def finished(self, node: Node, artifact: Artifact) -> None:
+        """Replace the row by a line that stays."""
+        self.progress.remove_task(self.rows.pop(node.name))
+        self.console.print(f"[green]✓[/] {node.name}  {artifact.manifest['seconds']:.1f} s  {headline(artifact)}")
+
+    def failed(self, node: Node, message: str) -> None:
+        """Replace the row by what went wrong."""
+        self.progress.remove_task(self.rows.pop(node.name))
+        self.console.print(f"[red]✗[/] {node.name}")
+
+
+class PlainObserver:
+    """One line a stage every few seconds, for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.shown: dict[str, float] = {}
+
+    def planned(self, steps: Sequence[Step]) -> None:
+        """Say how much there is to do."""
+        todo = [step for step in steps if step.state is not State.FRESH]
+        self._print(f"{len(steps)} stages, {len(todo)} to run")
+
+    def started(self, node: Node, state: State) -> None:
+        """Say so."""
+        self._print(f"{node.name}: {'resumed' if state is State.INTERRUPTED else 'started'}")
+
+    def event(self, node: Node, event: Mapping[str, Any]) -> None:
+        """Print the metrics, unless a line of this stage was printed just now."""
+        now, last = time.monotonic(), event["step"] == event.get("total")
+        if last or now - self.shown.get(node.name, 0.0) >= PLAIN_INTERVAL_SECONDS:
+            self.shown[node.name] = now
+            self._print(f"{node.name}: {event['step']}/{event.get('total') or '?'}  {metrics_text(event)}")
+
+    def finished(self, node: Node, artifact: Artifact) -> None:
+        """Say how long it took and what came out."""
+        self._print(f"{node.name}: finished in {artifact.manifest['seconds']:.1f} s  {headline(artifact)}")
+
+    def failed(self, node: Node, message: str) -> None:
+        """Say so; the error itself is printed at the end."""
+        self._print(f"{node.name}: failed")
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class JsonObserver:
+    """One JSON object a line on standard output."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def planned(self, steps: Sequence[Step]) -> None:
+        """`{"event": "planned", "stages": {name: state}}`."""
+        self._emit("planned", stages={step.node.name: step.state.value for step in steps})
+
+    def started(self, node: Node, state: State) -> None:
+        """`{"event": "started", "stage": …, "resumed": …}`."""
+        self._emit("started", stage=node.name, resumed=state is State.INTERRUPTED)
+
+    def event(self, node: Node, event: Mapping[str, Any]) -> None:
+        """`{"event": "progress", "stage": …, "step": …, …}`."""
+        self._emit("progress", stage=node.name, **event)
+
+    def finished(self, node: Node, artifact: Artifact) -> None:
+        """`{"event": "finished", "stage": …, "path": …, "seconds": …, "metrics": …}`."""
+        manifest = artifact.manifest
+        self._emit(
+            "finished",
+            stage=node.name,
+            path=str(artifact.path),
+            seconds=manifest["seconds"],
+            metrics=manifest["metrics"],
+        )
+
+    def failed(self, node: Node, message: str) -> None:
+        """`{"event": "failed", "stage": …, "message": …}`."""
+        self._emit("failed", stage=node.name, message=message)
+
+    def _emit(self, event: str, **values: Any) -> None:
+        self.console.file.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
+        self.console.file.flush()
+
+
+def metrics_text(event: Mapping[str, Any], only: Sequence[str] = ()) -> str:
+    """An event's numbers as text: preferred metrics first; with `only`, nothing else."""
+    names = [name for name in (*_PREFERRED, *event) if name in event and name not in _QUIET]
+    shown = [name for name in dict.fromkeys(names) if not only or name in only]
+    return "  ".join(f"{name.rpartition('/')[2] if only else name} {_number(event[name])}" for name in shown)
+
+
+def headline(artifact: Artifact) -> str:
+    """The few numbers of a finished stage that fit on a line."""
+    metrics = artifact.manifest["metrics"]
+    scores = metrics.get("scores")
+    if isinstance(scores, Mapping):
+        return "  ".join(
+            f"{model} {task} {entry['pass@1']:.1%} (n={entry['n']})"
+            for model, by_task in scores.items()
+            for task, entry in by_task.items()
+        )
+    return "  ".join(f"{name} {_number(value)}" for name, value in metrics.items() if isinstance(value, int | float))
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

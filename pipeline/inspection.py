@@ -1,0 +1,58 @@
+"""How far a run is: every stage with its state, time and main numbers, read from disk alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipeline import artifacts
+from pipeline.display import headline, metrics_text
+
+
+def status(run: Path) -> list[dict[str, Any]]:
+    """One entry a stage: name, kind, state (`finished`, `unfinished`, `waiting`), seconds, metrics, last event."""
+    record = json.loads((run / artifacts.RUN_RECORD).read_text(encoding="utf-8"))
+    rows = []
+    for stage in record["stages"]:
+        row: dict[str, Any] = {"stage": stage["name"], "kind": stage["kind"], "state": "waiting"}
+        artifact = artifacts.find(run, stage["name"], stage["fingerprint"])
+        scratch = artifacts.scratch(run, stage["name"], stage["fingerprint"])
+        if artifact is not None:
+            row |= {"state": "finished", "seconds": artifact.manifest["seconds"], "path": str(artifact.path)}
+            row |= {"metrics": artifact.manifest["metrics"], "summary": headline(artifact)}
+        elif scratch.exists():
+            event = _last_event(scratch / "events.jsonl")
+            row |= {"state": "unfinished", "path": str(scratch), "last": event}
+            row["summary"] = f"{event['step']}/{event.get('total') or '?'}  {metrics_text(event)}" if event else ""
+        rows.append(row)
+    return rows
+
+
+def status_table(rows: list[dict[str, Any]]) -> Table:
+    """The same as a table for a terminal."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("stage", "kind", "state", "seconds", ""):
+        table.add_column(column, overflow="fold", justify="right" if column == "seconds" else "left")
+    colours = {"finished": "green", "unfinished": "yellow", "waiting": "dim"}
+    for row in rows:
+        seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""
+        state = f"[{colours[row['state']]}]{row['state']}[/]"
+        table.add_row(row["stage"], row["kind"], state, seconds, row.get("summary", ""))
+    return table
+
+
+def _last_event(path: Path) -> dict[str, Any]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in reversed(lines):
+        try:
+            event: dict[str, Any] = json.loads(line)
+        except ValueError:
+            continue
+        return event
+    return {}
