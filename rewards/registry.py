@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 BUILTIN: Mapping[str, str] = {
+    "countdown": "rewards.countdown:Countdown",
     "math": "rewards.math:MathVerifier",
     "think_format": "rewards.format:ThinkFormat",
 }

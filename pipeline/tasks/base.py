@@ -57,11 +57,13 @@ class Task(ABC):
         grader: name of the reward that grades it (`rewards.load` resolves it).
         grader_options: arguments of that reward.
         template: name of the prompt template that suits it.
+        path_options: options that name files or folders; relative ones are read against the recipe's folder.
     """
 
-    grader: ClassVar[str] = "math"
+    grader: str = "math"
     grader_options: Mapping[str, Any] = {}
     template: str = "plain"
+    path_options: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:
@@ -96,7 +98,7 @@ def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> typ
         base: folder against which a relative file path is read.
 
     Raises:
-        TaskError: unknown task or option; the message names the nearest one.
+        TaskError: unknown task or option, in which case the message names the nearest one; or a file that is not there.
     """
     where = BUILTIN.get(use)
     if where is not None:
@@ -117,12 +119,23 @@ def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> typ
             raise TaskError(
                 f"task {use!r} has no option {option!r}{nearest(option, parameters)}. It has: {', '.join(parameters)}"
             )
+    for name in found.path_options:
+        if isinstance(options.get(name), str) and not _absolute(options[name], base).exists():
+            raise TaskError(f"task {use!r}: there is no {_absolute(options[name], base)}")
     return found
 
 
 def load(use: str, options: Mapping[str, Any] | None = None, base: Path | None = None) -> Task:
     """Build a task; see `check` for the arguments and errors."""
-    return check(use, options or {}, base)(**(options or {}))
+    found, given = check(use, options or {}, base), dict(options or {})
+    for name in found.path_options:
+        if isinstance(given.get(name), str):
+            given[name] = str(_absolute(given[name], base))
+    return found(**given)
+
+
+def _absolute(path: str, base: Path | None) -> Path:
+    return ((base or Path.cwd()) / Path(path).expanduser()).resolve()
 
 
 def nearest(word: str, choices: Mapping[str, Any] | Sequence[str]) -> str:

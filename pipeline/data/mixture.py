@@ -1,0 +1,95 @@
+"""Training rows from several sources: `data: ["@samples", {from: general.jsonl, take: 2000}]`.
+
+A row is one of
+
+    {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "<think>…</think> 4"}]}
+    {"prompt": [{"role": "user", "content": "2 + 2?"}], "completion": [{"role": "assistant", "content": "4"}]}
+    {"prompt": "2 + 2 =", "completion": " 4"}
+    {"text": "Two and two make four."}
+
+and may have further columns, which are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from pipeline.stages.base import DataRef, StageContext, Strict
+
+Row = dict[str, Any]
+
+
+class DataError(ValueError):
+    """A data file that cannot be read, or a row in it that is not a training row."""
+
+
+class DataSource(Strict):
+    """One source of a mixture.
+
+    Attributes:
+        source: `@stage` or a JSONL file; `from` in a recipe.
+        take: how many of its rows, drawn by the stage's seed; all if not given.
+        weight: how often a row comes up in an epoch: with 2 each one is there twice, with 0.5 every other one is.
+    """
+
+    source: DataRef = Field(alias="from")
+    take: Annotated[int, Field(gt=0)] | None = None
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+def _parse(value: Any) -> Any:
+    return {"from": value} if isinstance(value, str) else value
+
+
+DataField = Annotated[DataSource, BeforeValidator(_parse)]
+"""A `DataSource` in a recipe; a plain string is its `from`."""
+
+
+def read(path: Path) -> Iterator[Row]:
+    """The rows of a JSONL file.
+
+    Raises:
+        DataError: the file is missing, or a line is not a JSON object; the message names the line.
+    """
+    try:
+        source = path.open(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    with source:
+        for number, line in enumerate(source, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}:{number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}:{number} is not a JSON object")
+            yield row
+
+
+def mixed(sources: Sequence[DataSource], context: StageContext[Any]) -> list[Row]:
+    """The rows of all sources, taken and repeated as they ask; the trainer shuffles them.
+
+    Raises:
+        DataError: see `read`; or a source is empty, or holds fewer rows than are to be taken.
+    """
+    rows: list[Row] = []
+    for position, source in enumerate(sources):
+        own = list(read(context.data_path(source.source)))
+        if not own:
+            raise DataError(f"{source.source} has no rows")
+        if source.take is not None and source.take > len(own):
+            raise DataError(f"{source.source} has {len(own)} rows, fewer than the {source.take} to be taken")
+        random.Random(f"{context.seed} {position}").shuffle(own)
+        own = own[: source.take]
+        whole, part = divmod(round(source.weight * len(own)), len(own))
+        rows += own * whole + own[:part]
+    return rows
+

@@ -1,0 +1,46 @@
+"""JSONL in and out: one JSON object a line, and errors that name file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class RowError(ValueError):
+    """A row that cannot be read or lacks what is asked of it; the message begins with `file:line`."""
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a JSONL file, each with its place, such as `data.jsonl:17`; blank lines are skipped.
+
+    Raises:
+        RowError: the file does not exist, or a line is not a JSON object.
+    """
+    try:
+        with path.open(encoding="utf-8") as source:
+            for number, line in enumerate(source, start=1):
+                if line.strip():
+                    place = f"{path}:{number}"
+                    yield place, _object(line, place)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RowError(f"{path} cannot be read: {error}") from error
+
+
+def _object(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise RowError(f"{place}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise RowError(f"{place}: a row is a JSON object, not {type(row).__name__}")
+    return row
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSONL file at once: it appears whole under its name, or not at all."""
+    partial = path.with_name(path.name + ".part")
+    with partial.open("w", encoding="utf-8") as sink:
+        sink.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    partial.replace(path)

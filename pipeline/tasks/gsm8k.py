@@ -1,0 +1,62 @@
+r"""GSM8K: 7,473 + 1,319 school problems in words (Cobbe et al., arXiv 2110.14168; MIT licence). One row::
+
+    {"question": "A robe takes 2 bolts of blue fiber and half that much white fiber.  How many bolts in total does it
+                  take?",
+     "answer": "It takes 2/2=<<2/2=1>>1 bolt of white fiber\nSo the total amount of fabric is 2+1=<<2+1=3>>3 bolts of
+                fabric\n#### 3"}
+
+The gold answer is what follows `####`: an integer, sometimes with thousands separators, which are taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.rows import RowError, read_rows
+from pipeline.tasks.base import Problem, Split, Task, TaskError
+from pipeline.tasks.generated import problem_id
+from pipeline.tasks.jsonl import shuffled
+
+HUB = "openai/gsm8k"
+GOLD_MARK = "####"
+
+
+class Gsm8k(Task):
+    """GSM8K, from the Hugging Face hub or from a local folder.
+
+    Args:
+        path: folder with `train.jsonl` and `test.jsonl` in the original format; from the hub if not given.
+        template: prompt template.
+    """
+
+    path_options = ("path",)
+
+    def __init__(self, path: str | None = None, template: str = "boxed") -> None:
+        self.path, self.template = None if path is None else Path(path), template
+
+    def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:
+        """The official splits; see `Task.problems`."""
+        try:
+            found = [_problem(row, place) for place, row in self._rows(split)]
+        except RowError as error:
+            raise TaskError(str(error)) from error
+        return shuffled(found, n, seed, f"gsm8k/{split}")
+
+    def _rows(self, split: Split) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        if self.path is not None:
+            yield from read_rows(self.path / f"{split}.jsonl")
+            return
+        from datasets import load_dataset
+
+        for number, row in enumerate(load_dataset(HUB, "main", split=split)):
+            yield f"{HUB}/{split}, row {number}", row
+
+
+def _problem(row: Mapping[str, Any], place: str) -> Problem:
+    question, worked = row.get("question"), row.get("answer")
+    if not isinstance(question, str) or not isinstance(worked, str) or GOLD_MARK not in worked:
+        raise TaskError(f"{place}: wants a question, and an answer with {GOLD_MARK} before the result")
+    gold = worked.rpartition(GOLD_MARK)[2].strip().replace(",", "")
+    return Problem(problem_id("gsm8k", question), question, gold)
