@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from pipeline import trainer_fields
+from pipeline.data.templates import TemplateError, prompt_template
 from pipeline.source import Issue, Loc, Source
 from pipeline.stages.base import InputFile, Product, Ref, RewardSpec, StageConfig, TaskSpec
 from pipeline.tasks import base as tasks
 from pipeline.tasks.base import nearest
+from pipeline.tasks.resolve import merged
 from rewards import registry
 
 if TYPE_CHECKING:
@@ -195,21 +197,16 @@ def _check_files(config: StageConfig, base: Path) -> Iterator[Fault]:
 
 
 def _check_tasks(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
+    definitions = {name: definition.model_dump() for name, definition in recipe.tasks.items()}
     for leaf in walk(config):
         if not isinstance(leaf.value, TaskSpec):
             continue
-        spec, definition = leaf.value, recipe.tasks.get(leaf.value.use)
-        options = {**(definition.options if definition else {}), **spec.options}
-        known = {**tasks.BUILTIN, **dict.fromkeys(recipe.tasks, "")}
-        if definition is None and spec.use not in known and ":" not in spec.use:
-            yield (
-                leaf.loc,
-                f"there is no task {spec.use!r}{nearest(spec.use, known)}. Known: {', '.join(sorted(known))}",
-            )
-            continue
         try:
-            tasks.check(definition.use if definition else spec.use, options, recipe.base)
-        except tasks.TaskError as error:
+            use, options, template = merged(leaf.value, definitions)
+            tasks.check(use, options, recipe.base)
+            if template is not None:
+                prompt_template(template)
+        except (tasks.TaskError, TemplateError) as error:
             yield leaf.loc, str(error)
 
 

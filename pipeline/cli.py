@@ -135,6 +135,35 @@ def report(
         typer.launch(str(page))
 
 
+@app.command()
+def doctor(
+    recipe: Annotated[str | None, typer.Option(help="Check the gold answers of a recipe's tasks.")] = None,
+    model: Annotated[str | None, typer.Option(help="Check the tokenizer of a model: folder or hub id.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Check the RL stages of a run for groups that teach nothing.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Find what would go wrong later: the environment, and a recipe, model or run if named."""
+    from dataclasses import asdict
+
+    from pipeline import doctor as checks
+
+    findings = list(checks.environment())
+    if model is not None:
+        findings += checks.model(model)
+    if recipe is not None:
+        findings += checks.recipe(_load(recipe, None))
+    if run is not None:
+        findings += checks.run(_run_folder(run))
+    if json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        _console().print(checks.table(findings))
+    if any(finding.level is checks.Level.ERROR for finding in findings):
+        raise typer.Exit(1)
+
+
 def _load(recipe: str, overrides: list[str] | None) -> Recipe:
     from pipeline.recipe import RecipeError, load
 

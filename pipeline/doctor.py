@@ -1,0 +1,212 @@
+"""What would go wrong later, found now: the environment, a model's tokenizer, a recipe's golds, a run's dead groups.
+
+Every check returns findings; a finding that is not fine says what to do about it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+
+DEAD_GROUPS_WARNING = 0.8
+"""Share of groups without any difference in reward above which RL learns almost nothing."""
+RECENT_EVENTS = 20
+"""Logged steps that a run's dead groups are averaged over."""
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Level
+    subject: str
+    message: str
+
+
+def table(findings: Iterable[Finding]) -> Table:
+    """Findings as a table for a terminal."""
+    marks = {Level.OK: "[green]✓[/]", Level.WARNING: "[yellow]![/]", Level.ERROR: "[red]✗[/]"}
+    rows = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        rows.add_row(marks[finding.level], finding.subject, escape(finding.message))
+    return rows
+
+
+def environment() -> Iterator[Finding]:
+    """Python, the packages that `zero2r1` needs, the device, vLLM, the sandbox's needs."""
+    from packaging.requirements import Requirement
+
+    yield Finding(Level.OK, "python", platform.python_version())
+    for line in requires("zero2r1") or []:
+        requirement = Requirement(line)
+        if requirement.marker is None:
+            yield _package(requirement.name, str(requirement.specifier), requirement.specifier.contains)
+    if importlib.util.find_spec("torch") is not None:
+        yield from _device()
+    if shutil.which("bwrap"):
+        yield Finding(Level.OK, "bubblewrap", "found: code rewards run in a sandbox")
+    else:
+        yield Finding(
+            Level.WARNING, "bubblewrap", "not found: code rewards need it (Debian: apt-get install bubblewrap)"
+        )
+
+
+def _package(name: str, wanted: str, fits: Any) -> Finding:
+    try:
+        installed = version(name)
+    except PackageNotFoundError:
+        return Finding(Level.ERROR, name, f"not installed; zero2r1 needs {name}{wanted}")
+    if not fits(installed, prereleases=True):
+        return Finding(Level.ERROR, name, f"{installed} is installed; zero2r1 needs {wanted}")
+    return Finding(Level.OK, name, installed)
+
+
+def _device() -> Iterator[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Finding(Level.OK, "device", "CPU only: enough for the nano recipes")
+        return
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield Finding(Level.OK, f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    if importlib.util.find_spec("vllm") is None:
+        yield Finding(Level.WARNING, "vllm", "not installed: rollouts will be slow (pip install 'zero2r1[vllm]')")
+    else:
+        yield Finding(Level.OK, "vllm", version("vllm"))
+
+
+def model(path: str) -> Iterator[Finding]:
+    """A model's tokenizer: a chat template, and a turn that ends with a token at which generation stops.
+
+    A tokenizer whose EOS is not what the chat template ends a turn with makes every completion look truncated; rewards
+    and loss masks then go wrong in silence (tokenizers loaded from GGUF files have it, for one).
+
+    Args:
+        path: a local folder or a hub id.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        yield Finding(Level.ERROR, "tokenizer", f"{path} cannot be loaded: {error}")
+        return
+    if tokenizer.eos_token_id is None:
+        yield Finding(Level.ERROR, "eos", "the tokenizer has no end-of-sequence token: nothing would ever end")
+        return
+    if tokenizer.pad_token_id is None:
+        yield Finding(Level.WARNING, "pad", "the tokenizer has no padding token: the EOS token will be used")
+    elif tokenizer.pad_token_id == tokenizer.eos_token_id:
+        yield Finding(Level.WARNING, "pad", "padding and EOS are one token: losses that mask padding also mask the end")
+    if tokenizer.chat_template is None:
+        yield Finding(
+            Level.WARNING, "chat template", "none: name one in the recipe (import_model: chat_template: r1_zero)"
+        )
+        return
+    stops = {tokenizer.eos_token_id}
+    try:
+        configured = GenerationConfig.from_pretrained(path).eos_token_id
+        stops |= set(configured if isinstance(configured, list) else [] if configured is None else [configured])
+    except OSError:
+        pass
+    yield _turn_end(tokenizer, stops)
+
+
+def _turn_end(tokenizer: Any, stops: set[int]) -> Finding:
+    question = [{"role": "user", "content": "1 + 1?"}]
+    ids = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": "two"}], return_dict=False)
+    spelled = [tokenizer.decode([token]) for token in ids]
+    tail = [token for token, text in zip(ids, spelled, strict=True) if text.strip()][-1]
+    names = ", ".join(repr(tokenizer.decode([stop])) for stop in sorted(stops))
+    if tail in stops:
+        return Finding(
+            Level.OK, "chat template", f"a turn ends with {tokenizer.decode([tail])!r}, which stops generation"
+        )
+    return Finding(
+        Level.ERROR,
+        "chat template",
+        f"a turn ends with {tokenizer.decode([tail])!r}, but generation stops only at {names}: every completion would "
+        "look truncated. Set the tokenizer's eos_token to what ends a turn and save it again.",
+    )
+
+
+def recipe(checked: Recipe, limit: int = 2000) -> Iterator[Finding]:
+    """Every task of a recipe: does its grader accept the gold answers?
+
+    Args:
+        checked: the recipe.
+        limit: at most so many problems of each task and split.
+    """
+    from pipeline import checks
+    from pipeline.stages.base import TaskSpec
+    from pipeline.tasks.base import TaskError
+    from pipeline.tasks.resolve import resolve
+
+    definitions = {name: definition.model_dump() for name, definition in checked.tasks.items()}
+    seen: set[str] = set()
+    for config in checked.stages.values():
+        for leaf in checks.walk(config):
+            if not isinstance(leaf.value, TaskSpec) or leaf.value.model_dump_json() in seen:
+                continue
+            seen.add(leaf.value.model_dump_json())
+            resolved = resolve(leaf.value, definitions, checked.base)
+            try:
+                problems = resolved.task.problems(leaf.value.split, leaf.value.problems, checked.seed)[:limit]
+            except TaskError as error:
+                yield Finding(Level.ERROR, resolved.label, str(error))
+                continue
+            refused = resolved.task.validate(problems)
+            if refused:
+                problem, verdict = refused[0]
+                example = f"{problem.id}: {problem.answer!r} ({verdict.status}: {verdict.detail})"
+                level = Level.ERROR if len(refused) == len(problems) else Level.WARNING
+                message = f"the grader refuses {len(refused)} of {len(problems)} golds, such as {example}"
+                yield Finding(level, resolved.label, message)
+            else:
+                yield Finding(Level.OK, resolved.label, f"the grader accepts all {len(problems)} golds")
+
+
+def run(folder: Path) -> Iterator[Finding]:
+    """A run's RL stages: groups whose rewards are all equal teach nothing; says how many there are, and why."""
+    for events in sorted([*folder.glob("stages/*/*/events.jsonl"), *folder.glob("scratch/*/events.jsonl")]):
+        recent = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        recent = [event for event in recent if "frac_reward_zero_std" in event][-RECENT_EVENTS:]
+        if recent:
+            yield _dead_groups(str(events.parent.relative_to(folder)), recent)
+
+
+def _dead_groups(stage: str, events: Sequence[Mapping[str, Any]]) -> Finding:
+    dead = sum(event["frac_reward_zero_std"] for event in events) / len(events)
+    score = sum(event.get("rewards/accuracy/score", event.get("reward", 0.0)) for event in events) / len(events)
+    message = f"{dead:.0%} of the groups had no difference in reward over the last {len(events)} logged steps"
+    if dead < DEAD_GROUPS_WARNING:
+        return Finding(Level.OK, stage, message)
+    cause = "mixed scores: groups may be too small (trainer.num_generations)"
+    if score < 0.1:
+        cause = "almost everything scores 0: the problems are too hard, the answer format is missed, or it is cut off"
+    elif score > 0.9:
+        cause = "almost everything scores 1: the problems are too easy by now"
+    return Finding(Level.WARNING, stage, f"{message}; {cause}")
