@@ -1,0 +1,36 @@
+# `make nano` trains a reasoning model on this machine; `make test` runs every test. Both install what they need first.
+# Further arguments go through ARGS: make nano ARGS="--runs /tmp/runs", make test ARGS="-k recipe".
+.POSIX:
+.SUFFIXES:
+
+ARGS =
+BIN = .venv/bin
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+nano: ## the whole R1 chain in miniature: base model in, reasoning model and student out
+	@sh scripts/bootstrap.sh
+	$(BIN)/zero2r1 run recipes/nano/r1.yaml $(ARGS)
+
+test: dev ## every test (about 20 minutes on two cores)
+	@sh scripts/system-packages.sh
+	$(BIN)/python -m pytest $(ARGS)
+
+unit: dev ## the fast tests only
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+check: dev ## format, lint, types, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+dev: ## install for development into .venv
+	@sh scripts/bootstrap.sh dev,gguf
+
+constraints: dev ## resolve the pinned versions of constraints/*.txt anew
+	@$(BIN)/python -m pip install --quiet uv
+	PATH="$$PWD/$(BIN):$$PATH" sh scripts/compile-constraints.sh $(ARGS)
+
+.PHONY: help nano test unit check dev constraints
