@@ -1,0 +1,63 @@
+"""Sampling completions: one protocol, three engines.
+
+engine = open_engine(RolloutSpec(engine="auto", max_tokens=512), "path/to/model", seed=0)
+groups = engine.generate([[1, 2, 3]], sampling(RolloutSpec(max_tokens=512), n=4, seed=0))
+engine.close()
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from pipeline.rollout.base import Engine, RolloutError, Sampling
+from pipeline.stages.base import RolloutSpec
+
+TRANSFORMERS, VLLM, VLLM_SERVER = "transformers", "vllm", "vllm_server"
+
+
+def engine_name(spec: RolloutSpec) -> str:
+    """The engine that a spec means on this machine: `auto` is vLLM where it and a GPU are there."""
+    if spec.engine != "auto":
+        return spec.engine
+    if spec.server is not None:
+        return VLLM_SERVER
+    import torch
+
+    return VLLM if torch.cuda.is_available() and find_spec("vllm") is not None else TRANSFORMERS
+
+
+def open_engine(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = False) -> Engine:
+    """Load a model into the engine that a spec asks for. Close it when done.
+
+    Args:
+        spec: see `RolloutSpec`.
+        model_path: folder or hub id.
+        seed: seed of the engine; each call has its own besides (`Sampling.seed`).
+        logprobs: whether rollouts carry the log-probabilities of their tokens.
+
+    Raises:
+        RolloutError: the engine is not installed, has no such option, or a server does not serve this model.
+    """
+    name = engine_name(spec)
+    if name == TRANSFORMERS:
+        from pipeline.rollout.transformers import TransformersEngine
+
+        if spec.engine_options and spec.engine == TRANSFORMERS:
+            raise RolloutError("engine_options are for vLLM; the transformers engine has none")
+        return TransformersEngine(model_path, spec.batch_size, logprobs)
+    if name == VLLM_SERVER:
+        from pipeline.rollout.vllm_server import VllmServerEngine
+
+        if spec.server is None:
+            raise RolloutError("the engine vllm_server needs the address of a server: `rollout.server`")
+        return VllmServerEngine(model_path, spec.server, logprobs)
+    if find_spec("vllm") is None:
+        raise RolloutError("vLLM is not installed: pip install 'zero2r1[vllm]', or choose `engine: transformers`")
+    from pipeline.rollout.vllm import VllmEngine
+
+    return VllmEngine(model_path, seed, spec.gpu_memory, logprobs, spec.engine_options)
+
+
+def sampling(spec: RolloutSpec, n: int, seed: int) -> Sampling:
+    """What a spec says about sampling, for groups of `n` and with this seed."""
+    return Sampling(n, spec.max_tokens, spec.temperature, spec.top_p, spec.top_k, spec.min_p, seed)

@@ -5,10 +5,15 @@ Text is never re-tokenised: what the engine sampled is what is trained on.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
+
+
+class RolloutError(RuntimeError):
+    """An engine that cannot be started as asked, or does not answer."""
 
 
 class Finish(StrEnum):
@@ -20,6 +25,11 @@ class Finish(StrEnum):
     """It reached the longest allowed length."""
     ABORT = "abort"
     """The engine gave up on it."""
+
+
+def finish_reason(reason: str | None) -> Finish:
+    """vLLM's word for why a completion ended; any word but `stop` and `length` is an abort."""
+    return Finish(reason) if reason in ("stop", "length") else Finish.ABORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +86,9 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the model and stop the engine's processes."""
         ...
+
+
+def derived_seed(seed: int, *parts: object) -> int:
+    """A seed of 31 bits for one part of a job: the same parts give the same seed, others an unrelated one."""
+    text = "\0".join([str(seed), *map(str, parts)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1

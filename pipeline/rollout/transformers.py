@@ -1,0 +1,119 @@
+"""Rollouts by transformers' own `generate`: slow, but runs every model on every device.
+
+Prompts are padded on the left, sorted by length so that little of a batch is padding, and sampled `batch_size`
+sequences at a time with a KV cache. Defaults that a model's folder may bring along (a hidden temperature, top-p or
+repetition penalty in `generation_config.json`) are cleared: what `Sampling` says is all that happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from pipeline.rollout.base import Finish, Progress, Rollout, Sampling
+
+
+class TransformersEngine:
+    """A model held by transformers. See `pipeline.rollout.base.Engine`.
+
+    Args:
+        path: folder or hub id.
+        batch_size: sequences at a time.
+        logprobs: whether rollouts carry the log-probabilities of their tokens (one more forward pass each).
+        device: `cuda` where there is one, else `cpu`, if not given.
+
+    On a CPU the model is computed in float32, elsewhere in the type of its weights.
+    """
+
+    def __init__(self, path: str, batch_size: int = 64, logprobs: bool = False, device: str | None = None) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        dtype = torch.float32 if self.device.type == "cpu" else "auto"
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(self.device).eval()
+        self.batch_size, self.logprobs = batch_size, logprobs
+        self.end_ids = end_token_ids(self.model.generation_config, self.tokenizer)
+        self.model.generation_config = GenerationConfig()
+        pad_id = self.tokenizer.pad_token_id
+        self.pad_id = int(self.end_ids[0] if pad_id is None else pad_id)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Rollout]]:
+        """One group of `sampling.n` rollouts a prompt; see `Engine.generate`."""
+        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+        sequences = [index for index in order for _ in range(sampling.n)]
+        groups: list[list[Rollout]] = [[] for _ in prompts]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.inference_mode():
+            torch.manual_seed(sampling.seed)
+            for start in range(0, len(sequences), self.batch_size):
+                chunk = sequences[start : start + self.batch_size]
+                for index, rollout in zip(chunk, self._batch([prompts[i] for i in chunk], sampling), strict=True):
+                    groups[index].append(rollout)
+                if progress is not None:
+                    progress(start + len(chunk), len(sequences))
+        return groups
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        del self.model
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _batch(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Rollout]:
+        width = max(len(prompt) for prompt in prompts)
+        ids_BT = torch.tensor([[self.pad_id] * (width - len(p)) + list(p) for p in prompts], device=self.device)
+        mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        out_BT = self.model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=self._config(sampling))
+        rows = [self._cut(row) for row in out_BT[:, width:].tolist()]
+        texts = self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
+        logprobs = self._logprobs(prompts, [ids for ids, _ in rows]) if self.logprobs else [None] * len(rows)
+        for (ids, finish), text, values in zip(rows, texts, logprobs, strict=True):
+            yield Rollout(text, tuple(ids), finish, values)
+
+    def _config(self, sampling: Sampling) -> GenerationConfig:
+        sampled: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            sampled = {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "min_p": sampling.min_p or None,
+            }
+        return GenerationConfig(
+            max_new_tokens=sampling.max_tokens, eos_token_id=self.end_ids, pad_token_id=self.pad_id, **sampled
+        )
+
+    def _cut(self, ids: list[int]) -> tuple[list[int], Finish]:
+        """What was sampled: up to and with the first end token; the rest is padding."""
+        end = next((at for at, token in enumerate(ids) if token in self.end_ids), None)
+        return (ids, Finish.LENGTH) if end is None else (ids[: end + 1], Finish.STOP)
+
+    def _logprobs(self, prompts: Sequence[Sequence[int]], sampled: Sequence[list[int]]) -> list[tuple[float, ...]]:
+        """Log-probabilities of sampled tokens, one sequence at a time: a batch of logits can be larger than a model."""
+        result: list[tuple[float, ...]] = []
+        for prompt, ids in zip(prompts, sampled, strict=True):
+            ids_1T = torch.tensor([[*prompt, *ids]], device=self.device)
+            logits_TV = self.model(ids_1T, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+            chosen_T = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, len(prompt) :, None])[:, 0]
+            result.append(tuple(chosen_T.tolist()))
+        return result
+
+
+def end_token_ids(generation_config: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends a completion: those of the model's generation config, and the tokenizer's own.
+
+    Raises:
+        ValueError: there is none, so that no completion could ever end.
+    """
+    configured = generation_config.eos_token_id
+    ids = [configured] if isinstance(configured, int) else list(configured or [])
+    if tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
+    if not ids:
+        raise ValueError("neither the model's generation config nor its tokenizer names an end-of-sequence token")
+    return sorted(set(ids))

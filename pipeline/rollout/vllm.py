@@ -1,0 +1,140 @@
+"""Rollouts by vLLM inside this process: the engine for GPUs.
+
+The engine core runs in this very process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`): nothing is spawned, and seeding the
+random generators before a call makes that call reproducible without a generator for each request, which is slow.
+`generation_config="vllm"` keeps sampling defaults of the model's folder out; its end-of-sequence tokens still count.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling, finish_reason
+from pipeline.tasks.base import nearest
+
+OURS: Mapping[str, str] = {
+    "model": "the stage's `model:`",
+    "seed": "the stage's `seed:`",
+    "gpu_memory_utilization": "`rollout.gpu_memory`",
+    "generation_config": "always 'vllm', so that no hidden sampling defaults apply",
+}
+"""Engine arguments that `engine_options` may not hold -> what sets them."""
+
+
+class VllmEngine:
+    """A model held by vLLM in this process. See `pipeline.rollout.base.Engine`.
+
+    Args:
+        path: folder or hub id.
+        seed: seed of the engine.
+        gpu_memory: share of the GPU's memory for weights and KV cache.
+        logprobs: whether rollouts carry the log-probabilities of their tokens, as the model gave them before
+            temperature and truncation; costs up to 40 % of the speed.
+        options: further fields of vLLM's `EngineArgs`, such as `max_model_len` or `dtype`.
+
+    Raises:
+        RolloutError: vLLM has no such option, or it is set elsewhere.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        seed: int = 0,
+        gpu_memory: float = 0.3,
+        logprobs: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        from vllm import LLM, EngineArgs
+
+        check_options(options or {}, [field.name for field in fields(EngineArgs)])
+        self.logprobs = logprobs
+        self.llm = LLM(
+            model=path, seed=seed, gpu_memory_utilization=gpu_memory, generation_config="vllm", **(options or {})
+        )
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Rollout]]:
+        """One group of `sampling.n` rollouts a prompt; see `Engine.generate`."""
+        from vllm import SamplingParams, TokensPrompt
+
+        params = SamplingParams(
+            n=sampling.n,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            logprobs=0 if self.logprobs else None,
+        )
+        _seed_everything(sampling.seed)
+        outputs = self.llm.generate(
+            [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
+            params,
+            use_tqdm=False if progress is None else _bar(progress, len(prompts) * sampling.n),
+        )
+        return [[self._rollout(sample) for sample in output.outputs] for output in outputs]
+
+    def close(self) -> None:
+        """Stop the engine and give its GPU memory back."""
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _rollout(self, sample: Any) -> Rollout:
+        ids = tuple(sample.token_ids)
+        logprobs = None
+        if self.logprobs:
+            logprobs = tuple(at[token].logprob for at, token in zip(sample.logprobs, ids, strict=True))
+        return Rollout(sample.text, ids, finish_reason(sample.finish_reason), logprobs)
+
+
+def check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse engine options that vLLM does not have, or that are set elsewhere.
+
+    Raises:
+        RolloutError: names the nearest option, or what to set instead.
+    """
+    for name in options:
+        if name in OURS:
+            raise RolloutError(f"engine_options: {name!r} is not set here; it is {OURS[name]}")
+        if name not in known:
+            raise RolloutError(f"engine_options: vLLM has no option {name!r}{nearest(name, known)}")
+
+
+def _seed_everything(seed: int) -> None:
+    """Seed every generator that vLLM's samplers draw from: torch's, or NumPy's in the newer model runner."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _bar(progress: Progress, total: int) -> type[Any]:
+    """A stand-in for the progress bars that vLLM makes: shows nothing, and reports finished sequences."""
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, iterable: Iterable[Any] | None = None, **options: Any) -> None:
+            super().__init__(iterable, **{**options, "file": io.StringIO()})
+            self.counts_sequences = iterable is None
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown: bool | None = super().update(n)
+            if self.counts_sequences:
+                progress(min(int(self.n), total), total)
+            return shown
+
+    return Bar
