@@ -1,0 +1,100 @@
+"""`code`: does the program that a completion ends with pass the tests?
+
+The program runs in the sandbox (`rewards.sandbox`); what the tests expect never does. It must pass all tests, unless
+partial credit is asked for. Forms of gold answers: see `rewards.code.gold`.
+
+    >>> load("code")([""], ["```python\\nprint(6 * 7)\\n```"], answer=[{"inputs": [""], "outputs": ["42"]}])
+    [1.0]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Any
+
+from rewards.code.extract import MAX_CODE, extract_code
+from rewards.code.gold import Gold, GoldError, read_gold
+from rewards.code.run import Result, Runner
+from rewards.sandbox import Limits, open_sandbox
+from rewards.verdict import Item, Status, Verdict
+
+__all__ = ["CodeVerifier", "GoldError", "extract_code", "read_gold"]
+
+
+class CodeVerifier:
+    """Runs the program of each completion in a sandbox against hidden tests.
+
+    Args:
+        timeout: seconds of one job: a program on one input, or a solution under one list of calls or asserts.
+        memory_mb: memory of one job, all its processes together.
+        workers: jobs at one time; the cores of this process if not given.
+        partial: pay the share of tests passed; otherwise all or nothing.
+        tolerance: allowed absolute or relative difference of numbers in outputs and float results; exact if not given.
+        backend: `local`, `sandbox_fusion` (needs `url`) or `e2b` (needs the extra `e2b`).
+        url: address of the SandboxFusion server.
+        unsafe_local: run programs bare, with your rights, where no sandbox can be had.
+
+    Raises:
+        SandboxError: no sandbox can be had, or it does not isolate; the message says what to install.
+    """
+
+    def __init__(
+        self,
+        timeout: float = 6.0,
+        memory_mb: int = 512,
+        workers: int | None = None,
+        partial: bool = False,
+        tolerance: float | None = None,
+        backend: str = "local",
+        url: str = "",
+        unsafe_local: bool = False,
+    ) -> None:
+        limits = Limits(wall_s=timeout, memory_mb=memory_mb)
+        self._sandbox = open_sandbox(backend, limits, workers, url, unsafe_local)
+        self._runner, self._partial = Runner(self._sandbox, partial, tolerance), partial
+
+    def verify(self, items: Sequence[Item]) -> list[Verdict]:
+        """Judge all items, in parallel; equal programs under equal tests run once."""
+        verdicts: dict[int, Verdict] = {}
+        jobs: dict[tuple[str, str], tuple[str, Gold, list[int]]] = {}
+        golds: dict[str, Gold | GoldError] = {}
+        for row, item in enumerate(items):
+            key = item.answer if isinstance(item.answer, str) else json.dumps(item.answer, sort_keys=True, default=repr)
+            if key not in golds:
+                golds[key] = _gold(item.answer)
+            gold, code = golds[key], extract_code(item.completion)
+            if isinstance(gold, GoldError):
+                verdicts[row] = Verdict.of(Status.BAD_GOLD, detail=str(gold))
+            elif code is None or not code.strip():
+                verdicts[row] = Verdict.of(Status.NO_ANSWER, detail="no closed block of code")
+            elif len(code) > MAX_CODE:
+                verdicts[row] = Verdict.of(Status.REJECTED, detail=f"a program of {len(code)} characters")
+            else:
+                jobs.setdefault((code, key), (code, gold, []))[2].append(row)
+        with ThreadPoolExecutor(self._sandbox.workers, "code-reward") as threads:
+            judged = threads.map(lambda job: self._judge(job[0], job[1]), jobs.values())
+            for (_, _, rows), verdict in zip(jobs.values(), judged, strict=True):
+                verdicts.update(dict.fromkeys(rows, verdict))
+        return [verdicts[row] for row in range(len(items))]
+
+    def close(self) -> None:
+        """End the sandbox's processes."""
+        self._sandbox.close()
+
+    def _judge(self, code: str, gold: Gold) -> Verdict:
+        started = perf_counter()
+        result: Result = self._runner.run(code, gold)
+        ms = (perf_counter() - started) * 1000
+        if self._partial and result.status is not Status.INFRA:
+            return Verdict(result.status, result.passed / result.total, code, ms, result.detail)
+        return Verdict.of(result.status, code, result.detail, ms)
+
+
+def _gold(answer: Any) -> Gold | GoldError:
+    try:
+        return read_gold(answer)
+    except GoldError as error:
+        return error

@@ -1,0 +1,157 @@
+"""Gold answers of code problems: four forms, as a mapping or as JSON text.
+
+{"inputs": ["1 2\\n"], "outputs": ["3\\n"]}                              a program that reads and prints
+{"function": "add", "calls": [{"args": [1, 2], "expected": 3}]}         calls of a function (or Solution().add)
+{"tests": ["assert add(1, 2) == 3"], "setup": ""}                       assert statements (MBPP)
+{"check": "def check(candidate): …", "entry": "add", "setup": ""}       a test suite (HumanEval)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewards.code.asserts import Split, free_names, split
+from rewards.sandbox.inside import values
+
+
+class GoldError(ValueError):
+    """A gold answer that describes no test."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stdio:
+    """A program that reads and prints.
+
+    Attributes:
+        cases: (what it reads, what it must print).
+    """
+
+    cases: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a function: its encoded arguments, and the value it must return."""
+
+    args: Any
+    kwargs: Any
+    expected: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Calls of a function, which may also be a method of a class `Solution`."""
+
+    function: str
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Asserts:
+    """Assert statements that could be taken apart; `setup` runs after the solution, beside it."""
+
+    tests: tuple[Split, ...]
+    setup: str
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Tests that stay whole: they run apart from the solution and question it.
+
+    Attributes:
+        source: the tests; they fail by raising.
+        names: functions of the solution that they use.
+        imports: modules that they use without importing them.
+        entry: the function that `check(candidate)` is called with; empty if the tests are a plain script.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    imports: tuple[str, ...]
+    entry: str = ""
+
+
+Gold = Stdio | Calls | Asserts | Suite
+
+
+def read_gold(answer: Any) -> Gold:
+    """What a gold answer asks of a program.
+
+    Args:
+        answer: a mapping, or JSON text of one; see the top of this module.
+
+    Raises:
+        GoldError: it is in none of the four forms, or has no test.
+    """
+    if isinstance(answer, str):
+        try:
+            answer = json.loads(answer)
+        except (ValueError, RecursionError) as error:
+            raise GoldError(f"the gold answer is no JSON: {error}") from error
+    if not isinstance(answer, Mapping):
+        raise GoldError(f"a gold answer of code is a mapping, not {type(answer).__name__}")
+    fields = {key: value for key, value in answer.items() if value is not None}  # tables fill missing ones with None
+    for required, allowed, read in (
+        ("inputs", {"inputs", "outputs"}, _stdio),
+        ("calls", {"function", "calls"}, _calls),
+        ("tests", {"tests", "setup"}, _asserts),
+        ("check", {"check", "entry", "setup"}, _suite),
+    ):
+        if required in fields:
+            if unknown := set(fields) - allowed:
+                raise GoldError(f"a gold answer with {required!r} has no {sorted(unknown)}; it has {sorted(allowed)}")
+            try:
+                return read(fields)
+            except (KeyError, TypeError, SyntaxError, values.RefusedError, RecursionError) as error:
+                raise GoldError(f"unreadable {required!r}: {type(error).__name__}: {error}") from error
+    raise GoldError("a gold answer of code has 'inputs', 'calls', 'tests' or 'check'")
+
+
+def _stdio(fields: Mapping[str, Any]) -> Stdio:
+    inputs, outputs = fields["inputs"], fields["outputs"]
+    if not inputs or len(inputs) != len(outputs) or not _texts(inputs) or not _texts(outputs):
+        raise GoldError("'inputs' and 'outputs' are lists of text of one length, and not empty")
+    return Stdio(tuple(zip(inputs, outputs, strict=True)))
+
+
+def _calls(fields: Mapping[str, Any]) -> Calls:
+    function, calls = fields["function"], fields["calls"]
+    if not isinstance(function, str) or not function.isidentifier() or not calls:
+        raise GoldError("'function' is a name, and 'calls' a list that is not empty")
+    read = []
+    for call in calls:
+        if unknown := set(call) - {"args", "kwargs", "expected"}:
+            raise GoldError(f"a call has no {sorted(unknown)}; it has 'args', 'kwargs' and 'expected'")
+        values.encode(call["expected"])  # nothing else can ever be returned
+        arguments, keywords = list(call.get("args") or []), dict(call.get("kwargs") or {})
+        read.append(Call(values.encode(arguments), values.encode(keywords), call["expected"]))
+    return Calls(function, tuple(read))
+
+
+def _asserts(fields: Mapping[str, Any]) -> Asserts | Suite:
+    tests, setup = fields["tests"], fields.get("setup") or ""
+    if not tests or not _texts(tests) or not isinstance(setup, str):
+        raise GoldError("'tests' is a list of assert statements, and not empty; 'setup' is code")
+    compile(setup, "setup", "exec")
+    splits = [split(test) for test in tests]
+    if all(splits):
+        return Asserts(tuple(s for s in splits if s is not None), setup)
+    source = "\n".join([setup, *tests])
+    names, imports = free_names([source])
+    return Suite(source, tuple(names), tuple(imports))
+
+
+def _suite(fields: Mapping[str, Any]) -> Suite:
+    suite, entry, setup = fields["check"], fields["entry"], fields.get("setup") or ""
+    if not entry.isidentifier():
+        raise GoldError("'entry' is the name of the function that 'check' tests")
+    source = f"{setup}\n{suite}"
+    names, imports = free_names([source])
+    return Suite(source, tuple(sorted({*names, entry})), tuple(imports), entry)
+
+
+def _texts(items: Any) -> bool:
+    return isinstance(items, Sequence) and not isinstance(items, str) and all(isinstance(i, str) for i in items)
