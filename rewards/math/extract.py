@@ -1,0 +1,116 @@
+r"""Where the final answer of a completion is.
+
+In this order: what follows the last `</think>`; in it `<answer>...</answer>`; else `\boxed{...}`; else a line that
+announces the answer (`The final answer is ...`, `Answer: ...`, GSM8K's `#### ...`); else the whole text if it is
+nothing but an answer; and only if asked to be lenient the last number. Every pass is linear in the completion.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from rewards.math.tokens import matching_brace
+from rewards.text import split_thought
+
+MAX_BOXES = 32
+"""Boxes looked at, from the last one; a completion with more is hedging."""
+_BARE_LENGTH = 80
+"""Characters of a completion that may be an answer as a whole."""
+_LINE_LENGTH = 2000
+
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t]*")
+_TAG = re.compile(r"<answer>|</answer>", re.IGNORECASE)
+_CUE = re.compile(
+    r"####|(?:\bfinal[ \t]+answer|\banswer)[*_]{0,3}[ \t]*(?:(?:\bis\b|=|\bwould be\b|\bto\b[^.:\n]{0,80}\bis\b)[ \t]*:?|:)[*_]{0,3}",
+    re.IGNORECASE,
+)
+_LAST_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
+_SENTENCE_END = re.compile(r"\.(?:\s|$)|\n|(?<=[a-z])[!?](?:\s|$)")
+
+
+def finals(completion: str, final_line: bool = True, lenient: bool = False) -> list[str]:
+    """The texts that a completion offers as its final answer, in order; several if it has several boxes or tags.
+
+    Args:
+        completion: what the model wrote.
+        final_line: read answers that are announced in words, or that are the whole text.
+        lenient: fall back to the last number of the text.
+    """
+    _, text = split_thought(completion)
+    tagged = list(_tagged(text))
+    if tagged:
+        return [inner for content in tagged for inner in (_boxes(content) or [_announced(content) or content])]
+    boxed = _boxes(text)
+    if boxed:
+        return boxed
+    if final_line:
+        announced = _announced(text)
+        if announced is not None:
+            return [announced]
+        bare = text.strip()
+        if bare and len(bare) <= _BARE_LENGTH and "\n" not in bare:
+            return [bare]
+    return [m[0].strip("$") for m in [*_LAST_NUMBER.finditer(text)][-1:]] if lenient else []
+
+
+def gold_text(gold: str) -> str:
+    r"""The answer in a gold solution: what follows `####`, what is boxed, or the whole of it."""
+    if "####" in gold:
+        return gold.rsplit("####", 1)[1].strip()
+    tagged = list(_tagged(gold))
+    if tagged:
+        gold = tagged[-1]
+    boxed = _boxes(gold)
+    return (", ".join(boxed) if len(boxed) > 1 and len(gold) < _LINE_LENGTH else boxed[-1]) if boxed else gold.strip()
+
+
+def _tagged(text: str) -> Iterator[str]:
+    """Contents of `<answer>` elements. A second opening tag starts over; an element that is not closed is none."""
+    start = None
+    for tag in _TAG.finditer(text):
+        if tag[0][1] != "/":
+            start = tag.end()
+        elif start is not None:
+            if content := text[start : tag.start()].strip():
+                yield content
+            start = None
+
+
+def _boxes(text: str) -> list[str]:
+    """Contents of balanced boxes outside of other boxes, without empty ones and repetitions."""
+    contents: dict[str, None] = {}
+    end = 0
+    for found in [*_BOX.finditer(text)][-MAX_BOXES - 1 :]:
+        if found.start() < end:
+            continue
+        position = found.end()
+        if text[position : position + 1] != "{":
+            digits = re.match(r"\d+", text[position : position + 40])
+            if digits is not None:
+                contents[digits[0]] = None
+            continue
+        closed = matching_brace(text, position, position + _LINE_LENGTH)
+        if closed is None:
+            continue
+        end = closed
+        content = text[position + 1 : closed].strip()
+        inner = _boxes(content)
+        if inner and content.startswith("\\"):
+            content = inner[-1]
+        if content:
+            contents[content] = None
+    return list(contents)
+
+
+def _announced(text: str) -> str | None:
+    """The rest of the sentence after the last cue."""
+    cue = None
+    for cue in _CUE.finditer(text):  # noqa: B007  the last one is wanted
+        pass
+    if cue is None:
+        return None
+    rest = text[cue.end() : cue.end() + _LINE_LENGTH].lstrip(" \t*:\n")
+    stop = _SENTENCE_END.search(rest)
+    answer = (rest[: stop.start()] if stop else rest).strip().strip("*_` ")
+    return answer or None

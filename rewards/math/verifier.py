@@ -1,0 +1,234 @@
+"""The reward `math`: is the final answer of a completion equal to the gold answer?"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from rewards.math.compare import choice, exact, same, shape_of
+from rewards.math.extract import MAX_BOXES, finals, gold_text
+from rewards.math.numbers import TooBig, simple
+from rewards.math.shapes import Group
+from rewards.math.tokens import TooDeep, tokens
+from rewards.pool import Fate, Pool, PoolError
+from rewards.verdict import Item, Status, Verdict
+
+MAX_ANSWER = 512
+"""Characters of the longest answer that is read (or twice the gold's length, if that is more)."""
+MAX_FINALS = 8
+_PER_ITEM_S = 0.25
+"""Wall-clock seconds that each comparison beyond the first adds to a batch's allowance."""
+_SHARE = 4
+"""A comparison is killed after this fraction of the deadline, so that several hangs still fit into one."""
+
+
+class MathVerifier:
+    r"""Is the final answer equal to the gold answer? Exact, tolerant of notation, and never blocked.
+
+    Golds may be LaTeX, `$...$`, boxed, numbers, GSM8K solutions (`... #### 72`), or a list of acceptable answers.
+    What cannot be decided by arithmetic goes to math-verify in a pool of processes that are killed when late.
+
+    Args:
+        final_line: accept answers that are announced in words (`The answer is 5`) where there is no tag or box.
+        lenient: where nothing announces an answer, take the last number of the text.
+        deadline_s: wall-clock seconds after which a batch's symbolic stage has ended, plus a little for every
+            comparison beyond the first; a comparison that hangs is killed after a quarter of it.
+        workers: processes of the pool; one a core, up to eight, if not given.
+        rss_mib: MiB of memory that one comparison may take.
+    """
+
+    def __init__(
+        self,
+        final_line: bool = True,
+        lenient: bool = False,
+        deadline_s: float = 8.0,
+        workers: int | None = None,
+        rss_mib: int = 1024,
+    ) -> None:
+        self.final_line, self.lenient, self.deadline_s = final_line, lenient, deadline_s
+        self._pool = Pool("rewards.math.symbolic:judge", workers, deadline_s / _SHARE, rss_mib)
+
+    def verify(self, items: Sequence[Item]) -> list[Verdict]:
+        """Judge completions; see `Verdict.detail` for the reason of each refusal."""
+        cases = [self._case(item) for item in items]
+        pairs = list(dict.fromkeys(pair for case in cases for pair in case.open_pairs()))
+        if pairs:
+            answers = dict(zip(pairs, self._algebra(pairs), strict=True))
+            for case in cases:
+                case.settle(answers)
+        return [case.verdict() for case in cases]
+
+    def check_gold(self, gold: Any) -> str | None:
+        """Why a gold answer cannot be used for training, or `None` if a perfect answer to it would be rewarded."""
+        readable = golds(gold)
+        if not readable:
+            return "there is no gold answer"
+        for text in readable:
+            verdict = self.verify([Item(rf"The answer is $\boxed{{{text}}}$.", gold)])[0]
+            if verdict.status is not Status.CORRECT:
+                return f"{text!r} does not accept itself: {verdict.status}, {verdict.detail}"
+        return None
+
+    def close(self) -> None:
+        """End the pool's processes."""
+        self._pool.close()
+
+    def _case(self, item: Item) -> _Case:
+        started = time.perf_counter()
+        try:
+            case = _Case(golds(item.answer), finals(item.completion, self.final_line, self.lenient))
+            case.decide()
+        finally:
+            ms = (time.perf_counter() - started) * 1000
+        case.ms = ms
+        return case
+
+    def _algebra(self, pairs: Sequence[tuple[str, str]]) -> list[Decision]:
+        """Ask the pool."""
+        allowance = self.deadline_s + _PER_ITEM_S * (len(pairs) - 1)
+        try:
+            outcomes = self._pool.map(pairs, allowance)
+        except PoolError as error:
+            return [Decision(Status.INFRA, str(error))] * len(pairs)
+        decisions = {
+            "equal": Decision(Status.CORRECT),
+            "different": Decision(Status.WRONG),
+            "rejected": Decision(Status.REJECTED, "made to keep computers busy"),
+        }
+        fates = {
+            Fate.TIMEOUT: Status.TIMEOUT,
+            Fate.MEMORY: Status.REJECTED,
+            Fate.RAISED: Status.WRONG,
+            Fate.CRASHED: Status.REJECTED,
+            Fate.UNREACHED: Status.INFRA,
+        }
+        return [
+            replace(decisions[o.value], ms=o.ms) if o.fate is Fate.DONE else Decision(fates[o.fate], o.detail, o.ms)
+            for o in outcomes
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What became of one pair of gold and answer."""
+
+    status: Status
+    detail: str = ""
+    ms: float = 0.0
+
+
+class _Case:
+    """One completion on its way to a verdict."""
+
+    def __init__(self, gold: tuple[str, ...], offered: list[str]) -> None:
+        self.gold, self.offered, self.ms = gold, offered, 0.0
+        self.decisions: dict[tuple[str, str], Decision | None] = {}
+
+    def decide(self) -> None:
+        """Decide every pair of gold and final answer that arithmetic can decide."""
+        if not self.gold or not self.offered or len(self.offered) > MAX_FINALS:
+            return
+        texts = self.offered if len(self.offered) == 1 else [*self.offered, ", ".join(self.offered)]
+        for answer in texts:
+            for gold in self.gold:
+                decision = _compare(gold, answer)
+                self.decisions[gold, answer] = decision
+                if decision is not None and decision.status is Status.CORRECT:
+                    break
+
+    def open_pairs(self) -> Iterable[tuple[str, str]]:
+        """Pairs that need algebra, for answers that no other gold accepts already."""
+        accepted = {answer for (_, answer), d in self.decisions.items() if d and d.status is Status.CORRECT}
+        return [pair for pair, decision in self.decisions.items() if decision is None and pair[1] not in accepted]
+
+    def settle(self, answers: dict[tuple[str, str], Decision]) -> None:
+        """Take over what the pool found."""
+        for pair in self.open_pairs():
+            self.decisions[pair] = answers[pair]
+            self.ms += answers[pair].ms
+
+    def verdict(self) -> Verdict:
+        """Put the decisions together."""
+        if not self.gold:
+            return Verdict.of(Status.BAD_GOLD, detail="there is no gold answer", ms=self.ms)
+        if not self.offered:
+            return Verdict.of(Status.NO_ANSWER, detail="no final answer found", ms=self.ms)
+        if len(self.offered) > MAX_FINALS:
+            return Verdict.of(Status.REJECTED, self.offered[-1], f"{len(self.offered)} different answers", self.ms)
+        by_answer = [self._best(answer) for answer in self.offered]
+        last = self.offered[-1]
+        right = [decision.status is Status.CORRECT for decision in by_answer]
+        if all(right):
+            return Verdict.of(Status.CORRECT, last, ms=self.ms)
+        if len(self.offered) > 1:
+            together = ", ".join(self.offered)
+            if self._best(together).status is Status.CORRECT:
+                return Verdict.of(Status.CORRECT, together, ms=self.ms)
+            if any(right):
+                return Verdict.of(Status.REJECTED, together, "several different final answers", self.ms)
+        worst = by_answer[-1]
+        return Verdict.of(worst.status, last, worst.detail or "not equal to the gold answer", self.ms)
+
+    def _best(self, answer: str) -> Decision:
+        found = [d for (_, text), d in self.decisions.items() if text == answer and d is not None]
+        return min(found, key=lambda d: _RANK.index(d.status)) if found else Decision(Status.WRONG)
+
+
+_RANK = (Status.CORRECT, Status.INFRA, Status.TIMEOUT, Status.REJECTED, Status.WRONG)
+
+
+def golds(answer: Any) -> tuple[str, ...]:
+    """The acceptable answers that a data row's gold stands for; empty if there is none that can be read."""
+    if isinstance(answer, list | tuple | set | frozenset):
+        return tuple(dict.fromkeys(text for one in answer for text in golds(one)))
+    if isinstance(answer, bool):
+        return (str(answer),)
+    if isinstance(answer, int):
+        return (str(answer),) if answer.bit_length() < 4096 else ()
+    if isinstance(answer, float):
+        return (_number(answer),) if math.isfinite(answer) else ()
+    if isinstance(answer, Fraction):
+        return (f"{answer.numerator}/{answer.denominator}",)
+    text = gold_text(answer) if isinstance(answer, str) else ""
+    return (text,) if text else ()
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+
+
+_shape = lru_cache(maxsize=4096)(shape_of)
+"""Shapes of golds and of answers that many rollouts share; a cache of pure values."""
+
+
+def _compare(gold: str, answer: str) -> Decision | None:
+    """Compare by everything but algebra; `None` if that does not decide."""
+    gold_value = simple(gold)
+    if gold_value is not None:
+        answer_value = simple(answer)
+        if answer_value is not None and "." not in gold + answer:
+            return _EQUAL if gold_value == answer_value else _DIFFERENT
+    if gold == answer:
+        return _EQUAL
+    if len(answer) > max(MAX_ANSWER, 2 * len(gold)):
+        return Decision(Status.REJECTED, f"an answer of {len(answer)} characters")
+    letter = choice(gold)
+    if letter is not None and (given := choice(answer)) is not None:
+        return _EQUAL if given == letter else _DIFFERENT
+    try:
+        if tokens(gold) == tokens(answer):
+            return _EQUAL
+        equal = same(_shape(gold), _shape(answer), exact)
+    except TooBig as error:
+        return Decision(Status.REJECTED, str(error))
+    except TooDeep as error:
+        return Decision(Status.REJECTED, str(error))
+    return None if equal is None else _EQUAL if equal else _DIFFERENT
+
+
+_EQUAL, _DIFFERENT = Decision(Status.CORRECT), Decision(Status.WRONG, "not equal to the gold answer")
