@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from rich.console import Console
 
     from pipeline.recipe import Recipe
@@ -27,6 +29,7 @@ OverridesArgument = Annotated[
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder under which every run has its own folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
+ModelArgument = Annotated[str, typer.Argument(help="RUN@STAGE (runs/nano-r1@zero), a folder, or a hub id.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, such as runs/nano-r1.")]
 
 
@@ -162,6 +165,126 @@ def doctor(
         _console().print(checks.table(findings))
     if any(finding.level is checks.Level.ERROR for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def generate(
+    model: ModelArgument,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Ask once and leave; a chat if not given.")
+    ] = None,
+    template: Annotated[str, typer.Option(help="Prompt template around each question.")] = "plain",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Chat with a checkpoint."""
+    from pipeline.chat import Conversation
+    from pipeline.data.templates import TemplateError
+    from pipeline.rollout.base import Sampling
+
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    try:
+        conversation = Conversation(_model(model), template, sampling)
+    except (TemplateError, OSError, ValueError) as error:
+        _fail(str(error), code=2)
+    if prompt is None:
+        typer.echo("An empty line starts over; Ctrl-D ends.", err=True)
+    for question in [prompt] if prompt is not None else _questions():
+        if not question:
+            conversation.forget()
+            continue
+        for piece in conversation.ask(question):
+            typer.echo(piece, nl=False)
+        typer.echo()
+
+
+def _questions() -> Iterator[str]:
+    while True:
+        try:
+            yield input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelArgument,
+    tasks: Annotated[list[str], typer.Argument(help="Tasks: gsm8k/test, countdown, path/task.py:Class.")],
+    samples: Annotated[int, typer.Option("--samples", "-k", min=1, help="Completions a problem.")] = 1,
+    problems: Annotated[int | None, typer.Option("--problems", "-n", min=1, help="Problems of each task.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--option", "-o", help="Task options: path=data/gsm8k")] = None,
+    template: Annotated[str | None, typer.Option(help="Prompt template; the task's own if not given.")] = None,
+    engine: Annotated[str, typer.Option(help="auto, transformers, vllm or vllm_server.")] = "auto",
+    max_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.6,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
+    seed: Annotated[int, typer.Option()] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the completions and verdicts.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Score a model on tasks, outside of any run."""
+    from pipeline import source
+    from pipeline.tasks.resolve import parse
+
+    rollout = {"engine": engine, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    given = {"problems": problems, "template": template, "options": source.assignments(options or [])}
+    try:
+        specs = [{**parse(task, "test"), **{k: v for k, v in given.items() if v}} for task in tasks]
+    except ValueError as error:
+        _fail(str(error), code=2)
+    stage = {"kind": "evaluate", "models": [_model(model)], "samples": samples, "tasks": specs, "rollout": rollout}
+    _once(stage, seed, out, json)
+
+
+@app.command()
+def export(
+    model: ModelArgument,
+    folder: Annotated[Path, typer.Argument(help="Where the Hugging Face folder goes; must not exist.")],
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as it is if not given.")] = None,
+) -> None:
+    """Write a stage's model as a Hugging Face folder with a model card."""
+    if folder.exists():
+        _fail(f"{folder} exists already", code=2)
+    stage = {"kind": "export", "model": _model(model), **({"dtype": dtype} if dtype else {})}
+    _once(stage, 0, folder, json=False)
+
+
+def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool) -> None:
+    """Run a single stage outside of any recipe and print its numbers; its files go to `out`, if given."""
+    import shutil
+    import tempfile
+
+    from pipeline import display, recipe, runner, source
+    from pipeline.report import summary
+
+    console, kind = _console(json), str(stage["kind"])
+    data = {"name": kind, "seed": seed, "stages": {kind: stage}}
+    try:
+        checked = recipe.check(source.Source(Path.cwd() / "command line", data, {}))
+    except recipe.RecipeError as error:
+        _fail(str(error), code=2)
+    with tempfile.TemporaryDirectory(dir=None if out is None else out.absolute().parent) as folder:
+        try:
+            with display.observer(_console(json=True) if json else console, json) as observer:
+                artifact = runner.execute(checked, Path(folder), observer).artifacts[kind]
+        except runner.StageError as error:
+            _fail(str(error))
+        if out is not None:
+            shutil.move(artifact.path, out)
+            console.print(f"written: {out}", soft_wrap=True)
+        elif not json:
+            console.print(summary.terminal_table(Path(folder)))
+
+
+def _model(name: str) -> str:
+    from pipeline.chat import model_path
+
+    try:
+        return model_path(name)
+    except LookupError as error:
+        _fail(str(error), code=2)
 
 
 def _load(recipe: str, overrides: list[str] | None) -> Recipe:

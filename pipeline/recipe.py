@@ -129,6 +129,11 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError([text.issue((), "a recipe is a mapping with the keys name and stages")])
     for assignment in overrides:
         text.override(assignment)
+    return check(text)
+
+
+def check(text: Source) -> Recipe:
+    """Turn a source into a recipe; see `load` for the errors."""
     try:
         header = _Header.model_validate(text.data)
     except ValidationError as error:

@@ -108,6 +108,19 @@ class Source:
         raise RecipeError([Issue(f"override {assignment!r}", where, "there is no such place in the recipe")])
 
 
+def assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """`["path=data/gsm8k", "digits=2"]` as a mapping; values are read as YAML.
+
+    Raises:
+        RecipeError: not of the form key=value.
+    """
+    holder = Source(Path("options"), {}, {})
+    for text in texts:
+        holder.override(text)
+    found: dict[str, Any] = holder.data
+    return found
+
+
 def read(path: Path) -> Source:
     """Read a YAML file.
 

@@ -1,0 +1,91 @@
+"""Talking to a checkpoint: one question, or a conversation, with the answer streamed as it is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from pipeline.data.templates import Chat, prompt_template
+from pipeline.rollout.base import Sampling
+
+
+class Conversation:
+    """A chat with one model, on the GPU if there is one.
+
+    Args:
+        path: folder or hub id.
+        template: prompt template that wraps every question; `plain` leaves it as it is.
+        sampling: how to sample; `n` does not apply.
+    """
+
+    def __init__(self, path: str, template: str, sampling: Sampling) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.template, self.sampling = prompt_template(template), sampling
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").to(self.device).eval()
+        self.chat: Chat = []
+        torch.manual_seed(sampling.seed)
+
+    def ask(self, question: str) -> Iterator[str]:
+        """Put a question; yields the answer piece by piece and remembers both."""
+        from transformers import TextIteratorStreamer
+
+        turn = self.template(question)
+        self.chat += [message for message in turn if message["role"] != "system" or not self.chat]
+        inputs = self.tokenizer.apply_chat_template(
+            self.chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(self.device)
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        worker = Thread(target=self.model.generate, kwargs={**inputs, **self._settings(), "streamer": streamer})
+        worker.start()
+        answer = ""
+        for piece in streamer:
+            answer += piece
+            yield piece
+        worker.join()
+        self.chat.append({"role": "assistant", "content": answer})
+
+    def forget(self) -> None:
+        """Start over with an empty conversation."""
+        self.chat = []
+
+    def _settings(self) -> dict[str, Any]:
+        sampling = self.sampling
+        pad = self.tokenizer.pad_token_id
+        settings: dict[str, Any] = {
+            "max_new_tokens": sampling.max_tokens,
+            "do_sample": sampling.temperature > 0,
+            "pad_token_id": self.tokenizer.eos_token_id if pad is None else pad,
+        }
+        if sampling.temperature > 0:
+            settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        return settings
+
+
+def model_path(name: str) -> str:
+    """What a user calls a model: `runs/nano-r1@zero` (a stage of a run), a folder, or a hub id.
+
+    Raises:
+        LookupError: the run has no such stage, or the stage has not published a model.
+    """
+    run, at, stage = name.rpartition("@")
+    if not at or not Path(run).is_dir():
+        return name
+    from pipeline import artifacts
+    from pipeline.tasks.base import nearest
+
+    try:
+        stages = artifacts.current(Path(run))
+    except FileNotFoundError:
+        raise LookupError(f"{run} is not the folder of a run") from None
+    if stage not in stages:
+        raise LookupError(f"{run} has no stage {stage!r}{nearest(stage, list(stages))}. Stages: {', '.join(stages)}")
+    artifact = stages[stage]
+    if artifact is None or not (artifact.path / "model").is_dir():
+        raise LookupError(f"the stage {stage!r} of {run} has not published a model")
+    return str(artifact.path / "model")
