@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 BUILTIN: Mapping[str, str] = {
+    "code": "rewards.code:CodeVerifier",
     "countdown": "rewards.countdown:Countdown",
     "math": "rewards.math:MathVerifier",
     "think_format": "rewards.format:ThinkFormat",
+    "language": "rewards.language:Language",
 }
 """Built-in rewards: name -> module:attribute."""
 
