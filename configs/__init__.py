@@ -1,0 +1,1 @@
+"""Data, not code: reusable pieces that recipes name (`model/*.yaml`, `accelerate/*.yaml`)."""

@@ -1,0 +1,1 @@
+"""Data, not code: whole jobs, one YAML file each."""
