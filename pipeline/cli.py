@@ -60,12 +60,13 @@ def _execute(recipe: Recipe, folder: Path, jobs: int | None, console: Console, j
 
     from pipeline import display, runner
     from pipeline.report import summary
-    from pipeline.report.page import write_report
 
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with display.observer(console, json) as observer:
         done = runner.execute(recipe, folder, observer, jobs)
     if done.ran or not (folder / "report.html").exists():
+        from pipeline.report.page import write_report  # brings matplotlib along: not for a run with nothing to do
+
         write_report(folder)
     if not json:
         console.print(summary.terminal_table(folder))
