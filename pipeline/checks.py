@@ -105,7 +105,8 @@ def _in_options(loc: Loc) -> bool:
 
 
 def _looks_local(text: str) -> bool:
-    return text.startswith(("/", "./", "../", "~")) or text.endswith((".gguf", ".safetensors")) or text.count("/") > 1
+    files = (".gguf", ".safetensors", ".jinja", ".j2")
+    return text.startswith(("/", "./", "../", "~")) or text.endswith(files) or text.count("/") > 1
 
 
 def keys_at(model: Any, loc: Sequence[str | int]) -> list[str]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import batched
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from pipeline.data.mixture import DataError, Row
 from pipeline.data.templates import Chat, encode, render
@@ -25,6 +25,7 @@ CHUNK_ROWS = 2000
 THINK = "<think>"
 
 TooLong = Literal["drop", "error"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def documents(tokenizer: Any, texts: Iterable[str]) -> tuple[Dataset, Account]:
     """
 
     def pairs() -> Iterator[tuple[list[int], list[int]]]:
-        for chunk in batched(texts, CHUNK_ROWS):
+        for chunk in _chunks(texts):
             for ids in encode(tokenizer, chunk):
                 yield [], [*ids, tokenizer.eos_token_id]
 
@@ -105,7 +106,7 @@ def _turns(row: Row) -> Iterator[tuple[Chat | str, str]]:
         yield chat[:at], chat[at]["content"]
 
 
-def _is_chat(value: Any) -> bool:
+def _is_chat(value: Any) -> TypeGuard[Chat]:
     return isinstance(value, list) and all(
         isinstance(message, Mapping) and isinstance(message.get("content"), str) and "role" in message
         for message in value
@@ -114,12 +115,11 @@ def _is_chat(value: Any) -> bool:
 
 def _completion_ids(tokenizer: Any, turns: Iterator[tuple[Chat | str, str]]) -> Iterator[tuple[list[int], list[int]]]:
     eos = tokenizer.eos_token
-    for chunk in batched(turns, CHUNK_ROWS):
+    for chunk in _chunks(turns):
         rendered = iter(render(tokenizer, [before for before, _ in chunk if not isinstance(before, str)]))
         prompts = [before if isinstance(before, str) else next(rendered) for before, _ in chunk]
         said = [
-            _unprefilled(prompt, text.removesuffix(eos)) + eos
-            for prompt, (_, text) in zip(prompts, chunk, strict=True)
+            _unprefilled(prompt, text.removesuffix(eos)) + eos for prompt, (_, text) in zip(prompts, chunk, strict=True)
         ]
         yield from zip(encode(tokenizer, prompts), encode(tokenizer, said), strict=True)
 
@@ -140,7 +140,7 @@ def _collect(
     features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
     parts: list[Dataset] = []
     tokens = trained = dropped = longest = 0
-    for chunk in batched(pairs, CHUNK_ROWS):
+    for chunk in _chunks(pairs):
         columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
         for before, said in chunk:
             length = len(before) + len(said)
@@ -158,3 +158,9 @@ def _collect(
     if not examples:
         raise DataError(f"nothing to train on: {dropped} examples are longer than max_length={max_length}")
     return concatenate_datasets(parts), Account(examples, tokens, trained, dropped, longest)
+
+
+def _chunks(values: Iterable[T]) -> Iterator[list[T]]:
+    remaining = iter(values)
+    while chunk := list(islice(remaining, CHUNK_ROWS)):
+        yield chunk

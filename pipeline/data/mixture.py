@@ -92,4 +92,3 @@ def mixed(sources: Sequence[DataSource], context: StageContext[Any]) -> list[Row
         whole, part = divmod(round(source.weight * len(own)), len(own))
         rows += own * whole + own[:part]
     return rows
-

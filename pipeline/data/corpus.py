@@ -1,0 +1,61 @@
+"""Generated text to pre-train on: a corpus yields documents, as many as are asked for.
+
+A corpus is one module beside this one, or `file.py:Class` in a recipe::
+
+    corpus: {use: my_corpus.py:Sums, documents: 20000, options: {digits: 2}}
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.tasks.base import nearest
+from rewards.registry import RewardError, find
+
+BUILTIN: Mapping[str, str] = {}
+"""Built-in corpora: name -> module:class."""
+
+
+class CorpusError(ValueError):
+    """A corpus that does not exist, or an option that it does not have."""
+
+
+class Corpus(ABC):
+    """Base of all corpora. Constructor arguments are the options that a recipe may set; all have defaults."""
+
+    @abstractmethod
+    def documents(self, n: int, seed: int) -> Iterator[str]:
+        """The first `n` documents in the order that the seed gives, without any end-of-sequence token."""
+
+
+def load(use: str, options: Mapping[str, Any], base: Path | None = None) -> Corpus:
+    """Build a corpus.
+
+    Args:
+        use: a built-in name, `package.module:Class`, or `file.py:Class`.
+        options: constructor arguments.
+        base: folder against which a relative file path is read.
+
+    Raises:
+        CorpusError: unknown corpus or option.
+    """
+    check(use)
+    try:
+        made = find(BUILTIN.get(use, use), base).target(**options)
+    except (RewardError, TypeError) as error:
+        raise CorpusError(f"corpus {use!r}: {error}") from error
+    if not isinstance(made, Corpus):
+        raise CorpusError(f"{use!r} is not a subclass of pipeline.data.corpus.Corpus")
+    return made
+
+
+def check(use: str) -> None:
+    """Raise CorpusError for a plain name that is no built-in corpus; a path is looked up when it is loaded."""
+    if ":" not in use and use not in BUILTIN:
+        raise CorpusError(
+            f"there is no corpus {use!r}{nearest(use, BUILTIN)}. Known: {', '.join(sorted(BUILTIN)) or 'none'};"
+            " a corpus of your own is named by 'file.py:Class'"
+        )

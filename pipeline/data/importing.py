@@ -1,0 +1,189 @@
+"""Foreign models become complete Hugging Face folders whose tokenizer, chat template and stop tokens agree."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.templates import encode, set_chat_template
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = ".safetensors"
+KEPT = (".json", ".txt", ".model", ".jinja", ".tiktoken", WEIGHTS)
+"""Endings of what belongs to a model: weights as safetensors, configs, tokenizer; no code and no pickles."""
+HEADER_BYTES = 8
+"""A safetensors file begins with the length of its header, in so many bytes."""
+
+
+def copied(source: str, target: Path, revision: str | None) -> None:
+    """Take a model as it is.
+
+    Files of the hub's cache, which are never written again, are linked; a local folder is copied, because whoever
+    owns it may overwrite its files in place. Weights that are not safetensors are converted.
+
+    Args:
+        source: a local folder or a hub id.
+        target: the folder to make.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ValueError: the folder holds no model.
+    """
+    local = Path(source).is_dir()
+    folder = Path(source) if local else _downloaded(source, revision)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{source} holds no model: there is no config.json in it")
+    if not any(path.suffix == WEIGHTS for path in folder.iterdir()):
+        converted(str(folder), target, "auto", None)
+        return
+    target.mkdir(parents=True)
+    for path in folder.iterdir():
+        if path.is_file() and path.suffix in KEPT:
+            _place(path.resolve(), target / path.name, link=not local and path.suffix == WEIGHTS)
+
+
+def converted(source: str, target: Path, dtype: str, revision: str | None) -> None:
+    """Load a model and save it in another precision."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+    AutoModelForCausalLM.from_pretrained(source, dtype=wanted, revision=revision).save_pretrained(target)
+    AutoTokenizer.from_pretrained(source, revision=revision).save_pretrained(target)
+
+
+def from_gguf(source: str, target: Path, dtype: str) -> None:
+    """Dequantise a GGUF file.
+
+    transformers gives such a tokenizer its BOS token as EOS and may lose the padding token; both are taken from the
+    file itself. A model loaded from GGUF counts as quantised and refuses to be saved, so a plain one takes its weights.
+
+    Raises:
+        ModuleNotFoundError: the package `gguf` is not installed.
+    """
+    import torch
+    from gguf import GGUFReader
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = Path(source)
+    wanted = getattr(torch, dtype)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=wanted)
+    if hasattr(loaded.config, "quantization_config"):
+        del loaded.config.quantization_config
+    model = AutoModelForCausalLM.from_config(loaded.config, dtype=wanted)
+    model.load_state_dict(loaded.state_dict())
+    fields = GGUFReader(path).fields
+    for name, key in (("eos", "eos"), ("pad", "padding")):
+        if (field := fields.get(f"tokenizer.ggml.{key}_token_id")) is not None:
+            number = int(field.contents())
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(number))
+            setattr(model.config, f"{name}_token_id", number)
+            setattr(model.generation_config, f"{name}_token_id", number)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def settle(folder: Path, template: str | Path | None) -> dict[str, Any]:
+    """Set the chat template and make tokenizer, template and generation config agree on where a turn ends.
+
+    Args:
+        folder: a model's folder; its tokenizer and configs are rewritten.
+        template: name of a chat template of ours, a Jinja file, or `None` to keep the model's own.
+
+    Returns:
+        Metrics: parameters, precision, context, and what ends a turn.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-sequence token, or the template never ends a turn.
+    """
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    stops = _stops(GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else config)
+    if isinstance(template, Path):
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    elif template is not None:
+        set_chat_template(tokenizer, template)
+    if tokenizer.chat_template:
+        _end_turns(tokenizer)
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-sequence token: give the model a chat_template that ends turns")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    ends = list(dict.fromkeys([tokenizer.eos_token_id, *stops]))
+    agreed = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": tokenizer.pad_token_id}
+    _rewrite(folder / "generation_config.json", agreed)
+    _rewrite(folder / "config.json", {**agreed, "eos_token_id": tokenizer.eos_token_id})
+    total, precision = _weights(folder)
+    return {
+        "parameters": total,
+        "dtype": precision,
+        "context": getattr(config.get_text_config(), "max_position_embeddings", None),
+        "end_of_turn": tokenizer.eos_token,
+        "chat_template": bool(tokenizer.chat_template),
+    }
+
+
+def _end_turns(tokenizer: Any) -> None:
+    """Make EOS the token with which the chat template ends the assistant's turn."""
+    said = "zero2r1"
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+    _, _, after = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(said)
+    ids = encode(tokenizer, [after.lstrip()])[0]
+    if not ids:
+        raise ValueError("the chat template never ends the assistant's turn: a model could not learn to stop")
+    if ids[0] == tokenizer.eos_token_id:
+        return
+    token = tokenizer.convert_ids_to_tokens(ids[0])
+    if token not in tokenizer.get_added_vocab():
+        raise ValueError(f"the chat template ends the assistant's turn with {token!r}, which is no special token")
+    log.warning("the tokenizer's EOS was %r, but turns end with %r: mended", tokenizer.eos_token, token)
+    tokenizer.eos_token = token
+
+
+def _stops(config: Any) -> list[int]:
+    eos = getattr(config, "eos_token_id", None)
+    return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+
+def _rewrite(path: Path, values: dict[str, Any]) -> None:
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps({**old, **values}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _weights(folder: Path) -> tuple[int, str]:
+    """Number of weights, and their most frequent type, read from the files' headers."""
+    by_type: dict[str, int] = {}
+    for path in sorted(folder.glob(f"*{WEIGHTS}")):
+        with path.open("rb") as source:
+            header = json.loads(source.read(int.from_bytes(source.read(HEADER_BYTES), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                by_type[entry["dtype"]] = by_type.get(entry["dtype"], 0) + math.prod(entry["shape"])
+    return sum(by_type.values()), max(by_type, key=by_type.__getitem__)
+
+
+def _downloaded(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"*{ending}" for ending in KEPT]
+    return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+
+
+def _place(source: Path, target: Path, link: bool) -> None:
+    if link:
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            log.info("%s is on another device: copied", source)
+    shutil.copyfile(source, target)

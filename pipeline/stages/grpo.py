@@ -1,0 +1,184 @@
+"""Reinforcement learning with group-relative advantages (GRPO), on TRL's trainer.
+
+    zero:
+      kind: grpo
+      model: "@base"
+      tasks: [gsm8k/train]
+      rewards: [accuracy, {use: think_format, weight: 0.1}]
+      rollout: {engine: vllm, max_tokens: 1024}
+      trainer: {num_generations: 16, learning_rate: 1.0e-6, max_steps: 300}
+
+The defaults are those of R1 (Nature s41586-025-09422-z) as far as they carry over to small runs: sixteen rollouts a
+question, advantages normalised within the group, the loss averaged over each sequence, a constant learning rate, a clip
+that hardly ever binds, and a small KL term against a reference that is replaced by the policy every 400 steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipeline.stages.base import ModelRef, Outputs, Product, RewardSpec, RolloutSpec, StageConfig, StageContext
+from pipeline.tasks.resolve import TaskField
+from pipeline.training.fields import RESERVED
+from pipeline.training.schedule import check_cycle
+
+DEFAULTS: Mapping[str, Any] = {
+    "loss_type": "grpo",
+    "scale_rewards": "group",
+    "num_generations": 16,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 8,
+    "num_iterations": 1,
+    "epsilon": 10.0,
+    "beta": 1e-3,
+    "use_bias_correction_kl": False,
+    "ref_model_sync_steps": 400,
+    "ref_model_mixup_alpha": 1.0,
+    "learning_rate": 1e-6,
+    "lr_scheduler_type": "constant",
+    "num_train_epochs": 1,
+    "logging_steps": 1,
+    "save_steps": 50,
+    # TRL's default weighs a whole sequence by the product of its tokens' ratios, which silences long chains of thought.
+    "vllm_importance_sampling_mode": "token_truncate",
+    "vllm_importance_sampling_clip_max": 2.0,
+}
+"""Ours, where they differ from TRL's or matter too much to be left to it. `sync_ref_model` is on where beta > 0."""
+
+RESERVED_HERE: Mapping[str, str] = {
+    **RESERVED,
+    "use_vllm": "set `rollout.engine`",
+    "vllm_mode": "set `rollout.engine`: vllm (in-process) or vllm_server",
+    "vllm_server_base_url": "set `rollout.server`",
+    "vllm_gpu_memory_utilization": "set `rollout.gpu_memory`",
+    "max_completion_length": "set `rollout.max_tokens`",
+    "temperature": "set `rollout.temperature`",
+    "top_p": "set `rollout.top_p`",
+    "top_k": "set `rollout.top_k`",
+    "min_p": "set `rollout.min_p`",
+    "reward_weights": "set the rewards' `weight`",
+    "log_completions": "samples are written to samples.jsonl; see `sample_every`",
+    "log_completions_hub_repo": "samples are written to samples.jsonl",
+    "remove_unused_columns": "rewards need the columns",
+    "use_transformers_continuous_batching": "it would turn the trained weights into bf16 for good",
+    "use_transformers_paged": "it would turn the trained weights into bf16 for good",
+}
+
+
+def _as_reward(value: Any) -> Any:
+    return {"use": value} if isinstance(value, str) else value
+
+
+RewardField = Annotated[RewardSpec, BeforeValidator(_as_reward)]
+
+
+class GrpoConfig(StageConfig):
+    """Config of a `grpo` stage.
+
+    Attributes:
+        model: what to start from.
+        tasks: where the problems come from.
+        rewards: what is rewarded; `accuracy` is each task's own grader.
+        rollout: how completions are sampled.
+        sample_every: steps between two looks at the completions, which go into `samples.jsonl`.
+        samples: how many completions are written at each look.
+        trainer: fields of TRL's GRPOConfig.
+    """
+
+    product: ClassVar[Product] = Product.MODEL
+    trainer_class: ClassVar[str | None] = "trl.trainer.grpo_config:GRPOConfig"
+    reserved: ClassVar[Mapping[str, str]] = RESERVED_HERE
+
+    kind: Literal["grpo"] = "grpo"
+    model: ModelRef
+    tasks: Annotated[list[TaskField], Field(min_length=1)]
+    rewards: Annotated[list[RewardField], Field(min_length=1)] = Field(
+        default_factory=lambda: [RewardSpec(use="accuracy")]
+    )
+    rollout: RolloutSpec = RolloutSpec()
+    sample_every: Annotated[int, Field(gt=0)] = 20
+    samples: Annotated[int, Field(ge=0)] = 16
+    trainer: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _sampled(self) -> GrpoConfig:
+        rollout = self.rollout
+        if rollout.temperature == 0:
+            raise ValueError("rollout.temperature is 0: all rollouts of a group would be the same, and nothing learnt")
+        if rollout.batch_size != RolloutSpec().batch_size:
+            raise ValueError("rollout.batch_size has no effect here: set trainer.per_device_train_batch_size")
+        if rollout.engine_options:
+            raise ValueError("rollout.engine_options has no effect here: set the vllm_… fields of `trainer`")
+        if rollout.engine == "vllm_server" and rollout.server is None:
+            raise ValueError("rollout.engine vllm_server needs the server's address: rollout.server")
+        return self
+
+    @model_validator(mode="after")
+    def _scheduled(self) -> GrpoConfig:
+        trainer = {**DEFAULTS, **self.trainer}
+        check_cycle(trainer, processes=None if self.launch.accelerate else 1)
+        if trainer.get("sync_ref_model") and trainer["beta"] == 0:
+            raise ValueError("trainer.sync_ref_model needs a reference model, and with beta: 0 there is none")
+        return self
+
+
+def run(context: StageContext[GrpoConfig]) -> Outputs:
+    """Sample, reward and train; save the model and a few completions along the way."""
+    from pipeline.training import setup
+
+    setup.prepare()
+    from datasets import Dataset
+    from trl import GRPOConfig
+
+    from pipeline.tasks.grading import composite
+    from pipeline.tasks.resolve import prompt_rows
+    from pipeline.training.fit import fit
+    from pipeline.training.grpo import GrpoTrainer, Recorded, Samples
+
+    config = context.config
+    rows = prompt_rows(config.tasks, context)
+    reward = Recorded(composite(config.rewards, config.tasks, context).parts, context.base)
+    model = context.model_path(config.model)
+    trainer = GrpoTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=setup.arguments(GRPOConfig, context, trainer_defaults(config), generation_fields(config.rollout)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=setup.load_tokenizer(model),
+        samples=Samples(context.scratch / "samples.jsonl", config.sample_every, config.samples),
+    )
+    try:
+        summary = fit(trainer, context)
+    finally:
+        reward.close()
+    trainer.samples.publish(context.output)
+    return Outputs({**summary, "problems": len(rows)})
+
+
+def trainer_defaults(config: GrpoConfig) -> dict[str, Any]:
+    """`DEFAULTS`, with a synced reference where there is a reference at all."""
+    beta = config.trainer.get("beta", DEFAULTS["beta"])
+    return {**DEFAULTS, "sync_ref_model": beta > 0}
+
+
+def generation_fields(rollout: RolloutSpec) -> dict[str, Any]:
+    """What the rollout settings are called in GRPOConfig."""
+    from pipeline.rollout import TRANSFORMERS, VLLM, VLLM_SERVER, engine_name
+
+    chosen = engine_name(rollout)
+    fields: dict[str, Any] = {
+        "use_vllm": chosen != TRANSFORMERS,
+        "max_completion_length": rollout.max_tokens,
+        "temperature": rollout.temperature,
+        "top_p": rollout.top_p,
+        "top_k": rollout.top_k,
+        "min_p": rollout.min_p or None,
+    }
+    if chosen == VLLM:
+        fields |= {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": rollout.gpu_memory}
+    if chosen == VLLM_SERVER:
+        fields |= {"vllm_mode": "server", "vllm_server_base_url": rollout.server}
+    return fields

@@ -1,0 +1,65 @@
+"""Bring a model into the run: a hub id, a local folder, or a GGUF file.
+
+    base: {kind: import_model, model: Qwen/Qwen2.5-0.5B, revision: main, chat_template: r1_zero}
+
+Nothing of a model's own code is run. The published folder is complete (weights as safetensors, config, tokenizer), and
+its tokenizer ends a sequence with what its chat template ends a turn with.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import field_validator
+
+from pipeline.data.templates import chat_template
+from pipeline.stages.base import InputFile, ModelRef, Outputs, Product, StageConfig, StageContext
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+JINJA = (".jinja", ".j2")
+
+
+class ImportModelConfig(StageConfig):
+    """Config of an `import_model` stage.
+
+    Attributes:
+        model: a hub id, a local folder, or a GGUF file.
+        revision: branch, tag or commit on the hub.
+        dtype: what the weights are converted to; left as they are (GGUF: bfloat16) if not given.
+        chat_template: replaces the model's own: a name (see `pipeline.data.templates`), or a Jinja file.
+    """
+
+    product: ClassVar[Product] = Product.MODEL
+
+    kind: Literal["import_model"] = "import_model"
+    model: ModelRef
+    revision: str | None = None
+    dtype: Dtype | None = None
+    chat_template: Annotated[str, InputFile(required=False)] | None = None
+
+    @field_validator("chat_template")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and not name.endswith(JINJA):
+            chat_template(name)
+        return name
+
+
+def run(context: StageContext[ImportModelConfig]) -> Outputs:
+    """Copy or convert the model, set its chat template, and make its parts agree."""
+    from pipeline.training import setup
+
+    setup.prepare()
+    from pipeline.data import importing
+
+    config = context.config
+    source, target = context.model_path(config.model), context.output / "model"
+    if source.endswith(".gguf"):
+        importing.from_gguf(source, target, config.dtype or "bfloat16")
+    elif config.dtype is not None:
+        importing.converted(source, target, config.dtype, config.revision)
+    else:
+        importing.copied(source, target, config.revision)
+    template = config.chat_template
+    own = context.base / template if template is not None and template.endswith(JINJA) else None
+    return Outputs(importing.settle(target, own or template))

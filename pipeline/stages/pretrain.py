@@ -1,0 +1,170 @@
+"""Pre-training from nothing: a DeepSeek-V3 model of any size, and a tokenizer made from the corpus.
+
+    base:
+      kind: pretrain
+      model: nano                                     # configs/model/nano.yaml, or a mapping of its fields
+      vocabulary: {kind: words, tokens: ["User:", "Assistant:", "<think>", "</think>"]}
+      corpus: {use: my_corpus.py:Sums, documents: 20000}
+      length: 128
+      trainer: {max_steps: 1000, learning_rate: 3.0e-3, per_device_train_batch_size: 32}
+
+Documents are joined, each closed by the end-of-sequence token, and cut into rows of `length` tokens. Attention may
+cross the border between two documents, as in DeepSeek-V3's own pre-training (arXiv 2412.19437, section 4.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from model import presets
+from pipeline.data import corpus as corpora
+from pipeline.data.vocabulary import VocabularySpec
+from pipeline.stages.base import DataRef, ModelRef, Outputs, Product, StageConfig, StageContext, Strict
+from pipeline.stages.sft import DATA_RESERVED
+from pipeline.training.fields import RESERVED
+
+DEFAULTS: Mapping[str, Any] = {
+    "num_train_epochs": 1,
+    "learning_rate": 3e-4,
+    "lr_scheduler_type": "cosine_with_min_lr",
+    "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+    "warmup_steps": 50,
+    "weight_decay": 0.1,
+    "adam_beta2": 0.95,
+    "logging_steps": 5,
+    "save_steps": 200,
+}
+"""Ours, where they differ from TRL's. Decay, beta2 and the end at a tenth are DeepSeek-V3's (section 4.2)."""
+
+
+class CorpusSpec(Strict):
+    """Text to pre-train on: generated, or rows with the key `text`.
+
+    Attributes:
+        use: a corpus (see `pipeline.data.corpus`): a built-in name, or `file.py:Class`.
+        documents: how many documents to generate.
+        options: arguments of the corpus.
+        source: `@stage` or a JSONL file, instead of `use`; `from` in a recipe.
+    """
+
+    use: str | None = None
+    documents: Annotated[int, Field(gt=0)] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    source: DataRef | None = Field(default=None, alias="from")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> CorpusSpec:
+        if (self.use is None) == (self.source is None):
+            raise ValueError("a corpus has either `use` (generated) or `from` (rows)")
+        if self.use is not None:
+            corpora.check(self.use)
+        if (self.use is None) != (self.documents is None):
+            raise ValueError("`documents` says how many a generated corpus (`use`) makes")
+        return self
+
+
+def _list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+class PretrainConfig(StageConfig):
+    """Config of a `pretrain` stage.
+
+    Attributes:
+        model: a preset under `configs/model/`, or a mapping of its fields (see `model.presets.Shape`).
+        vocabulary: the tokenizer to make from the corpus.
+        tokenizer: a model whose tokenizer is taken instead.
+        corpus: the text, or a list of several.
+        length: tokens a row.
+        trainer: fields of TRL's SFTConfig.
+    """
+
+    product: ClassVar[Product] = Product.MODEL
+    trainer_class: ClassVar[str | None] = "trl.trainer.sft_config:SFTConfig"
+    reserved: ClassVar[Mapping[str, str]] = {
+        **RESERVED,
+        **DATA_RESERVED,
+        "max_length": "set the stage's `length`",
+        "packing": "documents are always packed",
+    }
+
+    kind: Literal["pretrain"] = "pretrain"
+    model: str | dict[str, Any]
+    vocabulary: VocabularySpec | None = None
+    tokenizer: ModelRef | None = None
+    corpus: Annotated[list[CorpusSpec], Field(min_length=1), BeforeValidator(_list)]
+    length: Annotated[int, Field(gt=1)]
+    trainer: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("model")
+    @classmethod
+    def _possible(cls, model: str | dict[str, Any]) -> str | dict[str, Any]:
+        presets.load(model)
+        return model
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PretrainConfig:
+        if (self.vocabulary is None) == (self.tokenizer is None):
+            raise ValueError("give either `vocabulary` (made from the corpus) or `tokenizer` (taken from a model)")
+        if self.length > (limit := presets.load(self.model).max_position_embeddings):
+            raise ValueError(f"length={self.length} exceeds the model's max_position_embeddings={limit}")
+        return self
+
+
+def run(context: StageContext[PretrainConfig]) -> Outputs:
+    """Make the tokenizer and the model, train on the corpus, save both."""
+    from pipeline.training import setup
+
+    setup.prepare()
+    from trl import SFTConfig
+
+    from pipeline.data import examples, vocabulary
+    from pipeline.training.fit import fit
+    from pipeline.training.sft import SftTrainer
+
+    config = context.config
+    texts = list(_texts(context))
+    if config.vocabulary is not None:
+        tokenizer = vocabulary.build(config.vocabulary, texts)
+    else:
+        tokenizer = setup.load_tokenizer(context.model_path(str(config.tokenizer)))
+    shape = presets.load(config.model)
+    model = presets.build(shape, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, context.seed)
+    dataset, account = examples.documents(tokenizer, texts)
+    fixed = {"max_length": config.length, "packing": True, "packing_strategy": "wrapped"}
+    trainer = SftTrainer(
+        model=model,
+        args=setup.arguments(SFTConfig, context, DEFAULTS, fixed),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+    summary = fit(trainer, context)
+    size = presets.count(shape, len(tokenizer))
+    return Outputs(
+        {
+            **summary,
+            "documents": account.examples,
+            "corpus_tokens": account.tokens,
+            "vocabulary": len(tokenizer),
+            "parameters": size.total,
+            "active_parameters": size.active,
+        }
+    )
+
+
+def _texts(context: StageContext[PretrainConfig]) -> Iterable[str]:
+    from pipeline.data import mixture
+
+    for spec in context.config.corpus:
+        if spec.use is not None and spec.documents is not None:
+            yield from corpora.load(spec.use, context.resolved(spec.options), context.base).documents(
+                spec.documents, context.seed
+            )
+        elif spec.source is not None:
+            for row in mixture.read(context.data_path(spec.source)):
+                if not isinstance(row.get("text"), str):
+                    raise mixture.DataError(f"{spec.source}: a row without a text: {str(row)[:200]}")
+                yield row["text"]

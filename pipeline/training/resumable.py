@@ -1,0 +1,73 @@
+"""What transformers' and TRL's trainers lack to resume exactly: a mixin that wraps their hooks.
+
+Four things go wrong in a stock trainer that was killed and resumed; they are put right here and in `grpo` beside this:
+
+* the order of the data in a later epoch depends on how many epochs this process has seen (`EpochSampler`);
+* a checkpoint that was being written when the process died is taken for a whole one (`checkpoints.mark_complete`);
+* fused expert weights are saved under their official names and then not found again, so that the experts of a resumed
+  mixture-of-experts model silently start from the base model (`_load_from_checkpoint`);
+* GRPO's synced reference model and half-used generation batches are lost (see there).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Generator
+from torch.utils.data import Sampler
+
+from pipeline.training import checkpoints
+
+
+class EpochSampler(Sampler[int]):
+    """What another sampler yields, from random numbers that depend on seed and epoch alone.
+
+    Args:
+        inner: a sampler that draws from its attribute `generator`.
+        seed: the run's seed.
+        epoch: gives the number of the epoch that begins.
+    """
+
+    def __init__(self, inner: Any, seed: int, epoch: Callable[[], int]) -> None:
+        self.inner, self.seed, self.epoch = inner, seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        mixed = random.Random(f"{self.seed} {self.epoch()}").getrandbits(63)
+        self.inner.generator = Generator().manual_seed(mixed)
+        return iter(self.inner)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+
+class Resumable:
+    """Mixin, to be named before the trainer class: `class SftTrainer(Resumable, SFTTrainer)`."""
+
+    args: Any
+    model: Any
+    state: Any
+    accelerator: Any
+    is_fsdp_enabled: bool
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
+        if sampler is None:
+            return None
+        return EpochSampler(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        self.accelerator.wait_for_everyone()  # every rank writes the state of its random numbers
+        if self.args.should_save:
+            checkpoints.mark_complete(Path(self.args.output_dir) / f"{checkpoints.PREFIX}{self.state.global_step}")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        sharded = self.is_fsdp_enabled or (Path(resume_from_checkpoint) / "adapter_config.json").exists()
+        if sharded or model is not None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+            return
+        saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+        self.model.load_state_dict(saved.state_dict())

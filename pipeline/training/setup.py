@@ -1,0 +1,96 @@
+"""What the training stages share: quiet libraries, the tokenizer, and the arguments of TRL's config classes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pipeline.data.examples import Account
+from pipeline.stages.base import StageContext
+from pipeline.training.fields import KEEP_CHECKPOINTS
+
+log = logging.getLogger(__name__)
+
+
+def prepare() -> None:
+    """Silence what libraries print and send by themselves; call before they are used."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    from transformers.utils import logging as hf_logging
+
+    datasets.disable_progress_bars()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_warning()
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a model, padded on the left as generation wants it.
+
+    Raises:
+        ValueError: it has no end-of-sequence token, so nothing trained with it could learn to stop.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {path} has no end-of-sequence token; import the model with a chat_template")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def arguments(
+    config_class: type[Any],
+    context: StageContext[Any],
+    defaults: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+) -> Any:
+    """Build a TRL config: ours beneath, the recipe's `trainer:` above, and on top what the stage decides.
+
+    Args:
+        config_class: TRL's config class.
+        context: the stage; its config has `trainer`.
+        defaults: our defaults for this kind of stage, which the recipe may replace.
+        fixed: fields that follow from the rest of the stage's config.
+    """
+    on_cpu = not torch.cuda.is_available()
+    general = {
+        "bf16": not on_cpu,
+        "gradient_checkpointing": not on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "report_to": "none",
+    }
+    owned = {
+        "output_dir": str(context.checkpoints),
+        "seed": context.seed,
+        "data_seed": context.seed,
+        "save_strategy": "steps",
+        "save_total_limit": KEEP_CHECKPOINTS,
+        "disable_tqdm": True,
+        "use_cpu": on_cpu,
+    }
+    return config_class(**{**general, **defaults, **context.config.trainer, **owned, **fixed})
+
+
+def context_length(path: str) -> int:
+    """The longest sequence that a model was made for, in tokens."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(path).get_text_config().max_position_embeddings)
+
+
+def warn_if_dropped(account: Account, max_length: int) -> None:
+    """Say so where examples were left out for their length."""
+    if account.too_long:
+        log.warning(
+            "%d of %d examples are longer than max_length=%d and were dropped; the longest has %d tokens",
+            account.too_long,
+            account.too_long + account.examples,
+            max_length,
+            account.longest,
+        )

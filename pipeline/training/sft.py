@@ -1,0 +1,11 @@
+"""TRL's SFT trainer with exact resumption; it trains on rows that are tokenised already."""
+
+from __future__ import annotations
+
+from trl import SFTTrainer
+
+from pipeline.training.resumable import Resumable
+
+
+class SftTrainer(Resumable, SFTTrainer):  # type: ignore[misc]
+    """`trl.SFTTrainer`, resumable to the bit on one device."""
