@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 BUILTIN: Mapping[str, str] = {
     "code": "rewards.code:CodeVerifier",
     "countdown": "rewards.countdown:Countdown",
+    "exact": "rewards.exact:Exact",
     "math": "rewards.math:MathVerifier",
     "think_format": "rewards.format:ThinkFormat",
     "language": "rewards.language:Language",

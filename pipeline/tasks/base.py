@@ -22,9 +22,11 @@ Split = Literal["train", "test"]
 
 BUILTIN: Mapping[str, str] = {
     "arithmetic": "pipeline.tasks.arithmetic:Arithmetic",
+    "chain": "pipeline.tasks.chain:Chain",
     "countdown": "pipeline.tasks.countdown:Countdown",
     "gsm8k": "pipeline.tasks.gsm8k:Gsm8k",
     "jsonl": "pipeline.tasks.jsonl:Jsonl",
+    "requests": "pipeline.tasks.requests:Requests",
 }
 """Built-in tasks: name -> module:class."""
 

@@ -1,0 +1,208 @@
+"""Score models on held-out problems: k samples each, pass@1 with a 95 % interval, pass@k, cons@k.
+
+    score:
+      kind: evaluate
+      models: ["@base", "@zero", "@r1"]
+      tasks: [gsm8k/test, {use: countdown, problems: 200}]
+      samples: 4
+
+The sampling defaults are those of R1's evaluation (temperature 0.6, top-p 0.95, several samples a problem), because
+greedy decoding of long thoughts repeats itself and varies much between checkpoints (Nature version, Methods).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.data.rows import write_rows
+from pipeline.rollout import engine_name
+from pipeline.stages.base import ModelRef, Outputs, Product, RewardSpec, RolloutSpec, StageConfig, StageContext
+from pipeline.stages.sampling import Group, Sampler, record
+from pipeline.stages.scores import Labels, score, sentence
+from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part
+from pipeline.tasks.resolve import Resolved, TestTaskField, problem_rows, resolve
+from rewards import Composite, names
+
+logger = logging.getLogger(__name__)
+
+LANGUAGE = "language"
+"""Reward that measures language consistency, and the column that asks for it."""
+LABELS = Labels(ACCURACY, LANGUAGE)
+
+
+class EvaluationRollout(RolloutSpec):
+    """How completions are sampled; see `RolloutSpec`. The defaults are R1's own."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.6
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+
+
+class EvaluateConfig(StageConfig):
+    """Fields of an `evaluate` stage.
+
+    Attributes:
+        model, models: what to score: one model, or several in one process.
+        tasks: what on; the split is `test` where none is given.
+        samples: samples a problem (k).
+        problems: most problems of each task; as many as the task gives if not given.
+        rollout: how to sample.
+        chat_template: chat template to use instead of the tokenizer's own, such as for a base model from the hub.
+        prefill: text that every completion is made to begin with, such as `<think>`.
+        save: how many problems of each task keep their samples in `samples.jsonl`; all if not given.
+    """
+
+    product: ClassVar[Product] = Product.METRICS
+
+    model: ModelRef | None = None
+    models: list[ModelRef] = Field(default_factory=list)
+    tasks: Annotated[list[TestTaskField], Field(min_length=1)]
+    samples: Annotated[int, Field(gt=0)] = 4
+    problems: Annotated[int, Field(gt=0)] | None = None
+    rollout: EvaluationRollout = EvaluationRollout()
+    chat_template: str | None = None
+    prefill: str = ""
+    save: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _is_meaningful(self) -> Self:
+        if (self.model is None) == (not self.models):
+            raise ValueError("say which `model:` or `models:` to evaluate, one of the two")
+        if self.rollout.temperature == 0 and self.samples > 1:
+            raise ValueError("temperature 0 gives the same sample every time: set samples to 1, or a temperature")
+        return self
+
+    @property
+    def references(self) -> list[str]:
+        """All models."""
+        return self.models or ([] if self.model is None else [self.model])
+
+
+def run(context: StageContext[EvaluateConfig]) -> Outputs:
+    """Score every model on every task; writes `samples.jsonl`."""
+    config = context.config
+    tasks = [resolve(spec, context.tasks, context.base) for spec in config.tasks]
+    _distinct("task", [task.label for task in tasks])
+    labels = {model_label(reference): reference for reference in config.references}
+    _distinct("model", [model_label(reference) for reference in config.references])
+    rows_by_task = {task.label: problem_rows(task, context.seed)[: config.problems] for task in tasks}
+    judge = _judge(tasks, [row for rows in rows_by_task.values() for row in rows], context)
+    progress = _Progress(context, list(labels), rows_by_task)
+    scores: dict[str, dict[str, Any]] = {}
+    saved: list[dict[str, Any]] = []
+    try:
+        for label, reference in labels.items():
+            sampler = Sampler(
+                context.model_path(reference),
+                config.rollout,
+                config.samples,
+                context.seed,
+                context.scratch / "samples" / label.replace("/", "-"),
+                config.chat_template,
+                config.prefill,
+            )
+            scores[label] = {}
+            for task, rows in rows_by_task.items():
+                groups = list(sampler.groups(rows, judge, task, progress.of(label, task)))
+                scores[label][task] = entry = score(groups, config.samples, LABELS)
+                logger.info("%s", sentence(label, task, entry, sampling_facts(context)))
+                saved += _records(groups[: config.save], label)
+            sampler.close()
+    finally:
+        judge.close()
+    write_rows(context.output / "samples.jsonl", saved)
+    return Outputs({"sampling": sampling_facts(context), "scores": scores})
+
+
+def evaluate_model(
+    model: str | Path, tasks: Sequence[str | Mapping[str, Any]], folder: Path, seed: int = 0, **fields: Any
+) -> Mapping[str, Any]:
+    """Score one model outside of a recipe.
+
+    Args:
+        model: folder or hub id.
+        tasks: such as `gsm8k/test`, or mappings as in a recipe.
+        folder: where `samples.jsonl`, `events.jsonl` and the scratch folder go; a second call resumes in it.
+        seed: seed of the samples.
+        fields: further fields of `EvaluateConfig`.
+
+    Returns:
+        The metrics of the stage: `sampling` and `scores`.
+
+    Raises:
+        pydantic.ValidationError: a field does not exist or has a wrong value.
+    """
+    config = EvaluateConfig.model_validate({"kind": "evaluate", "model": str(model), "tasks": list(tasks), **fields})
+    output, scratch = folder / "output", folder / "scratch"
+    for path in (output, scratch):
+        path.mkdir(parents=True, exist_ok=True)
+    context = StageContext("eval", config, {}, output, scratch, Path.cwd(), seed, folder / "events.jsonl")
+    return run(context).metrics
+
+
+def model_label(reference: str) -> str:
+    """What a model is called in tables: the stage's name, or folder or hub id as they are."""
+    return reference.removeprefix("@")
+
+
+def sampling_facts(context: StageContext[EvaluateConfig]) -> dict[str, Any]:
+    """How the samples were made: without this a score means little."""
+    config, rollout = context.config, context.config.rollout
+    facts: dict[str, Any] = {
+        "engine": engine_name(rollout),
+        "temperature": rollout.temperature,
+        "top_p": rollout.top_p,
+        "top_k": rollout.top_k,
+        "min_p": rollout.min_p,
+        "max_tokens": rollout.max_tokens,
+        "samples": config.samples,
+        "seed": context.seed,
+    }
+    return facts | {name: value for name in ("chat_template", "prefill") if (value := getattr(config, name))}
+
+
+class _Progress:
+    """Progress over all models and tasks, as the stage's events."""
+
+    def __init__(
+        self, context: StageContext[EvaluateConfig], models: Sequence[str], rows_by_task: Mapping[str, Sequence[Any]]
+    ) -> None:
+        self._context, k = context, context.config.samples
+        self._before: dict[tuple[str, str], int] = {}
+        self._total = 0
+        for model in models:
+            for task, rows in rows_by_task.items():
+                self._before[model, task] = self._total
+                self._total += len(rows) * k
+
+    def of(self, model: str, task: str) -> Any:
+        """The report of one model on one task."""
+        before = self._before[model, task]
+        return lambda done, _: self._context.log(before + done, self._total, model=model, task=task)
+
+
+def _judge(
+    tasks: Sequence[Resolved], rows: Sequence[Mapping[str, Any]], context: StageContext[EvaluateConfig]
+) -> Composite:
+    parts = [reward_part(RewardSpec(use=ACCURACY), accuracy_options(tasks, context.base))]
+    if LANGUAGE in names() and any(row.get(LANGUAGE) for row in rows):
+        parts.append(reward_part(RewardSpec(use=LANGUAGE), {}))
+    return Composite(parts, context.base)
+
+
+def _distinct(what: str, labels: Sequence[str]) -> None:
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"{what} {label!r} is given twice; define tasks of different options under `tasks:`")
+
+
+def _records(groups: Sequence[Group], label: str) -> Iterator[dict[str, Any]]:
+    for group in groups:
+        for sample in group.samples:
+            language = sample.judgements.get(LANGUAGE)
+            more = {} if language is None else {LANGUAGE: language.score}
+            yield record(group, sample, ACCURACY, model=label, **more)

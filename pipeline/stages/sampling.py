@@ -1,0 +1,232 @@
+"""Sampling and judging in chunks that survive an interruption; `evaluate` and `rejection_sample` share it.
+
+Prompts are cut into chunks. Each chunk is sampled with a seed of its own, judged, and written to one file that appears
+whole or not at all. A stage that was killed loses the chunk it was in; on resume it reads the others back, and because
+seeds belong to chunks, the result is what it would have been without the interruption.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.rows import read_rows, write_rows
+from pipeline.data.templates import encode, render, set_chat_template
+from pipeline.rollout import TRANSFORMERS, VLLM_SERVER, engine_name, open_engine, sampling
+from pipeline.rollout.base import Engine, Finish, Rollout, derived_seed
+from pipeline.stages.base import RolloutSpec
+from rewards import Batch, Composite, Status, Verdict
+from rewards.function import guard_infra
+
+logger = logging.getLogger(__name__)
+
+CHUNK_SEQUENCES: Mapping[str, int] = {TRANSFORMERS: 512, VLLM_SERVER: 4096}
+"""Sequences a chunk: some minutes of work, which is what an interruption may cost."""
+CHUNK_SEQUENCES_VLLM = 16384
+"""vLLM keeps hundreds of sequences going and idles at the end of each chunk, so its chunks are large."""
+SECONDS_BETWEEN_REPORTS = 1.0
+
+Report = Callable[[int, int], None]
+"""Called with (sequences done, sequences in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What one reward said of a sample; the lasting part of a `rewards.Verdict`."""
+
+    status: str
+    score: float | None
+    extracted: str | None = None
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> Judgement:
+        """Without time and words."""
+        return cls(verdict.status.value, verdict.score, verdict.extracted)
+
+    @property
+    def correct(self) -> bool:
+        """Whether the reward found it right."""
+        return self.status == Status.CORRECT.value
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One judged completion.
+
+    Attributes:
+        completion: what the model wrote, as text.
+        tokens: sampled tokens.
+        finish: why it ended.
+        judgements: by the label of the reward; a reward that does not apply to the row is missing.
+    """
+
+    completion: str
+    tokens: int
+    finish: str
+    judgements: Mapping[str, Judgement]
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it reached the longest allowed length."""
+        return self.finish == Finish.LENGTH.value
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All samples of one prompt row.
+
+    Attributes:
+        row: the prompt row (see `pipeline.tasks.resolve`).
+        prompt: its rendered text, as the model saw it.
+        samples: in the order of sampling.
+    """
+
+    row: Mapping[str, Any]
+    prompt: str
+    samples: tuple[Sample, ...]
+
+
+class Sampler:
+    """Samples and judges with one model, which is loaded when the first chunk needs it.
+
+    Args:
+        model: folder or hub id.
+        rollout: how to sample.
+        n: samples a prompt.
+        seed: seed of everything.
+        scratch: folder for finished chunks.
+        chat_template: chat template to use instead of the tokenizer's own.
+        prefill: text that every completion is made to begin with; it belongs to the prompt.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        rollout: RolloutSpec,
+        n: int,
+        seed: int,
+        scratch: Path,
+        chat_template: str | None = None,
+        prefill: str = "",
+    ) -> None:
+        from transformers import AutoTokenizer
+
+        self.model, self.rollout, self.n, self.seed, self.scratch = model, rollout, n, seed, scratch
+        self.engine_name, self.prefill = engine_name(rollout), prefill
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        if chat_template is not None:
+            set_chat_template(self.tokenizer, chat_template)
+        self._engine: Engine | None = None
+
+    def groups(
+        self, rows: Sequence[Mapping[str, Any]], judge: Composite, label: str, report: Report | None = None
+    ) -> Iterator[Group]:
+        """The judged samples of every row, in order.
+
+        Args:
+            rows: prompt rows.
+            judge: the rewards that judge each sample.
+            label: names the chunks on disk and separates their seeds from those of other calls.
+            report: told about progress, about once a second.
+
+        Raises:
+            RewardInfraError: too many samples could not be judged.
+            RolloutError: the engine failed, or gave up on a completion.
+            TemplateError: the tokenizer has no chat template.
+        """
+        sequences = CHUNK_SEQUENCES.get(self.engine_name, CHUNK_SEQUENCES_VLLM)
+        size = max(1, sequences // self.n)
+        folder = self.scratch / label.replace("/", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        tell = _throttled(report)
+        for number, start in enumerate(range(0, len(rows), size)):
+            chunk, path = rows[start : start + size], folder / f"{number:05d}.jsonl"
+            prompts = render(self.tokenizer, [row["prompt"] for row in chunk], self.prefill)
+            if not path.exists():
+                seed = derived_seed(self.seed, label, number)
+                done, total = start * self.n, len(rows) * self.n
+                rollouts = self._rollouts(prompts, seed, lambda step, _: tell(done + step, total))  # noqa: B023
+                write_rows(path, _judged(chunk, prompts, rollouts, judge))
+            for row, prompt, (_, stored) in zip(chunk, prompts, read_rows(path), strict=True):
+                yield Group(row, prompt, tuple(_sample(sample) for sample in stored["samples"]))
+        if report is not None:
+            report(len(rows) * self.n, len(rows) * self.n)
+
+    def close(self) -> None:
+        """Free the model, if it was loaded."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _rollouts(self, prompts: Sequence[str], seed: int, progress: Report) -> list[list[Rollout]]:
+        if self._engine is None:
+            logger.info("loading %s with %s", self.model, self.engine_name)
+            self._engine = open_engine(self.rollout, self.model, self.seed)
+        return self._engine.generate(encode(self.tokenizer, prompts), sampling(self.rollout, self.n, seed), progress)
+
+
+def _judged(
+    rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], groups: Sequence[Sequence[Rollout]], judge: Composite
+) -> Iterator[dict[str, Any]]:
+    """One line a prompt, with its judged samples."""
+    flat = [
+        (row, prompt, rollout) for row, prompt, group in zip(rows, prompts, groups, strict=True) for rollout in group
+    ]
+    batch = Batch(
+        [prompt for _, prompt, _ in flat],
+        [rollout.text for _, _, rollout in flat],
+        [rollout.token_ids for _, _, rollout in flat],
+        {name: [row[name] for row, _, _ in flat] for name in rows[0] if name != "prompt"},
+    )
+    verdicts = judge.verdicts(batch)
+    for part in judge.parts:
+        guard_infra(part.label, [verdict for verdict in verdicts[part.label] if verdict is not None], judge.max_infra)
+    judged = iter(range(len(flat)))
+    for group in groups:
+        samples = [
+            Sample(
+                rollout.text,
+                len(rollout.token_ids),
+                rollout.finish.value,
+                {label: Judgement.of(verdict) for label, column in verdicts.items() if (verdict := column[at])},
+            )
+            for rollout, at in zip(group, judged, strict=False)
+        ]
+        yield {"samples": [asdict(sample) for sample in samples]}
+
+
+def _sample(stored: Mapping[str, Any]) -> Sample:
+    judgements = {label: Judgement(**judgement) for label, judgement in stored["judgements"].items()}
+    return Sample(stored["completion"], stored["tokens"], stored["finish"], judgements)
+
+
+def _throttled(report: Report | None) -> Report:
+    last = -SECONDS_BETWEEN_REPORTS
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if report is not None and now - last >= SECONDS_BETWEEN_REPORTS:
+            last = now
+            report(done, total)
+
+    return tell
+
+
+def record(group: Group, sample: Sample, label: str, **more: Any) -> dict[str, Any]:
+    """A line of `samples.jsonl`: the sample with the judgement of one reward."""
+    judgement = sample.judgements.get(label) or Judgement("unjudged", None)
+    return {
+        **{key: group.row[key] for key in ("task", "id", "question", "answer")},
+        "completion": sample.completion,
+        "status": judgement.status,
+        "score": judgement.score,
+        "extracted": judgement.extracted,
+        "tokens": sample.tokens,
+        "finish": sample.finish,
+        **more,
+    }

@@ -1,0 +1,177 @@
+"""Scores from judged samples: pass@1 with an interval, pass@k, cons@k, and what the samples looked like.
+
+The unit is the problem. Samples of one problem resemble each other, so k samples of n problems are not k * n
+independent trials; an interval that pretends they are is too narrow (Miller, arXiv 2411.00640).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.stages.sampling import Group, Sample
+from rewards.text import split_thought
+
+Z95 = 1.959963984540054
+"""Standard normal quantile of a two-sided 95 % interval."""
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Chance that at least one of `k` samples, drawn without replacement from `n`, is correct.
+
+    Source: Chen et al., arXiv 2107.03374, equation 1: 1 - C(n - c, k) / C(n, k), the unbiased estimator.
+
+    Raises:
+        ValueError: unless 0 <= correct <= n and 1 <= k <= n.
+    """
+    if not (0 <= correct <= n and 1 <= k <= n):
+        raise ValueError(f"pass@{k} of {correct} correct among {n} samples is not defined")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def interval(means: Sequence[float], samples: int) -> tuple[float, float]:
+    """A 95 % interval of the mean over problems.
+
+    Wilson's score interval, which behaves at 0 and 1, with the effective number of trials n p (1 - p) / variance of the
+    problems' means (Korn and Graubard 1998). With one sample a problem this is Wilson's interval itself; with several
+    it is narrower, by as much as averaging over samples makes the problems' means less scattered.
+
+    Args:
+        means: each problem's share of correct samples.
+        samples: samples a problem; there are never more effective trials than samples in all.
+    """
+    n, p = len(means), sum(means) / len(means)
+    variance = sum((mean - p) ** 2 for mean in means) / n
+    spread = p * (1 - p)
+    if spread == 0:
+        trials = float(n)
+    elif variance == 0:
+        trials = float(n * samples)
+    else:
+        trials = min(n * spread / variance, float(n * samples))
+    centre = (p + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
+    half = Z95 / (1 + Z95**2 / trials) * math.sqrt(spread / trials + Z95**2 / (4 * trials**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def majority_correct(answers: Sequence[tuple[str | None, bool]]) -> float:
+    """Credit of a majority vote over (answer, whether the grader accepts it): 1, 0, or a share where the vote is tied.
+
+    All accepted answers are one candidate, however they are spelt; rejected ones are told apart by their normalised
+    text. Samples without an answer do not vote. A tie is broken at random, so it counts with its chance.
+    """
+    votes = Counter("correct" if good else f"wrong {normalised(text)}" for text, good in answers if good or text)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    winners = [answer for answer, count in votes.items() if count == most]
+    return 1 / len(winners) if "correct" in winners else 0.0
+
+
+def normalised(text: str | None) -> str:
+    """An answer without what spelling may change: case, spaces, width of characters, a full stop at the end."""
+    folded = unicodedata.normalize("NFKC", text or "").casefold()
+    return re.sub(r"\s+", "", folded).rstrip(".")
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Labels of the rewards that scores are made of; the language one may be missing."""
+
+    accuracy: str
+    language: str
+
+
+def score(groups: Sequence[Group], k: int, labels: Labels) -> dict[str, Any]:
+    """The scores of one task.
+
+    Args:
+        groups: judged samples, one group a problem.
+        k: samples a problem.
+        labels: labels of the rewards.
+
+    Returns:
+        `n` (problems that could be judged), `samples`, `pass@1` with `low` and `high`, `tokens`, `thinking`,
+        `truncated`; with several samples also `pass@k`, `cons@k` and pass@ each power of two below k; `language` and
+        `unjudged` where there is anything to say.
+
+    Raises:
+        ValueError: not a single sample could be judged.
+    """
+    judged = [scored for group in groups if (scored := _judged(group.samples, labels.accuracy))]
+    if not judged:
+        raise ValueError("not one sample could be judged: the gold answers or the grader are broken")
+    correct = [(len(samples), sum(s.judgements[labels.accuracy].correct for s in samples)) for samples in judged]
+    means = [good / n for n, good in correct]
+    low, high = interval(means, k)
+    samples = [sample for group in groups for sample in group.samples]
+    result: dict[str, Any] = {
+        "n": len(judged),
+        "samples": k,
+        "pass@1": _mean(means),
+        "low": low,
+        "high": high,
+        "tokens": _mean([sample.tokens for sample in samples]),
+        "thinking": _mean([_thinks(sample) for sample in samples]),
+        "truncated": _mean([sample.truncated for sample in samples]),
+    }
+    if k > 1:
+        result |= _several(judged, correct, k, labels.accuracy)
+    languages = [
+        judgement.score
+        for sample in samples
+        if (judgement := sample.judgements.get(labels.language)) and judgement.score is not None
+    ]
+    if languages:
+        result["language"] = _mean(languages)
+    if unjudged := len(samples) - sum(n for n, _ in correct):
+        result["unjudged"] = unjudged
+    return result
+
+
+def _several(
+    judged: Sequence[Sequence[Sample]], correct: Sequence[tuple[int, int]], k: int, accuracy: str
+) -> dict[str, float]:
+    result = {}
+    for size in [2**power for power in range(1, k.bit_length()) if 2**power < k] + [k]:
+        values = [pass_at_k(n, good, size) for n, good in correct if n >= size]
+        if values:
+            result["pass@k" if size == k else f"pass@{size}"] = _mean(values)
+    votes = [[(s.judgements[accuracy].extracted, s.judgements[accuracy].correct) for s in group] for group in judged]
+    result["cons@k"] = _mean([majority_correct(answers) for answers in votes])
+    return result
+
+
+def _judged(samples: Sequence[Sample], label: str) -> list[Sample]:
+    return [s for s in samples if label in s.judgements and s.judgements[label].score is not None]
+
+
+def _thinks(sample: Sample) -> bool:
+    thought, _ = split_thought(sample.completion)
+    return bool(thought and thought.strip())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def sentence(model: str, task: str, entry: Mapping[str, Any], sampling: Mapping[str, Any]) -> str:
+    """One score in words that leave nothing out: n, interval and how it was sampled.
+
+    Raises:
+        KeyError: the score lacks one of them; a bare number is not printed.
+    """
+    text = (
+        f"{model} on {task}: pass@1 {100 * entry['pass@1']:.1f} % [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
+        f" (n={entry['n']}, {entry['samples']} samples each, temperature {sampling['temperature']},"
+        f" top-p {sampling['top_p']}, up to {sampling['max_tokens']} tokens, {sampling['engine']})"
+    )
+    for name, words in (("pass@k", f"pass@{entry['samples']}"), ("cons@k", f"cons@{entry['samples']}")):
+        if name in entry:
+            text += f", {words} {100 * entry[name]:.1f} %"
+    return text + f", {entry['tokens']:.0f} tokens, {100 * entry['truncated']:.0f} % truncated"
