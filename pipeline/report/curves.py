@@ -1,0 +1,116 @@
+"""Training curves: which of a stage's metrics are drawn, and the stages of reinforcement learning on one axis.
+
+Metric names are TRL's own (`completions/mean_length`, …), and `rewards/<part>/score` for the parts of a reward. A stage
+of a kind that nobody knows gets its first few series drawn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report.figures import Line, Panel, line_panel
+from pipeline.report.run_data import Run, Stage, events
+from pipeline.report.text import clean, finite
+
+ACCURACY = ("rewards/accuracy/score", "rewards/accuracy/mean", "accuracy", "rewards/math/score", "rewards/math/mean")
+LENGTH = "completions/mean_length"
+FEWEST_POINTS = 2
+UNKNOWN_SHOWN = 4  # series of a stage that has none of the known metrics
+BESIDES = ("step", "total", "time", "epoch", "learning_rate")
+
+
+REWARDS_SHOWN = 6  # lines in one panel: the size of the palette
+
+PANELS = (
+    ("Completion length, tokens", {LENGTH: "length"}, False),
+    ("Loss", {"loss": "training", "eval_loss": "held out"}, False),
+    ("Token accuracy", {"mean_token_accuracy": "accuracy"}, True),
+    ("KL to the reference", {"kl": "KL"}, False),
+    ("Entropy, nats a token", {"entropy": "entropy"}, False),
+    ("Signs of trouble", {"frac_reward_zero_std": "no signal", "completions/clipped_ratio": "cut off"}, True),
+)
+"""Title, metric -> label, and whether the values are shares."""
+
+
+@dataclass(frozen=True)
+class StageCurves:
+    """The panels of one stage."""
+
+    stage: str
+    kind: str
+    panels: list[Panel]
+
+
+Series = dict[str, tuple[list[float], list[float]]]
+"""Metric -> (steps, values)."""
+
+
+def series(stage: Stage) -> Series:
+    """Every finite number in the stage's events, by metric."""
+    found: Series = {}
+    for event in events(stage):
+        step = finite(event["step"])
+        for name, value in event.items():
+            if name not in BESIDES and step is not None and (y := finite(value)) is not None:
+                steps, values = found.setdefault(name, ([], []))
+                steps.append(step)
+                values.append(y)
+    return {name: points for name, points in found.items() if len(points[0]) >= FEWEST_POINTS}
+
+
+def stage_curves(run: Run) -> list[StageCurves]:
+    """The curves of every stage that logged any."""
+    drawn = []
+    for number, stage in enumerate(run.stages.values()):
+        panels = list(_panels(series(stage), f"c{number}"))
+        if panels:
+            drawn.append(StageCurves(stage.name, stage.kind, panels))
+    return drawn
+
+
+def _panels(found: Series, identity: str) -> Iterator[Panel]:
+    accuracy = next(({name: "accuracy"} for name in ACCURACY if name in found), {})
+    wanted = [("Reward", _rewards(found), False), ("Accuracy while training", accuracy, True), *PANELS]
+    if not any(name in found for _, metrics, _ in wanted for name in metrics):
+        wanted = [(name, {name: name}, False) for name in list(found)[:UNKNOWN_SHOWN]]
+    for index, (title, metrics, share) in enumerate(wanted):
+        labels = {name: label for name, label in metrics.items() if name in found}
+        if labels:
+            lines = [Line(clean(label), *found[name], colour) for colour, (name, label) in enumerate(labels.items())]
+            yield line_panel(clean(title), lines, f"{identity}-{index}", share)
+
+
+def _rewards(found: Series) -> dict[str, str]:
+    """The whole reward, and its parts if there are several."""
+    parts: dict[str, str] = {}
+    for ending in ("score", "mean"):
+        matches = [match for name in found if (match := re.fullmatch(rf"rewards/(.+)/{ending}", name))]
+        parts = parts or {match[0]: match[1] for match in matches}
+    whole = {"reward": "reward"} if "reward" in found else {}
+    return dict(list({**whole, **(parts if len(parts) > 1 or not whole else {})}.items())[:REWARDS_SHOWN])
+
+
+def overlay(run: Run) -> list[Panel]:
+    """Accuracy and length of all stages of reinforcement learning on one axis, as in the paper's figure of R1-Zero."""
+    found = {stage.name: series(stage) for stage in run.stages.values() if stage.kind == "grpo"}
+    panels: list[Panel] = []
+    for title, names, share in (
+        ("Accuracy while training", ACCURACY, True),
+        ("Mean length of a completion, tokens", (LENGTH,), False),
+    ):
+        lines = _across(found, names)
+        if lines:
+            panels.append(line_panel(title, lines, f"o{len(panels)}", share, size=(440, 270)))
+    return panels
+
+
+def _across(found: dict[str, Series], names: Sequence[str]) -> list[Line]:
+    lines: list[Line] = []
+    for colour, (stage, metrics) in enumerate(found.items()):
+        metric: Any = next((name for name in names if name in metrics), None)
+        if metric is not None:
+            lines.append(Line(clean(stage), *metrics[metric], colour))
+    return lines

@@ -1,0 +1,204 @@
+"""Puts the page together: one HTML file that needs nothing else, neither a network nor a server.
+
+What models wrote is foreign text. It is cleaned, shortened and escaped, and a content security policy in the page
+allows exactly one script, by its hash, and no request at all, should anything ever slip through.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup, escape
+
+from pipeline.report import curves, figures, text
+from pipeline.report.lineage import kind_class, lineage
+from pipeline.report.prose import paragraph
+from pipeline.report.run_data import Run, Stage, log_tail, mapping, parameters, read_run
+from pipeline.report.samples import problems_through_models, samples_while_training
+from pipeline.report.scores import Group, Metric, Score, Table, Unit, build_table
+from pipeline.report.timeline import busy_seconds, timeline
+
+
+@dataclass(frozen=True)
+class Yield:
+    """What became of the samples of one rejection-sampling stage."""
+
+    stage: str
+    problems: int | None
+    sampled: int
+    kept: int
+    correct: int | None
+    dropped: Mapping[str, int]
+
+
+def write_report(run: Path) -> Path:
+    """Write `RUN/report.html` (replacing an older one at once, never half) and return its path.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    page = build_page(read_run(run))
+    target = run / "report.html"
+    handle, name = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=run)
+    with os.fdopen(handle, "w", encoding="utf-8") as sink:
+        sink.write(page)
+    written = Path(name)
+    written.chmod(0o644)
+    return written.replace(target)
+
+
+def build_page(run: Run) -> str:
+    """The whole page as HTML."""
+    table = build_table(run)
+    folder = resources.files("pipeline.report")
+    script = folder.joinpath("page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        duration=text.duration,
+        moment=text.moment,
+        size=text.size,
+        number=text.number,
+        clean=text.clean,
+        percent=text.percent,
+        sampling=text.sampling,
+        kind_class=kind_class,
+        code_names=_code_names,
+        amount=text.amount,
+        as_yaml=_as_yaml,
+    )
+    template = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
+    trained = [(stage.name, samples_while_training(stage)) for stage in run.stages.values() if stage.kind == "grpo"]
+    return template.render(
+        run=run,
+        stages=list(run.stages.values()),
+        summary=paragraph(run, table),
+        wall=busy_seconds(run),
+        facts=_facts(run),
+        table=table,
+        cell=_cell,
+        overview=_overview(table),
+        overlay=curves.overlay(run),
+        curves=curves.stage_curves(run),
+        problems=problems_through_models(run, table.models),
+        while_training=[(name, problem) for name, problem in trained if problem],
+        lineage=Markup(lineage(run, table)),
+        timeline=timeline(run),
+        yields=[found for stage in run.stages.values() if (found := _yield(stage))],
+        parameters=parameters,
+        log_tail=log_tail,
+        metrics=_flat,
+        svg=Markup,
+        style=Markup(folder.joinpath("page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=digest,
+    )
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """Header: where and with what it ran, from the manifests of all stages."""
+    manifests = [stage.manifest for stage in run.stages.values() if stage.manifest]
+    devices = list(dict.fromkeys(str(m["device"]) for m in manifests if m.get("device")))
+    packages = {name: version for m in manifests for name, version in mapping(m.get("packages")).items()}
+    starts = [stage.started for stage in run.stages.values() if stage.started is not None]
+    seeds = list(dict.fromkeys(str(m["seed"]) for m in manifests if m.get("seed") is not None))
+    revisions = list(dict.fromkeys(str(m["git"])[:12] for m in manifests if m.get("git")))
+    first = ("zero2r1", "python", "torch", "transformers", "trl", "vllm")
+    facts = [
+        ("Machine", "; ".join(devices)),
+        ("Started", text.moment(min(starts)) if starts else ""),
+        ("Versions", ", ".join(f"{name} {packages[name]}" for name in first if name in packages)),
+        ("Seed", ", ".join(seeds)),
+        ("Revision", ", ".join(revisions)),
+    ]
+    return [(name, text.clean(value)) for name, value in facts if value]
+
+
+def _cell(group: Group, model: str, metric: Metric) -> dict[str, Any] | None:
+    """What stands in one cell of the score table; None where the model was not evaluated."""
+    score = group.scores.get(model)
+    if score is None:
+        return None
+    if score.withheld:
+        return {"text": "withheld", "why": score.withheld, "best": False, "interval": "", "n": ""}
+    value = score.values.get(metric.key)
+    if value is None:
+        return None
+    return {
+        "text": text.percent(value) if metric.unit is Unit.SHARE else f"{value:,.0f}",
+        "why": f"n = {score.n} problems, {score.samples} samples each",
+        "best": model in group.best(metric),
+        "interval": _interval(score) if metric.key == "pass@1" else "",
+        "n": "" if group.problems else f"n {score.n:,} × {score.samples}",
+    }
+
+
+def _interval(score: Score) -> str:
+    return text.interval(score.low, score.high) if score.low is not None and score.high is not None else ""
+
+
+def _overview(table: Table) -> list[figures.Panel]:
+    """The main task's scores and lengths as dots, models in chain order."""
+    group = table.main()
+    if group is None:
+        return []
+    shown = [(m, group.scores[m]) for m in table.models if m in group.scores and "pass@1" in group.scores[m].values]
+    scores = [(text.clean(m), s.values["pass@1"], s.low, s.high) for m, s in shown]
+    lengths = [(text.clean(m), s.values["tokens"], None, None) for m, s in shown if "tokens" in s.values]
+    task = text.clean(group.task)
+    panels = [figures.interval_panel(f"{task}: pass@1 with 95 % interval", scores, "s0", share=True)]
+    if lengths:
+        panels.append(figures.interval_panel(f"{task}: mean tokens of an answer", lengths, "s1", share=False))
+    return panels
+
+
+def _yield(stage: Stage) -> Yield | None:
+    counts = {key: text.finite(stage.metrics.get(key)) for key in ("problems", "sampled", "correct", "kept")}
+    sampled, kept, problems, correct = (counts[key] for key in ("sampled", "kept", "problems", "correct"))
+    if not sampled or kept is None:
+        return None
+    dropped = {str(why): int(n) for why, n in mapping(stage.metrics.get("dropped")).items() if text.finite(n)}
+    return Yield(
+        stage.name,
+        None if problems is None else int(problems),
+        int(sampled),
+        int(kept),
+        None if correct is None else int(correct),
+        dropped,
+    )
+
+
+def _flat(stage: Stage) -> list[tuple[str, str]]:
+    """A stage's plain metrics for people; the scores and accounts have sections of their own."""
+    found = []
+    for name, value in stage.metrics.items():
+        if text.finite(value) is not None:
+            found.append((text.clean(name), text.number(float(value))))
+        elif isinstance(value, str):
+            found.append((text.clean(name), text.clean(text.shorten(value, 200))))
+    return found
+
+
+def _as_yaml(value: object) -> str:
+    """A config as YAML, in its own order."""
+    plain = json.loads(json.dumps(value, default=str))
+    return text.clean(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100))
+
+
+def _code_names(sentence: str) -> Markup:
+    """Text in which names stand between backticks, as HTML."""
+    parts = sentence.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
