@@ -64,7 +64,7 @@ def _read(path: Path) -> Artifact | None:
         if path.exists():
             log.warning("%s is not a whole artifact (%s is missing): the stage will run again", path, error.filename)
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a broken manifest brings
         log.warning("%s cannot be read (%s): the stage will run again", path / MANIFEST, error)
         return None
     if not whole:
