@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -57,6 +57,7 @@ class EvaluateConfig(StageConfig):
     """
 
     product: ClassVar[Product] = Product.METRICS
+    default_split: ClassVar[Literal["train", "test"]] = "test"
 
     model: ModelRef | None = None
     models: list[ModelRef] = Field(default_factory=list)
