@@ -33,6 +33,10 @@ BUILTIN: Mapping[str, str] = {
     "math": "rewards.math:MathVerifier",
     "think_format": "rewards.format:ThinkFormat",
     "language": "rewards.language:Language",
+    "length": "rewards.length:KimiLength",
+    "cosine_length": "rewards.length:CosineLength",
+    "soft_overlong": "rewards.length:SoftOverlong",
+    "repetition": "rewards.repetition:Repetition",
 }
 """Built-in rewards: name -> module:attribute."""
 
