@@ -112,7 +112,8 @@ class RewardFunction:
         return check(self.use, self.options, self.base)
 
     @cached_property
-    def _verifier(self) -> Verifier | None:
+    def verifier(self) -> Verifier | None:
+        """The verifier behind it, built at the first use; `None` if it is a plain function."""
         built = self._found.target(**self.options) if self._found.is_verifier else None
         if built is not None and not isinstance(built, Verifier):
             raise TypeError(f"{self.use!r} is a class without a method verify(items)")
@@ -149,7 +150,7 @@ class RewardFunction:
         """Judge a batch: one verdict a row."""
         if not len(batch):
             return []
-        verifier = self._verifier
+        verifier = self.verifier
         verdicts = self._score(batch) if verifier is None else verifier.verify(batch.items())
         if len(verdicts) != len(batch):
             raise ValueError(f"reward {self.use!r} gave {len(verdicts)} scores for {len(batch)} completions")
@@ -160,7 +161,7 @@ class RewardFunction:
 
     def close(self) -> None:
         """Stop the processes of the verifier, if it has any."""
-        verifier = self.__dict__.pop("_verifier", None)
+        verifier = self.__dict__.pop("verifier", None)
         if (close := getattr(verifier, "close", None)) is not None:
             close()
 

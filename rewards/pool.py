@@ -33,7 +33,6 @@ from typing import Any
 
 from rewards.pool_server import FORK, HEADER, KILL, PID, receive
 
-
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
     "from rewards.pool_server import serve; serve(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))"
@@ -333,8 +332,8 @@ class _Worker:
         message = json.loads(self._buffer[HEADER.size :])
         for name, fate in (("value", Fate.DONE), ("error", Fate.RAISED), ("memory", Fate.MEMORY)):
             if name in message:
-                value = message[name]
-                return Outcome(fate, *((value, "") if fate is Fate.DONE else (None, value)), ms=message["ms"])
+                value, detail = (message[name], "") if fate is Fate.DONE else (None, message[name])
+                return Outcome(fate, value, detail, message["ms"])
         return Outcome(Fate.CRASHED, None, "the process sent nonsense")
 
     def kill(self) -> None:

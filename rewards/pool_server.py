@@ -98,7 +98,7 @@ def _work(channel: socket.socket, function: Callable[..., Any], rss_mib: int) ->
             reply["ms"] = (time.perf_counter() - started) * 1000
             send(channel, reply)
         status = 0
-    except BaseException:  # noqa: BLE001, S110  a worker that cannot even report is seen as crashed
+    except BaseException:  # noqa: BLE001  a worker that cannot even report is seen as crashed
         pass
     finally:
         os._exit(status)

@@ -15,9 +15,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
-from rewards.math.latex import latex
+from rewards.math.latex import latex, used
 from rewards.math.numbers import MP, SAMPLES, Number, evaluate
 from rewards.math.shapes import (
     INFINITY,
@@ -54,15 +55,18 @@ _NOTHING = MP.mpf(10) ** -45
 _FLOAT_NOISE = MP.mpf(10) ** -12
 """Relative error that binary floating point leaves in a gold such as 0.30000000000000004."""
 
-_NUMBER_WORDS = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-        " eighteen nineteen twenty".split()
-    )
-} | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    " seventeen eighteen nineteen"
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_NUMBER_WORDS = dict(zip(_SMALL.split(), range(20), strict=True)) | dict(
+    zip(_TENS.split(), range(20, 100, 10), strict=True)
+)
 _SYNONYMS = {
-    **dict.fromkeys(["none", "no solutions", "no real solutions", "no real solution", "empty set", "no answer"], "no solution"),
+    **dict.fromkeys(
+        ["none", "no solutions", "no real solutions", "no real solution", "empty set", "no answer"], "no solution"
+    ),
     **dict.fromkeys(["dne", "doesn't exist", "not exist"], "does not exist"),
     **dict.fromkeys(["infinite", "infinity"], "infinitely many"),
 }
@@ -72,7 +76,7 @@ def shape_of(text: str) -> Shape:
     """Read an answer. Dollar signs in pairs delimit mathematics and are dropped; an odd one is money.
 
     Raises:
-        TooDeep: the text nests brackets deeper than anything that is read.
+        TooDeepError: the text nests brackets deeper than anything that is read.
     """
     if (text.count("$") - text.count(r"\$")) % 2 == 0:
         text = re.sub(r"(?<!\\)\$", " ", text)
@@ -83,7 +87,7 @@ def same(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     """Whether the answer says what the gold says, by the policy above.
 
     Raises:
-        TooBig: a number in it is made to keep computers busy.
+        TooBigError: a number in it is made to keep computers busy.
     """
     if gold == answer:
         return True
@@ -115,7 +119,8 @@ def exact(gold: Tokens, answer: Tokens) -> bool | None:
     if gold == answer:
         return True
     equal = _by_value(gold, answer)
-    return False if equal is None and (latex(gold) is None or latex(answer) is None) else equal
+    allowed = used(gold)
+    return False if equal is None and (latex(gold, allowed) is None or latex(answer, allowed) is None) else equal
 
 
 def _by_value(gold: Tokens, answer: Tokens) -> bool | None:
@@ -144,9 +149,9 @@ _RELATIONS = frozenset({"=", "<", ">", "<=", ">="})
 def _same_relation(gold: Tokens, answer: Tokens) -> bool | None:
     """Whether two equations or inequalities are multiples of one another: `y = 2x` and `4x - 2y = 0`."""
     cut = [split(written, lambda i, w=written: w[i].text in _RELATIONS) for written in (gold, answer)]  # type: ignore[misc]
-    signs = [next(t.text for t in written if t.text in _RELATIONS) for written in (gold, answer) if len(written)]
     if any(len(sides) != 2 for sides in cut):
-        return None
+        return None if len(cut[0]) == len(cut[1]) else False
+    signs = [written[len(sides[0])].text for written, sides in zip((gold, answer), cut, strict=True)]
     for n, sign in enumerate(signs):
         if sign.startswith(">"):
             cut[n], signs[n] = cut[n][::-1], sign.replace(">", "<")
@@ -379,7 +384,7 @@ def _joined(sides: Sequence[Tokens]) -> Tokens:
 
 def _consistent(values: Sequence[Shape], leaf: Leaf) -> bool | None:
     """Whether an equality chain does not contradict itself."""
-    return every(same(a, b, leaf) for a, b in zip(values, values[1:], strict=False))
+    return every(same(a, b, leaf) for a, b in pairwise(values))
 
 
 def _chains(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
@@ -401,7 +406,9 @@ def _chains(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
 
 
 def _has_variables(chain: Chain) -> bool:
-    return any(t.kind is Kind.SYMBOL and t.text not in ("e", "i") or t.kind is Kind.WORD for s in chain.sides for t in s)
+    return any(
+        (t.kind is Kind.SYMBOL and t.text not in ("e", "i")) or t.kind is Kind.WORD for s in chain.sides for t in s
+    )
 
 
 def _approximate(gold: Shape, answer: Approximate, leaf: Leaf) -> bool | None:
@@ -479,7 +486,7 @@ def _may_be_interval(group: Group) -> bool:
     ends = [evaluate(item.value) if isinstance(item, Quantity) else None for item in group.items]
     if ends[0] is None or ends[1] is None:
         return True
-    return ends[0].about.real < ends[1].about.real
+    return bool(ends[0].about.real < ends[1].about.real)
 
 
 def _assignments(gold: Group, answer: Group, leaf: Leaf) -> bool | None:
@@ -493,7 +500,9 @@ def _assignments(gold: Group, answer: Group, leaf: Leaf) -> bool | None:
     return every(same(g, a, leaf) for g, a in zip(gold.items, answer.items, strict=True))
 
 
-def _unordered(gold: Sequence[Shape], answer: Sequence[Shape], equal: Callable[[Shape, Shape], bool | None]) -> bool | None:
+def _unordered(
+    gold: Sequence[Shape], answer: Sequence[Shape], equal: Callable[[Shape, Shape], bool | None]
+) -> bool | None:
     """Whether the two match one to one. Equality is an equivalence, so the first match found is as good as any."""
     if len(gold) != len(answer):
         return False
@@ -547,7 +556,11 @@ def _matrices(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     matrix, other = (gold, answer) if isinstance(gold, Matrix) else (answer, gold)
     assert isinstance(matrix, Matrix)
     cells = _cells(matrix)
-    if isinstance(other, Group) and other.brackets in ("()", "<>", "[]") and 1 in (len(matrix.rows), len(matrix.rows[0])):
+    if (
+        isinstance(other, Group)
+        and other.brackets in ("()", "<>", "[]")
+        and 1 in (len(matrix.rows), len(matrix.rows[0]))
+    ):
         rows = other.items
         if len(rows) != len(cells):
             return False
@@ -565,15 +578,20 @@ def _cells(matrix: Matrix) -> list[Shape]:
     return [cell for row in matrix.rows for cell in row]
 
 
-_CHOICE = re.compile(r"(?:(?:option|choice|answer)\s*:?\s*)?[\[(]?\s*([A-Ja-j])\s*(?:([)\].:])\s*(.*))?", re.IGNORECASE | re.DOTALL)
+_CHOICE = re.compile(
+    r"(?:(?:option|choice|answer)\s*:?\s*)?[\[(]?\s*([A-Ja-j])\s*(?:([)\].:])\s*(.*))?", re.IGNORECASE | re.DOTALL
+)
 _HEDGE = re.compile(r"\b(?:or|and|not|nor|wrong|incorrect|either|neither)\b|\(?\b[A-J]\b\)", re.IGNORECASE)
 
 
 def choice(text: str) -> str | None:
     r"""The letter of a multiple-choice answer: `C`, `(C)`, `\text{(C)}`, `\textbf{(C)}\ 12`, `C) 12`; else `None`."""
-    flat = re.sub(r"\\(?:text|textbf|mathrm|mathbf|textit|boxed)\s*|\\[ ,;!]|[{}$*~]|\\quad|\\qquad", " ", text).strip().rstrip(".")
+    flat = (
+        re.sub(r"\\(?:text|textbf|mathrm|mathbf|textit|boxed)\s*|\\[ ,;!]|[{}$*~]|\\quad|\\qquad", " ", text)
+        .strip()
+        .rstrip(".")
+    )
     found = _CHOICE.fullmatch(flat.strip())
     if found is None or (found[3] and _HEDGE.search(found[3])) or len(flat) > 200:
         return None
     return found[1].upper()
-

@@ -15,6 +15,8 @@ from rewards.text import split_thought
 
 MAX_BOXES = 32
 """Boxes looked at, from the last one; a completion with more is hedging."""
+_TAIL = 2**15
+"""Characters at the end of a completion among which its final answer is looked for."""
 _BARE_LENGTH = 80
 """Characters of a completion that may be an answer as a whole."""
 _LINE_LENGTH = 2000
@@ -22,7 +24,8 @@ _LINE_LENGTH = 2000
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t]*")
 _TAG = re.compile(r"<answer>|</answer>", re.IGNORECASE)
 _CUE = re.compile(
-    r"####|(?:\bfinal[ \t]+answer|\banswer)[*_]{0,3}[ \t]*(?:(?:\bis\b|=|\bwould be\b|\bto\b[^.:\n]{0,80}\bis\b)[ \t]*:?|:)[*_]{0,3}",
+    r"####|(?:\bfinal[ \t]+answer|\banswer)[*_]{0,3}[ \t]*"
+    r"(?:(?:\bis\b|=|\bwould be\b|\bto\b[^.:\n]{0,80}\bis\b)[ \t]*:?|:)[*_]{0,3}",
     re.IGNORECASE,
 )
 _LAST_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
@@ -38,6 +41,7 @@ def finals(completion: str, final_line: bool = True, lenient: bool = False) -> l
         lenient: fall back to the last number of the text.
     """
     _, text = split_thought(completion)
+    text = text[-_TAIL:]
     tagged = list(_tagged(text))
     if tagged:
         return [inner for content in tagged for inner in (_boxes(content) or [_announced(content) or content])]

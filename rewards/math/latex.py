@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from rewards.math.numbers import literal
 from rewards.math.shapes import fraction_tokens, is_product
-from rewards.math.tokens import Kind, Token, Tokens
+from rewards.math.tokens import CLOSING, OPENING, Kind, Token, Tokens, words
 
-_VOCABULARY = frozenset(
+_VOCABULARY = words(
     r"\frac \sqrt \binom \pi \infty \sin \cos \tan \cot \sec \csc \ln \log \lg \exp \arcsin \arccos \arctan \sinh \cosh"
-    r" \tanh \int \sum \prod \lim \lfloor \rfloor \lceil \rceil \{ \} \langle \rangle \to \cap \cup \pm \mp \bmod \mod"
-    r" \pmod \gcd \max \min \det \partial \nabla \overline \bar \emptyset \neg \prime \operatorname".split()
+    r" \tanh \lfloor \rfloor \lceil \rceil \{ \} \cap \cup \gcd \max \min \overline \bar"
 )
-_OPERATORS = frozenset("+ - * / ^ ! ( ) [ ] { } | , = < > <= >= _ ' deg".split())
+UNEVALUATED = words(r"\int \sum \prod \lim \to \mod \bmod \pmod \det \partial \nabla")
+"""What an answer may use only if the gold does, too: an integral is a question, and may take for ever to answer."""
+_MAX_TOKENS, _MAX_NESTING = 160, 12
+"""Beyond these the parser takes seconds."""
+_OPERATORS = words("+ - * / ^ ! ( ) [ ] { } | , = < > <= >= _ ' deg")
 _LATEX = {"*": r"\cdot", "<=": r"\le", ">=": r"\ge", "deg": r"^{\circ}"}
 
 
-def latex(expression: Tokens) -> str | None:
-    """An expression as LaTeX without decimals, or `None` if it has words that no expression has."""
+def latex(expression: Tokens, vocabulary: frozenset[str] = frozenset()) -> str | None:
+    """An expression as LaTeX without decimals, or `None` if it is none: words, lists, open brackets, no end of it.
+
+    Args:
+        expression: its tokens.
+        vocabulary: commands that it may use besides the common ones.
+    """
+    if not _is_orderly(expression):
+        return None
     parts: list[str] = []
     for token in expression:
         if token.kind is Kind.NUMBER:
@@ -26,11 +36,28 @@ def latex(expression: Tokens) -> str | None:
             parts += _braced(value.denominator != 1, [t.text for t in fraction_tokens(value)])
         elif token.kind is Kind.SYMBOL or (token.kind is Kind.WORD and is_product(token)):
             parts += [_subscripted(token)] if token.kind is Kind.SYMBOL else list(token.text)
-        elif token.text in _VOCABULARY | _OPERATORS:
+        elif token.text in _VOCABULARY or token.text in _OPERATORS or token.text in vocabulary:
             parts.append(_LATEX.get(token.text, token.text))
         else:
             return None
     return " ".join(parts)
+
+
+def _is_orderly(expression: Tokens) -> bool:
+    depth, before = 0, None
+    for token in expression:
+        depth += (token.text in OPENING) - (token.text in CLOSING)
+        if not 0 <= depth <= _MAX_NESTING or (token.text == "," and depth == 0):
+            return False
+        if before is not None and before.kind is token.kind is Kind.NUMBER:
+            return False
+        before = token
+    return depth == 0 and len(expression) <= _MAX_TOKENS
+
+
+def used(expression: Tokens) -> frozenset[str]:
+    """The unevaluated operations in an expression."""
+    return UNEVALUATED & {token.text for token in expression}
 
 
 def _braced(needed: bool, parts: list[str]) -> list[str]:

@@ -3,7 +3,7 @@ r"""What an expression is worth: exactly, as a rational, where that is possible,
 A recursive-descent reader of tokens that computes while it reads. It is no computer algebra: `\sqrt{12}` is
 3.4641..., and variables are fixed arbitrary numbers, several sets of them. Two expressions that differ in one set are
 different; two that agree to forty digits in all sets are equal for every purpose but a proof (Schwartz-Zippel).
-What the reader does not know is `None`, never an error, and what would keep it busy is `TooBig`.
+What the reader does not know is `None`, never an error, and what would keep it busy is `TooBigError`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from fractions import Fraction
 from typing import Any
 from zlib import crc32
 
-import mpmath
+import mpmath  # type: ignore[import-untyped]
 
-from rewards.math.tokens import CLOSING, OPENING, Kind, Token, Tokens
+from rewards.math.tokens import CLOSING, OPENING, Kind, Token, Tokens, words
 
 MAX_BITS = 4096
-"""Size of the largest integer that is ever computed; beyond it an expression is `TooBig`."""
+"""Size of the largest integer that is ever computed; beyond it an expression is `TooBigError`."""
 MAX_FACTORIAL = 400
 MAX_NESTING = 40
 """Brackets and fractions within one another; deeper ones are not read."""
@@ -35,7 +35,7 @@ MP = mpmath.mp.clone()
 MP.dps = 50
 
 
-class TooBig(ValueError):
+class TooBigError(ValueError):
     """The expression is an exponent tower, a huge factorial or the like, made to keep a computer busy."""
 
 
@@ -69,7 +69,9 @@ def _inexact(value: Any, variables: bool) -> Number:
     return Number(None, value, variables)
 
 
-_SIMPLE = re.compile(r"([+-]?)\s*(?:(\d{1,40})(?:\.(\d{1,40}))?|\.(\d{1,40})|\\[dt]?frac\{(-?\d{1,40})\}\{(\d{1,40})\}|(\d{1,40})/(\d{1,40}))")
+_SIMPLE = re.compile(
+    r"([+-]?)\s*(?:(\d{1,40})(?:\.(\d{1,40}))?|\.(\d{1,40})|\\[dt]?frac\{(-?\d{1,40})\}\{(\d{1,40})\}|(\d{1,40})/(\d{1,40}))"
+)
 
 
 def simple(text: str) -> Fraction | None:
@@ -112,7 +114,7 @@ def literal(text: str) -> Fraction | None:
         value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(part))
     if power:
         if abs(int(power)) > MAX_BITS // 4:
-            raise TooBig("a power of ten too large to be meant")
+            raise TooBigError("a power of ten too large to be meant")
         value *= Fraction(10) ** int(power)
     return value
 
@@ -125,7 +127,7 @@ def evaluate(expression: Tokens, sample: int = 0) -> Number | None:
         sample: which set of values the variables take, below `SAMPLES`.
 
     Raises:
-        TooBig: computing it would take unreasonably long.
+        TooBigError: computing it would take unreasonably long.
     """
     if not expression or len(expression) > 512:
         return None
@@ -141,24 +143,24 @@ def power(base: Number, exponent: Number) -> Number:
     """base ** exponent.
 
     Raises:
-        TooBig: the result would have more than `MAX_BITS` bits, or the exponent passes `MAX_ARGUMENT`.
+        TooBigError: the result would have more than `MAX_BITS` bits, or the exponent passes `MAX_ARGUMENT`.
     """
     variables = base.variables or exponent.variables
     if base.exact is not None and exponent.exact is not None:
         if exponent.exact.denominator == 1:
             size = max(base.exact.numerator.bit_length(), base.exact.denominator.bit_length())
             if abs(exponent.exact) > MAX_ARGUMENT or (size > 1 and size * abs(exponent.exact) > MAX_BITS):
-                raise TooBig("a power too large to be meant")
+                raise TooBigError("a power too large to be meant")
             return rational(base.exact ** int(exponent.exact))
         root = _root(base.exact, exponent.exact.denominator)
         if root is not None:
             return power(rational(root), rational(exponent.exact.numerator))
     if abs(exponent.about) > MAX_ARGUMENT:
-        raise TooBig("an exponent too large to be meant")
+        raise TooBigError("an exponent too large to be meant")
     if base.about == 0:
         raise _Unknown
     if abs(exponent.about * MP.log(base.about)) > MAX_ARGUMENT:
-        raise TooBig("a power too large to be meant")
+        raise TooBigError("a power too large to be meant")
     return _inexact(base.about**exponent.about, variables)
 
 
@@ -402,7 +404,7 @@ class _Reader:
         return quotient
 
     def _argument(self) -> Number:
-        r"""What `\sin` applies to when there are no brackets: one product without further functions, as in `\sin 2x`."""
+        r"""What `\sin` applies to without brackets: one product that has no further functions, as in `\sin 2x`."""
         value = self.powered()
         while (token := self.peek()) is not None and (
             token.kind in (Kind.SYMBOL, Kind.NUMBER) or token.text in (r"\pi", r"\frac")
@@ -414,17 +416,25 @@ class _Reader:
         return value
 
 
-NOT_A_PRODUCT = frozenset(
+NOT_A_PRODUCT = words(
     "no on yes is it in or and not at of to if so we be by do an as true none odd even one two ten six four five nine"
-    " zero mod gcd lcm min max det log dne deg rad am pm km cm mm ft kg mg lb oz".split()
+    " zero mod gcd lcm min max det log dne deg rad am pm km cm mm ft kg mg lb oz"
 )
 """Short words that are never a product of variables."""
-_PARTNER = {"(": (")",), "[": ("]",), "{": ("}",), r"\lfloor": (r"\rfloor",), r"\lceil": (r"\rceil",), r"\{": (), r"\langle": ()}
+_PARTNER = {
+    "(": (")",),
+    "[": ("]",),
+    "{": ("}",),
+    r"\lfloor": (r"\rfloor",),
+    r"\lceil": (r"\rceil",),
+    r"\{": (),
+    r"\langle": (),
+}
 
 
 def _apply(function: Callable[[Any], Any], argument: Number) -> Number:
     if abs(argument.about) > MAX_ARGUMENT and function is not MP.log:
-        raise TooBig("an argument too large to be meant")
+        raise TooBigError("an argument too large to be meant")
     if argument.about == 0 and function in (MP.log, MP.cot, MP.csc):
         raise _Unknown
     return _inexact(function(argument.about), argument.variables)
@@ -435,7 +445,7 @@ def _combine(a: Number, b: Number, operation: Callable[[Any, Any], Any]) -> Numb
     if a.exact is not None and b.exact is not None:
         exact = operation(a.exact, b.exact)
         if max(exact.numerator.bit_length(), exact.denominator.bit_length()) > 4 * MAX_BITS:
-            raise TooBig("a number too large to be meant")
+            raise TooBigError("a number too large to be meant")
         return rational(exact)
     return _inexact(operation(a.about, b.about), variables)
 
@@ -452,7 +462,7 @@ def _factorial(value: Number) -> Number:
     if value.exact is None or value.exact.denominator != 1 or value.exact < 0:
         raise _Unknown
     if value.exact > MAX_FACTORIAL:
-        raise TooBig("a factorial too large to be meant")
+        raise TooBigError("a factorial too large to be meant")
     return rational(math.factorial(int(value.exact)))
 
 
@@ -462,5 +472,5 @@ def _binomial(n: Number, k: Number) -> Number:
     if n.exact < 0 or k.exact < 0:
         raise _Unknown
     if n.exact > MAX_BITS:
-        raise TooBig("a binomial coefficient too large to be meant")
+        raise TooBigError("a binomial coefficient too large to be meant")
     return rational(math.comb(int(n.exact), int(k.exact)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
-from rewards.math.tokens import CLOSING, OPENING, Kind, Token, Tokens, closing
+from rewards.math.tokens import CLOSING, OPENING, Kind, Token, Tokens, closing, words
 from rewards.math.units import Unit, lookup, split_unit
 
 
@@ -28,7 +29,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Several answers. `brackets` is empty for a bare list; `{}` marks sets; `()`, `[]`, `(]`, `[)` and `<>` are ordered."""
+    """Several answers: a bare list without brackets, a set in `{}`, or ordered in `()`, `[]`, `(]`, `[)`, `<>`."""
 
     items: tuple[Shape, ...]
     brackets: str = ""
@@ -102,12 +103,12 @@ _REAL_LINE = Interval(
     (Quantity((_MINUS, INFINITY), None, (_MINUS, INFINITY)), Quantity((INFINITY,), None, (INFINITY,))), "()"
 )
 _INEQUALITIES = frozenset({"<", ">", "<=", ">="})
-_MATRICES = frozenset(rf"\begin {name}" for name in "pmatrix bmatrix matrix vmatrix Bmatrix smallmatrix array".split())
+_MATRICES = frozenset(rf"\begin {name}" for name in words("pmatrix bmatrix matrix vmatrix Bmatrix smallmatrix array"))
 _PARTNERS = {"(": ")]", "[": ")]", r"\{": (r"\}",), r"\langle": (r"\rangle",)}
 _REALS = frozenset({("all", "real", "numbers"), ("all", "reals"), ("all", "real"), ("real", "numbers"), ("reals",)})
-_PROSE = frozenset(
-    "the a an is are so then thus hence therefore answer final our result value solution we get have equals".split()
-)
+_PROSE = words("the a an is are so then thus hence therefore answer final our result value solution we get have equals")
+NOT_NAMES = words("not no isn't never wrong incorrect false or and if unless maybe either neither except")
+"""Words that no quantity's name has: `not x = 3`."""
 _FEW = 64
 """Parts of a list, or rows of a matrix, that are read; more is nonsense."""
 
@@ -138,7 +139,11 @@ def _trim(written: Tokens) -> Tokens:
     words = start
     while words < end and written[words].kind in (Kind.WORD, Kind.TEXT, Kind.SYMBOL) and _is_prose(written[words]):
         words += 1
-    if words > start and words < end and any(t.text.lower() in ("answer", "is", "result", "get") for t in written[start:words]):
+    if (
+        words > start
+        and words < end
+        and any(t.text.lower() in ("answer", "is", "result", "get") for t in written[start:words])
+    ):
         return _trim(written[words:end])
     if words == start and start < end and written[start].text == "~":
         start += 1
@@ -212,7 +217,9 @@ def _separated(written: Tokens, depth: int) -> Shape | None:
     if len(parts) == 1:
         return None
     parts = [part for part in parts if _trim(part)]  # "1, 2, and 3" has an empty part
-    if len(parts) < 2 or len(parts) > _FEW:
+    if len(parts) > _FEW:
+        return Nonsense(written)
+    if len(parts) < 2:
         return None
     shapes = tuple(read(part, depth + 1) for part in parts)
     ranges = [shape for shape in shapes if isinstance(shape, Interval | Union)]
@@ -280,7 +287,7 @@ def _equalities(sides: list[Tokens], depth: int) -> Shape:
 def is_name(side: Tokens) -> bool:
     """Whether this is a name that may be given a value: `x`, `f(x)`, `x_1`, `Area of ABC`, `(x, y)`, but not `2x`."""
     side = _trim(side)
-    if not side:
+    if not side or any(t.text.lower() in NOT_NAMES for t in side):
         return False
     if all(t.kind in (Kind.WORD, Kind.TEXT, Kind.SYMBOL) for t in side):
         return len(side) == 1 or any(t.kind is Kind.TEXT or len(t.text) > 3 for t in side)
@@ -307,7 +314,7 @@ def without(variable: Tokens | None, points: Sequence[Tokens]) -> Union:
     """The real line without one point."""
     low, high = _REAL_LINE.ends
     ends = [low, *(read(point, 1) for point in points), high]
-    return Union(tuple(Interval((a, b), "()") for a, b in zip(ends, ends[1:], strict=False)), variable)
+    return Union(tuple(Interval((a, b), "()") for a, b in pairwise(ends)), variable)
 
 
 def _inequality(sides: list[Tokens], relations: list[str], depth: int) -> Shape | None:
@@ -359,12 +366,15 @@ def _words(written: Tokens, depth: int) -> Shape | None:
         return Words(("no", "solution"))
     if any(t.kind not in (Kind.WORD, Kind.TEXT, Kind.SYMBOL) and t.text not in ".-'\"!?()~," for t in written):
         return None
-    if all(t.kind is Kind.SYMBOL for t in written) or (len(written) == 1 and written[0].kind is Kind.WORD and is_product(written[0])):
+    if all(t.kind is Kind.SYMBOL for t in written) or (
+        len(written) == 1 and written[0].kind is Kind.WORD and is_product(written[0])
+    ):
         return None
     words = tuple(
         t.text.lower()
         for t in written
-        if t.kind in (Kind.WORD, Kind.TEXT, Kind.SYMBOL) and (len(written) == 1 or t.text.lower() not in ("a", "an", "the"))
+        if t.kind in (Kind.WORD, Kind.TEXT, Kind.SYMBOL)
+        and (len(written) == 1 or t.text.lower() not in ("a", "an", "the"))
     )
     if words in _REALS:
         return _REAL_LINE
@@ -406,7 +416,11 @@ def _plus_minus(written: Tokens, depth: int) -> Shape | None:
 
 def _compound(written: Tokens) -> Quantity | None:
     """`1 hour 30 minutes`: quantities of one dimension, added up."""
-    starts = [i for i, t in enumerate(written) if t.kind is Kind.NUMBER and (i == 0 or written[i - 1].kind in (Kind.WORD, Kind.TEXT))]
+    starts = [
+        i
+        for i, t in enumerate(written)
+        if t.kind is Kind.NUMBER and (i == 0 or written[i - 1].kind in (Kind.WORD, Kind.TEXT))
+    ]
     if len(starts) < 2 or starts[0] != 0:
         return None
     total, first = Fraction(0), None

@@ -12,9 +12,10 @@ import logging
 from math_verify import LatexExtractionConfig, parse, verify
 
 from rewards.math.compare import exact, same, shape_of
-from rewards.math.latex import latex
-from rewards.math.numbers import TooBig
-from rewards.math.tokens import TooDeep, Tokens
+from rewards.math.latex import latex, used
+from rewards.math.numbers import TooBigError
+from rewards.math.tokens import Tokens, TooDeepError
+
 
 def judge(gold: str, answer: str) -> str:
     """Compare two answers with every means there is. Runs in the pool.
@@ -24,7 +25,7 @@ def judge(gold: str, answer: str) -> str:
     """
     try:
         return "equal" if same(shape_of(gold), shape_of(answer), _leaf) else "different"
-    except (TooBig, TooDeep):
+    except (TooBigError, TooDeepError):
         return "rejected"
 
 
@@ -32,7 +33,7 @@ def _leaf(gold: Tokens, answer: Tokens) -> bool:
     known = exact(gold, answer)
     if known is not None:
         return known
-    written = latex(gold), latex(answer)
+    written = latex(gold, used(gold)), latex(answer, used(gold))
     return written[0] is not None and written[1] is not None and _algebra(written[0], written[1])
 
 

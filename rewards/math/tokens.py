@@ -43,7 +43,12 @@ MAX_DEPTH = 24
 """Nesting of groups beyond which nothing is read: no honest answer needs it, and Python's stack is finite."""
 
 
-class TooDeep(ValueError):
+def words(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
+    return frozenset(text.split())
+
+
+class TooDeepError(ValueError):
     """Braces are nested deeper than any honest answer needs."""
 
 
@@ -124,14 +129,16 @@ _OPERATORS = {
     r"\in": r"\in", r"\mp": r"\mp", r"\cap": r"\cap", r"\|": "|", r"\#": "#", r"\_": "_", r"\&": "&",
     "€": "€", "£": "£", "¥": "¥",
 }  # fmt: skip
-_TEXTS = frozenset(
+_TEXTS = words(
     r"\text \textbf \textit \textrm \textsf \texttt \textnormal \mbox \hbox \mathrm \mathsf \mathit \operatorname \emph"
-    r" \mathop \mathtt".split()
+    r" \mathop \mathtt"
 )
-_FONTS = frozenset(r"\mathbf \mathcal \mathfrak \boldsymbol \bm \pmb \vec \overrightarrow \underline \hat \ensuremath \boxed \fbox".split())
-_GREEK = frozenset(
+_FONTS = words(
+    r"\mathbf \mathcal \mathfrak \boldsymbol \bm \pmb \vec \overrightarrow \underline \hat \ensuremath \boxed \fbox"
+)
+_GREEK = words(
     r"\alpha \beta \gamma \delta \epsilon \zeta \eta \theta \iota \kappa \lambda \mu \nu \xi \rho \sigma \tau \phi"
-    r" \chi \psi \omega \Gamma \Delta \Theta \Lambda \Sigma \Phi \Psi \Omega \ell".split()
+    r" \chi \psi \omega \Gamma \Delta \Theta \Lambda \Sigma \Phi \Psi \Omega \ell"
 )
 _PLAIN = {
     "sqrt": r"\sqrt", "pi": r"\pi", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "infty": r"\infty",
@@ -160,14 +167,14 @@ def tokens(text: str) -> Tokens:
     """Read text into tokens. Linear; never fails for strange input, which becomes operators nobody understands.
 
     Raises:
-        TooDeep: groups are nested more than `MAX_DEPTH` deep.
+        TooDeepError: groups are nested more than `MAX_DEPTH` deep.
     """
     return tuple(_braced(list(_subscripts(_tokens(clean(text), 0)))))
 
 
 def _tokens(text: str, depth: int) -> list[Token]:
     if depth > MAX_DEPTH:
-        raise TooDeep("groups are nested too deep")
+        raise TooDeepError("groups are nested too deep")
     result: list[Token] = []
     position, spaced = 0, False
     while (found := _MASTER.match(text, position)) is not None:

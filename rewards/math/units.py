@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rewards.math.tokens import Kind, Token, Tokens
+from rewards.math.tokens import Kind, Token, Tokens, words
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +101,13 @@ _SQUARE = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 MULTIPLIERS = {
     "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
 }  # fmt: skip
-NOT_LABELS = frozenset(
+NOT_LABELS = words(
     "not no isn isn't isnt never wrong incorrect false true untrue or nor maybe either neither except least most more"
     " less fewer than over under above below up below about around approximately roughly plus minus times if unless and"
     " is are was were be if half quarter squared cubed factorial mod modulo correct right answer ignore accept equals"
     " equal to greater between any all every some each per base point hundred thousand million billion trillion dozen"
     " possibly perhaps probably instead rather but the score reward grade grader instead i think hmm wait lie fake bad"
-    " none nothing invalid unknown undefined different from percent".split()
+    " none nothing invalid unknown undefined different from percent"
 )
 """Words that say more than what is counted: `5 or more`, `5 is wrong`."""
 _WORDY = (Kind.WORD, Kind.TEXT, Kind.SYMBOL)
@@ -158,21 +158,24 @@ def _suffix_start(expression: Tokens) -> int:
     """Where the trailing run of words (with powers, strokes and degree signs) begins."""
     start = len(expression)
     while start > 0:
-        token = expression[start - 1]
-        if token.text == "deg" or (token.kind in _WORDY and _may_be_unit(expression, start - 1)):
+        token, follower = expression[start - 1], expression[start : start + 1]
+        joins = token.text in ("/", "*", ".") and bool(follower) and follower[0].kind in _WORDY
+        if token.text == "deg" or joins or (token.kind in _WORDY and _may_be_unit(expression, start - 1)):
             start -= 1
-        elif token.text in ("/", "*", ".") and start < len(expression) and expression[start].kind in _WORDY:
-            start -= 1
-        elif token.text == "}" and start >= 4 and expression[start - 3].text == "{" and expression[start - 4].text == "^":
-            if expression[start - 5 : start - 4] and expression[start - 5].kind in _WORDY:
-                start -= 4
-            else:
-                break
+        elif _is_power_of_word(expression, start):
+            start -= 4
         else:
             break
     while start < len(expression) and expression[start].text in ("/", "*", "."):
         start += 1
     return start
+
+
+def _is_power_of_word(expression: Tokens, end: int) -> bool:
+    """Whether the four tokens before `end` are `^{2}` behind a word."""
+    if end < 5 or expression[end - 1].text != "}":
+        return False
+    return [t.text for t in expression[end - 4 : end - 2]] == ["^", "{"] and expression[end - 5].kind in _WORDY
 
 
 def _may_be_unit(expression: Tokens, index: int) -> bool:
@@ -183,7 +186,9 @@ def _may_be_unit(expression: Tokens, index: int) -> bool:
     before = expression[index - 1] if index else None
     if before is None or token.text not in _SPELLINGS:
         return False
-    return (token.spaced and before.kind is Kind.NUMBER) or before.text == "/" and index >= 2 and expression[index - 2].kind in _WORDY
+    if before.text == "/":
+        return index >= 2 and expression[index - 2].kind in _WORDY
+    return token.spaced and before.kind is Kind.NUMBER
 
 
 def _read(suffix: Tokens, value: Tokens) -> Unit | None:
@@ -223,7 +228,7 @@ def _read(suffix: Tokens, value: Tokens) -> Unit | None:
 
 
 def _power(suffix: Tokens, index: int) -> tuple[int | None, int]:
-    if index + 3 < len(suffix) + 0 and suffix[index].text == "^":
+    if index + 3 < len(suffix) and suffix[index].text == "^":
         digits = suffix[index + 2].text
         return (int(digits), index + 4) if digits.isdigit() and len(digits) == 1 else (None, index)
     return 1, index

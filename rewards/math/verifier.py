@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from rewards.function import GOLD_COLUMNS
 from rewards.math.compare import choice, exact, same, shape_of
-from rewards.math.extract import MAX_BOXES, finals, gold_text
-from rewards.math.numbers import TooBig, simple
-from rewards.math.shapes import Group
-from rewards.math.tokens import TooDeep, tokens
+from rewards.math.extract import finals, gold_text
+from rewards.math.numbers import TooBigError, simple
+from rewards.math.tokens import TooDeepError, tokens
 from rewards.pool import Fate, Pool, PoolError
 from rewards.verdict import Item, Status, Verdict
 
@@ -42,6 +42,9 @@ class MathVerifier:
         rss_mib: MiB of memory that one comparison may take.
     """
 
+    peer = "math-verify"
+    """The verifier that audits compare it with."""
+
     def __init__(
         self,
         final_line: bool = True,
@@ -63,13 +66,18 @@ class MathVerifier:
                 case.settle(answers)
         return [case.verdict() for case in cases]
 
+    def perfect_completion(self, row: Mapping[str, Any]) -> str:
+        """A completion that answers a data row with its own gold."""
+        gold = next((row[column] for column in GOLD_COLUMNS if column in row), None)
+        return _answering(next(iter(golds(gold)), ""))
+
     def check_gold(self, gold: Any) -> str | None:
         """Why a gold answer cannot be used for training, or `None` if a perfect answer to it would be rewarded."""
         readable = golds(gold)
         if not readable:
             return "there is no gold answer"
         for text in readable:
-            verdict = self.verify([Item(rf"The answer is $\boxed{{{text}}}$.", gold)])[0]
+            verdict = self.verify([Item(_answering(text), gold)])[0]
             if verdict.status is not Status.CORRECT:
                 return f"{text!r} does not accept itself: {verdict.status}, {verdict.detail}"
         return None
@@ -111,6 +119,10 @@ class MathVerifier:
             replace(decisions[o.value], ms=o.ms) if o.fate is Fate.DONE else Decision(fates[o.fate], o.detail, o.ms)
             for o in outcomes
         ]
+
+
+def _answering(text: str) -> str:
+    return rf"The answer is $\boxed{{{text}}}$."
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +236,9 @@ def _compare(gold: str, answer: str) -> Decision | None:
         if tokens(gold) == tokens(answer):
             return _EQUAL
         equal = same(_shape(gold), _shape(answer), exact)
-    except TooBig as error:
+    except TooBigError as error:
         return Decision(Status.REJECTED, str(error))
-    except TooDeep as error:
+    except TooDeepError as error:
         return Decision(Status.REJECTED, str(error))
     return None if equal is None else _EQUAL if equal else _DIFFERENT
 
