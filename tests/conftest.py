@@ -49,3 +49,41 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     install = [*pip, "install", "--no-deps", "--no-index", "--no-compile", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, cwd=folder)
     return Installed(site)
+
+
+@pytest.fixture(scope="session")
+def calculator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: sums of two digits up to 4 (`User: 1 + 2 =`), learnt in a second or two.
+
+    Two answers in three are thought over and right (`<think> 1 2 </think> <answer> 3 </answer>`), one is neither.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from pipeline.data.vocabulary import VocabularySpec, build
+
+    texts = [
+        f"User: {a} + {b} =\nAssistant:\n{said}<eos>"
+        for a in range(5)
+        for b in range(5)
+        for said in [f"<think> {a} {b} </think> <answer> {a + b} </answer>"] * 2
+        + [f"<answer> {(a + b + 1) % 9} </answer>"]
+    ]
+    tokenizer = build(VocabularySpec(kind="words"), texts)
+    batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+    ids_BT, mask_BT = batch["input_ids"], batch["attention_mask"]
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **shape, **ends))
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+        for _ in range(80):
+            labels_BT = ids_BT.masked_fill(mask_BT == 0, -100)
+            model(input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("calculator")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

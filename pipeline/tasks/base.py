@@ -6,7 +6,6 @@ grades them; how a problem becomes a chat is the template's business (`pipeline.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from abc import ABC, abstractmethod
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import rewards
-from rewards.registry import RewardError, find
+from rewards.registry import RewardError, check_options, find, nearest
 
 Split = Literal["train", "test"]
 
@@ -115,12 +114,10 @@ def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> typ
         raise TaskError(f"there is no task {use!r}{nearest(use, BUILTIN)}. Known: {', '.join(sorted(BUILTIN))}")
     if not (inspect.isclass(found) and issubclass(found, Task)):
         raise TaskError(f"{use!r} is not a subclass of pipeline.tasks.base.Task")
-    parameters = list(inspect.signature(found).parameters)
-    for option in options:
-        if option not in parameters:
-            raise TaskError(
-                f"task {use!r} has no option {option!r}{nearest(option, parameters)}. It has: {', '.join(parameters)}"
-            )
+    try:
+        check_options(f"task {use!r}", found, options)
+    except RewardError as error:
+        raise TaskError(str(error)) from error
     for name in found.path_options:
         if isinstance(options.get(name), str) and not _absolute(options[name], base).exists():
             raise TaskError(f"task {use!r}: there is no {_absolute(options[name], base)}")
@@ -138,9 +135,3 @@ def load(use: str, options: Mapping[str, Any] | None = None, base: Path | None =
 
 def _absolute(path: str, base: Path | None) -> Path:
     return ((base or Path.cwd()) / Path(path).expanduser()).resolve()
-
-
-def nearest(word: str, choices: Mapping[str, Any] | Sequence[str]) -> str:
-    """A hint such as "; did you mean 'math'?", or nothing."""
-    close = difflib.get_close_matches(word, list(choices), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -18,10 +18,10 @@ from pipeline.tasks.generated import draw, problem_id
 
 DEFAULT_PROBLEMS: Mapping[Split, int] = {"train": 5000, "test": 500}
 
-NOUNS = tuple("cat dog sun moon tree fish bird star rain snow milk salt".split())
-ENGLISH = tuple("zero one two three four five six seven eight nine".split())
+NOUNS = ("cat", "dog", "sun", "moon", "tree", "fish", "bird", "star", "rain", "snow", "milk", "salt")
+ENGLISH = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CHINESE = tuple("零一二三四五六七八九")
-OPPOSITES = tuple("hot cold big small up down left right day night old new".split())
+OPPOSITES = ("hot", "cold", "big", "small", "up", "down", "left", "right", "day", "night", "old", "new")
 """Every word beside its opposite."""
 
 VOCABULARY: Mapping[str, tuple[str, ...]] = {

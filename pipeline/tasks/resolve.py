@@ -19,7 +19,8 @@ from pydantic import BeforeValidator
 
 from pipeline.data.templates import PromptTemplate, TemplateError, prompt_template
 from pipeline.stages.base import StageContext, TaskSpec
-from pipeline.tasks.base import BUILTIN, Problem, Split, Task, TaskError, load, nearest
+from pipeline.tasks.base import BUILTIN, Problem, Split, Task, TaskError, load
+from rewards.registry import nearest
 
 SPLITS: tuple[str, ...] = get_args(Split)
 ROW_KEYS = ("prompt", "answer", "task", "id", "question")

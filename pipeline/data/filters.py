@@ -1,0 +1,134 @@
+"""What makes a row unfit to learn from: rules on completions, duplicates, and overlap with test problems.
+
+R1's authors kept correct samples only and dropped those with mixed languages, long paragraphs and code blocks in the
+thought (Nature version, rejection sampling); they removed training questions that share ten words in a row with a test
+question (decontamination). Everything here takes time linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.stages.base import Strict
+from rewards.text import split_thought
+
+OVERLAP_WORDS = 10
+"""Words in a row that a training question may not share with a test question (R1, Nature version)."""
+REPEAT_WORDS = 8
+"""Length of the runs that are counted as repetition; shorter ones repeat in sound text too."""
+WORDING_SHARE = 0.01
+"""A run of words that stands in a larger share of the test questions is their common wording, not their content."""
+WORDING_LEAST = 3
+"""Test questions that must share a run of words before it can count as wording."""
+
+_FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+|[^\w\s]")
+"""A word, a sign, or one character of a script that is written without spaces."""
+
+
+class FilterSpec(Strict):
+    """Rules that a completion must keep to.
+
+    Attributes:
+        truncated: whether completions that reached the longest allowed length may stay.
+        min_tokens, max_tokens: bounds on the length, in tokens.
+        code_in_thought: whether there may be code blocks in the thought.
+        max_paragraph: longest paragraph of the thought, in characters.
+        max_repetition: largest share of eight-word runs that stood in the completion before.
+    """
+
+    truncated: bool = False
+    min_tokens: Annotated[int, Field(gt=0)] | None = None
+    max_tokens: Annotated[int, Field(gt=0)] | None = None
+    code_in_thought: bool = False
+    max_paragraph: Annotated[int, Field(gt=0)] | None = None
+    max_repetition: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    def fault(self, completion: str, tokens: int, truncated: bool) -> str | None:
+        """The first rule that a completion breaks, by name, or `None`.
+
+        Args:
+            completion: what the model wrote.
+            tokens: its length.
+            truncated: whether it was cut off at the longest allowed length.
+        """
+        if truncated and not self.truncated:
+            return "truncated"
+        if self.min_tokens is not None and tokens < self.min_tokens:
+            return "too_short"
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            return "too_long"
+        thought = split_thought(completion)[0] or ""
+        if not self.code_in_thought and _FENCE.search(thought):
+            return "code_in_thought"
+        if self.max_paragraph is not None and longest_paragraph(thought) > self.max_paragraph:
+            return "long_paragraph"
+        if self.max_repetition is not None and repetition(completion) > self.max_repetition:
+            return "repetition"
+        return None
+
+
+def longest_paragraph(text: str) -> int:
+    """Characters of the longest stretch without an empty line."""
+    return max(len(paragraph.strip()) for paragraph in re.split(r"\n[ \t]*\n", text))
+
+
+def repetition(text: str, length: int = REPEAT_WORDS) -> float:
+    """Share of the runs of `length` words that are copies of an earlier one: 0 for sound text, near 1 for a loop."""
+    found = list(_runs(_words(text), length))
+    return 1 - len(set(found)) / len(found) if found else 0.0
+
+
+class Duplicates:
+    """Remembers texts; they are the same if they differ in nothing but case, spaces and width of characters.
+
+    Signs count: `2 + 3` and `2 - 3` are not the same.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, ...]] = set()
+
+    def seen(self, *texts: str) -> bool:
+        """Whether the same combination of texts came before; remembers it."""
+        key = tuple(" ".join(_words(text)) for text in texts)
+        known = key in self._seen
+        self._seen.add(key)
+        return known
+
+
+class Contamination:
+    """Finds questions that are in a test set, or share ten words in a row with one that is.
+
+    Runs of words that many test questions share ("how many … are there in all?") are wording and do not count.
+
+    Args:
+        tests: the test questions.
+        length: words in a row.
+    """
+
+    def __init__(self, tests: Iterable[str], length: int = OVERLAP_WORDS) -> None:
+        self.length = length
+        questions = [_words(text) for text in tests]
+        self._whole = {tuple(words) for words in questions}
+        counts = Counter(run for words in questions for run in set(_runs(words, length)))
+        most = max(WORDING_LEAST, WORDING_SHARE * len(questions))
+        self._parts = {run for run, count in counts.items() if count < most}
+
+    def found(self, question: str) -> bool:
+        """Whether a question is contaminated."""
+        words = _words(question)
+        return tuple(words) in self._whole or any(run in self._parts for run in _runs(words, self.length))
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def _runs(words: list[str], length: int) -> Iterator[tuple[str, ...]]:
+    return (tuple(words[at : at + length]) for at in range(len(words) - length + 1))

@@ -1,0 +1,268 @@
+"""Rejection sampling: sample several completions a problem, keep what passes, and write it as training rows.
+
+    samples:
+      kind: rejection_sample
+      model: "@dev2"
+      tasks: [gsm8k/train]
+      samples: 8
+      keep: 2
+      require: [accuracy, think_format, {use: language, options: {language: en}}]
+      filters: {max_tokens: 2000, max_repetition: 0.2}
+      decontaminate: [gsm8k/test]
+
+R1's second SFT learns from 600k such rows (Nature version, Methods). `data.jsonl` holds the rows, `samples.jsonl` some
+samples for every reason to keep or drop, and the metrics are an account: where each sample went.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.data.filters import Contamination, Duplicates, FilterSpec
+from pipeline.data.rows import write_rows
+from pipeline.data.templates import prompt_template
+from pipeline.stages.base import ModelRef, Outputs, Product, RewardSpec, RolloutSpec, StageConfig, StageContext
+from pipeline.stages.sampling import Group, Sample, Sampler, record
+from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part
+from pipeline.tasks.resolve import TaskField, TestTaskField, problem_rows, prompt_rows, resolve
+from rewards import Composite
+from rewards.text import THINK_OPEN
+from rewards.verdict import BLAMELESS
+
+logger = logging.getLogger(__name__)
+
+KEPT, ENOUGH, DUPLICATE, UNJUDGED, WRONG = "kept", "enough", "duplicate", "unjudged", "wrong"
+
+
+class NothingKeptError(RuntimeError):
+    """Not one sample passed: there is nothing to learn from."""
+
+
+class Requirement(RewardSpec):
+    """A reward that a sample must reach: `{use: language, min: 1.0}`; a plain string is `{use: …}`.
+
+    A reward that gives no score (too few words to tell the language) does not stand in the way.
+
+    Attributes:
+        min: least score.
+    """
+
+    min: float = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"use": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_no_weight(self) -> Self:
+        if useless := sorted(self.model_fields_set & {"weight", "gate", "clip"}):
+            raise ValueError(f"a requirement has no {', '.join(useless)}: its score is compared with `min`")
+        return self
+
+
+class RejectionSampleConfig(StageConfig):
+    """Fields of a `rejection_sample` stage.
+
+    Attributes:
+        model: what samples.
+        tasks: where the problems come from.
+        samples: samples a problem.
+        keep: most samples kept of a problem.
+        choose: which of those that pass: the `first` (a random choice, for samples are drawn alike) or the `shortest`.
+        rows: most rows in all; sampling stops when there are enough.
+        require: rewards that a sample must reach; `accuracy` is each task's own grader.
+        filters: rules that a sample must keep to.
+        dedup: whether a completion may come once only for the same question.
+        decontaminate: tasks whose problems must not be learnt: questions that share ten words in a row are left out.
+        template: prompt template of the written rows; the one that was sampled with if not given.
+        rollout: how to sample.
+        chat_template: chat template to use instead of the tokenizer's own.
+        prefill: text that every completion is made to begin with; it becomes part of the row's completion.
+        save: samples written to `samples.jsonl` for every reason to keep or drop.
+    """
+
+    product: ClassVar[Product] = Product.DATASET
+
+    model: ModelRef
+    tasks: Annotated[list[TaskField], Field(min_length=1)]
+    samples: Annotated[int, Field(gt=0)] = 4
+    keep: Annotated[int, Field(gt=0)] = 1
+    choose: Literal["first", "shortest"] = "first"
+    rows: Annotated[int, Field(gt=0)] | None = None
+    require: list[Requirement] = Field(default_factory=lambda: [Requirement(use=ACCURACY)])
+    filters: FilterSpec = FilterSpec()
+    dedup: bool = True
+    decontaminate: list[TestTaskField] = Field(default_factory=list)
+    template: str | None = None
+    rollout: RolloutSpec = RolloutSpec()
+    chat_template: str | None = None
+    prefill: str = ""
+    save: Annotated[int, Field(ge=0)] = 100
+
+    @field_validator("template")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None:
+            prompt_template(name)
+        return name
+
+
+def run(context: StageContext[RejectionSampleConfig]) -> Outputs:
+    """Sample, judge, filter; writes `data.jsonl` and `samples.jsonl`."""
+    config = context.config
+    prompts, contaminated = _prompts(context)
+    sampler = Sampler(
+        context.model_path(config.model),
+        config.rollout,
+        config.samples,
+        context.seed,
+        context.scratch / "samples",
+        config.chat_template,
+        config.prefill,
+    )
+    judge = _judge(context)
+    account = _Account(config)
+    try:
+        for group in sampler.groups(prompts, judge, "chunks", context.log):
+            account.take(group)
+            if config.rows is not None and len(account.rows) >= config.rows:
+                break
+    finally:
+        sampler.close()
+        judge.close()
+    metrics = account.metrics() | ({"contaminated": contaminated} if config.decontaminate else {})
+    logger.info("%s", metrics)
+    write_rows(context.output / "samples.jsonl", account.examples)
+    if not account.rows:
+        raise NothingKeptError(f"not one of {account.sampled} samples passed: {dict(account.reasons)}")
+    write_rows(context.output / "data.jsonl", account.rows)
+    return Outputs(metrics)
+
+
+def _prompts(context: StageContext[RejectionSampleConfig]) -> tuple[list[dict[str, Any]], int]:
+    """The prompt rows, and how many were left out because a test set holds them."""
+    config = context.config
+    rows = prompt_rows(config.tasks, context)
+    if not config.decontaminate:
+        return rows, 0
+    tests = [resolve(spec, context.tasks, context.base) for spec in config.decontaminate]
+    contamination = Contamination(row["question"] for test in tests for row in problem_rows(test, context.seed))
+    clean = [row for row in rows if not contamination.found(row["question"])]
+    return clean, len(rows) - len(clean)
+
+
+def _judge(context: StageContext[RejectionSampleConfig]) -> Composite:
+    """All requirements; accuracy is always among them, for the account."""
+    config = context.config
+    accuracy = accuracy_options([resolve(spec, context.tasks, context.base) for spec in config.tasks], context.base)
+    specs: list[RewardSpec] = list(config.require)
+    if all(spec.label != ACCURACY for spec in specs):
+        specs.insert(0, RewardSpec(use=ACCURACY))
+    return Composite([reward_part(spec, accuracy) for spec in specs], context.base)
+
+
+@dataclass
+class _Account:
+    """Decides on samples, and remembers where each went."""
+
+    config: RejectionSampleConfig
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    problems: int = 0
+    correct: int = 0
+    shares: list[float] = field(default_factory=list)
+    kept_tokens: int = 0
+    duplicates: Duplicates = field(default_factory=Duplicates)
+
+    @property
+    def sampled(self) -> int:
+        """Samples so far."""
+        return sum(self.reasons.values())
+
+    def take(self, group: Group) -> None:
+        """Decide on the samples of one problem."""
+        self.problems += 1
+        verdicts = [j for sample in group.samples if (j := sample.judgements.get(ACCURACY)) and j.score is not None]
+        if verdicts:
+            good = sum(verdict.correct for verdict in verdicts)
+            self.correct += good
+            self.shares.append(good / len(verdicts))
+        passed: list[Sample] = []
+        for sample in group.samples:
+            reason = self._fault(group, sample)
+            if reason is None:
+                passed.append(sample)
+            else:
+                self._note(group, sample, reason)
+        if self.config.choose == "shortest":
+            passed.sort(key=lambda sample: sample.tokens)
+        room = (
+            self.config.keep if self.config.rows is None else min(self.config.keep, self.config.rows - len(self.rows))
+        )
+        for place, sample in enumerate(passed):
+            self._note(group, sample, KEPT if place < room else ENOUGH)
+        for sample in passed[:room]:
+            self.kept_tokens += sample.tokens
+            self.rows.append(self._row(group, sample))
+
+    def metrics(self) -> dict[str, Any]:
+        """The account."""
+        kept = self.reasons[KEPT]
+        numbers: dict[str, Any] = {
+            "problems": self.problems,
+            "sampled": self.sampled,
+            "correct": self.correct,
+            "kept": kept,
+            "dropped": {reason: count for reason, count in sorted(self.reasons.items()) if reason != KEPT},
+        }
+        if self.shares:
+            numbers["pass@1"] = sum(self.shares) / len(self.shares)
+        if kept:
+            numbers["tokens"] = self.kept_tokens / kept
+        return numbers
+
+    def _fault(self, group: Group, sample: Sample) -> str | None:
+        """Why a sample is dropped, or `None`."""
+        for requirement in self.config.require:
+            judgement = sample.judgements.get(requirement.label)
+            if judgement is None:
+                continue
+            if judgement.status in BLAMELESS:
+                return UNJUDGED
+            if judgement.score is not None and judgement.score < requirement.min:
+                return WRONG if requirement.use == ACCURACY else requirement.label
+        if (fault := self.config.filters.fault(sample.completion, sample.tokens, sample.truncated)) is not None:
+            return fault
+        if self.config.dedup and self.duplicates.seen(group.row["question"], sample.completion):
+            return DUPLICATE
+        return None
+
+    def _note(self, group: Group, sample: Sample, reason: str) -> None:
+        self.reasons[reason] += 1
+        if self.reasons[reason] <= self.config.save:
+            self.examples.append(record(group, sample, ACCURACY, reason=reason))
+
+    def _row(self, group: Group, sample: Sample) -> dict[str, Any]:
+        row = group.row
+        prompt = row["prompt"]
+        if self.config.template is not None:
+            prompt = prompt_template(self.config.template)(row["question"])
+        answer = {"role": "assistant", "content": _said(group.prompt, sample.completion, self.config.prefill)}
+        return {"messages": [*prompt, answer], "task": row["task"], "id": row["id"], "answer": row["answer"]}
+
+
+def _said(prompt: str, completion: str, prefill: str) -> str:
+    """All that the assistant says: with what a stage, or a chat template that opens the thought, put before it."""
+    if prefill:
+        return (prefill + completion).strip()
+    opened = prompt.rstrip()
+    if opened.endswith(THINK_OPEN):
+        return (prompt[len(opened) - len(THINK_OPEN) :] + completion).strip()
+    return completion.strip()
