@@ -77,7 +77,7 @@ def model_path(name: str) -> str:
     if not at or not Path(run).is_dir():
         return name
     from pipeline import artifacts
-    from pipeline.tasks.base import nearest
+    from rewards.registry import nearest
 
     try:
         stages = artifacts.current(Path(run))

@@ -19,11 +19,11 @@ from pydantic import BaseModel
 from pipeline import trainer_fields
 from pipeline.data.templates import TemplateError, prompt_template
 from pipeline.source import Issue, Loc, Source
-from pipeline.stages.base import InputFile, Product, Ref, RewardSpec, StageConfig, TaskSpec
+from pipeline.stages.base import Fault, InputFile, Product, Ref, RewardSpec, StageConfig, TaskSpec
 from pipeline.tasks import base as tasks
-from pipeline.tasks.base import nearest
 from pipeline.tasks.resolve import merged
 from rewards import registry
+from rewards.registry import nearest
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -147,29 +147,32 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
         text: the source, for line numbers.
         names: the names of all stages, failed ones included.
     """
-    issues = [text.issue(loc, message) for loc, message in _check_definitions(recipe)]
+    definitions = list(_check_definitions(recipe))
+    issues = [text.issue(loc, message) for loc, message in definitions]
+    told = {message for _, message in definitions}
     for stage, config in recipe.stages.items():
         found = [
             *_check_references(recipe, stage, config, names),
             *_check_files(config, recipe.base),
-            *_check_tasks(recipe, config),
+            *(fault for fault in _check_tasks(recipe, config) if fault[1] not in told),
             *_check_rewards(config, recipe.base),
             *_check_trainer(config),
             *_check_launch(config, recipe.base),
+            *config.faults(recipe.base),
         ]
         issues.extend(text.issue(("stages", stage, *loc), message) for loc, message in found)
     return issues + _check_cycles(recipe, text)
 
 
-Fault = tuple[Loc, str]
-
-
 def _check_definitions(recipe: Recipe) -> Iterator[Fault]:
     for name, definition in recipe.tasks.items():
+        if (fault := _task_fault(definition.use, definition.options, definition.template, recipe.base)) is not None:
+            yield ("tasks", name), fault
+    if isinstance(task := recipe.data.get("task"), str):
         try:
-            tasks.check(definition.use, definition.options, recipe.base)
+            merged(TaskSpec(use=task), _definitions(recipe))
         except tasks.TaskError as error:
-            yield ("tasks", name), str(error)
+            yield ("task",), str(error)
 
 
 def _check_references(recipe: Recipe, stage: str, config: StageConfig, names: Sequence[str]) -> Iterator[Fault]:
@@ -198,17 +201,31 @@ def _check_files(config: StageConfig, base: Path) -> Iterator[Fault]:
 
 
 def _check_tasks(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
-    definitions = {name: definition.model_dump() for name, definition in recipe.tasks.items()}
     for leaf in walk(config):
         if not isinstance(leaf.value, TaskSpec):
             continue
         try:
-            use, options, template = merged(leaf.value, definitions)
-            tasks.check(use, options, recipe.base)
-            if template is not None:
-                prompt_template(template)
-        except (tasks.TaskError, TemplateError) as error:
+            use, options, template = merged(leaf.value, _definitions(recipe))
+        except tasks.TaskError as error:
             yield leaf.loc, str(error)
+            continue
+        if (fault := _task_fault(use, options, template, recipe.base)) is not None:
+            yield leaf.loc, fault
+
+
+def _definitions(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    return {name: definition.model_dump() for name, definition in recipe.tasks.items()}
+
+
+def _task_fault(use: str, options: Mapping[str, Any], template: str | None, base: Path) -> str | None:
+    """What is wrong with a task, its options or its template; it is built to see that, but reads no data yet."""
+    try:
+        tasks.load(use, options, base)
+        if template is not None:
+            prompt_template(template)
+    except (ValueError, TypeError) as error:
+        return str(error) if isinstance(error, tasks.TaskError | TemplateError) else f"task {use!r}: {error}"
+    return None
 
 
 def _check_rewards(config: StageConfig, base: Path) -> Iterator[Fault]:

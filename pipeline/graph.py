@@ -106,7 +106,7 @@ def _identity(recipe: Recipe, config: StageConfig, inputs: Mapping[str, str]) ->
     named = {leaf.value.use for leaf in checks.walk(config) if isinstance(leaf.value, TaskSpec)}
     definitions = {name: recipe.tasks[name] for name in sorted(named) if name in recipe.tasks}
     read = {
-        str(path): content_hash(path)
+        _as_written(path, recipe.base): content_hash(path)
         for settings in (config, *definitions.values())
         for _, path in checks.input_files(settings, recipe.base)
         if path.exists()
@@ -117,8 +117,13 @@ def _identity(recipe: Recipe, config: StageConfig, inputs: Mapping[str, str]) ->
         "config": config.model_dump(mode="json", by_alias=True, exclude={"launch", "after"}),
         "tasks": {name: definition.model_dump(mode="json") for name, definition in definitions.items()},
         "inputs": dict(inputs),
-        "files": {Path(name).name: digest for name, digest in sorted(read.items())},
+        "files": read,
     }
+
+
+def _as_written(path: Path, base: Path) -> str:
+    """A file as the recipe names it, so that a recipe can move together with its files."""
+    return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
 
 
 def content_hash(path: Path) -> str:
@@ -149,7 +154,7 @@ def _differences(manifest: Mapping[str, Any], node: Node, running: set[str]) -> 
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
     else:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pipeline import checks, source
 from pipeline.source import Issue, Loc, RecipeError, Source
 from pipeline.stages.base import KINDS, Launch, StageConfig, Strict, config_class
-from pipeline.tasks.base import nearest
+from rewards.registry import nearest
 
 __all__ = ["Issue", "Recipe", "RecipeError", "TaskDefinition", "load", "locate", "shipped"]
 
@@ -49,7 +49,7 @@ class TaskDefinition(Strict):
 class _Header(Strict):
     """The top level of a recipe; see `Recipe` for the fields."""
 
-    name: str = Field(pattern=_NAME.pattern)
+    name: str = Field(pattern=rf"^{_NAME.pattern}$")
     description: str = ""
     seed: int = 0
     jobs: int = Field(default=1, ge=1)

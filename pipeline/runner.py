@@ -40,6 +40,7 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "PYTHONUNBUFFERED": "1",
+    "PYTHONSAFEPATH": "1",  # a `rewards.py` in the current folder must not stand in for our package
 }
 
 

@@ -68,6 +68,8 @@ class Source:
                 return Issue(f"override {text!r}", dotted, message)
             if (line := self.lines.get(loc[:length])) is not None:
                 return Issue(f"{self.path}:{line}", dotted, message)
+            if text := next((t for keys, t in self.overridden.items() if keys[:length] == loc[:length]), None):
+                return Issue(f"override {text!r}", dotted, message)
         return Issue(str(self.path), dotted, message)
 
     def override(self, assignment: str) -> None:

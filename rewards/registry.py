@@ -19,7 +19,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import entry_points
@@ -37,6 +37,8 @@ BUILTIN: Mapping[str, str] = {
     "cosine_length": "rewards.length:CosineLength",
     "soft_overlong": "rewards.length:SoftOverlong",
     "repetition": "rewards.repetition:Repetition",
+    "preference": "rewards.preference:Preference",
+    "judge": "rewards.judge:Judge",
 }
 """Built-in rewards: name -> module:attribute."""
 
@@ -104,10 +106,8 @@ def find(use: str, base: Path | None = None) -> Found:
     where = names().get(use, use)
     module_name, colon, attribute = where.rpartition(":")
     if not colon:
-        close = difflib.get_close_matches(use, list(names()), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise RewardError(
-            f"there is no reward {use!r}{hint} Known: {', '.join(sorted(names()))}. "
+            f"there is no reward {use!r}{nearest(use, names())}. Known: {', '.join(sorted(names()))}. "
             "A reward of your own is named by 'file.py:function' or 'package.module:function'."
         )
     module = _from_file(module_name, base) if module_name.endswith(".py") else _from_package(module_name)
@@ -115,7 +115,10 @@ def find(use: str, base: Path | None = None) -> Found:
     target = marked.get(attribute, getattr(module, attribute, None))
     if not callable(target):
         choices = sorted({*marked, *(n for n, v in vars(module).items() if inspect.isfunction(v))})
-        raise RewardError(f"{module_name} has no reward {attribute!r}; it has: {', '.join(choices) or 'none'}")
+        raise RewardError(
+            f"{module_name} has no reward {attribute!r}{nearest(attribute, choices)}. "
+            f"It has: {', '.join(choices) or 'none'}"
+        )
     return Found(use if use in names() else str(getattr(target, _MARK, attribute)), target)
 
 
@@ -130,15 +133,31 @@ def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> Fou
         if options:
             raise RewardError(f"reward {use!r} is a function and takes no options, not {sorted(options)}")
         return found
-    parameters = inspect.signature(found.target).parameters
+    check_options(f"reward {use!r}", found.target, options)
+    return found
+
+
+def check_options(what: str, target: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Make sure that a class takes these options, without building it.
+
+    Raises:
+        RewardError: an option is unknown; the message begins with `what` and names the nearest one.
+    """
+    parameters = inspect.signature(target).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return found
+        return
     for option in options:
         if option not in parameters:
-            close = difflib.get_close_matches(option, list(parameters), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise RewardError(f"reward {use!r} has no option {option!r}{hint} It has: {', '.join(parameters)}")
-    return found
+            raise RewardError(
+                f"{what} has no option {option!r}{nearest(option, parameters)}. "
+                f"It has: {', '.join(parameters) or 'none'}"
+            )
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A hint such as " (did you mean 'math'?)", or nothing."""
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _is_marked(value: object) -> bool:

@@ -7,13 +7,13 @@ A corpus is one module beside this one, or `file.py:Class` in a recipe::
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.tasks.base import nearest
-from rewards.registry import RewardError, find
+from rewards.registry import RewardError, check_options, find, nearest
 
 BUILTIN: Mapping[str, str] = {}
 """Built-in corpora: name -> module:class."""
@@ -42,20 +42,24 @@ def load(use: str, options: Mapping[str, Any], base: Path | None = None) -> Corp
     Raises:
         CorpusError: unknown corpus or option.
     """
-    check(use)
     try:
-        made = find(BUILTIN.get(use, use), base).target(**options)
-    except (RewardError, TypeError) as error:
+        return check(use, options, base)(**options)
+    except TypeError as error:
         raise CorpusError(f"corpus {use!r}: {error}") from error
-    if not isinstance(made, Corpus):
-        raise CorpusError(f"{use!r} is not a subclass of pipeline.data.corpus.Corpus")
-    return made
 
 
-def check(use: str) -> None:
-    """Raise CorpusError for a plain name that is no built-in corpus; a path is looked up when it is loaded."""
+def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> type[Corpus]:
+    """Find a corpus's class and make sure that it has these options; see `load` for the arguments and errors."""
     if ":" not in use and use not in BUILTIN:
         raise CorpusError(
             f"there is no corpus {use!r}{nearest(use, BUILTIN)}. Known: {', '.join(sorted(BUILTIN)) or 'none'};"
             " a corpus of your own is named by 'file.py:Class'"
         )
+    try:
+        found = find(BUILTIN.get(use, use), base).target
+        check_options(f"corpus {use!r}", found, options)
+    except RewardError as error:
+        raise CorpusError(str(error)) from error
+    if not (inspect.isclass(found) and issubclass(found, Corpus)):
+        raise CorpusError(f"{use!r} is not a subclass of pipeline.data.corpus.Corpus")
+    return found

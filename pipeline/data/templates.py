@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.tasks.base import nearest
+from rewards.registry import nearest
 
 Chat = list[dict[str, str]]
 """Messages, each with `role` and `content`."""

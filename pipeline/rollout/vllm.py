@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling, finish_reason
-from pipeline.tasks.base import nearest
+from rewards.registry import nearest
 
 OURS: Mapping[str, str] = {
     "model": "the stage's `model:`",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -85,6 +85,10 @@ class Launch(Strict):
     env: dict[str, str] = Field(default_factory=dict)
 
 
+Fault = tuple[tuple[str | int, ...], str]
+"""Where in a stage's config something is wrong, and what."""
+
+
 class StageConfig(Strict):
     """Fields that every stage has.
 
@@ -109,6 +113,10 @@ class StageConfig(Strict):
     after: list[str] = Field(default_factory=list)
     seed: int | None = None
     launch: Launch = Launch()
+
+    def faults(self, base: Path) -> Iterator[Fault]:
+        """What is wrong that no single field shows, with file paths read against `base`, the recipe's folder."""
+        yield from ()
 
 
 class RewardSpec(Strict):

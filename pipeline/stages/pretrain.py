@@ -14,7 +14,8 @@ cross the border between two documents, as in DeepSeek-V3's own pre-training (ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -22,7 +23,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from model import presets
 from pipeline.data import corpus as corpora
 from pipeline.data.vocabulary import VocabularySpec
-from pipeline.stages.base import DataRef, ModelRef, Outputs, Product, StageConfig, StageContext, Strict
+from pipeline.stages.base import DataRef, Fault, ModelRef, Outputs, Product, StageConfig, StageContext, Strict
 from pipeline.stages.sft import DATA_RESERVED
 from pipeline.training.fields import RESERVED
 
@@ -59,8 +60,6 @@ class CorpusSpec(Strict):
     def _one_kind(self) -> CorpusSpec:
         if (self.use is None) == (self.source is None):
             raise ValueError("a corpus has either `use` (generated) or `from` (rows)")
-        if self.use is not None:
-            corpora.check(self.use)
         if (self.use is None) != (self.documents is None):
             raise ValueError("`documents` says how many a generated corpus (`use`) makes")
         return self
@@ -112,6 +111,15 @@ class PretrainConfig(StageConfig):
         if self.length > (limit := presets.load(self.model).max_position_embeddings):
             raise ValueError(f"length={self.length} exceeds the model's max_position_embeddings={limit}")
         return self
+
+    def faults(self, base: Path) -> Iterator[Fault]:
+        """A generated corpus that does not exist, or has no such option."""
+        for index, spec in enumerate(self.corpus):
+            if spec.use is not None:
+                try:
+                    corpora.check(spec.use, spec.options, base)
+                except corpora.CorpusError as error:
+                    yield ("corpus", index), str(error)
 
 
 def run(context: StageContext[PretrainConfig]) -> Outputs:

@@ -1,0 +1,322 @@
+"""Every way to get a recipe wrong that we could think of, and what the user is told: file, line, what would be right.
+
+Each case changes one thing in a recipe that is right. `#!` marks the line that the message has to name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.recipe import RecipeError, load
+
+GOOD = """\
+name: tiny
+seed: 3
+task: sums
+tasks:
+  sums: {use: arithmetic, options: {digits: 1}}
+stages:
+  base:
+    kind: pretrain
+    model: nano
+    vocabulary: {kind: words}
+    corpus: {use: "corpus.py:Sums", documents: 200}
+    length: 32
+    trainer: {max_steps: 30, learning_rate: 3.0e-3}
+  zero:
+    kind: grpo
+    model: "@base"
+    rewards:
+      - accuracy
+      - {use: think_format, weight: 0.1, gate: accuracy}
+      - "rewards.py:brevity"
+    rollout: {engine: transformers, max_tokens: 32}
+    trainer:
+      num_generations: 8
+      learning_rate: 1.0e-4
+      max_steps: 5
+  samples:
+    kind: rejection_sample
+    model: "@zero"
+    tasks: [{use: sums, problems: 20}]
+    samples: 4
+  taught:
+    kind: sft
+    model: "@base"
+    data:
+      - "@samples"
+      - {from: rows.jsonl, take: 10}
+    trainer: {num_train_epochs: 1}
+  score:
+    kind: evaluate
+    models: ["@zero", "@taught"]
+    tasks: [sums/test]
+    samples: 2
+"""
+
+CORPUS = """\
+from pipeline.data.corpus import Corpus
+
+
+class Sums(Corpus):
+    def documents(self, n, seed):
+        yield from (f"{i} + {i} = {i + i}" for i in range(n))
+"""
+REWARDS = """\
+def brevity(completion: str) -> float:
+    return 1.0 if len(completion) < 200 else 0.0
+
+
+NUMBER = 7
+"""
+SECONDS = 2.0
+"""To answer one broken recipe, process start included, on a machine that is busy with other tests."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """`old` in the recipe is replaced by `new`; the one complaint is about the marked line and says all of `says`."""
+
+    old: str
+    new: str
+    says: tuple[str, ...]
+
+
+def case(old: str, new: str, *says: str) -> Case:
+    assert new.count("#!") <= 1
+    return Case(old, new, says)
+
+
+CASES = {
+    # The file itself.
+    "no YAML": case("task: sums", "task: sums: 3 #!", "not YAML"),
+    "a tab": case("    length: 32", "\tlength: 32 #!", "not YAML"),
+    "a key twice": case("seed: 3", "seed: 3\nseed: 4 #!", "seed", "twice"),
+    # The top level.
+    "unknown key at the top": case("seed: 3", "sead: 3 #!", "unknown key", "did you mean 'seed'"),
+    "no name": case("name: tiny\n", "", "name", "is required"),
+    "a name that is no folder": case("name: tiny", "name: ../tiny #!", "name"),
+    "seed is text": case("seed: 3", "seed: three #!", "seed", "integer", "three"),
+    "seed is quoted": case("seed: 3", 'seed: "3" #!', "seed", "integer"),
+    "jobs is zero": case("seed: 3", "jobs: 0 #!", "jobs", "greater than or equal to 1"),
+    "the recipe's task": case("task: sums", "task: sumz #!", "sumz", "did you mean 'sums'"),
+    "unknown kind in defaults": case("seed: 3", "defaults:\n  gppo: {} #!", "gppo", "did you mean 'grpo'"),
+    # Tasks.
+    "unknown task": case("use: arithmetic", "use: arithmetics #!\n   ", "did you mean 'arithmetic'"),
+    "unknown task option": case("options: {digits: 1}", "options: {digit: 1} #!\n   ", "did you mean 'digits'"),
+    "task option out of range": case("options: {digits: 1}", "options: {digits: 0} #!\n   ", "digits", "1 or more"),
+    "a task without what it must have": case("use: arithmetic, options: {digits: 1}", "use: jsonl #!\n   ", "path"),
+    "a task's file that is not there": case(
+        "use: arithmetic, options: {digits: 1}", "use: jsonl, options: {path: nothing.jsonl} #!\n   ", "nothing.jsonl"
+    ),
+    "unknown task in a stage": case("[sums/test]", "[sum/test] #!", "did you mean 'sums'"),
+    "unknown split": case("[sums/test]", "[sums/tset] #!", "tset", "did you mean 'test'"),
+    "a task of a file that is not there": case("[sums/test]", '["mine.py:Task"] #!', "mine.py"),
+    "a task that is a function": case("[sums/test]", '["rewards.py:brevity"] #!', "subclass"),
+    "no problems": case("problems: 20}]", "problems: 0}] #!", "problems", "greater than 0"),
+    "no tasks": case("[sums/test]", "[] #!", "tasks", "at least 1"),
+    # Stages.
+    "no stages": case(GOOD[GOOD.index("stages:") :], "stages: {} #!\n", "stages", "at least 1"),
+    "no kind": case("    kind: sft\n", "", "kind"),
+    "unknown kind": case("kind: sft", "kind: stf #!", "stf", "did you mean 'sft'"),
+    "unknown key": case("length: 32", "lenght: 32 #!\n    length: 32", "unknown key", "did you mean 'length'"),
+    "unknown key deep inside": case("max_tokens: 32}", "max_token: 32} #!", "did you mean 'max_tokens'"),
+    "unknown key in a list": case("take: 10}", "takes: 10} #!", "did you mean 'take'"),
+    "a required key is missing": case("    length: 32\n", "", "length", "is required"),
+    "an integer that is text": case("length: 32", "length: long #!", "length", "integer", "'long'"),
+    "an integer that is a fraction": case("length: 32", "length: 32.5 #!", "length", "integer"),
+    "an integer that is negative": case("length: 32", "length: -32 #!", "length", "greater than 1"),
+    "a list that is text": case('["@zero", "@taught"]', '"@zero" #!', "models", "list"),
+    "a mapping that is a list": case("{engine: transformers, max_tokens: 32}", "[transformers] #!", "rollout"),
+    "a choice that is not there": case("engine: transformers", "engine: transfomers #!\n     ", "'transformers'"),
+    "a stage's name with a space": case("  score:", "  the score: #!", "letters"),
+    # References.
+    "a dangling reference": case('model: "@zero"', 'model: "@zeroo" #!', "no stage 'zeroo'", "did you mean 'zero'"),
+    "a dangling reference in a list": case('"@taught"]', '"@tauht"] #!', "did you mean 'taught'"),
+    "a dangling reference in data": case('- "@samples"', '- "@sample" #!', "did you mean 'samples'"),
+    "a reference to itself": case('model: "@zero"', 'model: "@samples" #!', "itself"),
+    "a dataset where a model is wanted": case(
+        '["@zero", "@taught"]', '["@samples", "@taught"] #!', "publishes dataset"
+    ),
+    "a model where data is wanted": case('- "@samples"', '- "@zero" #!', "dataset is wanted", "publishes model"),
+    "waiting for a stage that is not there": case(
+        "    length: 32", "    length: 32\n    after: [scores] #!", "no stage 'scores'", "did you mean 'score'"
+    ),
+    "a circle": case("    length: 32", "    length: 32\n    after: [score]", "wait for each other", "base", "score"),
+    # Files.
+    "a data file that is not there": case("from: rows.jsonl", "from: row.jsonl #!\n        ", "row.jsonl"),
+    "a corpus that is not there": case('"corpus.py:Sums"', '"korpus.py:Sums" #!\n     ', "korpus.py"),
+    "a model folder that is not there": case('model: "@zero"', "model: ./models/none #!", "models/none"),
+    "a model preset that is not there": case("model: nano", "model: nanno #!", "nanno", "nano"),
+    # Rewards.
+    "unknown reward": case("use: think_format", "use: think_fromat #!\n        ", "did you mean 'think_format'"),
+    "a misspelt grader": case(
+        "- accuracy\n      - {use: think_format, weight: 0.1, gate: accuracy}",
+        "- acuracy #!\n      - {use: think_format, weight: 0.1}",
+        "did you mean 'accuracy'",
+    ),
+    "a reward's file that is not there": case('"rewards.py:brevity"', '"reward.py:brevity" #!', "reward.py"),
+    "a reward that the file lacks": case('"rewards.py:brevity"', '"rewards.py:brevty" #!', "brevty", "brevity"),
+    "a reward that is a number": case('"rewards.py:brevity"', '"rewards.py:NUMBER" #!', "NUMBER"),
+    "a reward's options": case(
+        "weight: 0.1,", "options: {answr_tag: true}, #!\n         ", "no option", "did you mean 'answer_tag'"
+    ),
+    "a gate that comes later": case("gate: accuracy", "gate: brevity #!\n        ", "no earlier reward", "accuracy"),
+    "two rewards of one name": case('- "rewards.py:brevity"', "- accuracy #!", "two rewards", "'accuracy'"),
+    "a clip the wrong way round": case("gate: accuracy", "clip: [1.0, 0.0] #!\n        ", "[low, high]"),
+    "a weight that is text": case("weight: 0.1", "weight: heavy #!\n         ", "weight", "number"),
+    # The trainer.
+    "unknown trainer field": case("learning_rate: 1.0e-4", "lerning_rate: 1.0e-4 #!", "did you mean 'learning_rate'"),
+    "another trainer's field": case("num_train_epochs: 1", "num_generations: 8 #!\n             ", "SFTConfig"),
+    "a trainer field that is text": case("learning_rate: 1.0e-4", "learning_rate: fast #!", "learning_rate", "float"),
+    "a trainer field that is a list": case("max_steps: 5", "max_steps: [5] #!", "max_steps", "int"),
+    "a trainer field of the stage": case("max_steps: 5", "max_completion_length: 64 #!", "rollout.max_tokens"),
+    "a trainer field of ours": case("max_steps: 5", "resume_from_checkpoint: true #!", "resumes by itself"),
+    # What does not go together.
+    "greedy reinforcement": case("max_tokens: 32}", "max_tokens: 32, temperature: 0.0}", "temperature"),
+    "greedy samples": case("    samples: 2", "    samples: 2\n    rollout: {temperature: 0.0}", "samples to 1"),
+    "model and models": case('    models: ["@zero"', '    model: "@zero"\n    models: ["@zero"', "one of the two"),
+    "rows longer than the context": case("length: 32", "length: 512", "max_position_embeddings"),
+    "no vocabulary": case("    vocabulary: {kind: words}\n", "", "vocabulary"),
+    # How a stage is started.
+    "an accelerate config that is not there": case(
+        "    length: 32", "    length: 32\n    launch: {accelerate: none.yaml} #!", "none.yaml"
+    ),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "corpus.py").write_text(CORPUS)
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1 + 1 =", "completion": " 2"}\n' * 20)
+    return tmp_path
+
+
+def broken(name: str) -> tuple[str, int | None]:
+    """The recipe of a case, and the line that its message has to name."""
+    change = CASES[name]
+    assert GOOD.count(change.old) == 1, "a case changes one place"
+    text = GOOD.replace(change.old, change.new)
+    marked = [number for number, line in enumerate(text.splitlines(), 1) if "#!" in line]
+    return text, marked[0] if marked else None
+
+
+def test_the_recipe_is_right_before_it_is_broken(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(GOOD)
+    assert list(load(folder / "recipe.yaml").stages) == ["base", "zero", "samples", "taught", "score"]
+
+
+def test_there_are_many_ways() -> None:
+    assert len(CASES) >= 40
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_clear_message(name: str, folder: Path) -> None:
+    path = folder / "recipe.yaml"
+    text, line = broken(name)
+    path.write_text(text)
+    with pytest.raises(RecipeError) as error:
+        load(path)
+    message = str(error.value)
+    assert len(error.value.issues) == 1, message
+    assert str(path) in message
+    if line is not None:
+        assert f"{path}:{line}:" in message
+    for words in CASES[name].says:
+        assert words in message
+    assert "Traceback" not in message
+    assert "pydantic" not in message
+
+
+def test_every_fault_is_reported_at_once(folder: Path) -> None:
+    path = folder / "recipe.yaml"
+    faults = ("unknown kind", "a dangling reference in a list", "unknown reward", "a trainer field that is text")
+    text = GOOD
+    for name in faults:
+        text = text.replace(CASES[name].old, CASES[name].new)
+    path.write_text(text)
+    with pytest.raises(RecipeError) as error:
+        load(path)
+    assert len(error.value.issues) == len(faults), str(error.value)
+    assert {int(match) for match in re.findall(rf"{re.escape(str(path))}:(\d+):", str(error.value))} == {
+        number for number, line in enumerate(text.splitlines(), 1) if "#!" in line
+    }
+
+
+OVERRIDES = {
+    "no value": ("stages.zero.trainer.max_steps", "a.b.c=value"),
+    "a misspelt key": ("stages.zero.trainer.max_step=3", "did you mean 'max_steps'"),
+    "a misspelt stage": ("stages.zerro.trainer.max_steps=3", "zerro"),
+    "a wrong type": ("stages.base.length=long", "integer"),
+    "beyond a list's end": ("stages.score.tasks.5=sums", "no such place"),
+    "through a number": ("seed.of.all=3", "no such place"),
+    "no YAML": ("stages.base.length=[", "not YAML"),
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_an_override_is_checked_like_the_recipe(name: str, folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(GOOD)
+    override, words = OVERRIDES[name]
+    with pytest.raises(RecipeError) as error:
+        load(folder / "recipe.yaml", [override])
+    assert override in str(error.value)
+    assert words in str(error.value)
+
+
+def test_an_override_reaches_any_leaf(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(GOOD)
+    overrides = ["stages.zero.trainer.learning_rate=5e-7", "stages.zero.rewards.1.weight=0.5", "seed=9"]
+    recipe = load(folder / "recipe.yaml", overrides)
+    zero = recipe.stages["zero"]
+    assert recipe.seed == 9
+    assert zero.trainer["learning_rate"] == 5e-7
+    assert zero.rewards[1].weight == 0.5
+
+
+def test_a_recipe_that_is_not_there_is_told_from_the_shipped_ones() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'nano/r1'"):
+        load("nano/r2")
+
+
+def test_broken_recipes_are_answered_without_torch(folder: Path) -> None:
+    """All of them in one fresh process: quick, and nothing heavy is imported on the way."""
+    for number, name in enumerate(CASES):
+        (folder / f"{number}.yaml").write_text(broken(name)[0])
+    script = (
+        "import json, sys, time\n"
+        "start = time.perf_counter()\n"
+        "from pipeline.recipe import RecipeError, load\n"
+        f"for number in range({len(CASES)}):\n"
+        "    try:\n"
+        "        load(f'{number}.yaml')\n"
+        "    except RecipeError:\n"
+        "        pass\n"
+        "heavy = {'torch', 'transformers', 'trl', 'vllm', 'datasets', 'accelerate', 'matplotlib'} & set(sys.modules)\n"
+        "print(json.dumps([time.perf_counter() - start, sorted(heavy)]))\n"
+    )
+    command = [sys.executable, "-P", "-c", script]
+    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    seconds, heavy = json.loads(done.stdout)
+    assert heavy == []
+    assert seconds / len(CASES) < SECONDS
+
+
+def test_the_command_says_it_and_ends_with_2(folder: Path) -> None:
+    text, line = broken("unknown trainer field")
+    (folder / "recipe.yaml").write_text(text)
+    command = [str(Path(sys.executable).parent / "zero2r1"), "run", "recipe.yaml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert f"recipe.yaml:{line}: stages.zero.trainer.lerning_rate:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "runs").exists()
