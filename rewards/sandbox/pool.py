@@ -29,7 +29,7 @@ class Sandbox(Protocol):
 
     workers: int
 
-    def run(self, payload: Payload, solution: Payload | None = None, wall_s: float | None = None) -> Outcome:
+    def run(self, payload: Payload, solution: Payload | None = None) -> Outcome:
         """Run a job. With `solution`, the payload is a test suite that questions it. Never raises for what ran."""
         ...
 
@@ -65,11 +65,11 @@ class LocalSandbox:
         for _ in range(self.workers):
             self._idle.put(self._worker())
 
-    def run(self, payload: Payload, solution: Payload | None = None, wall_s: float | None = None) -> Outcome:
+    def run(self, payload: Payload, solution: Payload | None = None) -> Outcome:
         """Run a job; see `Sandbox.run`."""
         worker = self._idle.get()
         try:
-            return _attempt(worker, [payload] if solution is None else [payload, solution], wall_s)
+            return _attempt(worker, [payload] if solution is None else [payload, solution])
         finally:
             self._idle.put(worker)
 
@@ -106,13 +106,12 @@ class LocalSandbox:
         raise failure or SandboxError("no sandbox")
 
 
-def _attempt(worker: Worker, payloads: list[Payload], wall_s: float | None = None) -> Outcome:
+def _attempt(worker: Worker, payloads: list[Payload]) -> Outcome:
     """Run a job, once more if its worker dies; a job that kills two workers that are sound otherwise is to blame."""
-    wall_s = min(wall_s or worker.limits.wall_s, worker.limits.wall_s)
     for last in (False, True):
         nonce = secrets.token_hex(16)
         try:
-            end, stdout, results = worker.run([_pack(payload, nonce) for payload in payloads], wall_s)
+            end, stdout, results = worker.run([_pack(payload, nonce) for payload in payloads])
         except WorkerDiedError as error:
             log.warning("a sandbox died: %s", error)
             if last:
@@ -162,7 +161,7 @@ def _blame(worker: Worker, detail: str) -> Outcome:
     probe: Payload = {"kind": "calls", "code": "def f(): return 1", "setup": "", "calls": ["f()"], "stop": True}
     nonce = secrets.token_hex(16)
     try:
-        _, _, results = worker.run([_pack(probe, nonce)], worker.limits.wall_s)
+        _, _, results = worker.run([_pack(probe, nonce)])
     except (WorkerDiedError, SandboxError) as error:
         return Outcome(Ending.BROKEN, detail=str(error))
     sound = read_records(results[0], nonce) == [{"ready": True}, {"value": 1}]

@@ -55,22 +55,22 @@ class RemoteSandbox(ABC):
         self.limits, self.workers = limits, workers or REMOTE_WORKERS
 
     @abstractmethod
-    def execute(self, code: str, stdin: str, wall_s: float) -> Outcome:
+    def execute(self, code: str, stdin: str) -> Outcome:
         """Run one program and give its exit code and output; `records` stay empty.
 
         Raises:
             OSError: the server cannot be reached, or failed.
         """
 
-    def run(self, payload: Payload, solution: Payload | None = None, wall_s: float | None = None) -> Outcome:
+    def run(self, payload: Payload, solution: Payload | None = None) -> Outcome:
         """Run a job; see `Sandbox.run`."""
         if solution is not None:
             return Outcome(Ending.BROKEN, detail="test suites that stay whole need the local sandbox")
-        wall_s, nonce = wall_s or self.limits.wall_s, secrets.token_hex(16)
+        nonce = secrets.token_hex(16)
         plain = payload["kind"] == "program"
         code = payload["code"] if plain else _harness({**payload, "nonce": nonce})
         try:
-            outcome = self.execute(code, payload.get("stdin", "") if plain else "", wall_s)
+            outcome = self.execute(code, payload.get("stdin", "") if plain else "")
         except (OSError, ValueError, KeyError, TypeError) as error:
             return Outcome(Ending.BROKEN, detail=f"the remote sandbox failed: {type(error).__name__}: {error}")
         if plain or outcome.ending is not Ending.EXITED:
@@ -99,17 +99,17 @@ class SandboxFusion(RemoteSandbox):
             )
         self.url = url.rstrip("/") + "/run_code"
 
-    def execute(self, code: str, stdin: str, wall_s: float) -> Outcome:
+    def execute(self, code: str, stdin: str) -> Outcome:
         """Run one program there."""
         request: Mapping[str, Any] = {
             "language": "python",
             "code": code,
             "stdin": stdin,
-            "run_timeout": wall_s,
+            "run_timeout": self.limits.wall_s,
             "memory_limit_MB": self.limits.memory_mb,
         }
         call = urllib.request.Request(self.url, json.dumps(request).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(call, timeout=wall_s + SLACK_S) as reply:
+        with urllib.request.urlopen(call, timeout=self.limits.wall_s + SLACK_S) as reply:
             answer = json.load(reply)
         run = answer.get("run_result")
         if answer.get("status") not in ("Success", "Failed") or run is None:
@@ -135,14 +135,16 @@ class E2B(RemoteSandbox):
             raise SandboxError("backend e2b needs its client: pip install 'zero2r1[e2b]'") from error
         self._e2b: Any = e2b
 
-    def execute(self, code: str, stdin: str, wall_s: float) -> Outcome:
+    def execute(self, code: str, stdin: str) -> Outcome:
         """Run one program in a fresh sandbox."""
         started = time.monotonic()
         try:
-            with self._e2b.Sandbox.create(timeout=int(wall_s + SLACK_S), allow_internet_access=False) as box:
+            with self._e2b.Sandbox.create(
+                timeout=int(self.limits.wall_s + SLACK_S), allow_internet_access=False
+            ) as box:
                 box.files.write("/tmp/main.py", code)
                 box.files.write("/tmp/stdin", stdin)
-                end = box.commands.run("python3 /tmp/main.py < /tmp/stdin", timeout=wall_s)
+                end = box.commands.run("python3 /tmp/main.py < /tmp/stdin", timeout=self.limits.wall_s)
         except self._e2b.CommandExitException as error:  # it left with another exit code than 0
             end = error
         except self._e2b.TimeoutException:

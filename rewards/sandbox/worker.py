@@ -17,6 +17,7 @@ from typing import Any
 
 from rewards.sandbox.bubblewrap import SandboxError, Started, start
 from rewards.sandbox.inside.jail import Limits
+from rewards.sandbox.inside.watch import PATIENCE
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class Worker:
         self.limits, self.nested, self.guarded = limits, nested, guarded
         self._started: Started | None = None
 
-    def run(self, payloads: Sequence[bytes], wall_s: float) -> tuple[dict[str, Any], bytes, list[bytes]]:
+    def run(self, payloads: Sequence[bytes]) -> tuple[dict[str, Any], bytes, list[bytes]]:
         """Run a job: one payload, or a test suite's and its solution's.
 
         Returns:
@@ -99,8 +100,8 @@ class Worker:
                     opened.write(payload)
                 os.lseek(file, 0, os.SEEK_SET)
             try:
-                started.control.settimeout(wall_s + GRACE_S)
-                socket.send_fds(started.control, [json.dumps({"wall_s": wall_s}).encode()], files)
+                started.control.settimeout(self.limits.wall_s * (1 + PATIENCE) + GRACE_S)
+                socket.send_fds(started.control, [b"run"], files)
                 message = started.control.recv(4096)
             except OSError as error:
                 self.close()

@@ -33,7 +33,7 @@ class Limits:
     """What one job may use.
 
     Attributes:
-        wall_s: seconds until the whole job is killed.
+        wall_s: seconds until the whole job is killed, not counting those for which a busy machine did not run it.
         memory_mb: resident memory of all its processes together, beyond the interpreter's own; also the address
             space of each of them.
         processes: processes and threads at one time.

@@ -19,7 +19,7 @@ munmap 11 215; brk 12 214; rt_sigaction 13 134; rt_sigprocmask 14 135; rt_sigret
 pwrite64 18 68; readv 19 65; writev 20 66; access 21 -; pipe 22 -; select 23 -; sched_yield 24 124; mremap 25 216;
 msync 26 227; madvise 28 233; dup 32 23; dup2 33 -; pause 34 -; nanosleep 35 101; getitimer 36 102; alarm 37 -;
 setitimer 38 103; getpid 39 172; sendfile 40 71; sendto 44 206; recvfrom 45 207; shutdown 48 210; getsockname 51 204;
-getpeername 52 205; setsockopt 54 208; getsockopt 55 209; fork 57 -; vfork 58 -; exit 60 93; wait4 61 260; kill 62 129;
+getpeername 52 205; getsockopt 55 209; fork 57 -; vfork 58 -; exit 60 93; wait4 61 260; kill 62 129;
 uname 63 160; fcntl 72 25; flock 73 32; fsync 74 82; fdatasync 75 83; truncate 76 45; ftruncate 77 46; getcwd 79 17;
 chdir 80 49; fchdir 81 50; rename 82 -; mkdir 83 -; rmdir 84 -; creat 85 -; link 86 -; unlink 87 -; symlink 88 -;
 readlink 89 -; chmod 90 -; fchmod 91 52; umask 95 166; gettimeofday 96 169; getrlimit 97 163; getrusage 98 165;

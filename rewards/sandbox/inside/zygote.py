@@ -1,6 +1,6 @@
 """The zygote: a warm interpreter in bubblewrap that clones one job at a time into namespaces of its own.
 
-It obeys a host over a socket. A request is a small header and the descriptors of one or two *members*: a payload to
+It obeys a host over a socket. A request is the descriptors of one or two *members*: a payload to
 read, a file for what it prints, a file for its results. Payloads are read by the cloned process only: nothing that a
 job must not know (the expected values of a test suite, an earlier job's secrets) was ever in the memory it inherits.
 
@@ -14,7 +14,6 @@ import fcntl
 import gc
 import json
 import os
-import select
 import signal
 import socket
 import time
@@ -22,12 +21,10 @@ from typing import Any
 
 from rewards.sandbox.inside import jail, play, seccomp
 from rewards.sandbox.inside.jail import Limits
+from rewards.sandbox.inside.watch import watch
 
 FDS_PER_MEMBER = 3
 CONTROL_FD = 0
-WATCH_S = 0.01
-"""Seconds between two looks at the memory of a job's processes."""
-
 PRELOADED = (
     "array bisect cmath collections copy datetime decimal functools fractions heapq itertools math operator random re "
     "statistics string typing"
@@ -37,14 +34,13 @@ PRELOADED = (
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}
 _PARKING = 100
 """Descriptors from here on are free while those of a job are put in their places."""
-_PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 def main(limits: Limits, nested: bool, guarded: bool) -> None:
     """Serve requests until the host hangs up.
 
     Args:
-        limits: what a job may use; a request may shorten its wall time.
+        limits: what a job may use.
         nested: clone every job into fresh namespaces; otherwise it is a plain child, and the zygote good for one job.
         guarded: confine jobs (jail and system-call filter) and watch them; `False` runs them bare.
     """
@@ -62,16 +58,15 @@ def main(limits: Limits, nested: bool, guarded: bool) -> None:
         message, descriptors, _, _ = socket.recv_fds(control, 4096, 2 * FDS_PER_MEMBER)
         if not message:
             return
-        request = json.loads(message)
         members = [descriptors[i : i + FDS_PER_MEMBER] for i in range(0, len(descriptors), FDS_PER_MEMBER)]
-        end = _run(members, limits, float(request["wall_s"]), nested, program, control)
+        end = _run(members, limits, nested, program, control)
         for descriptor in descriptors:
             os.close(descriptor)
         control.send(json.dumps(end).encode())
 
 
 def _run(
-    members: list[list[int]], limits: Limits, wall_s: float, nested: bool, program: bytes, control: socket.socket
+    members: list[list[int]], limits: Limits, nested: bool, program: bytes, control: socket.socket
 ) -> dict[str, Any]:
     """Start the members, wait for the first of them, kill the rest; say how it ended."""
     started, pipes = time.monotonic(), []
@@ -87,50 +82,12 @@ def _run(
         pids.append(pid)
     for descriptor in pipes:
         os.close(descriptor)
-    reason, peak_kb = _watch(pids[0], started + wall_s, limits, bool(program), control)
+    reason, peak_kb = watch(pids, limits, bool(program), control)
     for pid in pids:
         if pid != pids[0] or reason != "exited":
             os.kill(pid, signal.SIGKILL)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
     return {"reason": reason, "code": codes[0], "ms": (time.monotonic() - started) * 1000, "peak_kb": peak_kb}
-
-
-def _watch(pid: int, deadline: float, limits: Limits, guarded: bool, control: socket.socket) -> tuple[str, int]:
-    """Wait until the process ends by itself, or has to be ended: why, and the most memory seen (KiB)."""
-    process, peak_kb = os.pidfd_open(pid), 0
-    poll = select.poll()
-    poll.register(process, select.POLLIN)
-    poll.register(control, select.POLLIN)
-    try:
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return "wall", peak_kb
-            ready = poll.poll(max(1, min(left, WATCH_S) * 1000))
-            if any(descriptor == process for descriptor, _ in ready):
-                return "exited", peak_kb
-            if ready:  # the host is gone
-                return "abandoned", peak_kb
-            if guarded:
-                peak_kb = max(peak_kb, _resident_kb())
-                if peak_kb > limits.memory_mb * 1024:
-                    return "memory", peak_kb
-    finally:
-        os.close(process)
-
-
-def _resident_kb() -> int:
-    """Private resident memory of all processes in the sandbox but bubblewrap and this one, in KiB."""
-    total, others = 0, {"1", str(os.getpid())}
-    for entry in os.listdir("/proc"):  # noqa: PTH208  # a hundred times a second
-        if entry.isdigit() and entry not in others:
-            try:
-                with open(f"/proc/{entry}/statm", "rb") as file:  # noqa: PTH123
-                    pages = file.read().split()
-            except OSError:  # it has ended since
-                continue
-            total += (int(pages[1]) - int(pages[2])) * _PAGE_KB
-    return total
 
 
 def _become(files: list[int], line: tuple[int, ...], limits: Limits, nested: bool, program: bytes) -> None:
