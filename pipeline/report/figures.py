@@ -10,7 +10,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -25,6 +25,7 @@ SMALL = 10.5  # units; text of ticks and labels
 MOST_POINTS = 400  # drawn of one line; longer series are averaged in bins
 SMOOTHING_SHARE, SMOOTHING_LEAST = 12, 5  # the running mean spans a twelfth of a series, and at least 5 points
 FEWEST_TO_SMOOTH = 12  # points; shorter series are drawn as they are
+LONGEST_LABEL = 20  # characters
 RELAXATIONS = 30  # passes that push touching labels apart
 LABEL_HEIGHT = 13.0  # units, between the labels of two lines
 
@@ -80,6 +81,8 @@ def line_panel(
         size: width and height in CSS pixels at full size.
     """
 
+    lines = [replace(line, label=_fitting(line.label)) for line in lines]
+
     def draw(axes: Any) -> None:
         ends = []
         for line in lines:
@@ -99,7 +102,7 @@ def line_panel(
         if len(lines) > 1:
             _label_ends(axes, ends)
 
-    widest = max((len(line.label) for line in lines), default=0) if len(lines) > 1 else 0
+    widest = max(len(line.label) for line in lines) if len(lines) > 1 else 0
     last = ", ".join(f"{line.label} ends at {line.y[-1]:.4g}" for line in lines)
     return Panel(title, draw_svg(draw, identity, size, right=14 + 6.3 * widest, label=f"{title}: {last}"))
 
@@ -109,6 +112,7 @@ def interval_panel(
 ) -> Panel:
     """A dot a row, with its interval as a whisker and the value in figures; rows are (label, value, low, high)."""
     scale = 100 if share else 1
+    rows = [(_fitting(label), value, low, high) for label, value, low, high in rows]
 
     def draw(axes: Any) -> None:
         top = scale * max(high if high is not None else value for _, value, _, high in rows)
@@ -152,6 +156,11 @@ def draw_svg(
         sink = io.StringIO()
         figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
     return _for_page(sink.getvalue(), identity, label, width, height)
+
+
+def _fitting(label: str) -> str:
+    """A label that leaves the panel its room."""
+    return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
 
 
 def _for_page(svg: str, identity: str, label: str, width: float, height: float) -> str:

@@ -51,7 +51,7 @@ def write_report(run: Path) -> Path:
     page = build_page(read_run(run))
     target = run / "report.html"
     handle, name = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=run)
-    with os.fdopen(handle, "w", encoding="utf-8") as sink:
+    with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as sink:
         sink.write(page)
     written = Path(name)
     written.chmod(0o644)

@@ -178,7 +178,8 @@ def _sample(title: str, row: Mapping[str, Any]) -> Sample:
 
 
 def _correct(row: Mapping[str, Any]) -> bool:
-    return row.get("status") == "correct" if "status" in row else (finite(row.get("score")) or 0.0) >= 1.0
+    status = row.get("status")
+    return status == "correct" if isinstance(status, str) else (finite(row.get("score")) or 0.0) >= 1.0
 
 
 def _text(value: object) -> str:

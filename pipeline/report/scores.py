@@ -7,6 +7,7 @@ if they were sampled in the same way. A number without n or without its sampling
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -21,7 +22,7 @@ class Unit(StrEnum):
 
     SHARE = "share"
     """0 to 1, shown in percent."""
-    TOKENS = "tokens"
+    NUMBER = "number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,15 @@ METRICS = (
     Metric("pass@1", "pass@1", ranked=True),
     Metric("pass@k", "pass@k", ranked=True),
     Metric("cons@k", "cons@k", ranked=True),
-    Metric("tokens", "mean tokens", Unit.TOKENS),
+    Metric("tokens", "mean tokens", Unit.NUMBER),
     Metric("thinking", "with a thought"),
     Metric("truncated", "cut off at the limit"),
     Metric("language", "language consistency"),
+    Metric("unjudged", "samples without a verdict", Unit.NUMBER),
 )
+
+
+_BETWEEN = re.compile(r"pass@(?!1$)[1-9]\d{0,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +95,11 @@ class Group:
         return found.pop() if len(found) == 1 else None
 
     def metrics(self) -> list[Metric]:
-        """The metrics that at least one model has here."""
-        return [m for m in METRICS if any(m.key in score.values for score in self.scores.values())]
+        """The metrics that at least one model has here, pass@2, pass@4 and so on in their place behind pass@1."""
+        keys = {key for score in self.scores.values() for key in score.values}
+        between = sorted(int(key.removeprefix("pass@")) for key in keys if _BETWEEN.fullmatch(key))
+        rows = [METRICS[0], *(Metric(f"pass@{k}", f"pass@{k}", ranked=True) for k in between), *METRICS[1:]]
+        return [metric for metric in rows if metric.key in keys]
 
     def label(self, metric: Metric) -> str:
         """The metric's name, with the number of samples in place of k where that is one number."""
@@ -147,7 +155,8 @@ def _score(entry: Mapping[str, Any], sampling: Mapping[str, Any]) -> Score:
     if any(reasons.values()):
         missing = " and ".join(what for what, absent in reasons.items() if absent)
         return Score(0, 0, {}, None, None, f"withheld: measured without {missing}", entry)
-    values = {m.key: value for m in METRICS if (value := finite(entry.get(m.key))) is not None}
+    known = [*(metric.key for metric in METRICS), *(key for key in entry if _BETWEEN.fullmatch(str(key)))]
+    values = {key: value for key in known if (value := finite(entry.get(key))) is not None}
     return Score(n, samples, values, finite(entry.get("low")), finite(entry.get("high")), "", entry)
 
 

@@ -103,7 +103,7 @@ def _score_tables(table: Table) -> list[RenderableType]:
             cells = [f"{score.n:,}", f"{score.samples}"] if not score.withheld else ["–", "–"]
             for metric in metrics:
                 value = score.values.get(metric.key)
-                text = "" if value is None else f"{value:,.0f}" if metric.unit is Unit.TOKENS else percent(value)
+                text = "" if value is None else f"{value:,.0f}" if metric.unit is Unit.NUMBER else percent(value)
                 if metric.key == "pass@1" and score.low is not None and score.high is not None:
                     text += f" [{interval(score.low, score.high)}]"
                 cells.append(text)

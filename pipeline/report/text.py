@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+SETTING_LIMIT = 40  # characters of a setting that is text, such as a chat template
 MINUTE, HOUR = 60.0, 3600.0  # seconds
 EN_DASH, NARROW_SPACE = "–", "\u202f"
 
@@ -103,7 +105,8 @@ def sampling(settings: Mapping[str, Any]) -> str:
     for name in sorted(rest, key=lambda name: (name not in ("temperature", "top_p"), name == "seed")):
         if name not in neutral or rest[name] != neutral[name] or name == "top_p":
             value = rest[name]
-            parts.append(f"{name.replace('top_', 'top-').replace('_', ' ')} {value:g}" if _real(value) else str(value))
+            shown = f"{value:g}" if _real(value) else textwrap.shorten(str(value), SETTING_LIMIT, placeholder=" …")
+            parts.append(f"{name.replace('top_', 'top-').replace('_', ' ')} {shown}")
     return clean(", ".join(parts))
 
 

@@ -15,7 +15,15 @@ import yaml
 
 START = datetime(2026, 3, 1, 9, 0, 0, tzinfo=UTC)
 PACKAGES = {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.17.0", "trl": "1.16.0", "zero2r1": "0.1.0"}
-SAMPLING = {"engine": "transformers", "temperature": 0.6, "top_p": 0.95, "samples": 4, "max_tokens": 96, "seed": 0}
+SAMPLING = {
+    "engine": "transformers",
+    "temperature": 0.6,
+    "top_p": 0.95,
+    "top_k": 0,
+    "samples": 4,
+    "max_tokens": 96,
+    "seed": 0,
+}
 N = 400
 GRPO = {"rewards": [{"use": "accuracy"}, {"use": "think_format", "weight": 0.1}], "trainer": {"num_generations": 16}}
 
@@ -168,6 +176,7 @@ def nano_scores() -> dict[str, Any]:
         found[model] = {
             "chain/test": {
                 "n": N, "samples": 4, "pass@1": accuracy, "low": low, "high": high,
+                "pass@2": min(1.0, accuracy + 0.05),
                 "pass@k": min(1.0, accuracy + 0.08), "cons@k": min(1.0, accuracy + 0.03), "tokens": tokens,
                 "thinking": 0.12 if model == "base" else 0.97, "truncated": 0.01, "language": 0.91,
             }
@@ -207,7 +216,15 @@ def nano_events(stage: str, kind: str) -> list[dict[str, Any]]:
         total = 600 if kind == "pretrain" else 150
         for step in range(5, total + 1, 5):
             loss = 0.4 + 3.2 * math.exp(-step / (total / 6)) + noise.gauss(0, 0.05)
-            rows.append({"step": step, "total": total, "loss": loss, "learning_rate": 1e-3, "mean_token_accuracy": 0.8})
+            rows.append(
+                {
+                    "step": step,
+                    "total": total,
+                    "loss": loss,
+                    "learning_rate": 1e-3,
+                    "mean_token_accuracy": 0.9 - loss / 8,
+                }
+            )
     return rows
 
 
@@ -243,3 +260,52 @@ def sample(
         "completion": completion, "status": "correct" if right else "wrong", "score": float(right),
         "extracted": str(said), "tokens": len(completion) // 3, "finish": "stop", "language": 0.9, **more,
     }  # fmt: skip
+
+
+ATTACKS = [
+    "<script>window.pwned = 1</script>",
+    "</div></li></ol></article></main></body></html>",
+    "</style><style>body { display: none }</style>",
+    '"><img src="https://evil.example/x.png" onerror="window.pwned = 1">',
+    "<svg onload='window.pwned = 1'><foreignObject><iframe src='javascript:parent.pwned = 1'></iframe></svg>",
+    "<!-- ]]> <![CDATA[ {{ 7 * 7 }} {% raw %} ${1 + 1} $\\frac{1}{0}$ \\",
+    "\ud800 lone, \x00 nul, \x1b[31m escape, \u202e override, \ufffe noncharacter, \r\n",
+    "x" * 100_000,
+    "Z" + "\u0301" * 5_000,
+    "<think>" * 500 + "never closed",
+    "",
+]
+
+
+def hostile(path: Path) -> Path:
+    """Models under names of the worst kind; each writes one of `ATTACKS` about every problem."""
+    label = '<img src="https://evil.example/m.png" onerror="window.pwned=1">$\\frac$'
+    entry = {"n": 11, "samples": 1, "pass@1": 0.5, "low": 0.2, "high": 0.8, "tokens": float("nan")}
+    task = "</table><script>window.pwned=1</script>"
+    models = ["base", *(f"{label}{index}" for index in range(1, len(ATTACKS)))]
+    rows = [
+        {
+            "task": task, "id": question[:40], "question": question, "answer": attack[:5000],
+            "completion": attack if index % 2 else f"<think>{attack}</think>{attack}", "extracted": attack[:5000],
+            "status": "wrong" if model == "base" else "correct", "finish": attack[:30], "tokens": 7, "model": model,
+        }
+        for question in ATTACKS[:3]
+        for index, (model, attack) in enumerate(zip(models, ATTACKS, strict=True))
+    ]  # fmt: skip
+    stages = {
+        "base": {"kind": "import_model", "model": "some/<b>hub</b>"},
+        "odd": {"kind": "<script>odd</script>", "model": "@base", "deep": [[["@base"]], None, {"</pre>": "<i>"}]},
+        "score": {"kind": "evaluate", "model": "@base"},
+    }
+    events = {
+        "odd": [
+            {"step": step, "<script>loss</script>": step * 1.5, "$x_{": -step, "nan": math.nan, "big": 1e300 * step}
+            for step in range(30)
+        ]
+    }
+    score = {
+        "sampling": {"engine": "<u>", "temperature": 0, "samples": 1},
+        "scores": {model: {task: entry} for model in models},
+        "</script>": "<b>",
+    }
+    return build(path, stages, metrics={"score": score}, samples={"score": rows}, events=events)

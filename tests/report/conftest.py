@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.report.page import write_report
+from tests.report import nano_run
+
+
+@pytest.fixture(scope="session")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished nano chain, with its report written."""
+    run = nano_run.build(tmp_path_factory.mktemp("runs") / "nano-r1")
+    write_report(run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose models, tasks and texts try everything to break the page, with its report written."""
+    run = nano_run.hostile(tmp_path_factory.mktemp("runs") / "hostile")
+    write_report(run)
+    return run
