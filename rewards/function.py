@@ -54,7 +54,7 @@ class Batch:
         columns: dict[str, list[Any]] = {name: [item.columns.get(name) for item in items] for name in names}
         columns["answer"] = [item.answer for item in items]
         ids = [item.completion_ids or [] for item in items] if any(i.completion_ids for i in items) else None
-        return cls([item.prompt for item in items], [item.completion for item in items], ids, columns)
+        return cls([item.messages or item.prompt for item in items], [item.completion for item in items], ids, columns)
 
     def items(self) -> list[Item]:
         """The rows as items: chats become plain text, the gold comes from `answer` or `solution`."""
@@ -66,6 +66,7 @@ class Batch:
                 plain(self.prompts[row]),
                 None if self.completion_ids is None else self.completion_ids[row],
                 {name: values[row] for name, values in self.columns.items()},
+                None if isinstance(self.prompts[row], str) else self.prompts[row],
             )
             for row in range(len(self))
         ]

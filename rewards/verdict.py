@@ -77,6 +77,7 @@ class Item:
         prompt: the prompt as plain text; verifiers that compare within a group use it as the group's key.
         completion_ids: the sampled token ids, where the caller has them.
         columns: every other column of the data row.
+        messages: the prompt as chat messages, where it is a chat.
     """
 
     completion: str
@@ -84,6 +85,7 @@ class Item:
     prompt: str = ""
     completion_ids: Sequence[int] | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Mapping[str, Any]] | None = None
 
 
 @runtime_checkable

@@ -1,0 +1,41 @@
+"""Tiny real models for the tests of rewards that need one: a few words, a few thousand parameters, seconds to train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import LlamaConfig
+
+from pipeline.data.vocabulary import VocabularySpec, build
+
+
+def tokenizer(words: str, chat_template: str = "chatml") -> Any:
+    """A tokenizer that knows these words."""
+    return build(VocabularySpec(kind="words", chat_template=chat_template), [words])
+
+
+def config(tokenizer: Any, **fields: Any) -> LlamaConfig:
+    """A Llama of two layers for this tokenizer."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        initializer_range=0.05,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        **fields,
+    )
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids padded on the right, with their mask."""
+    longest = max(map(len, rows))
+    ids_BT = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
+    mask_BT = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
+    return ids_BT, mask_BT
