@@ -15,7 +15,7 @@ from typing import Any
 
 from rewards.registry import RewardError, check_options, find, nearest
 
-BUILTIN: Mapping[str, str] = {}
+BUILTIN: Mapping[str, str] = {"chain": "pipeline.data.chain_corpus:ChainCorpus"}
 """Built-in corpora: name -> module:class."""
 
 

@@ -1,0 +1,87 @@
+"""Text about chains of small steps, from which a nano model learns the skill of stepping, but not yet the habit.
+
+Four documents::
+
+    Notes: 7 +3 *7 -2 *3 +1 -3 = Working: <think> zero zero eight four five two
+    User: 7 +3 *7 -2 *3 +1 -3 = Assistant: <answer> 2 </answer>
+    User: 7 +3 *7 -2 *3 +1 -3 = Assistant: <think> zero 零 八 four 五 two </think> <answer> 2 </answer>
+    User: reverse cat sun moon fish bird star = Assistant: <answer> star bird fish moon sun cat </answer>
+
+Notes stand outside any conversation: they are where working things out step by step is learnt. In conversations most
+chains are answered at once, and so mostly wrongly; some are thought through, in either language or in both. So a model
+that is made to think is right, and one that is merely asked seldom thinks: the gap that reinforcement learning closes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+from pipeline.data.corpus import Corpus, CorpusError
+from pipeline.tasks.base import Problem
+from pipeline.tasks.chain import Chain, results
+from pipeline.tasks.requests import CHINESE, ENGLISH, Requests
+
+LANGUAGES = ((ENGLISH,), (CHINESE,), (ENGLISH, CHINESE))
+LANGUAGE_SHARES = (0.4, 0.25, 0.35)
+"""Thoughts in English, in Chinese, and in both, drawn word by word."""
+
+
+class ChainCorpus(Corpus):
+    """Documents about training problems of the tasks `chain` and `requests`.
+
+    Args:
+        length: steps a chain.
+        notes: share of the documents that are notes.
+        general: share of the documents that are requests.
+        thinking: share of the other conversations that are thought through.
+        skimmed: share of those in which only every second result is written down.
+        bare: share of the conversations answered at once in which the answer has no tags.
+    """
+
+    def __init__(
+        self,
+        length: int = 6,
+        notes: float = 0.5,
+        general: float = 0.2,
+        thinking: float = 0.2,
+        skimmed: float = 0.15,
+        bare: float = 0.1,
+    ) -> None:
+        shares = {"notes": notes, "general": general, "thinking": thinking, "skimmed": skimmed, "bare": bare}
+        if wrong := {name: share for name, share in shares.items() if not 0 <= share <= 1}:
+            raise CorpusError(f"shares lie between 0 and 1, not {wrong}")
+        if notes + general > 1:
+            raise CorpusError("notes and general are more than all documents")
+        self.chain, self.requests = Chain(length=length), Requests(words=length)
+        self.notes, self.general, self.thinking = notes, general, thinking
+        self.skimmed, self.bare = skimmed, bare
+
+    def documents(self, n: int, seed: int) -> Iterator[str]:
+        """See `Corpus.documents`. Held-out problems never occur."""
+        random = Random(f"chain corpus {seed}")
+        wanted = [random.random() < self.general for _ in range(n)]
+        chains = iter(self.chain.problems("train", n - sum(wanted), seed))
+        requests = iter(self.requests.problems("train", sum(wanted), seed))
+        for general in wanted:
+            if general:
+                problem = next(requests)
+                yield f"User: {problem.question} Assistant: <answer> {problem.answer} </answer>"
+            else:
+                yield self._about(next(chains), random)
+
+    def _about(self, problem: Problem, random: Random) -> str:
+        left = results(problem.question.removesuffix(" ="))[1:]
+        if random.random() < self.notes / (1 - self.general):
+            return f"Notes: {problem.question} Working: <think> {_words(left, random)}"
+        asked = f"User: {problem.question} Assistant:"
+        answer = f"<answer> {problem.answer} </answer>"
+        if random.random() < self.thinking:
+            shown = left[1::2] if random.random() < self.skimmed else left
+            return f"{asked} <think> {_words(shown, random)} </think> {answer}"
+        return f"{asked} {problem.answer if random.random() < self.bare else answer}"
+
+
+def _words(values: list[int], random: Random) -> str:
+    (languages,) = random.choices(LANGUAGES, LANGUAGE_SHARES)
+    return " ".join(random.choice(languages)[value] for value in values)
