@@ -229,6 +229,7 @@ class _Scheduler:
             if code is None:
                 continue
             self.running.remove(process)
+            _signal(process, signal.SIGKILL)  # whatever the stage has started and left behind
             if code == 0 and (process.scratch / OUTCOME).exists():
                 artifact = self._publish(process)
                 self.done[process.node.name] = artifact

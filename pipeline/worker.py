@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -89,11 +90,14 @@ def _run(job: Job, scratch: Path) -> None:
 
 
 def _die_with(runner: int) -> None:
-    """End this process when the runner is gone, so that a resumed run never meets its own ghost."""
+    """End this stage when the runner is gone, so that a resumed run never meets its own ghost.
+
+    The runner gave the stage a process group of its own: what the stage has started (pools, engines) ends with it.
+    """
     while _alive(runner):
         time.sleep(ORPHAN_POLL_SECONDS)
     logging.getLogger(__name__).error("the runner is gone; stopping (the same command resumes this stage)")
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _alive(process: int) -> bool:

@@ -1,0 +1,268 @@
+"""Runs that are interrupted, killed, doubled or failing: real processes, real signals, through the command.
+
+The stages are real as well, only short: an `evaluate` stage whose task writes down its process and waits for a sign.
+It never comes as far as loading a model, which keeps these tests quick; `tests/chain` kills stages that do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+RECIPE = """\
+name: play
+stages:
+  one: {kind: evaluate, model: no/model, tasks: [{use: "play.py:Play", options: {name: one}}]}
+  two: {kind: evaluate, model: no/model, tasks: [{use: "play.py:Play", options: {name: two}}]}
+  last: {kind: evaluate, model: no/model, after: [one], tasks: [{use: "play.py:Play", options: {name: last}}]}
+"""
+PLAY = """\
+import signal
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from pipeline.tasks.base import Task, TaskError
+
+HERE = Path(__file__).parent
+
+
+class Play(Task):
+    def __init__(self, name, stubborn=False):
+        self.name, self.stubborn = name, stubborn
+
+    def problems(self, split, n=None, seed=0):
+        if self.stubborn:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        child = subprocess.Popen(["sleep", "600"])
+        (HERE / "writing").write_text(f"{os.getpid()} {child.pid}")
+        (HERE / "writing").rename(HERE / f"{self.name}.started")
+        while not (HERE / f"{self.name}.go").exists():
+            time.sleep(0.02)
+        raise TaskError("the cupboard is bare")
+"""
+SECONDS = 60.0
+"""Longest wait for anything, on a machine that is busy with other tests."""
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+def alive(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class Runs:
+    """Starts `zero2r1 run` in a folder, and ends whatever is left of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.started: list[subprocess.Popen[str]] = []
+        self.seen: set[int] = set()
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [str(Path(sys.executable).parent / "zero2r1"), "run", "recipe.yaml", *arguments]
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def stage(self, name: str) -> tuple[int, int]:
+        """Wait until a stage works; the ids of its process and of the child it has started."""
+        sign = self.folder / f"{name}.started"
+        until(sign.exists, f"stage {name}")
+        stage, child = map(int, sign.read_text().split())
+        sign.unlink()
+        self.seen |= {stage, child}
+        return stage, child
+
+    def go(self, name: str) -> None:
+        (self.folder / f"{name}.go").touch()
+
+    def scratch(self, name: str) -> Path:
+        (found,) = (self.folder / "runs/play/scratch").glob(f"{name}-*")
+        return found
+
+    def states(self) -> dict[str, str]:
+        command = [str(Path(sys.executable).parent / "zero2r1"), "plan", "recipe.yaml", "--json"]
+        done = subprocess.run(command, cwd=self.folder, check=True, capture_output=True, text=True)
+        return {row["stage"]: row["state"] for row in json.loads(done.stdout)}
+
+    def close(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.communicate()
+        for process_id in self.seen:
+            if alive(process_id):
+                os.kill(process_id, signal.SIGKILL)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Runs]:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "play.py").write_text(PLAY)
+    # Names of our own packages in the current folder: they must not get in the way.
+    for name in ("rewards.py", "model.py", "pipeline.py"):
+        (tmp_path / name).write_text("raise ImportError('this is not the package')\n")
+    made = Runs(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_interrupted_run_stops_its_stage_and_can_go_on(number: signal.Signals, runs: Runs) -> None:
+    runner = runs.start()
+    stage, child = runs.stage("one")
+    os.killpg(runner.pid, number)
+    _, errors = runner.communicate(timeout=SECONDS)
+    assert runner.returncode == 130
+    assert "the same command goes on from here" in errors
+    assert "Traceback" not in errors
+    assert not alive(stage)
+    until(lambda: not alive(child), "the stage's child to end")
+    assert runs.states() == {"one": "interrupted", "two": "new", "last": "new"}
+    runs.start()
+    assert runs.stage("one")[0] != stage
+    assert (runs.scratch("one") / "attempts").read_text() == "2"
+
+
+@pytest.mark.slow
+def test_a_stage_that_ignores_the_interruption_is_killed(runs: Runs) -> None:
+    recipe = RECIPE.replace("{name: one}", "{name: one, stubborn: true}")
+    (runs.folder / "recipe.yaml").write_text(recipe)
+    runner = runs.start()
+    stage, child = runs.stage("one")
+    os.killpg(runner.pid, signal.SIGINT)
+    runner.communicate(timeout=SECONDS)
+    assert runner.returncode == 130
+    assert not alive(stage)
+    until(lambda: not alive(child), "the stage's child to end")
+
+
+def test_a_killed_runner_takes_its_stage_along(runs: Runs) -> None:
+    """Nobody is left to write into the run, neither the stage nor what it has started."""
+    runner = runs.start()
+    stage, child = runs.stage("one")
+    runner.kill()
+    runner.wait()
+    until(lambda: not alive(stage), "the orphaned stage to end")
+    until(lambda: not alive(child), "the stage's child to end")
+    assert runs.states()["one"] == "interrupted"
+
+
+def test_a_new_runner_waits_for_the_ghost_of_the_old_one(runs: Runs) -> None:
+    """Started in the moment after the kill, when the orphan still lives: the two never work at the same time."""
+    runner = runs.start()
+    stage, _ = runs.stage("one")
+    os.kill(stage, signal.SIGSTOP)  # an orphan that takes its time
+    runner.kill()
+    runner.wait()
+    runs.start()
+    time.sleep(2)
+    assert not (runs.folder / "one.started").exists()
+    assert alive(stage)
+    os.kill(stage, signal.SIGCONT)
+    assert runs.stage("one")[0] != stage
+    assert not alive(stage)
+
+
+def test_a_killed_stage_is_a_failure_that_can_be_resumed(runs: Runs) -> None:
+    runner = runs.start()
+    stage, child = runs.stage("one")
+    os.kill(stage, signal.SIGKILL)
+    _, errors = runner.communicate(timeout=SECONDS)
+    assert runner.returncode == 1
+    assert "stage 'one' was killed by SIGKILL" in errors
+    assert "Traceback" not in errors
+    until(lambda: not alive(child), "the stage's child to end")
+    assert runs.states() == {"one": "interrupted", "two": "new", "last": "new"}
+
+
+def test_a_failure_shows_the_end_of_the_log_and_where_it_is(runs: Runs) -> None:
+    runner = runs.start()
+    _, child = runs.stage("one")
+    runs.go("one")
+    output, errors = runner.communicate(timeout=SECONDS)
+    assert runner.returncode == 1
+    assert "one: failed" in output
+    assert "stage 'one' ended with exit code 1" in errors
+    assert "  | pipeline.tasks.base.TaskError: the cupboard is bare" in errors
+    log = runs.scratch("one") / "log.txt"
+    assert str(log.relative_to(runs.folder)) in errors
+    assert "the cupboard is bare" in log.read_text()
+    assert not (runs.folder / "last.started").exists()
+    assert not (runs.folder / "two.started").exists()
+    until(lambda: not alive(child), "the stage's child to end")
+
+
+def test_two_runners_do_not_work_on_one_run(runs: Runs) -> None:
+    first = runs.start()
+    stage, _ = runs.stage("one")
+    second = runs.start()
+    _, errors = second.communicate(timeout=SECONDS)
+    assert second.returncode == 1
+    assert f"another process (pid {first.pid}) works on runs/play" in errors
+    assert alive(stage)
+    assert first.poll() is None
+    other = runs.start("--runs", "elsewhere")
+    assert runs.stage("one")[0] != stage
+    assert other.poll() is None
+
+
+def test_jobs_run_beside_each_other_and_a_failure_waits_for_the_others(runs: Runs) -> None:
+    runner = runs.start("--jobs", "2")
+    runs.stage("one")
+    two, _ = runs.stage("two")
+    runs.go("one")
+    until(lambda: "the cupboard is bare" in (runs.scratch("one") / "log.txt").read_text(), "stage one to fail")
+    time.sleep(1)
+    assert runner.poll() is None
+    assert alive(two)
+    runs.go("two")
+    _, errors = runner.communicate(timeout=SECONDS)
+    assert runner.returncode == 1
+    assert "stage 'one' ended" in errors
+    assert "stage 'two' ended" in errors
+    assert not (runs.folder / "last.started").exists()
+
+
+def test_one_job_at_a_time_is_the_rule(runs: Runs) -> None:
+    runs.start()
+    runs.stage("one")
+    time.sleep(1)
+    assert not (runs.folder / "two.started").exists()
+
+
+def test_json_is_one_object_a_line(runs: Runs) -> None:
+    runner = runs.start("--json")
+    runs.stage("one")
+    runs.go("one")
+    output, _ = runner.communicate(timeout=SECONDS)
+    events = [json.loads(line) for line in output.splitlines()]
+    assert [event["event"] for event in events] == ["planned", "started", "failed"]
+    assert events[0]["stages"] == {"one": "new", "two": "new", "last": "new"}
+    assert events[1] == {"event": "started", "stage": "one", "resumed": False}
+    assert "the cupboard is bare" in events[2]["message"]
