@@ -120,7 +120,7 @@ def interval_panel(
             if low is not None and high is not None:
                 axes.plot([scale * low, scale * high], [place, place], color=SERIES[0], linewidth=5, alpha=0.3)
             axes.plot([scale * value], [place], "o", color=SERIES[0], markersize=6)
-            text = f"{scale * value:.1f} %" if share else f"{value:,.0f}"
+            text = f"{scale * value:.1f} %" if share else f"{value:,.1f}"
             end = scale * (high if high is not None else value)
             axes.text(end + 0.03 * top, place, text, color=INK, va="center")
             axes.text(-0.02, place, label, color=INK, ha="right", va="center", transform=axes.get_yaxis_transform())
@@ -182,7 +182,7 @@ def _scale(axes: Any, which: str, unit: str, grid: bool, most: float = math.inf)
     low, high = sorted(axes.get_xlim() if along_x else axes.get_ylim())
     values = [
         value
-        for value in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        for value in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
         if low <= value <= min(high, most)
     ]
     digits = max((len(f"{value:.6g}".partition(".")[2]) for value in values if "e" not in f"{value:.6g}"), default=0)

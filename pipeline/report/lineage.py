@@ -17,9 +17,9 @@ from pipeline.report.run_data import Run, Stage, State, parameters
 from pipeline.report.scores import Table
 from pipeline.report.text import amount, clean, finite, percent
 
-BOX_WIDTH, BOX_HEIGHT = 104, 60  # CSS pixels
-NAME_FITS, KIND_FITS = 14, 16  # characters in a box
-GAP_ALONG = {"across": 22, "down": 34}  # between layers
+BOX_WIDTH, BOX_HEIGHT = 112, 60  # CSS pixels
+NAME_FITS, KIND_FITS, KIND_FITS_BESIDE_SCORE = 15, 17, 11  # characters in a box
+GAP_ALONG = {"across": 18, "down": 34}  # between layers
 GAP_BESIDE = 18  # between boxes of one layer
 LANE = 14  # that a passing edge takes in a layer
 MARGIN = 4
@@ -138,8 +138,9 @@ def _curve(points: list[tuple[float, float]], across: bool, title: str) -> str:
 
 def _box(stage: Stage, x: float, y: float, fact: str, score: str) -> str:
     left, top = x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2
+    kind = _fit(stage.kind.replace("_", " "), KIND_FITS_BESIDE_SCORE if score else KIND_FITS)
     lines = [f'<text class="name" x="10" y="19">{_fit(stage.name, NAME_FITS)}</text>']
-    lines.append(f'<text x="10" y="35">{_fit(stage.kind.replace("_", " "), KIND_FITS)}</text>')
+    lines.append(f'<text x="10" y="35">{kind}</text>')
     lines.append(f'<text x="10" y="50">{escape(fact)}</text>')
     if score:
         lines.append(f'<text class="score" x="{BOX_WIDTH - 8}" y="35" text-anchor="end">{escape(score)}</text>')

@@ -26,7 +26,7 @@ from pipeline.report.lineage import kind_class, lineage
 from pipeline.report.prose import paragraph
 from pipeline.report.run_data import Run, Stage, log_tail, mapping, parameters, read_run
 from pipeline.report.samples import problems_through_models, samples_while_training
-from pipeline.report.scores import Group, Metric, Score, Table, Unit, build_table
+from pipeline.report.scores import Group, Metric, Score, Table, build_table
 from pipeline.report.timeline import busy_seconds, timeline
 
 
@@ -138,7 +138,7 @@ def _cell(group: Group, model: str, metric: Metric) -> dict[str, Any] | None:
     if value is None:
         return None
     return {
-        "text": text.percent(value) if metric.unit is Unit.SHARE else f"{value:,.0f}",
+        "text": metric.text(value),
         "why": f"n = {score.n} problems, {score.samples} samples each",
         "best": model in group.best(metric),
         "interval": _interval(score) if metric.key == "pass@1" else "",

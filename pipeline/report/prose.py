@@ -34,8 +34,8 @@ def progress(run: Run) -> str:
     done = [stage for stage in stages if stage.state is State.FINISHED]
     took = f" in {duration(busy_seconds(run))}" if done else ""
     if len(done) == len(stages):
-        return f"All {len(stages)} stages finished{took}."
-    text = f"{len(done)} of {len(stages)} stages finished{took}."
+        return f"{'All' if len(stages) > 1 else 'The'} {_count(len(stages))} finished{took}."
+    text = f"{len(done)} of {_count(len(stages))} finished{took}."
     for state, words in (
         (State.UNFINISHED, "began and did not finish yet"),
         (State.WAITING, "did not begin yet"),
@@ -53,9 +53,8 @@ def _chain(run: Run, group: Group) -> list[str]:
     if zero is None:
         return _plainly(group, shown)
     base = run.stages[zero].parent or ""
-    sentences = [
-        f"{_answers(zero, group)} against {_share(shown[base])} of {_names([base])}{_lengths(group, zero, base)}."
-    ]
+    against = f"{_share(shown[base])} of {_names([base])}{_chance(shown[zero], shown[base])}"
+    sentences = [f"{_answers(zero, group)} against {against}{_lengths(group, zero, base)}."]
     if line[-1] != zero:
         sentences.append(f"At the end of the chain, {_answers(line[-1], group)}: {_points(group, line[-1], zero)}.")
     return sentences
@@ -161,6 +160,10 @@ def _chance(one: Score, other: Score) -> str:
 def _smaller(run: Run, student: str, teacher: str) -> str:
     small, large = (parameters(run.stages[m]) if m in run.stages else None for m in (student, teacher))
     return f" with {percent(small / large, 0)} % of the parameters of {_names([teacher])}," if small and large else ""
+
+
+def _count(stages: int) -> str:
+    return f"{stages} stages" if stages > 1 else "one stage"
 
 
 def _names(names: list[str]) -> str:

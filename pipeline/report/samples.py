@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from pipeline.report.prose import main_root
 from pipeline.report.run_data import Run, Stage, data_file, row_at, rows_with_offsets
 from pipeline.report.text import clean, finite, shorten
 from rewards.text import split_thought
@@ -88,19 +89,22 @@ def problems_through_models(run: Run, models: tuple[str, ...]) -> list[Problem]:
                 key = (str(row.get("task", "")), str(row.get("id", "")))
                 found.setdefault(key, {}).setdefault(model, _Place(path, offset, _correct(row)))
     order = {model: index for index, model in enumerate(models)}
-    picked = _pick(found, order)
-    return [_problem(story, places, order) for story, places in picked]
+    in_order = {
+        key: dict(sorted(places.items(), key=lambda item: order.get(item[0], len(order))))
+        for key, places in found.items()
+    }
+    main = main_root(run)
+    chain = {model for model in models if model in run.stages and run.root(model) == main}
+    return [_problem(story, places) for story, places in _pick(in_order, chain)]
 
 
-def _pick(
-    found: Mapping[tuple[str, str], dict[str, _Place]], order: Mapping[str, int]
-) -> list[tuple[Story, dict[str, _Place]]]:
+def _pick(found: Mapping[tuple[str, str], dict[str, _Place]], chain: set[str]) -> list[tuple[Story, dict[str, _Place]]]:
     """The widest-covered problems of each story, tasks taking turns; file order decides the rest."""
     by_story: dict[Story, dict[str, list[dict[str, _Place]]]] = {}
     widest = max((len(places) for places in found.values()), default=0)
     for (task, _), places in found.items():
         if len(places) == widest:
-            by_story.setdefault(_story(places, order), {}).setdefault(task, []).append(places)
+            by_story.setdefault(_story(places, chain), {}).setdefault(task, []).append(places)
     picked: list[tuple[Story, dict[str, _Place]]] = []
     for story in (Story.LEARNED, Story.STILL_WRONG, Story.LOST, Story.ALWAYS_RIGHT):
         queues = list(by_story.get(story, {}).values())
@@ -113,17 +117,16 @@ def _pick(
     return picked
 
 
-def _story(places: Mapping[str, _Place], order: Mapping[str, int]) -> Story:
-    line = [places[model].correct for model in sorted(places, key=lambda model: order.get(model, -1))]
+def _story(places: Mapping[str, _Place], chain: set[str]) -> Story:
+    """What the chain of models (or, if none of it is there, whatever models there are) made of a problem."""
+    line = [place.correct for model, place in places.items() if model in chain or not chain & places.keys()]
     if line[-1]:
         return Story.ALWAYS_RIGHT if line[0] else Story.LEARNED
     return Story.LOST if line[0] else Story.STILL_WRONG
 
 
-def _problem(story: Story, places: Mapping[str, _Place], order: Mapping[str, int]) -> Problem:
-    chosen = sorted(places, key=lambda model: order.get(model, -1))
-    rows = {model: row_at(places[model].path, places[model].offset) for model in chosen}
-    return _from_rows(story.value, [(model, rows[model]) for model in chosen])
+def _problem(story: Story, places: Mapping[str, _Place]) -> Problem:
+    return _from_rows(story.value, [(model, row_at(place.path, place.offset)) for model, place in places.items()])
 
 
 def samples_while_training(stage: Stage) -> Problem | None:

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from pipeline.report.run_data import Run, State, mapping
-from pipeline.report.text import finite
+from pipeline.report.text import finite, percent
 
 
 class Unit(StrEnum):
@@ -33,6 +33,12 @@ class Metric:
     label: str
     unit: Unit = Unit.SHARE
     ranked: bool = False
+
+    def text(self, value: float) -> str:
+        """A value as it stands in the table: shares in percent, numbers below 100 with one decimal."""
+        if self.unit is Unit.SHARE:
+            return percent(value)
+        return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
 
 
 METRICS = (

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.report.prose import paragraph
 from pipeline.report.run_data import Run, State, read_run
-from pipeline.report.scores import Table, Unit, build_table
-from pipeline.report.text import clean, duration, finite, interval, number, percent, sampling
+from pipeline.report.scores import Table, build_table
+from pipeline.report.text import clean, duration, finite, interval, number, sampling
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -103,7 +103,7 @@ def _score_tables(table: Table) -> list[RenderableType]:
             cells = [f"{score.n:,}", f"{score.samples}"] if not score.withheld else ["–", "–"]
             for metric in metrics:
                 value = score.values.get(metric.key)
-                text = "" if value is None else f"{value:,.0f}" if metric.unit is Unit.NUMBER else percent(value)
+                text = "" if value is None else metric.text(value)
                 if metric.key == "pass@1" and score.low is not None and score.high is not None:
                     text += f" [{interval(score.low, score.high)}]"
                 cells.append(text)
