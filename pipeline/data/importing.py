@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 WEIGHTS = ".safetensors"
 KEPT = (".json", ".txt", ".model", ".jinja", ".tiktoken", WEIGHTS)
 """Endings of what belongs to a model: weights as safetensors, configs, tokenizer; no code and no pickles."""
+SHARD = "5GB"
+"""Largest file of weights: what the hub's clients download well."""
 HEADER_BYTES = 8
 """A safetensors file begins with the length of its header, in so many bytes."""
 
@@ -40,7 +42,7 @@ def copied(source: str, target: Path, revision: str | None) -> None:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{source} holds no model: there is no config.json in it")
     if not any(path.suffix == WEIGHTS for path in folder.iterdir()):
-        converted(str(folder), target, "auto", None)
+        converted(str(folder), target, "auto")
         return
     target.mkdir(parents=True)
     for path in folder.iterdir():
@@ -48,13 +50,15 @@ def copied(source: str, target: Path, revision: str | None) -> None:
             _place(path.resolve(), target / path.name, link=not local and path.suffix == WEIGHTS)
 
 
-def converted(source: str, target: Path, dtype: str, revision: str | None) -> None:
-    """Load a model and save it in another precision."""
+def converted(source: str, target: Path, dtype: str, revision: str | None = None, shard: str = SHARD) -> None:
+    """Load a model and save it in another precision (`auto`: its own), in files of at most `shard` bytes (`5GB`)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
-    AutoModelForCausalLM.from_pretrained(source, dtype=wanted, revision=revision).save_pretrained(target)
+    AutoModelForCausalLM.from_pretrained(source, dtype=wanted, revision=revision).save_pretrained(
+        target, max_shard_size=shard
+    )
     AutoTokenizer.from_pretrained(source, revision=revision).save_pretrained(target)
 
 
@@ -123,7 +127,7 @@ def settle(folder: Path, template: str | Path | None) -> dict[str, Any]:
     agreed = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": tokenizer.pad_token_id}
     _rewrite(folder / "generation_config.json", agreed)
     _rewrite(folder / "config.json", {**agreed, "eos_token_id": tokenizer.eos_token_id})
-    total, precision = _weights(folder)
+    total, precision = weights(folder)
     return {
         "parameters": total,
         "dtype": precision,
@@ -160,8 +164,8 @@ def _rewrite(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps({**old, **values}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _weights(folder: Path) -> tuple[int, str]:
-    """Number of weights, and their most frequent type, read from the files' headers."""
+def weights(folder: Path) -> tuple[int, str]:
+    """Number of weights, and their most frequent type (such as `BF16`), read from the files' headers."""
     by_type: dict[str, int] = {}
     for path in sorted(folder.glob(f"*{WEIGHTS}")):
         with path.open("rb") as source:

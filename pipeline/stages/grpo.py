@@ -48,8 +48,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """Ours, where they differ from TRL's or matter too much to be left to it. `sync_ref_model` is on where beta > 0."""
 
-RESERVED_HERE: Mapping[str, str] = {
-    **RESERVED,
+SAMPLING_RESERVED: Mapping[str, str] = {
     "use_vllm": "set `rollout.engine`",
     "vllm_mode": "set `rollout.engine`: vllm (in-process) or vllm_server",
     "vllm_server_base_url": "set `rollout.server`",
@@ -59,6 +58,12 @@ RESERVED_HERE: Mapping[str, str] = {
     "top_p": "set `rollout.top_p`",
     "top_k": "set `rollout.top_k`",
     "min_p": "set `rollout.min_p`",
+}
+"""Trainer fields that follow from `rollout`."""
+
+GRPO_RESERVED: Mapping[str, str] = {
+    **RESERVED,
+    **SAMPLING_RESERVED,
     "reward_weights": "set the rewards' `weight`",
     "log_completions": "samples are written to samples.jsonl; see `sample_every`",
     "log_completions_hub_repo": "samples are written to samples.jsonl",
@@ -90,7 +95,7 @@ class GrpoConfig(StageConfig):
 
     product: ClassVar[Product] = Product.MODEL
     trainer_class: ClassVar[str | None] = "trl.trainer.grpo_config:GRPOConfig"
-    reserved: ClassVar[Mapping[str, str]] = RESERVED_HERE
+    reserved: ClassVar[Mapping[str, str]] = GRPO_RESERVED
 
     kind: Literal["grpo"] = "grpo"
     model: ModelRef

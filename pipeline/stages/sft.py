@@ -12,12 +12,12 @@ The defaults are those of R1's second fine-tuning (two epochs, cosine from 5e-5 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.data.mixture import DataField
+from pipeline.data.mixture import DataField, DataSource
 from pipeline.stages.base import ModelRef, Outputs, Product, StageConfig, StageContext
 from pipeline.training.fields import RESERVED
 
@@ -50,44 +50,52 @@ DATA_RESERVED: Mapping[str, str] = {
 """Fields of SFTConfig that follow from the stage's own."""
 
 
-class SftConfig(StageConfig):
-    """Config of an `sft` stage.
+class FinetuneConfig(StageConfig):
+    """What stages share that fine-tune on rows.
 
     Attributes:
         model: what to start from.
-        data: sources of rows (see `pipeline.data.mixture`): `@stage`, a JSONL file, or `{from, take, weight}`.
         max_length: longest example, in tokens; the model's context if not given. A longer one is never cut.
         too_long: `drop` longer examples and count them, or stop with an `error`.
         packing: put several examples into one row, without letting them see each other.
-        trainer: fields of TRL's SFTConfig.
+        trainer: fields of TRL's config class.
     """
 
     product: ClassVar[Product] = Product.MODEL
     trainer_class: ClassVar[str | None] = "trl.trainer.sft_config:SFTConfig"
     reserved: ClassVar[Mapping[str, str]] = {**RESERVED, **DATA_RESERVED}
 
-    kind: Literal["sft"] = "sft"
     model: ModelRef
-    data: Annotated[list[DataField], Field(min_length=1)]
     max_length: Annotated[int, Field(gt=1)] | None = None
     too_long: Literal["drop", "error"] = "drop"
     packing: bool = False
     trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _packable(self) -> SftConfig:
+    def _packable(self) -> Self:
         if self.packing and self.max_length is None:
             raise ValueError("packing needs a max_length: the length of a packed row")
         return self
 
 
+class SftConfig(FinetuneConfig):
+    """Config of an `sft` stage; see `FinetuneConfig` for the other fields.
+
+    Attributes:
+        data: sources of rows (see `pipeline.data.mixture`): `@stage`, a JSONL file, or `{from, take, weight}`.
+    """
+
+    kind: Literal["sft"] = "sft"
+    data: Annotated[list[DataField], Field(min_length=1)]
+
+
 def run(context: StageContext[SftConfig]) -> Outputs:
     """Tokenise the rows, train, save the model."""
-    return finetune(context, context.config, DEFAULTS)
+    return finetune(context, context.config.data, DEFAULTS)
 
 
-def finetune(context: StageContext[Any], config: SftConfig, defaults: Mapping[str, Any]) -> Outputs:
-    """Fine-tune as an `sft` stage does, with the defaults of the kind that calls it."""
+def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: Mapping[str, Any]) -> Outputs:
+    """Fine-tune on rows as an `sft` stage does; the stage's config is a `FinetuneConfig`."""
     from pipeline.training import setup
 
     setup.prepare()
@@ -97,10 +105,11 @@ def finetune(context: StageContext[Any], config: SftConfig, defaults: Mapping[st
     from pipeline.training.fit import fit
     from pipeline.training.sft import SftTrainer
 
+    config: FinetuneConfig = context.config
     model = context.model_path(config.model)
     tokenizer = setup.load_tokenizer(model)
     max_length = config.max_length or setup.context_length(model)
-    dataset, account = examples.completions(tokenizer, mixture.mixed(config.data, context), max_length, config.too_long)
+    dataset, account = examples.completions(tokenizer, mixture.mixed(data, context), max_length, config.too_long)
     setup.warn_if_dropped(account, max_length)
     fixed = {
         "max_length": max_length if config.packing else None,

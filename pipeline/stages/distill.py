@@ -1,0 +1,130 @@
+"""Distillation: a small student learns from a large teacher, in one of two ways.
+
+R1's way: fine-tuning on what the teacher wrote and a verifier accepted::
+
+    student: {kind: distill, model: Qwen/Qwen2.5-1.5B, data: ["@samples"], max_length: 32768}
+
+On-policy: the student writes, and learns the teacher's distribution at every token of what it wrote (Agarwal et al.,
+arXiv 2306.13649, through TRL's trainer). Both must have the same vocabulary::
+
+    student: {kind: distill, model: "@small", teacher: "@r1", tasks: [gsm8k/train], trainer: {beta: 1.0}}
+
+R1 distilled by fine-tuning alone: two to three epochs, a cosine that ends at a tenth, batches of 64, a context of
+32,768 and a learning rate by the student's size (Nature s41586-025-09422-z, supplement). Those are the defaults, except
+for batch and context, which depend on the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.data.mixture import DataField
+from pipeline.stages.base import ModelRef, Outputs, RolloutSpec, StageContext
+from pipeline.stages.grpo import SAMPLING_RESERVED, generation_fields
+from pipeline.stages.sft import DEFAULTS as SFT_DEFAULTS
+from pipeline.stages.sft import FinetuneConfig, finetune
+from pipeline.tasks.resolve import TaskField
+from pipeline.training.fields import RESERVED
+
+LEARNING_RATES = ((3e9, 1e-4), (10e9, 8e-5), (20e9, 7e-5), (float("inf"), 6e-5))
+"""(largest number of parameters, initial learning rate): 1.5B, 7B, 14B and 32B of the paper, Qwen students."""
+
+ON_POLICY_DEFAULTS: Mapping[str, Any] = {
+    "num_train_epochs": 1,
+    "lr_scheduler_type": "constant",
+    "per_device_train_batch_size": 16,
+    "logging_steps": 1,
+    "save_steps": 50,
+}
+"""Ours for the on-policy way, where they differ from TRL's."""
+
+
+class DistillConfig(FinetuneConfig):
+    """Config of a `distill` stage; see `FinetuneConfig` for the other fields. `model` is the student.
+
+    Attributes:
+        data: rows that the teacher wrote, as in an `sft` stage.
+        teacher: the teacher of the on-policy way.
+        tasks: where its prompts come from.
+        rollout: how the student samples.
+        trainer: fields of TRL's SFTConfig, or with a teacher of its DistillationConfig.
+    """
+
+    kind: Literal["distill"] = "distill"
+    data: list[DataField] = Field(default_factory=list)
+    teacher: ModelRef | None = None
+    tasks: list[TaskField] = Field(default_factory=list)
+    rollout: RolloutSpec = RolloutSpec()
+
+    @property
+    def trainer_class(self) -> str:  # type: ignore[override]
+        """Which of TRL's config classes `trainer` is passed to."""
+        if self.teacher is None:
+            return "trl.trainer.sft_config:SFTConfig"
+        return "trl.trainer.distillation_config:DistillationConfig"
+
+    @property
+    def reserved(self) -> Mapping[str, str]:  # type: ignore[override]
+        """See `StageConfig.reserved`."""
+        if self.teacher is None:
+            return FinetuneConfig.reserved
+        return {**RESERVED, **SAMPLING_RESERVED, "teacher_model_name_or_path": "set the stage's `teacher`"}
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.teacher is None and not self.data:
+            raise ValueError("give either `data` (what the teacher wrote) or `teacher` and `tasks` (on-policy)")
+        if self.teacher is not None and (self.data or not self.tasks):
+            raise ValueError("a `teacher` goes with `tasks`, whose prompts the student answers, and not with `data`")
+        return self
+
+
+def run(context: StageContext[DistillConfig]) -> Outputs:
+    """Distil in the way that the config asks for."""
+    config = context.config
+    if config.teacher is not None:
+        return _on_policy(context, context.model_path(config.teacher))
+    rate = learning_rate(context.model_path(config.model))
+    return finetune(context, config.data, {**SFT_DEFAULTS, "learning_rate": rate})
+
+
+def learning_rate(student: str) -> float:
+    """The paper's initial learning rate for a student of this size; hub ids count as the smallest."""
+    from pipeline.data.importing import weights
+
+    size = weights(Path(student))[0] if Path(student).is_dir() else 0
+    return next(rate for largest, rate in LEARNING_RATES if size <= largest)
+
+
+def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
+    from pipeline.training import setup
+
+    setup.prepare()
+    from datasets import Dataset
+    from trl import DistillationConfig
+
+    from pipeline.tasks.resolve import prompt_rows
+    from pipeline.training.distill import DistillTrainer
+    from pipeline.training.fit import fit
+
+    config = context.config
+    model = context.model_path(config.model)
+    tokenizer = setup.load_tokenizer(model)
+    if tokenizer.get_vocab() != setup.load_tokenizer(teacher).get_vocab():
+        raise ValueError(
+            f"student ({model}) and teacher ({teacher}) have different vocabularies, so their distributions cannot be"
+            " compared: distil through `data`, or choose a teacher of the same family"
+        )
+    prompts = [{"prompt": row["prompt"]} for row in prompt_rows(config.tasks, context)]
+    trainer = DistillTrainer(
+        model=model,
+        teacher_model=teacher,
+        args=setup.arguments(DistillationConfig, context, ON_POLICY_DEFAULTS, generation_fields(config.rollout)),
+        train_dataset=Dataset.from_list(prompts),
+        processing_class=tokenizer,
+    )
+    return Outputs({**fit(trainer, context), "problems": len(prompts)})

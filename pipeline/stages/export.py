@@ -1,0 +1,81 @@
+"""A folder to hand out: weights, tokenizer, and a model card that says how the model came to be and what it can do.
+
+    release:
+      kind: export
+      model: "@student"
+      scores: ["@score"]
+      name: r1-distill-nano
+      license: apache-2.0
+      dtype: bfloat16
+
+The card lists every stage that led to the model with its fingerprint and config, and the scores of the named
+evaluations with problems, samples and intervals. Nothing is uploaded.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.stages.base import ModelRef, Outputs, Product, Ref, StageConfig, StageContext
+from pipeline.stages.import_model import Dtype
+
+ScoreRef = Annotated[str, Ref(Product.METRICS)]
+"""`@stage` of an evaluation."""
+
+
+class ExportConfig(StageConfig):
+    """Config of an `export` stage.
+
+    Attributes:
+        model: what to export.
+        scores: evaluations whose results the card shows.
+        name: the model's name on the card; the stage's name if not given.
+        description: a paragraph for the card.
+        license: identifier of the license, such as `apache-2.0`; that of the base model binds you too.
+        base_model: hub id of the model that training started from; found in the lineage if not given.
+        dtype: what the weights are converted to; left as they are if not given.
+        shard_size: largest file of weights, such as `2GB`; the files are left as they are if not given.
+    """
+
+    product: ClassVar[Product] = Product.MODEL
+
+    kind: Literal["export"] = "export"
+    model: ModelRef
+    scores: list[ScoreRef] = Field(default_factory=list)
+    name: str | None = None
+    description: str = ""
+    license: str | None = None
+    base_model: str | None = None
+    dtype: Dtype | None = None
+    shard_size: Annotated[str, Field(pattern=r"^\d+(MB|GB)$")] | None = None
+
+
+def run(context: StageContext[ExportConfig]) -> Outputs:
+    """Copy or convert the model, and write its card."""
+    from pipeline.data import cards, importing
+    from pipeline.training import setup
+
+    setup.prepare()
+    config = context.config
+    source, target = context.model_path(config.model), context.output / "model"
+    if config.dtype is not None or config.shard_size is not None:
+        importing.converted(source, target, config.dtype or "auto", shard=config.shard_size or importing.SHARD)
+    else:
+        importing.copied(source, target, None)
+    parameters, precision = importing.weights(target)
+    chain = cards.lineage([context.inputs[name] for name in context.inputs if config.model == f"@{name}"])
+    base = config.base_model or cards.hub_base(chain)
+    card = cards.Card(
+        name=config.name or context.name,
+        description=config.description,
+        license=config.license,
+        base_model=base,
+        parameters=parameters,
+        precision=precision,
+        stages=chain,
+        evaluations=[cards.manifest(context.inputs[ref.removeprefix("@")]) for ref in config.scores],
+    )
+    (target / "README.md").write_text(card.text(), encoding="utf-8")
+    return Outputs({"parameters": parameters, "dtype": precision, "lineage": [stage["stage"] for stage in chain]})
