@@ -104,9 +104,9 @@ class _Splitter(ast.NodeTransformer):
         self.own, self.calls, self.imports = own, list[str](), set[str]()
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        root = node.func
-        while isinstance(root, ast.Attribute):
-            root = root.value
+        root: ast.expr = node
+        while isinstance(root, ast.Attribute | ast.Call):
+            root = root.value if isinstance(root, ast.Attribute) else root.func
         if isinstance(root, ast.Name) and not self._is_pure(root.id):
             return self._ship(node)
         return self.generic_visit(node)

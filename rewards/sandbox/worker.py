@@ -142,10 +142,11 @@ def _file(name: str) -> int:
 
 
 def _end(started: Started) -> None:
+    """Hang up: the zygote leaves, and its namespace with it. One that does not listen is killed."""
     started.control.close()
-    with suppress(ProcessLookupError):
-        os.killpg(started.process.pid, signal.SIGKILL)  # bubblewrap's process 1 goes, and its whole namespace with it
     try:
         started.process.wait(GRACE_S)
     except subprocess.TimeoutExpired:
-        log.warning("sandbox process %d does not end", started.process.pid)
+        with suppress(ProcessLookupError):
+            os.killpg(started.process.pid, signal.SIGKILL)
+        started.process.wait()
