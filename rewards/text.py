@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
 
 def plain(chat: Any) -> str:
@@ -48,5 +47,8 @@ def split_thought(completion: str) -> tuple[str | None, str]:
 
 def answer_tag(text: str) -> str | None:
     """The content of the last `<answer>…</answer>`, or `None`."""
-    found = _ANSWER.findall(text)
-    return found[-1].strip() if found else None
+    start = text.rfind(ANSWER_OPEN, 0, max(text.rfind(ANSWER_CLOSE), 0))
+    if start < 0:
+        return None
+    start += len(ANSWER_OPEN)
+    return text[start : text.find(ANSWER_CLOSE, start)].strip()
