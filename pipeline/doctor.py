@@ -59,7 +59,12 @@ def environment() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
     yield Finding(Level.OK, "python", platform.python_version())
-    for line in requires("zero2r1") or []:
+    try:
+        needed = requires("zero2r1") or []
+    except PackageNotFoundError:
+        yield Finding(Level.WARNING, "zero2r1", "not installed: versions cannot be checked (pip install -e .)")
+        needed = []
+    for line in needed:
         requirement = Requirement(line)
         if requirement.marker is None:
             yield _package(requirement.name, str(requirement.specifier), requirement.specifier.contains)

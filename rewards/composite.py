@@ -120,6 +120,11 @@ class Composite:
             result[part.label] = column
         return result
 
+    def prepare(self) -> None:
+        """Build the verifiers of all parts; see `RewardFunction.prepare`."""
+        for function in self._functions:
+            function.prepare()
+
     def close(self) -> None:
         """Stop the processes of all parts."""
         for function in self._functions:

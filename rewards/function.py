@@ -160,6 +160,10 @@ class RewardFunction:
                 raise ValueError(f"reward {self.use!r} gave {verdict.score} for row {row}")
         return verdicts
 
+    def prepare(self) -> None:
+        """Build the verifier now, so that what it lacks (a sandbox, a reward model) is known before training starts."""
+        _ = self._verifier
+
     def close(self) -> None:
         """Stop the processes of the verifier, if it has any."""
         verifier = self.__dict__.pop("verifier", None)

@@ -92,6 +92,7 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
     _distinct("model", [model_label(reference) for reference in config.references])
     rows_by_task = {task.label: problem_rows(task, context.seed)[: config.problems] for task in tasks}
     judge = _judge(tasks, [row for rows in rows_by_task.values() for row in rows], context)
+    judge.prepare()
     progress = _Progress(context, list(labels), rows_by_task)
     scores: dict[str, dict[str, Any]] = {}
     saved: list[dict[str, Any]] = []

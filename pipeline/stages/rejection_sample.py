@@ -127,6 +127,7 @@ def run(context: StageContext[RejectionSampleConfig]) -> Outputs:
         config.prefill,
     )
     judge = _judge(context)
+    judge.prepare()
     account = _Account(config)
     try:
         for group in sampler.groups(prompts, judge, "chunks", context.log):

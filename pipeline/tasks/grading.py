@@ -35,6 +35,8 @@ class Accuracy:
         self._graders = {
             task: RewardFunction(grader["use"], grader.get("options"), folder) for task, grader in graders.items()
         }
+        for grader in self._graders.values():
+            grader.prepare()
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict an item. Raises ValueError for a row without a known `task`."""
