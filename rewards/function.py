@@ -162,7 +162,7 @@ class RewardFunction:
 
     def prepare(self) -> None:
         """Build the verifier now, so that what it lacks (a sandbox, a reward model) is known before training starts."""
-        _ = self._verifier
+        _ = self.verifier
 
     def close(self) -> None:
         """Stop the processes of the verifier, if it has any."""
