@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from pipeline.rewards_cli import app as rewards_app
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -22,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(rewards_app, name="rewards")
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe such as nano/r1.")]
 OverridesArgument = Annotated[
