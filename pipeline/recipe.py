@@ -93,7 +93,7 @@ class Recipe:
 def shipped() -> dict[str, Path]:
     """The recipes that come with the package: `nano/r1` -> file."""
     root = Path(str(files("recipes")))
-    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
+    return {str(path.relative_to(root)).removesuffix(".yaml"): path for path in sorted(root.rglob("*.yaml"))}
 
 
 def locate(name: str | Path) -> Path:
@@ -106,7 +106,7 @@ def locate(name: str | Path) -> Path:
     if path.is_file():
         return path.resolve()
     known = shipped()
-    short = str(path.with_suffix("")).removeprefix("recipes/")
+    short = str(path).removesuffix(".yaml").removeprefix("recipes/")
     if short in known:
         return known[short]
     hint = f"{nearest(short, known)}. Shipped recipes: {', '.join(known) or 'none'}"
