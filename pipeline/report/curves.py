@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.report.figures import Line, Panel, line_panel
@@ -24,13 +24,21 @@ BESIDES = ("step", "total", "time", "epoch", "learning_rate")
 
 REWARDS_SHOWN = 6  # lines in one panel: the size of the palette
 
+TROUBLE = {
+    "groups/all_failed": "all failed",
+    "groups/all_equal_above_zero": "all alike",
+    "completions/clipped_ratio": "cut off",
+}
+TROUBLE_NOTE = (
+    "Groups that teach nothing: all rollouts failed, or all scored alike above zero. Completions cut off at the limit."
+)
 PANELS = (
     ("Completion length, tokens", {LENGTH: "length"}, False),
     ("Loss", {"loss": "training", "eval_loss": "held out"}, False),
     ("Token accuracy", {"mean_token_accuracy": "accuracy"}, True),
     ("KL to the reference", {"kl": "KL"}, False),
     ("Entropy, nats a token", {"entropy": "entropy"}, False),
-    ("Signs of trouble", {"frac_reward_zero_std": "no signal", "completions/clipped_ratio": "cut off"}, True),
+    ("Signs of trouble", TROUBLE, True),
 )
 """Title, metric -> label, and whether the values are shares."""
 
@@ -80,7 +88,8 @@ def _panels(found: Series, identity: str) -> Iterator[Panel]:
         labels = {name: label for name, label in metrics.items() if name in found}
         if labels:
             lines = [Line(clean(label), *found[name], colour) for colour, (name, label) in enumerate(labels.items())]
-            yield line_panel(clean(title), lines, f"{identity}-{index}", share)
+            panel = line_panel(clean(title), lines, f"{identity}-{index}", share)
+            yield replace(panel, note=TROUBLE_NOTE) if metrics is TROUBLE else panel
 
 
 def _rewards(found: Series) -> dict[str, str]:

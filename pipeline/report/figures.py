@@ -57,7 +57,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """A drawn figure: its title, the inline SVG, and a sentence for those who cannot see it."""
+    """A drawn figure: its title, the inline SVG, and a note that stands below it."""
 
     title: str
     svg: str

@@ -25,7 +25,7 @@ from pipeline.report import curves, figures, text
 from pipeline.report.lineage import kind_class, lineage
 from pipeline.report.prose import paragraph
 from pipeline.report.run_data import Run, Stage, log_tail, mapping, parameters, read_run
-from pipeline.report.samples import problems_through_models, samples_while_training
+from pipeline.report.samples import Problem, problems_through_models, samples_by_reason, samples_while_training
 from pipeline.report.scores import Group, Metric, Score, Table, build_table
 from pipeline.report.timeline import busy_seconds, timeline
 
@@ -40,6 +40,7 @@ class Yield:
     kept: int
     correct: int | None
     dropped: Mapping[str, int]
+    examples: Problem | None
 
 
 def write_report(run: Path) -> Path:
@@ -178,6 +179,7 @@ def _yield(stage: Stage) -> Yield | None:
         int(kept),
         None if correct is None else int(correct),
         dropped,
+        samples_by_reason(stage),
     )
 
 

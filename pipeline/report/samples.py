@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.prose import main_root
-from pipeline.report.run_data import Run, Stage, data_file, row_at, rows_with_offsets
+from pipeline.report.run_data import Run, Stage, data_file, row_at, rows, rows_with_offsets
 from pipeline.report.text import clean, finite, shorten
 from rewards.text import split_thought
 
@@ -38,7 +38,8 @@ class Sample:
     """One completion, ready to be shown.
 
     Attributes:
-        title: the model, or the training step.
+        title: the model, the training step, or why it was kept or dropped.
+        question, gold: of its problem; empty where they stand above all samples.
         thought: None if there was none.
         answer: what follows the thought.
         status: the verdict's status.
@@ -50,6 +51,8 @@ class Sample:
     """
 
     title: str
+    question: str
+    gold: str
     thought: str | None
     answer: str
     status: str
@@ -146,29 +149,40 @@ def samples_while_training(stage: Stage) -> Problem | None:
     common = set.intersection(*(set(steps[step]) for step in shown))
     same = next((identity for identity in steps[shown[0]] if identity in common), None)
     offsets = [(step, steps[step][same] if same is not None else next(iter(steps[step].values()))) for step in shown]
-    return _from_rows(
-        "" if same is not None else "different problems", [(f"step {s:g}", row_at(path, o)) for s, o in offsets]
-    )
+    return _from_rows("", [(f"step {s:g}", row_at(path, o)) for s, o in offsets])
 
 
-def _from_rows(story: str, rows: list[tuple[str, Mapping[str, Any]]]) -> Problem:
-    first = rows[0][1]
+def samples_by_reason(stage: Stage) -> Problem | None:
+    """One sample for each reason that rejection sampling kept or dropped some for; None if it kept no samples."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in rows(stage, "samples.jsonl"):
+        if isinstance(reason := row.get("reason"), str):
+            first.setdefault(reason, row)
+    return _from_rows("", [(reason.replace("_", " "), row) for reason, row in first.items()]) if first else None
+
+
+def _from_rows(story: str, titled: list[tuple[str, Mapping[str, Any]]]) -> Problem:
+    """Question and answer stand above samples of one problem, and with each sample where the problems differ."""
+    first = titled[0][1]
+    same = all((row.get("id"), row.get("question")) == (first.get("id"), first.get("question")) for _, row in titled)
     return Problem(
         task=_label(first.get("task")),
         id=_label(first.get("id")),
         story=story,
-        question=_text(first.get("question")),
-        gold=_label(first.get("answer")),
-        samples=[_sample(title, row) for title, row in rows],
+        question=_text(first.get("question")) if same else "",
+        gold=_label(first.get("answer")) if same else "",
+        samples=[_sample(title, row, alone=not same) for title, row in titled],
     )
 
 
-def _sample(title: str, row: Mapping[str, Any]) -> Sample:
+def _sample(title: str, row: Mapping[str, Any], alone: bool) -> Sample:
     completion = row.get("completion")
     thought, answer = split_thought(completion if isinstance(completion, str) else "")
     tokens, language = finite(row.get("tokens")), row.get("language")
     return Sample(
         title=_label(title),
+        question=_text(row.get("question")) if alone else "",
+        gold=_label(row.get("answer")) if alone else "",
         thought=None if thought is None else _text(thought.strip("\n")),
         answer=_text(answer.strip("\n")),
         status=_label(row.get("status")).replace("_", " "),

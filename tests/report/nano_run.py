@@ -208,8 +208,8 @@ def nano_events(stage: str, kind: str) -> list[dict[str, Any]]:
                     "rewards/accuracy/score": accuracy, "rewards/think_format/score": min(1.0, 0.4 + 0.6 * grown),
                     "completions/mean_length": 14 + 16 * grown + noise.gauss(0, 1.2), "kl": 0.004 * grown,
                     "completions/clipped_ratio": max(0.0, 0.2 * (1 - grown)), "entropy": 0.9 - 0.5 * grown,
-                    "frac_reward_zero_std": min(1.0, 0.1 + 0.5 * grown + abs(noise.gauss(0, 0.05))),
-                    "learning_rate": 1e-4,
+                    "groups/all_equal_above_zero": min(1.0, 0.1 + 0.5 * grown + abs(noise.gauss(0, 0.05))),
+                    "groups/all_failed": 0.3 * (1 - grown), "learning_rate": 1e-4,
                 }
             )  # fmt: skip
     elif kind in ("pretrain", "sft", "distill"):
@@ -243,9 +243,13 @@ def nano_samples(stage: str, config: dict[str, Any]) -> list[dict[str, Any]]:
                 rows.append(
                     sample(f"chain-{index}", question, answer, right, noise, model=model, think=model != "base")
                 )
+    elif config["kind"] == "rejection_sample":
+        for index, reason in enumerate(("kept", *YIELD["dropped"])):
+            rows.append(sample(f"chain-r{index}", "+1 *7", 5, reason != "wrong", noise, think=True, reason=reason))
     elif config["kind"] == "grpo":
         for step in (1, 20, 40, 60, 80):
-            rows.append(sample("chain-train-3", "5 +3 *7 -2 =", 4, step > 30, noise, step=step, think=step > 1))
+            identity = "chain-train-3" if stage == "zero" else f"chain-train-{step}"
+            rows.append(sample(identity, "+3 *7 -2 ", 4, step > 30, noise, step=step, think=step > 1))
     return rows
 
 

@@ -13,7 +13,13 @@ import pytest
 from pipeline.report import page
 from pipeline.report.curves import overlay, stage_curves
 from pipeline.report.run_data import Run, read_run
-from pipeline.report.samples import TEXT_LIMIT, Story, problems_through_models, samples_while_training
+from pipeline.report.samples import (
+    TEXT_LIMIT,
+    Story,
+    problems_through_models,
+    samples_by_reason,
+    samples_while_training,
+)
 from pipeline.report.scores import build_table
 from tests.report import nano_run
 
@@ -170,7 +176,16 @@ def test_samples_of_one_problem_over_the_steps(nano: Path) -> None:
     shown = samples_while_training(stages["zero"])
     assert shown is not None and shown.id == "chain-train-3"
     assert [sample.title for sample in shown.samples] == ["step 1", "step 20", "step 60", "step 80"]
+    assert shown.question and not any(sample.question for sample in shown.samples)
     assert samples_while_training(stages["base"]) is None
+    differing = samples_while_training(stages["r1"])
+    assert differing is not None and not differing.question and all(sample.question for sample in differing.samples)
+
+
+def test_one_sample_of_each_reason(nano: Path) -> None:
+    shown = samples_by_reason(read_run(nano).stages["samples"])
+    assert shown is not None
+    assert [s.title for s in shown.samples] == ["kept", "wrong", "duplicate", "mixed language", "too long"]
 
 
 def part(run: Path, *names: str) -> Run:
