@@ -24,7 +24,10 @@ BUILTIN: Mapping[str, str] = {
     "chain": "pipeline.tasks.chain:Chain",
     "countdown": "pipeline.tasks.countdown:Countdown",
     "gsm8k": "pipeline.tasks.gsm8k:Gsm8k",
+    "humaneval": "pipeline.tasks.code:HumanEval",
     "jsonl": "pipeline.tasks.jsonl:Jsonl",
+    "livecodebench": "pipeline.tasks.code:LiveCodeBench",
+    "mbpp": "pipeline.tasks.code:Mbpp",
     "requests": "pipeline.tasks.requests:Requests",
 }
 """Built-in tasks: name -> module:class."""

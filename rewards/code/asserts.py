@@ -14,7 +14,6 @@ from __future__ import annotations
 import ast
 import builtins
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,13 +77,13 @@ def called_names(node: ast.AST) -> frozenset[str]:
     return frozenset(func.id for func in calls if isinstance(func, ast.Name))
 
 
-def free_names(sources: Iterable[str]) -> tuple[list[str], list[str]]:
+def free_names(source: str) -> tuple[list[str], list[str]]:
     """Names that code uses but does not define: those of the solution, and modules of the standard library.
 
     Raises:
         SyntaxError: it is no Python.
     """
-    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    nodes = list(ast.walk(ast.parse(source)))
     bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
     bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
     bound |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}

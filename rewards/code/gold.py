@@ -4,6 +4,8 @@
 {"function": "add", "calls": [{"args": [1, 2], "expected": 3}]}         calls of a function (or Solution().add)
 {"tests": ["assert add(1, 2) == 3"], "setup": ""}                       assert statements (MBPP)
 {"check": "def check(candidate): …", "entry": "add", "setup": ""}       a test suite (HumanEval)
+
+`setup` of asserts runs after the program and may use it; `setup` of a suite stands before program and suite.
 """
 
 from __future__ import annotations
@@ -66,12 +68,14 @@ class Suite:
         names: functions of the solution that they use.
         imports: modules that they use without importing them.
         entry: the function that `check(candidate)` is called with; empty if the tests are a plain script.
+        given: code that stands before both, tests and solution.
     """
 
     source: str
     names: tuple[str, ...]
     imports: tuple[str, ...]
     entry: str = ""
+    given: str = ""
 
 
 Gold = Stdio | Calls | Asserts | Suite
@@ -140,7 +144,7 @@ def _asserts(fields: Mapping[str, Any]) -> Asserts | Suite:
     if all(splits):
         return Asserts(tuple(s for s in splits if s is not None), setup)
     source = "\n".join([setup, *tests])
-    names, imports = free_names([source])
+    names, imports = free_names(source)
     return Suite(source, tuple(names), tuple(imports))
 
 
@@ -149,8 +153,8 @@ def _suite(fields: Mapping[str, Any]) -> Suite:
     if not entry.isidentifier():
         raise GoldError("'entry' is the name of the function that 'check' tests")
     source = f"{setup}\n{suite}"
-    names, imports = free_names([source])
-    return Suite(source, tuple(sorted({*names, entry})), tuple(imports), entry)
+    names, imports = free_names(source)
+    return Suite(source, tuple(sorted({*names, entry})), tuple(imports), entry, setup)
 
 
 def _texts(items: Any) -> bool:

@@ -110,7 +110,7 @@ class Runner:
             "imports": gold.imports,
             "entry": gold.entry,
         }
-        outcome = self.sandbox.run(suite, {"kind": "serve", "code": code, "setup": ""})
+        outcome = self.sandbox.run(suite, {"kind": "serve", "given": gold.given, "code": code, "setup": ""})
         failed = _failure(outcome)
         record = (outcome.records or [{}])[0]
         if failed is None and record.get("passed") is not True:

@@ -152,9 +152,13 @@ def _load(code: str, name: str, given: Mapping[str, Any] | None = None) -> dict[
 
 
 def _solution(payload: Payload, report: Report) -> dict[str, Any] | None:
-    """The namespace of a solution, with the set-up of its tests run in it; `None` (and a report) if it fails."""
+    """The namespace of a solution, with what its problem gives before it and the set-up of its tests after it.
+
+    `None`, and a report, if one of them fails.
+    """
     try:
-        namespace = _load(payload["code"], "solution")
+        namespace = _load(payload.get("given", ""), "solution")
+        exec(compile(payload["code"], "<solution>", "exec"), namespace)  # noqa: S102
         if payload["setup"]:
             exec(compile(payload["setup"], "<setup>", "exec"), namespace)  # noqa: S102
     except BaseException as error:  # noqa: BLE001
