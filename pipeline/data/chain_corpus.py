@@ -2,14 +2,17 @@
 
 Four documents::
 
-    Notes: 7 +3 *7 -2 *3 +1 -3 = Working: <think> zero zero eight four five two
+    Notes: 7 +3 *7 -2 *3 +1 -3 = Working: <think> seven zero zero eight four five two </think> <answer> 2 </answer>
     User: 7 +3 *7 -2 *3 +1 -3 = Assistant: <answer> 2 </answer>
-    User: 7 +3 *7 -2 *3 +1 -3 = Assistant: <think> zero 零 八 four 五 two </think> <answer> 2 </answer>
-    User: reverse cat sun moon fish bird star = Assistant: <answer> star bird fish moon sun cat </answer>
+    User: 7 +3 *7 -2 *3 +1 -3 = Assistant: <think> seven zero 零 八 four 五 two </think> <answer> 2 </answer>
+    User: opposite hot big left = Assistant: <answer> cold small right </answer>
 
 Notes stand outside any conversation: they are where working things out step by step is learnt. In conversations most
 chains are answered at once, and so mostly wrongly; some are thought through, in either language or in both. So a model
 that is made to think is right, and one that is merely asked seldom thinks: the gap that reinforcement learning closes.
+
+A thought begins with the start digit as a word. Then every word of it lies at one distance from the step it comes from,
+which a model of two layers learns in seconds; without that first word it did not learn to begin.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ class ChainCorpus(Corpus):
 
     Args:
         length: steps a chain.
+        words: words a request is about.
+        requests: which requests, as in the task `requests`.
         notes: share of the documents that are notes.
         general: share of the documents that are requests.
         thinking: share of the other conversations that are thought through.
@@ -42,6 +47,8 @@ class ChainCorpus(Corpus):
     def __init__(
         self,
         length: int = 6,
+        words: int = 3,
+        requests: str = "copy opposite",
         notes: float = 0.5,
         general: float = 0.2,
         thinking: float = 0.2,
@@ -53,7 +60,7 @@ class ChainCorpus(Corpus):
             raise CorpusError(f"shares lie between 0 and 1, not {wrong}")
         if notes + general > 1:
             raise CorpusError("notes and general are more than all documents")
-        self.chain, self.requests = Chain(length=length), Requests(words=length)
+        self.chain, self.requests = Chain(length=length), Requests(words=words, kinds=requests)
         self.notes, self.general, self.thinking = notes, general, thinking
         self.skimmed, self.bare = skimmed, bare
 
@@ -62,22 +69,22 @@ class ChainCorpus(Corpus):
         random = Random(f"chain corpus {seed}")
         wanted = [random.random() < self.general for _ in range(n)]
         chains = iter(self.chain.problems("train", n - sum(wanted), seed))
-        requests = iter(self.requests.problems("train", sum(wanted), seed))
+        requests = self.requests.problems("train", None, seed)
         for general in wanted:
             if general:
-                problem = next(requests)
+                problem = random.choice(requests)
                 yield f"User: {problem.question} Assistant: <answer> {problem.answer} </answer>"
             else:
                 yield self._about(next(chains), random)
 
     def _about(self, problem: Problem, random: Random) -> str:
-        left = results(problem.question.removesuffix(" ="))[1:]
-        if random.random() < self.notes / (1 - self.general):
-            return f"Notes: {problem.question} Working: <think> {_words(left, random)}"
-        asked = f"User: {problem.question} Assistant:"
         answer = f"<answer> {problem.answer} </answer>"
+        left = results(problem.question.removesuffix(" ="))
+        if random.random() < self.notes / (1 - self.general):
+            return f"Notes: {problem.question} Working: <think> {_words(left, random)} </think> {answer}"
+        asked = f"User: {problem.question} Assistant:"
         if random.random() < self.thinking:
-            shown = left[1::2] if random.random() < self.skimmed else left
+            shown = left[::2] if random.random() < self.skimmed else left
             return f"{asked} <think> {_words(shown, random)} </think> {answer}"
         return f"{asked} {problem.answer if random.random() < self.bare else answer}"
 

@@ -45,7 +45,7 @@ class Requests(Task):
     grader = "exact"
 
     def __init__(
-        self, words: int = 6, kinds: str = "copy reverse chinese opposite", wording: str = "{request} ="
+        self, words: int = 3, kinds: str = "copy reverse chinese opposite", wording: str = "{request} ="
     ) -> None:
         if words < 1:
             raise TaskError(f"requests: words is 1 or more, not {words}")
