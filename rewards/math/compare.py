@@ -13,15 +13,14 @@ rationals and recognises numbers that differ; in the pool they are compared by `
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any
 
-from rewards.math.latex import latex, used
-from rewards.math.numbers import MP, SAMPLES, Number, evaluate
+from rewards.math.numbers import evaluate
+from rewards.math.quantities import Leaf, quantities
+from rewards.math.read import read
 from rewards.math.shapes import (
-    INFINITY,
     Approximate,
     Chain,
     Group,
@@ -30,39 +29,18 @@ from rewards.math.shapes import (
     Named,
     Nonsense,
     Quantity,
+    Ratio,
     Relation,
     Shape,
     Union,
     Words,
-    fraction_tokens,
-    read,
-    split,
 )
-from rewards.math.tokens import Kind, Token, Tokens, tokens
-from rewards.math.units import DEGREE, PERCENT, RADIAN, Unit
+from rewards.math.tokens import Kind, Token, Tokens, fraction_tokens, tokens
+from rewards.math.units import spelled
+from rewards.math.values import every, infinite, places_of, some
 
-Leaf = Callable[[Tokens, Tokens], bool | None]
-"""Compares two expressions: gold first."""
-
-TOLERANCE = MP.mpf(10) ** -6
-"""Relative difference up to which a decimal may stand for a value; tighter than any rounding a person does by hand."""
 _ROUGH = 0.01
 """Relative difference up to which `A \\approx B` is not a contradiction."""
-_SAME = MP.mpf(10) ** -40
-"""Relative difference between two ways to compute one value to fifty digits."""
-_NOTHING = MP.mpf(10) ** -45
-"""What is left where two equal terms cancel."""
-_FLOAT_NOISE = MP.mpf(10) ** -12
-"""Relative error that binary floating point leaves in a gold such as 0.30000000000000004."""
-
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-    " seventeen eighteen nineteen"
-)
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_NUMBER_WORDS = dict(zip(_SMALL.split(), range(20), strict=True)) | dict(
-    zip(_TENS.split(), range(20, 100, 10), strict=True)
-)
 _SYNONYMS = {
     **dict.fromkeys(
         ["none", "no solutions", "no real solutions", "no real solution", "empty set", "no answer"], "no solution"
@@ -78,9 +56,29 @@ def shape_of(text: str) -> Shape:
     Raises:
         TooDeepError: the text nests brackets deeper than anything that is read.
     """
+    text = text.strip().strip("`\"'")
+    if text.startswith("**") and text.endswith("**"):
+        text = text.strip("*")
     if (text.count("$") - text.count(r"\$")) % 2 == 0:
         text = re.sub(r"(?<!\\)\$", " ", text)
     return read(tokens(text))
+
+
+def equal(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
+    """Whether two whole answers say the same; a set or list of one value is that value.
+
+    Raises:
+        TooBigError: a number in them is made to keep computers busy.
+    """
+    return same(_only(gold), _only(answer), leaf)
+
+
+def _only(shape: Shape) -> Shape:
+    return (
+        shape.items[0]
+        if isinstance(shape, Group) and shape.brackets in ("{}", "[]") and len(shape.items) == 1
+        else shape
+    )
 
 
 def same(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
@@ -95,6 +93,9 @@ def same(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
         return _approximate(gold, answer, leaf)
     if isinstance(gold, Approximate):
         return same(gold.parts[0], answer, leaf)
+    if isinstance(gold, Relation) or isinstance(answer, Relation):
+        sides = [s.written if isinstance(s, Relation | Interval) else () for s in (gold, answer)]
+        return leaf(sides[0], sides[1]) if sides[0] and sides[1] else False
     if isinstance(gold, Named) or isinstance(answer, Named):
         return _named(gold, answer, leaf)
     if isinstance(gold, Chain) or isinstance(answer, Chain):
@@ -107,185 +108,11 @@ def same(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
         return _matrices(gold, answer, leaf)
     if isinstance(gold, Group) or isinstance(answer, Group):
         return _groups(gold, answer, leaf)
+    if isinstance(gold, Ratio) or isinstance(answer, Ratio):
+        return _ratios(gold, answer, leaf)
     if isinstance(gold, Quantity) and isinstance(answer, Quantity):
-        return _quantities(gold, answer, leaf)
-    if isinstance(gold, Relation) and isinstance(answer, Relation):
-        return leaf(gold.written, answer.written)
+        return quantities(gold, answer, leaf)
     return False
-
-
-def exact(gold: Tokens, answer: Tokens) -> bool | None:
-    """Compare two expressions by their values; `None` if that takes an algebra system."""
-    if gold == answer:
-        return True
-    equal = _by_value(gold, answer)
-    allowed = used(gold)
-    return False if equal is None and (latex(gold, allowed) is None or latex(answer, allowed) is None) else equal
-
-
-def _by_value(gold: Tokens, answer: Tokens) -> bool | None:
-    if any(token.text in _RELATIONS for token in (*gold, *answer)):
-        return _same_relation(gold, answer)
-    ends = _infinite(gold), _infinite(answer)
-    if any(ends):
-        return ends[0] == ends[1]
-    for sample in range(SAMPLES):
-        a, b = evaluate(gold, sample), evaluate(answer, sample)
-        if a is None or b is None:
-            return None
-        if a.exact is not None and a.exact == b.exact:
-            return True
-        if not a.variables and not b.variables:
-            places = _places(gold), _places(answer)
-            return _close(a, b, places) if places != (None, None) else equal_values(a.about, b.about)
-        if not equal_values(a.about, b.about):
-            return False
-    return True
-
-
-_RELATIONS = frozenset({"=", "<", ">", "<=", ">="})
-
-
-def _same_relation(gold: Tokens, answer: Tokens) -> bool | None:
-    """Whether two equations or inequalities are multiples of one another: `y = 2x` and `4x - 2y = 0`."""
-    cut = [split(written, lambda i, w=written: w[i].text in _RELATIONS) for written in (gold, answer)]  # type: ignore[misc]
-    if any(len(sides) != 2 for sides in cut):
-        return None if len(cut[0]) == len(cut[1]) else False
-    signs = [written[len(sides[0])].text for written, sides in zip((gold, answer), cut, strict=True)]
-    for n, sign in enumerate(signs):
-        if sign.startswith(">"):
-            cut[n], signs[n] = cut[n][::-1], sign.replace(">", "<")
-    if signs[0] != signs[1]:
-        return False
-    ratios = []
-    for sample in range(SAMPLES):
-        values = [evaluate(side, sample) for sides in cut for side in sides]
-        if any(value is None for value in values):
-            return None
-        g, h, a, b = (value.about for value in values if value is not None)
-        if equal_values(g, h) or equal_values(a, b):
-            return False
-        ratios.append((a - b) / (g - h))
-    if not all(equal_values(ratio, ratios[0]) for ratio in ratios) or not any(v and v.variables for v in values):
-        return False
-    return signs[0] == "=" or bool(ratios[0].real > 0 and equal_values(ratios[0], ratios[0].real))
-
-
-def equal_values(a: Any, b: Any) -> bool:
-    """Whether two values of fifty digits agree in forty, or differ only by what cancelled."""
-    apart = abs(a - b)
-    return bool(apart <= _SAME * max(abs(a), abs(b)) or apart < _NOTHING)
-
-
-def _places(expression: Tokens) -> int | None:
-    """How many decimals a decimal number has; `None` for what is no decimal number."""
-    core = expression[1:] if expression[0].text in "+-" else expression
-    mantissa = core[0].text if core and core[0].kind is Kind.NUMBER else ""
-    if "." not in mantissa or "(" in mantissa or "..." in mantissa or len(core) > 1:
-        return None
-    digits, _, exponent = mantissa.partition("e")
-    return len(digits.partition(".")[2].rstrip("0")) - int(exponent or 0)
-
-
-def _close(a: Number, b: Number, places: tuple[int | None, int | None]) -> bool:
-    """Whether a decimal stands for the other value: to one part in a million, and in every digit that it shows."""
-    x, y = a.about, b.about
-    if abs(x.imag) > _NOTHING or abs(y.imag) > _NOTHING or places[0] == places[1] or x == 0 or y == 0:
-        return False
-    apart = abs(x - y) / max(abs(x), abs(y))
-    if apart <= _FLOAT_NOISE:
-        return True
-    if any(n.exact is not None and n.exact.denominator == 1 for n in (a, b)):
-        return False
-    last_digit = MP.mpf(10) ** -min(p for p in places if p is not None)
-    return bool(abs(x - y) <= last_digit and apart <= TOLERANCE)
-
-
-def _infinite(expression: Tokens) -> int:
-    """1 or -1 for plus or minus infinity, else 0."""
-    if expression[-1:] != (INFINITY,):
-        return 0
-    sign = [token.text for token in expression[:-1]]
-    return {(): 1, ("+",): 1, ("-",): -1}.get(tuple(sign), 0)
-
-
-def every(results: Iterable[bool | None]) -> bool | None:
-    """`all` for three values."""
-    unknown = False
-    for result in results:
-        if result is False:
-            return False
-        unknown = unknown or result is None
-    return None if unknown else True
-
-
-def some(results: Iterable[bool | None]) -> bool | None:
-    """`any` for three values."""
-    unknown = False
-    for result in results:
-        if result:
-            return True
-        unknown = unknown or result is None
-    return None if unknown else False
-
-
-def _quantities(gold: Quantity, answer: Quantity, leaf: Leaf) -> bool | None:
-    if gold.written == answer.written:
-        return True
-    g, a = gold.unit, answer.unit
-    if g is None and a is None:
-        return leaf(gold.value, answer.value)
-    if g is not None and a is not None:
-        if PERCENT in (g, a) and g != a:
-            return False
-        if {DEGREE.dimensions, RADIAN.dimensions} == {g.dimensions, a.dimensions}:
-            return leaf(_in_radians(gold), _in_radians(answer))
-        return leaf(_scaled(gold, g, a), answer.value) if g.agrees(a) else False
-    if g is not None:
-        return _one_sided(gold, answer.value, leaf, True)
-    assert a is not None
-    return _one_sided(answer, gold.value, leaf, False)
-
-
-def _one_sided(quantity: Quantity, bare: Tokens, leaf: Leaf, gold_has_it: bool) -> bool | None:
-    """Only one side states a unit: it is understood on the other, if the numbers agree as they stand."""
-
-    def equal(with_unit: Tokens, without: Tokens) -> bool | None:
-        return leaf(with_unit, without) if gold_has_it else leaf(without, with_unit)
-
-    unit = quantity.unit
-    assert unit is not None
-    if unit == PERCENT:
-        as_written = equal(quantity.value, bare)
-        if as_written and not gold_has_it:  # 0.5 is not 0.5 %, but 50 may be meant as 50 %
-            value = evaluate(bare)
-            as_written = value is not None and abs(value.about) > 1
-        return some([as_written, equal(_product(quantity.value, Fraction(1, 100)), bare)])
-    if unit.dimensions == DEGREE.dimensions:
-        return some([equal(quantity.value, bare), equal(_in_radians(quantity), bare)])
-    if not unit.dimensions and unit.factor != 1:  # "5 million", "two dozen eggs"
-        return equal(_product(quantity.value, unit.factor), bare)
-    as_letters = equal(quantity.written, bare) if unit.label == () else False
-    return some([equal(quantity.value, bare), as_letters])
-
-
-def _scaled(quantity: Quantity, own: Unit, other: Unit) -> Tokens:
-    """The value of a quantity when measured in another unit of the same kind."""
-    return quantity.value if own.factor == other.factor else _product(quantity.value, own.factor / other.factor)
-
-
-def _product(value: Tokens, factor: Fraction) -> Tokens:
-    times, opened, closed = (Token(Kind.OPERATOR, text) for text in "*()")
-    known = evaluate(value)
-    if known is not None and known.exact is not None:
-        return fraction_tokens(known.exact * factor)
-    return (*fraction_tokens(factor), times, opened, *value, closed)
-
-
-def _in_radians(quantity: Quantity) -> Tokens:
-    if quantity.unit is None or quantity.unit.dimensions != DEGREE.dimensions:
-        return quantity.value
-    return (*_product(quantity.value, Fraction(1, 180)), Token(Kind.OPERATOR, "*"), Token(Kind.COMMAND, r"\pi"))
 
 
 def _words(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
@@ -293,17 +120,17 @@ def _words(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     if isinstance(gold, Words) and isinstance(answer, Words):
         if _canonical(gold) == _canonical(answer):
             return True
-        numbers = _spelled(gold), _spelled(answer)
+        numbers = spelled(gold.words), spelled(answer.words)
         return numbers[0] is not None and numbers[0] == numbers[1]
     words, other = (gold, answer) if isinstance(gold, Words) else (answer, gold)
     assert isinstance(words, Words)
-    number = _spelled(words)
+    number = spelled(words.words)
     if number is not None and isinstance(other, Quantity):
         return leaf(fraction_tokens(Fraction(number)), other.value)
+    if isinstance(other, Quantity) and infinite(other.written) == 1:
+        return _canonical(words) == "infinitely many"
     if isinstance(other, Quantity) and len(other.written) == 1:  # \text{x} and x
         return len(words.words) == 1 and words.words[0] == other.written[0].text.lower()
-    if isinstance(other, Quantity) and _canonical(words) == "infinitely many":
-        return _infinite(other.written) == 1
     return False
 
 
@@ -312,17 +139,6 @@ def _canonical(words: Words) -> str:
     for beginning in ("it is ", "there is ", "there are "):
         text = text.removeprefix(beginning)
     return _SYNONYMS.get(text, text)
-
-
-def _spelled(words: Words) -> int | None:
-    """The number that words spell: `twenty five` is 25."""
-    total = 0
-    for n, word in enumerate(words.words):
-        value = _NUMBER_WORDS.get(word)
-        if value is None or (n == 1 and not (20 <= total <= 90 and value < 10)) or n > 1:
-            return None
-        total += value
-    return total
 
 
 def _named(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
@@ -413,26 +229,20 @@ def _has_variables(chain: Chain) -> bool:
 
 def _approximate(gold: Shape, answer: Approximate, leaf: Leaf) -> bool | None:
     r"""`2\sqrt{5} \approx 4.47`: the first part is the answer, or the last if the gold is a decimal."""
-    values = [evaluate(part.value) if isinstance(part, Quantity) else None for part in answer.parts]
+    parts = [part.values[-1] if isinstance(part, Named) else part for part in answer.parts]
+    values = [evaluate(part.value) if isinstance(part, Quantity) else None for part in parts]
     for value in values:
         if value is None or values[0] is None or abs(value.about - values[0].about) > _ROUGH * abs(values[0].about):
             return False
-    decimal = isinstance(gold, Quantity) and _places(gold.value) is not None
+    decimal = isinstance(gold, Quantity) and places_of(gold.value) is not None
     return some(same(gold, part, leaf) for part in (answer.parts if decimal else answer.parts[:1]))
 
 
 def _groups(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     if isinstance(gold, Group) and isinstance(answer, Group):
         return _two_groups(gold, answer, leaf)
-    if isinstance(answer, Group):
-        if isinstance(gold, Quantity) and (comma := _decimal_comma(answer)) is not None:
-            return leaf(gold.value, comma)
-        if answer.brackets in ("{}", "[]") and len(answer.items) == 1:
-            return same(gold, answer.items[0], leaf)
-        return False
-    assert isinstance(gold, Group)
-    if gold.brackets in ("{}", "[]") and len(gold.items) == 1:
-        return same(gold.items[0], answer, leaf)
+    if isinstance(gold, Quantity) and isinstance(answer, Group) and (comma := _decimal_comma(answer)) is not None:
+        return leaf(gold.value, comma)
     return False
 
 
@@ -452,6 +262,8 @@ def _decimal_comma(answer: Group) -> Tokens | None:
 def _two_groups(gold: Group, answer: Group, leaf: Leaf) -> bool | None:
     if len(gold.items) != len(answer.items):
         return False
+    if any(isinstance(item, Named) for item in (*gold.items, *answer.items)):
+        return _assignments(gold, answer, leaf)
     if _ordered(gold):
         if answer.brackets == "{}" or not _brackets_agree(gold, answer):
             return False
@@ -460,8 +272,6 @@ def _two_groups(gold: Group, answer: Group, leaf: Leaf) -> bool | None:
         return False
     if not gold.brackets and all(isinstance(i, Words) and len(i.words[0]) > 1 for i in gold.items):
         return every(same(g, a, leaf) for g, a in zip(gold.items, answer.items, strict=True))
-    if any(isinstance(item, Named) for item in (*gold.items, *answer.items)):
-        return _assignments(gold, answer, leaf)
     return _unordered(gold.items, answer.items, lambda g, a: same(g, a, leaf))
 
 
@@ -547,6 +357,23 @@ def _anonymous(shape: Shape) -> Shape:
     return Interval(shape.ends, shape.brackets) if isinstance(shape, Interval) else shape
 
 
+def _ratios(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
+    """Ratios in any terms, `2:3` as two thirds, and times of day digit by digit."""
+    if isinstance(gold, Ratio) and isinstance(answer, Ratio):
+        if gold.half and answer.half and gold.half != answer.half:
+            return False
+        if gold.parts == answer.parts or gold.is_time or answer.is_time or 0 in (*gold.parts, *answer.parts):
+            return gold.parts == answer.parts
+        if len(gold.parts) != len(answer.parts):
+            return False
+        return len({a / g for g, a in zip(gold.parts, answer.parts, strict=True)}) == 1
+    ratio, other = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
+    assert isinstance(ratio, Ratio)
+    if ratio.is_time or len(ratio.parts) != 2 or 0 in ratio.parts or not isinstance(other, Quantity):
+        return False
+    return leaf(fraction_tokens(ratio.parts[0] / ratio.parts[1]), other.value)
+
+
 def _matrices(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     if isinstance(gold, Matrix) and isinstance(answer, Matrix):
         if (len(gold.rows), len(gold.rows[0])) != (len(answer.rows), len(answer.rows[0])):
@@ -576,22 +403,3 @@ def _matrices(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
 
 def _cells(matrix: Matrix) -> list[Shape]:
     return [cell for row in matrix.rows for cell in row]
-
-
-_CHOICE = re.compile(
-    r"(?:(?:option|choice|answer)\s*:?\s*)?[\[(]?\s*([A-Ja-j])\s*(?:([)\].:])\s*(.*))?", re.IGNORECASE | re.DOTALL
-)
-_HEDGE = re.compile(r"\b(?:or|and|not|nor|wrong|incorrect|either|neither)\b|\(?\b[A-J]\b\)", re.IGNORECASE)
-
-
-def choice(text: str) -> str | None:
-    r"""The letter of a multiple-choice answer: `C`, `(C)`, `\text{(C)}`, `\textbf{(C)}\ 12`, `C) 12`; else `None`."""
-    flat = (
-        re.sub(r"\\(?:text|textbf|mathrm|mathbf|textit|boxed)\s*|\\[ ,;!]|[{}$*~]|\\quad|\\qquad", " ", text)
-        .strip()
-        .rstrip(".")
-    )
-    found = _CHOICE.fullmatch(flat.strip())
-    if found is None or (found[3] and _HEDGE.search(found[3])) or len(flat) > 200:
-        return None
-    return found[1].upper()

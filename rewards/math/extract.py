@@ -53,7 +53,7 @@ def finals(completion: str, final_line: bool = True, lenient: bool = False) -> l
         if announced is not None:
             return [announced]
         bare = text.strip()
-        if bare and len(bare) <= _BARE_LENGTH and "\n" not in bare:
+        if bare and len(bare) <= _BARE_LENGTH and "\n" not in bare and "boxed" not in bare:
             return [bare]
     return [m[0].strip("$") for m in [*_LAST_NUMBER.finditer(text)][-1:]] if lenient else []
 
@@ -117,4 +117,4 @@ def _announced(text: str) -> str | None:
     rest = text[cue.end() : cue.end() + _LINE_LENGTH].lstrip(" \t*:\n")
     stop = _SENTENCE_END.search(rest)
     answer = (rest[: stop.start()] if stop else rest).strip().strip("*_` ")
-    return answer or None
+    return answer if answer and "boxed" not in answer else None

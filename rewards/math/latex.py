@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from rewards.math.notation import words
 from rewards.math.numbers import literal
-from rewards.math.shapes import fraction_tokens, is_product
-from rewards.math.tokens import CLOSING, OPENING, Kind, Token, Tokens, words
+from rewards.math.tokens import CLOSING, OPENING, Kind, Token, Tokens, fraction_tokens
+from rewards.math.units import is_product
 
 _VOCABULARY = words(
     r"\frac \sqrt \binom \pi \infty \sin \cos \tan \cot \sec \csc \ln \log \lg \exp \arcsin \arccos \arctan \sinh \cosh"
@@ -34,7 +35,7 @@ def latex(expression: Tokens, vocabulary: frozenset[str] = frozenset()) -> str |
             if value is None:
                 return None
             parts += _braced(value.denominator != 1, [t.text for t in fraction_tokens(value)])
-        elif token.kind is Kind.SYMBOL or (token.kind is Kind.WORD and is_product(token)):
+        elif token.kind is Kind.SYMBOL or (token.kind is Kind.WORD and is_product(token.text)):
             parts += [_subscripted(token)] if token.kind is Kind.SYMBOL else list(token.text)
         elif token.text in _VOCABULARY or token.text in _OPERATORS or token.text in vocabulary:
             parts.append(_LATEX.get(token.text, token.text))

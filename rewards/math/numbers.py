@@ -18,7 +18,8 @@ from zlib import crc32
 
 import mpmath  # type: ignore[import-untyped]
 
-from rewards.math.tokens import CLOSING, OPENING, Kind, Token, Tokens, words
+from rewards.math.tokens import CLOSING, OPENING, Kind, Token, Tokens
+from rewards.math.units import is_product
 
 MAX_BITS = 4096
 """Size of the largest integer that is ever computed; beyond it an expression is `TooBigError`."""
@@ -134,7 +135,7 @@ def evaluate(expression: Tokens, sample: int = 0) -> Number | None:
     try:
         reader = _Reader(expression, sample)
         value = reader.sum()
-        return value if reader.position == len(expression) else None
+        return value if reader.position == len(reader.tokens) else None
     except (_Unknown, ZeroDivisionError):
         return None
 
@@ -217,7 +218,7 @@ class _Reader:
     """One reading of one expression; `position` is the next token."""
 
     def __init__(self, expression: Tokens, sample: int) -> None:
-        self.tokens, self.sample, self.position, self.depth = expression, sample, 0, 0
+        self.tokens, self.sample, self.position, self.depth = _letters(expression), sample, 0, 0
 
     def peek(self) -> Token | None:
         return self.tokens[self.position] if self.position < len(self.tokens) else None
@@ -272,7 +273,7 @@ class _Reader:
             if part.exact is not None and total.exact is not None and before.text.isdigit() and 0 < part.exact < 1:
                 return rational(total.exact + (part.exact if total.exact >= 0 else -part.exact))
             return _combine(total, part, _times)
-        if token.kind is Kind.NUMBER:
+        if token.kind is Kind.NUMBER and before.text not in ("!", ")", "}"):
             if not (before.kind is Kind.NUMBER and before.text.isdigit() and token.spaced and token.text.isdigit()):
                 raise _Unknown
             top = int(self.take().text)
@@ -343,11 +344,6 @@ class _Reader:
             return rational(value)
         if token.kind is Kind.SYMBOL:
             return _stand_in(token.text, self.sample)
-        if token.kind is Kind.WORD and len(token.text) <= 4 and token.text.lower() not in NOT_A_PRODUCT:
-            value_ = rational(1)
-            for letter in token.text:
-                value_ = _combine(value_, _stand_in(letter, self.sample), _times)
-            return value_
         if token.text == "|":
             inside = self.sum()
             if self.take().text != "|":
@@ -416,11 +412,6 @@ class _Reader:
         return value
 
 
-NOT_A_PRODUCT = words(
-    "no on yes is it in or and not at of to if so we be by do an as true none odd even one two ten six four five nine"
-    " zero mod gcd lcm min max det log dne deg rad am pm km cm mm ft kg mg lb oz"
-)
-"""Short words that are never a product of variables."""
 _PARTNER = {
     "(": (")",),
     "[": ("]",),
@@ -438,6 +429,17 @@ def _apply(function: Callable[[Any], Any], argument: Number) -> Number:
     if argument.about == 0 and function in (MP.log, MP.cot, MP.csc):
         raise _Unknown
     return _inexact(function(argument.about), argument.variables)
+
+
+def _letters(expression: Tokens) -> Tokens:
+    """Words that are products of variables, letter by letter."""
+    result: list[Token] = []
+    for token in expression:
+        if token.kind is Kind.WORD and is_product(token.text):
+            result += [Token(Kind.SYMBOL, letter) for letter in token.text]
+        else:
+            result.append(token)
+    return tuple(result)
 
 
 def _combine(a: Number, b: Number, operation: Callable[[Any, Any], Any]) -> Number:

@@ -11,10 +11,11 @@ import logging
 
 from math_verify import LatexExtractionConfig, parse, verify
 
-from rewards.math.compare import exact, same, shape_of
+from rewards.math.compare import equal, shape_of
 from rewards.math.latex import latex, used
 from rewards.math.numbers import TooBigError
 from rewards.math.tokens import Tokens, TooDeepError
+from rewards.math.values import exact
 
 
 def judge(gold: str, answer: str) -> str:
@@ -24,7 +25,7 @@ def judge(gold: str, answer: str) -> str:
         `equal`, `different`, or `rejected` for what is made to keep computers busy.
     """
     try:
-        return "equal" if same(shape_of(gold), shape_of(answer), _leaf) else "different"
+        return "equal" if equal(shape_of(gold), shape_of(answer), _leaf) else "different"
     except (TooBigError, TooDeepError):
         return "rejected"
 

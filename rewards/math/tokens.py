@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from fractions import Fraction
+
+from rewards.math.notation import ALIASES, BASES, FONTS, GREEK, OPERATORS, PLAIN, TEXTS, UNICODE
 
 
 class Kind(StrEnum):
@@ -38,37 +41,13 @@ class Token:
 
 
 Tokens = tuple[Token, ...]
-
 MAX_DEPTH = 24
 """Nesting of groups beyond which nothing is read: no honest answer needs it, and Python's stack is finite."""
-
-
-def words(text: str) -> frozenset[str]:
-    """The words of a text, as a set."""
-    return frozenset(text.split())
 
 
 class TooDeepError(ValueError):
     """Braces are nested deeper than any honest answer needs."""
 
-
-_UNICODE = str.maketrans(
-    {
-        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
-        "∙": r"\cdot ", "∗": "*", "÷": "/", "∕": "/", "⁄": "/", "√": r"\sqrt ", "π": r"\pi ", "∞": r"\infty ",
-        "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ",
-        "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "°": r"^\circ ", "º": r"^\circ ", "∅": r"\emptyset ",
-        "≈": r"\approx ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ",
-        "∖": r"\setminus ", "〈": r"\langle ", "〉": r"\rangle ", "⟨": r"\langle ", "⟩": r"\rangle ", "…": "...",
-        "¹": "^{1}", "²": "^{2}", "³": "^{3}", "⁴": "^{4}", "⁵": "^{5}", "⁶": "^{6}", "⁷": "^{7}", "⁸": "^{8}",
-        "⁹": "^{9}", "⁰": "^{0}", "⁻": "^-", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
-        "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}", "⅖": r"\frac{2}{5}", "⅗": r"\frac{3}{5}",
-        "⅘": r"\frac{4}{5}", "⅙": r"\frac{1}{6}", "⅚": r"\frac{5}{6}", "⅛": r"\frac{1}{8}", "⅜": r"\frac{3}{8}",
-        "⅝": r"\frac{5}{8}", "⅞": r"\frac{7}{8}", "₀": "_0", "₁": "_1", "₂": "_2", "₃": "_3", "₄": "_4", "₅": "_5",
-        "₆": "_6", "₇": "_7", "₈": "_8", "₉": "_9", "’": "'", "‘": "'", "“": '"', "”": '"', "∧": r"\land ",
-        "∨": r"\lor ",
-    }
-)  # fmt: skip
 
 _GAP = r"(?:,|\{,\}|\\,|\\;|\\:|\\ |\u2009|\u202f|\u00a0| |'|_)"
 _NUMBER = (
@@ -78,7 +57,7 @@ _NUMBER = (
     r"|\d+|(?=\.\d))"
 )
 _MASTER = re.compile(
-    r"(?P<space>(?:\s|~|\\[,;:> ]|\\(?:quad|qquad|thinspace|enspace|hfill|newline)(?![a-zA-Z]))+)"
+    r"(?P<space>(?:\s|~|\\[,;:> ]|\\$|\\[()\[\]]|\\(?:quad|qquad|thinspace|enspace|hfill|newline)(?![a-zA-Z]))+)"
     r"|(?P<nothing>\\!|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|boldsymbol|bf|rm|it|mathstrut"
     r"|hphantom|phantom)(?![a-zA-Z]))"
     r"|(?P<base>(?<![A-Za-z0-9.,])(?=[A-Z]*\d)[0-9A-Z]+_(?:\{\\(?:text|mathrm)\{[a-z]+\}\}|\\text\{[a-z]+\}|\{[a-z]{3,7}\}|\{\d+\}|\d+))"
@@ -86,6 +65,7 @@ _MASTER = re.compile(
     r"(?:\d*(?:\\overline|\\bar|\\dot)\{?\d+\}?|\d*\(\d+\)|\d+(?:\.\.\.|\\l?dots|\\cdots)?))?"
     r"(?P<power>[eE][+-]?\d{1,6}(?![A-Za-z0-9]))?)"
     r"|(?P<degree>\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degrees?(?![a-zA-Z])|\\circ(?![a-zA-Z]))"
+    r"|(?P<row>\\\\(?:\s*\[-?[\d.]{1,6}(?:pt|em|ex|mm|cm)\])?)"
     r"|(?P<environment>\\(?:begin|end)\s*\{[a-zA-Z]+\*?\}(?:\{[clr|]*\})?)"
     r"|(?P<command>\\[a-zA-Z]+\*?|\\.)"
     r"|(?P<letters>[A-Za-z]+(?:'(?=[a-z]))?[a-z]*)"
@@ -93,69 +73,13 @@ _MASTER = re.compile(
     re.DOTALL,
 )
 
-_ALIASES = {
-    **dict.fromkeys([r"\dfrac", r"\tfrac", r"\cfrac", r"\frac"], r"\frac"),
-    **dict.fromkeys([r"\dbinom", r"\tbinom", r"\binom"], r"\binom"),
-    **dict.fromkeys([r"\lbrace", r"\{"], r"\{"),
-    **dict.fromkeys([r"\rbrace", r"\}"], r"\}"),
-    **dict.fromkeys([r"\langle", r"\lang"], r"\langle"),
-    **dict.fromkeys([r"\rangle", r"\rang"], r"\rangle"),
-    **dict.fromkeys([r"\epsilon", r"\varepsilon"], r"\epsilon"),
-    **dict.fromkeys([r"\phi", r"\varphi"], r"\phi"),
-    **dict.fromkeys([r"\emptyset", r"\varnothing"], r"\emptyset"),
-    **dict.fromkeys([r"\lvert", r"\rvert", r"\vert", r"\mid"], "|"),
-}
-_OPERATORS = {
-    **dict.fromkeys([r"\leq", r"\le", r"\leqslant", r"\leqq", "<="], "<="),
-    **dict.fromkeys([r"\geq", r"\ge", r"\geqslant", r"\geqq", ">="], ">="),
-    **dict.fromkeys([r"\lt", "<"], "<"),
-    **dict.fromkeys([r"\gt", ">"], ">"),
-    **dict.fromkeys([r"\neq", r"\ne", "!="], "!="),
-    **dict.fromkeys([r"\approx", r"\thickapprox", r"\simeq", r"\doteq"], "~"),
-    **dict.fromkeys([r"\times", r"\cdot", r"\ast", "*"], "*"),
-    **dict.fromkeys([r"\div", r"\slash", "/"], "/"),
-    **dict.fromkeys([r"\pm", "+-"], r"\pm"),
-    **dict.fromkeys([r"\%", "%"], "%"),
-    **dict.fromkeys([r"\$", "$"], "$"),
-    **dict.fromkeys(["**", "^"], "^"),
-    **dict.fromkeys(["==", "=", ":=", r"\equiv"], "="),
-    **dict.fromkeys([r"\colon", ":"], ":"),
-    **dict.fromkeys([r"\lor", r"\vee"], "or"),
-    **dict.fromkeys([r"\land", r"\wedge"], "and"),
-    **dict.fromkeys([r"\setminus", r"\backslash", r"\smallsetminus"], r"\setminus"),
-    **dict.fromkeys([r"\ldots", r"\dots", r"\cdots", "..."], "..."),
-    **dict.fromkeys([r"\bigcup", r"\cup"], r"\cup"),
-    **dict.fromkeys([r"\to", r"\rightarrow", "->"], r"\to"),
-    r"\in": r"\in", r"\mp": r"\mp", r"\cap": r"\cap", r"\|": "|", r"\#": "#", r"\_": "_", r"\&": "&",
-    "€": "€", "£": "£", "¥": "¥",
-}  # fmt: skip
-_TEXTS = words(
-    r"\text \textbf \textit \textrm \textsf \texttt \textnormal \mbox \hbox \mathrm \mathsf \mathit \operatorname \emph"
-    r" \mathop \mathtt"
-)
-_FONTS = words(
-    r"\mathbf \mathcal \mathfrak \boldsymbol \bm \pmb \vec \overrightarrow \underline \hat \ensuremath \boxed \fbox"
-)
-_GREEK = words(
-    r"\alpha \beta \gamma \delta \epsilon \zeta \eta \theta \iota \kappa \lambda \mu \nu \xi \rho \sigma \tau \phi"
-    r" \chi \psi \omega \Gamma \Delta \Theta \Lambda \Sigma \Phi \Psi \Omega \ell"
-)
-_PLAIN = {
-    "sqrt": r"\sqrt", "pi": r"\pi", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "infty": r"\infty",
-    "sin": r"\sin", "cos": r"\cos", "tan": r"\tan", "cot": r"\cot", "sec": r"\sec", "csc": r"\csc", "ln": r"\ln",
-    "log": r"\log", "exp": r"\exp", "arcsin": r"\arcsin", "arccos": r"\arccos", "arctan": r"\arctan",
-    "theta": r"\theta", "alpha": r"\alpha", "beta": r"\beta",
-}  # fmt: skip
-BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
-BASES |= {"eleven": 11, "twelve": 12, "sixteen": 16}
-
 
 def clean(text: str) -> str:
     """Fold Unicode look-alikes into ASCII and LaTeX: full-width and Arabic digits, minus signs, superscripts."""
     text = text.replace(r"\!", "")
     if text.isascii():
         return text
-    folded = unicodedata.normalize("NFKC", text.translate(_UNICODE)).translate(_UNICODE)
+    folded = unicodedata.normalize("NFKC", text.translate(UNICODE)).translate(UNICODE)
     return "".join(
         str(unicodedata.digit(c)) if unicodedata.category(c) == "Nd" else c
         for c in folded
@@ -184,9 +108,13 @@ def _tokens(text: str, depth: int) -> list[Token]:
             continue
         if kind == "nothing":
             continue
-        if kind == "command" and raw in _TEXTS | _FONTS | {r"\mathbb"}:
+        if kind == "command" and raw in (r"\color", r"\textcolor"):
+            _, position = _argument(text, position)
+            continue
+        if kind == "command" and raw in TEXTS | FONTS | {r"\mathbb"}:
             content, position = _argument(text, position)
-            inner = _in_text(content, depth) if raw in _TEXTS else _tokens(content, depth + 1)
+            is_text = raw in TEXTS and not (raw == r"\mathrm" and content in ("e", "i", "d"))
+            inner = _in_text(content, depth) if is_text else _tokens(content, depth + 1)
             if raw == r"\mathbb":
                 inner = [Token(Kind.COMMAND, rf"\mathbb {content.strip()}")]
             spaced = spaced or content[:1].isspace()
@@ -214,26 +142,28 @@ def _one(kind: str, raw: str, found: re.Match[str], spaced: bool) -> Iterator[To
         yield Token(Kind.NUMBER, f"{digits}_{BASES.get(base, base)}", spaced)
     elif kind == "degree":
         yield Token(Kind.OPERATOR, "deg", spaced)
+    elif kind == "row":
+        yield Token(Kind.COMMAND, "\\\\", spaced)
     elif kind == "environment":
         name = raw[raw.index("{") + 1 : raw.index("}")].rstrip("*")
         yield Token(Kind.COMMAND, f"{raw[: raw.index('{')].strip()} {name}", spaced)
     elif kind == "letters":
-        if raw in _PLAIN:
-            yield Token(Kind.COMMAND, _PLAIN[raw], spaced)
+        if raw in PLAIN:
+            yield Token(Kind.COMMAND, PLAIN[raw], spaced)
         else:
             yield Token(Kind.SYMBOL if len(raw) == 1 else Kind.WORD, raw, spaced)
-    elif raw in _GREEK:
+    elif raw in GREEK:
         yield Token(Kind.SYMBOL, raw, spaced)
-    elif (raw := _ALIASES.get(raw, raw)) in _OPERATORS:
-        yield Token(Kind.OPERATOR, _OPERATORS[raw], spaced)
+    elif (raw := ALIASES.get(raw, raw)) in OPERATORS:
+        yield Token(Kind.OPERATOR, OPERATORS[raw], spaced)
     else:
         yield Token(Kind.COMMAND if kind == "command" else Kind.OPERATOR, raw, spaced)
 
 
 def _in_brackets(found: re.Match[str]) -> bool:
     """Whether `1,234` stands alone in brackets, as a tuple would."""
-    before, after = found.string[: found.start()].rstrip()[-1:], found.string[found.end() :].lstrip("\\ ")[:1]
-    return before in tuple("([{") and after in tuple(")]}")
+    before, after = found.string[: found.start()].rstrip(), found.string[found.end() :].lstrip()
+    return before.endswith(("(", "[", r"\{")) and after.startswith((")", "]", r"\}", r"\right"))
 
 
 def _number(found: re.Match[str]) -> str:
@@ -373,3 +303,31 @@ def _subscripts(found: list[Token]) -> Iterator[Token]:
             token = Token(Kind.SYMBOL, f"{token.text}_{''.join(t.text for t in inner)}", token.spaced)
             position = end
         yield token
+
+
+INFINITY = Token(Kind.COMMAND, r"\infty")
+
+
+def split(written: Tokens, is_separator: Callable[[int], bool]) -> list[Tokens]:
+    """Cut at separators that stand outside of all brackets."""
+    parts, depth, start = [], 0, 0
+    for index, token in enumerate(written):
+        if token.text in OPENING or token.text.startswith(r"\begin "):
+            depth += 1
+        elif token.text in CLOSING or token.text.startswith(r"\end "):
+            depth -= 1
+        elif depth == 0 and is_separator(index):
+            parts.append(written[start:index])
+            start = index + 1
+    return [*parts, written[start:]]
+
+
+def fraction_tokens(value: Fraction) -> Tokens:
+    """A rational as tokens."""
+    sign = (Token(Kind.OPERATOR, "-"),) if value < 0 else ()
+    top = Token(Kind.NUMBER, str(abs(value.numerator)))
+    if value.denominator == 1:
+        return (*sign, top)
+    opened, closed = Token(Kind.OPERATOR, "{"), Token(Kind.OPERATOR, "}")
+    bottom = Token(Kind.NUMBER, str(value.denominator))
+    return (*sign, Token(Kind.COMMAND, r"\frac"), opened, top, closed, opened, bottom, closed)

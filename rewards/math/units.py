@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rewards.math.tokens import Kind, Token, Tokens, words
+from rewards.math.notation import words
+from rewards.math.tokens import Kind, Token, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,21 @@ NOT_LABELS = words(
     " is are was were be if half quarter squared cubed factorial mod modulo correct right answer ignore accept equals"
     " equal to greater between any all every some each per base point hundred thousand million billion trillion dozen"
     " possibly perhaps probably instead rather but the score reward grade grader instead i think hmm wait lie fake bad"
-    " none nothing invalid unknown undefined different from percent"
+    " none nothing invalid unknown undefined different from percent halves thirds"
+    " quarters doubled tripled o'clock clock pm am bc ad"
 )
 """Words that say more than what is counted: `5 or more`, `5 is wrong`."""
+FUNCTIONS = words(r"\sin \cos \tan \cot \sec \csc")
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    " seventeen eighteen nineteen"
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_NUMBER_WORDS = dict(zip(_SMALL.split(), range(20), strict=True)) | dict(
+    zip(_TENS.split(), range(20, 100, 10), strict=True)
+)
+_NUMBER_WORDS |= {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_VOWELS = frozenset("aeiou")
 _WORDY = (Kind.WORD, Kind.TEXT, Kind.SYMBOL)
 
 
@@ -121,9 +134,31 @@ def _singular(word: str) -> str:
     return word
 
 
+def spelled(text: Sequence[str]) -> int | None:
+    """The number that one or two words spell: `("twenty", "five")` is 25."""
+    values = [_NUMBER_WORDS.get(word) for word in text]
+    if len(values) == 1:
+        return values[0]
+    if len(values) == 2 and values[0] is not None and values[1] is not None:
+        return values[0] + values[1] if values[0] >= 20 and 0 < values[1] < 10 else None
+    return None
+
+
 def lookup(word: str) -> Unit | None:
     """The unit of that name; long names in any case."""
     return _SPELLINGS.get(word) or (_SPELLINGS.get(word.lower()) if len(word) > 2 else None)
+
+
+NOT_A_PRODUCT = words(
+    "no on yes is it in or and not at of to if so we be by do an as true none odd even one two ten six four five nine"
+    " zero mod gcd lcm min max det log dne deg rad am pm km cm mm ft kg mg lb oz"
+)
+"""Short words that are never a product of variables."""
+
+
+def is_product(letters: str) -> bool:
+    """Whether a run of letters may be a product of variables: `xy`, `abc`, but not `no` or `km`."""
+    return len(letters) <= 4 and letters.lower() not in NOT_A_PRODUCT and lookup(letters) is None
 
 
 def split_unit(expression: Tokens) -> tuple[Tokens, Unit | None]:
@@ -145,6 +180,8 @@ def split_unit(expression: Tokens) -> tuple[Tokens, Unit | None]:
     if expression[-1].text == "$":
         return expression[:-1], _SPELLINGS["$"]
     start = _suffix_start(expression)
+    if any(token.text in FUNCTIONS for token in expression) and expression[start:] == (Token(Kind.OPERATOR, "deg"),):
+        return expression, None  # the degrees of \sin 30^\circ belong to its argument
     if start == 0 or start == len(expression):
         return expression, None
     value, suffix = expression[:start], expression[start:]
@@ -180,6 +217,8 @@ def _is_power_of_word(expression: Tokens, end: int) -> bool:
 
 def _may_be_unit(expression: Tokens, index: int) -> bool:
     token = expression[index]
+    if token.text in ("C", "F") and index and expression[index - 1].text == "deg":
+        return True
     if token.kind in (Kind.TEXT, Kind.WORD):
         return len(token.text) > 1 or token.text in _SPELLINGS or token.kind is Kind.TEXT
     # A single letter outside of \text is a unit only after a space and a plain number: "5 m", but not "5m" or "x m".
@@ -210,12 +249,15 @@ def _read(suffix: Tokens, value: Tokens) -> Unit | None:
         if power is None:
             return None
         found = DEGREE if token.text == "deg" else lookup(token.text)
+        if found is DEGREE and index < len(suffix) and suffix[index].text in ("C", "F"):
+            found = _unit(1, f"degree {suffix[index].text}")
+            index += 1
         if word in MULTIPLIERS:
             unit = Unit(unit.factor * MULTIPLIERS[word], unit.dimensions, unit.label)
         elif found is not None:
             known = True
             unit = unit * found ** (power * pending * (-1 if inverse else 1))
-        elif word in NOT_LABELS or not _is_plain(value):
+        elif word in NOT_LABELS or power != 1 or not _is_plain(value) or not _counts(token):
             return None
         elif word not in ("of", "in", "distinct", "different", "total", "whole"):
             label.append(word)
@@ -225,6 +267,11 @@ def _read(suffix: Tokens, value: Tokens) -> Unit | None:
     if known and label and unit.dimensions:
         label = []  # "5 cm long", "8 dollars profit"
     return Unit(unit.factor, unit.dimensions, tuple(label))
+
+
+def _counts(token: Token) -> bool:
+    """Whether a word may name what is counted: `12 dogs`, but neither `12xy` nor `12 xy`."""
+    return token.kind is Kind.TEXT or (token.spaced and len(token.text) > 2 and bool(_VOWELS & set(token.text.lower())))
 
 
 def _power(suffix: Tokens, index: int) -> tuple[int | None, int]:

@@ -11,10 +11,12 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.function import GOLD_COLUMNS
-from rewards.math.compare import choice, exact, same, shape_of
+from rewards.math.choices import choice
+from rewards.math.compare import equal, shape_of
 from rewards.math.extract import finals, gold_text
 from rewards.math.numbers import TooBigError, simple
 from rewards.math.tokens import TooDeepError, tokens
+from rewards.math.values import exact
 from rewards.pool import Fate, Pool, PoolError
 from rewards.verdict import Item, Status, Verdict
 
@@ -49,7 +51,7 @@ class MathVerifier:
         self,
         final_line: bool = True,
         lenient: bool = False,
-        deadline_s: float = 8.0,
+        deadline_s: float = 12.0,
         workers: int | None = None,
         rss_mib: int = 1024,
     ) -> None:
@@ -229,18 +231,20 @@ def _compare(gold: str, answer: str) -> Decision | None:
         return _EQUAL
     if len(answer) > max(MAX_ANSWER, 2 * len(gold)):
         return Decision(Status.REJECTED, f"an answer of {len(answer)} characters")
-    letter = choice(gold)
-    if letter is not None and (given := choice(answer)) is not None:
-        return _EQUAL if given == letter else _DIFFERENT
+    wanted, given = None if len(gold) == 1 and gold.islower() else choice(gold), choice(answer)
+    if given is not None:
+        if wanted is not None:
+            return _EQUAL if given[0] == wanted[0] else _DIFFERENT
+        answer = given[1] or answer
     try:
         if tokens(gold) == tokens(answer):
             return _EQUAL
-        equal = same(_shape(gold), _shape(answer), exact)
+        agree = equal(_shape(gold), _shape(answer), exact)
     except TooBigError as error:
         return Decision(Status.REJECTED, str(error))
     except TooDeepError as error:
         return Decision(Status.REJECTED, str(error))
-    return None if equal is None else _EQUAL if equal else _DIFFERENT
+    return None if agree is None else _EQUAL if agree else _DIFFERENT
 
 
 _EQUAL, _DIFFERENT = Decision(Status.CORRECT), Decision(Status.WRONG, "not equal to the gold answer")
