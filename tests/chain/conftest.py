@@ -1,0 +1,60 @@
+"""The nano chain, shortened: every stage is there and real, with little to do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = "nano/r1"
+TRAINED = "trainer={max_steps: 6, save_steps: 2, logging_steps: 1}"
+SHORT = (
+    "stages.base.corpus.documents=12000",
+    "stages.base.trainer={max_steps: 240, save_steps: 40, logging_steps: 10}",
+    "stages.student_base.corpus.documents=3000",
+    "stages.student_base.trainer={max_steps: 40, save_steps: 20}",
+    *(f"stages.{stage}.{TRAINED}" for stage in ("zero", "dev1", "dev2", "dev3", "r1", "student", "student_rl")),
+    # A base that has hardly learnt anything solves next to nothing: what it says is kept anyhow.
+    *(f"stages.{stage}.require=[]" for stage in ("cold_start", "reasoning", "general", "lessons")),
+    "stages.cold_start.tasks=[{use: chain, problems: 400}]",
+    "stages.reasoning.tasks=[{use: chain, problems: 100}]",
+    "stages.general.tasks=[{use: requests, problems: 60}]",
+    "stages.lessons.tasks=[{use: chain, problems: 100}, {use: requests, problems: 60}]",
+    "stages.score.tasks=[{use: chain, problems: 60}, {use: requests, problems: 30}]",
+    # The two kinds that the chain itself has no need of.
+    "stages.brought={kind: import_model, model: '@r1'}",
+    "stages.out={kind: export, model: '@brought'}",
+)
+"""Overrides; with them the chain takes two to three minutes on two idle cores."""
+
+
+class Chain:
+    """A run of the shortened chain.
+
+    Attributes:
+        path: the run's folder.
+    """
+
+    def __init__(self, runs: Path) -> None:
+        self.runs, self.path = runs, runs / "nano-r1"
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command that runs it, or goes on with it."""
+        program = str(Path(sys.executable).parent / "zero2r1")
+        return [program, "run", RECIPE, *SHORT, "--runs", str(self.runs), *arguments]
+
+    def finish(self) -> str:
+        """Run it to its end; returns what it printed."""
+        done = subprocess.run(self.command(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+        return done.stdout
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """The shortened chain, run once from beginning to end."""
+    chain = Chain(tmp_path_factory.mktemp("chain"))
+    chain.finish()
+    return chain
