@@ -27,7 +27,7 @@ WORDING_SHARE = 0.01
 WORDING_LEAST = 3
 """Test questions that must share a run of words before it can count as wording."""
 
-_FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*+(?:```|~~~)", re.MULTILINE)
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+|[^\w\s]")
 """A word, a sign, or one character of a script that is written without spaces."""
 
@@ -105,7 +105,8 @@ class Duplicates:
 class Contamination:
     """Finds questions that are in a test set, or share ten words in a row with one that is.
 
-    Runs of words that many test questions share ("how many … are there in all?") are wording and do not count.
+    Signs are no words: LaTeX is full of them. Runs of words that many test questions share ("how many … are there in
+    all?") are wording and do not count.
 
     Args:
         tests: the test questions.
@@ -116,18 +117,22 @@ class Contamination:
         self.length = length
         questions = [_words(text) for text in tests]
         self._whole = {tuple(words) for words in questions}
-        counts = Counter(run for words in questions for run in set(_runs(words, length)))
+        counts = Counter(run for words in questions for run in set(_runs(_unsigned(words), length)))
         most = max(WORDING_LEAST, WORDING_SHARE * len(questions))
         self._parts = {run for run, count in counts.items() if count < most}
 
     def found(self, question: str) -> bool:
         """Whether a question is contaminated."""
         words = _words(question)
-        return tuple(words) in self._whole or any(run in self._parts for run in _runs(words, self.length))
+        return tuple(words) in self._whole or any(run in self._parts for run in _runs(_unsigned(words), self.length))
 
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def _unsigned(words: list[str]) -> list[str]:
+    return [word for word in words if word.isalnum()]
 
 
 def _runs(words: list[str], length: int) -> Iterator[tuple[str, ...]]:
