@@ -1,9 +1,11 @@
 # `make nano` trains a reasoning model on this machine; `make test` runs every test. Both install what they need first.
 # Further arguments go through ARGS: make nano ARGS="--runs /tmp/runs", make test ARGS="-k recipe".
+# Tests run in WORKERS processes.
 .POSIX:
 .SUFFIXES:
 
 ARGS =
+WORKERS = 2
 BIN = .venv/bin
 
 help: ## this list
@@ -15,10 +17,10 @@ nano: ## the whole R1 chain in miniature: base model in, reasoning model and stu
 
 test: dev ## every test (about 20 minutes on two cores)
 	@sh scripts/system-packages.sh
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 unit: dev ## the fast tests only
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(ARGS)
 
 check: dev ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,11 @@ from pipeline.recipe import load
 
 if TYPE_CHECKING:
     from tests.chain.conftest import Chain
+    from tests.conftest import Timed
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chain"), pytest.mark.timeout(1500)]
 
 AGAIN_SECONDS = 2.0
-AGAIN_TRIES = 10
-"""Best of so many: the machine may be busy with other tests."""
 
 
 def manifests(chain: Chain) -> dict[str, dict[str, Any]]:
@@ -83,22 +82,16 @@ def test_the_report_holds_the_numbers(uninterrupted: Chain) -> None:
     assert "<svg" in page
 
 
-def test_a_finished_run_is_recognised_at_once_and_without_torch(uninterrupted: Chain) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (uninterrupted.path / "stages").rglob("*") if path.is_file()}
-    best = float("inf")
-    for _ in range(AGAIN_TRIES):
-        start = time.perf_counter()
-        output = uninterrupted.finish()
-        best = min(best, time.perf_counter() - start)
-        if best <= AGAIN_SECONDS:
-            break
-    assert "0 to run" in output
-    assert best <= AGAIN_SECONDS
-    assert before == {
-        path: path.stat().st_mtime_ns for path in (uninterrupted.path / "stages").rglob("*") if path.is_file()
-    }
-    command = [sys.executable, "-X", "importtime", *uninterrupted.command()]
-    log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+def test_a_finished_run_is_recognised_at_once_and_without_torch(
+    uninterrupted: Chain, timed: Callable[..., Timed]
+) -> None:
+    stages = uninterrupted.path / "stages"
+    before = {path: path.stat().st_mtime_ns for path in stages.rglob("*") if path.is_file()}
+    told = timed(*uninterrupted.command())
+    assert "0 to run" in told.output
+    assert told.seconds <= AGAIN_SECONDS
+    assert before == {path: path.stat().st_mtime_ns for path in stages.rglob("*") if path.is_file()}
+    log = timed(sys.executable, "-X", "importtime", *uninterrupted.command()).errors
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in log.splitlines()}
     assert "pipeline" in imported
     assert not imported & {"torch", "transformers", "trl", "datasets", "accelerate", "matplotlib"}

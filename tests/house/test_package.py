@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from tests.conftest import Installed
+    from tests.conftest import Installed, Timed
 
 HELP_SECONDS = 0.3
-HELP_TRIES = 20
-"""Best of so many: the machine may be busy with other tests."""
 HEAVY = {
     "torch",
     "transformers",
@@ -31,17 +29,10 @@ HEAVY = {
 DATA = ("recipes", "configs")
 
 
-def test_help_is_quick() -> None:
-    command = [str(Path(sys.executable).parent / "zero2r1"), "--help"]
-    best = float("inf")
-    for _ in range(HELP_TRIES):
-        start = time.perf_counter()
-        shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        best = min(best, time.perf_counter() - start)
-        if best <= HELP_SECONDS:
-            break
-    assert "run" in shown
-    assert best <= HELP_SECONDS
+def test_help_is_quick(timed: Callable[..., Timed]) -> None:
+    told = timed(str(Path(sys.executable).parent / "zero2r1"), "--help")
+    assert "run" in told.output
+    assert told.seconds <= HELP_SECONDS
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "--help"]], ids=" ".join)

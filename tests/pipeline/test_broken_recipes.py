@@ -76,8 +76,8 @@ def brevity(completion: str) -> float:
 
 NUMBER = 7
 """
-SECONDS = 2.0
-"""To answer one broken recipe, process start included, on a machine that is busy with other tests."""
+SECONDS = 0.5
+"""Processor time to answer one broken recipe."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ def test_broken_recipes_are_answered_without_torch(folder: Path) -> None:
         (folder / f"{number}.yaml").write_text(broken(name)[0])
     script = (
         "import json, sys, time\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"
         "from pipeline.recipe import RecipeError, load\n"
         f"for number in range({len(CASES)}):\n"
         "    try:\n"
@@ -301,7 +301,7 @@ def test_broken_recipes_are_answered_without_torch(folder: Path) -> None:
         "    except RecipeError:\n"
         "        pass\n"
         "heavy = {'torch', 'transformers', 'trl', 'vllm', 'datasets', 'accelerate', 'matplotlib'} & set(sys.modules)\n"
-        "print(json.dumps([time.perf_counter() - start, sorted(heavy)]))\n"
+        "print(json.dumps([time.process_time() - start, sorted(heavy)]))\n"
     )
     command = [sys.executable, "-P", "-c", script]
     done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
