@@ -12,7 +12,6 @@ and may have further columns, which are left alone.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from pipeline.data.rows import RowError, read_rows
 from pipeline.stages.base import DataRef, StageContext, Strict
 
 Row = dict[str, Any]
@@ -58,20 +58,9 @@ def read(path: Path) -> Iterator[Row]:
         DataError: the file is missing, or a line is not a JSON object; the message names the line.
     """
     try:
-        source = path.open(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    with source:
-        for number, line in enumerate(source, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}:{number} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}:{number} is not a JSON object")
-            yield row
+        yield from (row for _, row in read_rows(path))
+    except RowError as error:
+        raise DataError(str(error)) from error
 
 
 def mixed(sources: Sequence[DataSource], context: StageContext[Any]) -> list[Row]:

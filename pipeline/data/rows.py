@@ -25,16 +25,16 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     place = f"{path}:{number}"
                     yield place, _object(line, place)
     except (OSError, UnicodeDecodeError) as error:
-        raise RowError(f"{path} cannot be read: {error}") from error
+        raise RowError(f"cannot read {path}: {error}") from error
 
 
 def _object(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise RowError(f"{place}: not JSON: {error}") from error
+        raise RowError(f"{place} is not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise RowError(f"{place}: a row is a JSON object, not {type(row).__name__}")
+        raise RowError(f"{place} is not a JSON object")
     return row
 
 

@@ -177,8 +177,8 @@ def test_any_jsonl_with_a_mapping(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ("{not json", r"rows.jsonl:2: not JSON"),
-        ("[1, 2]", r"rows.jsonl:2: a row is a JSON object, not list"),
+        ("{not json", r"rows.jsonl:2 is not JSON"),
+        ("[1, 2]", r"rows.jsonl:2 is not a JSON object"),
         ({"question": "x"}, r"rows.jsonl:2: there is no field answer; the row has: question"),
         ({"question": "", "answer": "1"}, r"rows.jsonl:2: question is a text"),
         ({"question": 7, "answer": "1"}, r"rows.jsonl:2: question is a text, not 7"),
