@@ -29,7 +29,7 @@ check: dev ## format, lint, types, import directions
 	$(BIN)/lint-imports
 
 dev: ## install for development into .venv
-	@sh scripts/bootstrap.sh dev,gguf
+	@sh scripts/bootstrap.sh dev,gguf,lang,puzzles
 
 constraints: dev ## resolve the pinned versions of constraints/*.txt anew
 	@$(BIN)/python -m pip install --quiet uv

