@@ -26,12 +26,13 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from rewards.pool_server import FORK, HEADER, KILL, PID, receive
+from rewards.verdict import Status
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
@@ -56,6 +57,15 @@ class Fate(StrEnum):
     UNREACHED = "unreached"
     """The whole batch ran out of time before this call's turn came."""
 
+
+STATUS_OF: Mapping[Fate, Status] = {
+    Fate.TIMEOUT: Status.TIMEOUT,
+    Fate.MEMORY: Status.REJECTED,
+    Fate.RAISED: Status.WRONG,
+    Fate.CRASHED: Status.REJECTED,
+    Fate.UNREACHED: Status.INFRA,
+}
+"""What a call that was not `DONE` says about the completion that it judged."""
 
 _LASTING = frozenset({Fate.DONE, Fate.RAISED, Fate.TIMEOUT, Fate.MEMORY})
 """Fates that belong to the arguments, and are remembered with them."""

@@ -36,6 +36,7 @@ BUILTIN: Mapping[str, str] = {
     "length": "rewards.length:KimiLength",
     "cosine_length": "rewards.length:CosineLength",
     "soft_overlong": "rewards.length:SoftOverlong",
+    "reasoning_gym": "rewards.reasoning_gym:ReasoningGym",
     "repetition": "rewards.repetition:Repetition",
     "preference": "rewards.preference:Preference",
     "judge": "rewards.judge:Judge",

@@ -20,6 +20,7 @@ from rewards.registry import RewardError, check_options, find, nearest
 Split = Literal["train", "test"]
 
 BUILTIN: Mapping[str, str] = {
+    "aime": "pipeline.tasks.math:Aime",
     "arithmetic": "pipeline.tasks.arithmetic:Arithmetic",
     "chain": "pipeline.tasks.chain:Chain",
     "countdown": "pipeline.tasks.countdown:Countdown",
@@ -27,7 +28,10 @@ BUILTIN: Mapping[str, str] = {
     "humaneval": "pipeline.tasks.code:HumanEval",
     "jsonl": "pipeline.tasks.jsonl:Jsonl",
     "livecodebench": "pipeline.tasks.code:LiveCodeBench",
+    "math": "pipeline.tasks.math:Math",
+    "math500": "pipeline.tasks.math:Math500",
     "mbpp": "pipeline.tasks.code:Mbpp",
+    "reasoning_gym": "pipeline.tasks.reasoning_gym:ReasoningGym",
     "requests": "pipeline.tasks.requests:Requests",
 }
 """Built-in tasks: name -> module:class."""

@@ -17,7 +17,7 @@ from rewards.math.extract import finals, gold_text
 from rewards.math.numbers import TooBigError, simple
 from rewards.math.tokens import TooDeepError, tokens
 from rewards.math.values import exact
-from rewards.pool import Fate, Pool, PoolError
+from rewards.pool import STATUS_OF, Fate, Pool, PoolError
 from rewards.verdict import Item, Status, Verdict
 
 MAX_ANSWER = 512
@@ -110,15 +110,8 @@ class MathVerifier:
             "different": Decision(Status.WRONG),
             "rejected": Decision(Status.REJECTED, "made to keep computers busy"),
         }
-        fates = {
-            Fate.TIMEOUT: Status.TIMEOUT,
-            Fate.MEMORY: Status.REJECTED,
-            Fate.RAISED: Status.WRONG,
-            Fate.CRASHED: Status.REJECTED,
-            Fate.UNREACHED: Status.INFRA,
-        }
         return [
-            replace(decisions[o.value], ms=o.ms) if o.fate is Fate.DONE else Decision(fates[o.fate], o.detail, o.ms)
+            replace(decisions[o.value], ms=o.ms) if o.fate is Fate.DONE else Decision(STATUS_OF[o.fate], o.detail, o.ms)
             for o in outcomes
         ]
 

@@ -16,13 +16,13 @@ def tokenizer(words: str, chat_template: str = "chatml") -> Any:
     return build(VocabularySpec(kind="words", chat_template=chat_template), [words])
 
 
-def config(tokenizer: Any, **fields: Any) -> LlamaConfig:
-    """A Llama of two layers for this tokenizer."""
+def config(tokenizer: Any, layers: int = 1, **fields: Any) -> LlamaConfig:
+    """A small Llama for this tokenizer."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=256,
         initializer_range=0.05,

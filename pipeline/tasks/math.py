@@ -1,0 +1,177 @@
+r"""Competition mathematics: MATH, MATH-500 and AIME, graded by comparing final answers. One row of MATH::
+
+    {"problem": "What is the degree of the polynomial $(4 +5x^3 +100 +2\\pi x^4 + \\sqrt{10}x^4 +9)$?",
+     "level": "Level 3", "type": "Algebra",
+     "solution": "This polynomial is not written in standard form. … the degree is $\\boxed{4}$."}
+
+The gold answer is the field `answer` where a row has one, else what the solution puts into a box.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pipeline.data.rows import RowError, read_rows
+from pipeline.tasks.base import Problem, Split, Task, TaskError
+from pipeline.tasks.generated import problem_id
+from pipeline.tasks.jsonl import shuffled
+from rewards.math.extract import gold_text
+
+LEVELS = range(1, 6)
+_LEVEL = re.compile(r"(?:Level )?([1-5])(?:\.0)?")
+_BOXED = re.compile(r"\\(?:boxed|fbox)\b")
+
+
+class MathTask(Task):
+    """What the data sets share: rows with `problem`, and `answer` or a `solution` with a box.
+
+    Attributes:
+        name: prefix of the problems' ids.
+        hub: split -> (data set, split) on the Hugging Face hub; what is missing has no problems.
+    """
+
+    grader = "math"
+    template = "boxed"
+    path_options = ("path",)
+    name: ClassVar[str]
+    hub: Mapping[Split, tuple[str, str]]
+
+    def __init__(
+        self, path: str | None = None, template: str = "boxed", grader_options: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path, self.template = None if path is None else Path(path), template
+        self.grader_options = dict(grader_options or {})
+
+    def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:
+        """The official splits; a question that comes twice counts once. See `Task.problems`."""
+        if split not in self.hub:
+            raise TaskError(f"{self.name} has no {split} problems, only {' and '.join(self.hub)} ones")
+        try:
+            found = [_problem(self.name, row, place) for place, row in self._rows(split) if self.wants(row)]
+        except RowError as error:
+            raise TaskError(str(error)) from error
+        return shuffled(list({p.id: p for p in found}.values()), n, seed, f"{self.name}/{split}")
+
+    def wants(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row belongs to the task."""
+        return True
+
+    def file(self, split: Split) -> Path | None:
+        """The local file with the rows of a split; `None` to take them from the hub."""
+        return self.path
+
+    def _rows(self, split: Split) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        file = self.file(split)
+        if file is not None:
+            yield from read_rows(file)
+            return
+        from datasets import load_dataset
+
+        name, part = self.hub[split]
+        for number, row in enumerate(load_dataset(name, split=part)):
+            yield f"{name}/{part}, row {number}", row
+
+
+class Math(MathTask):
+    """MATH: 7,500 + 5,000 competition problems (Hendrycks et al., arXiv 2103.03874; MIT licence).
+
+    Args:
+        path: folder with `train.jsonl` and `test.jsonl` in the original format; from the hub if not given.
+        levels: levels of difficulty to take, of 1 to 5; rows without a level count only if all are taken.
+        template: prompt template.
+        grader_options: options of the reward `math`.
+    """
+
+    name = "math"
+    hub: Mapping[Split, tuple[str, str]] = {
+        "train": ("DigitalLearningGmbH/MATH-lighteval", "train"),
+        "test": ("DigitalLearningGmbH/MATH-lighteval", "test"),
+    }
+
+    def __init__(
+        self,
+        path: str | None = None,
+        levels: Sequence[int] = tuple(LEVELS),
+        template: str = "boxed",
+        grader_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(path, template, grader_options)
+        if not levels or any(level not in LEVELS for level in levels):
+            raise TaskError(f"math: levels are from 1 to 5, not {list(levels)}")
+        self.levels = frozenset(levels)
+
+    def wants(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row's level is one of those asked for."""
+        return self.levels == set(LEVELS) or _level(row) in self.levels
+
+    def file(self, split: Split) -> Path | None:
+        """`train.jsonl` or `test.jsonl` in the folder."""
+        return None if self.path is None else self.path / f"{split}.jsonl"
+
+
+class Math500(MathTask):
+    """MATH-500: 500 problems of MATH's test split (Lightman et al., arXiv 2305.20050); only for tests.
+
+    Args:
+        path: JSONL file; from the hub if not given.
+        template: prompt template.
+        grader_options: options of the reward `math`.
+    """
+
+    name = "math500"
+    hub: Mapping[Split, tuple[str, str]] = {"test": ("HuggingFaceH4/MATH-500", "test")}
+
+
+AIME_HUB: Mapping[int, tuple[str, str]] = {
+    2024: ("HuggingFaceH4/aime_2024", "train"),
+    2025: ("math-ai/aime25", "test"),
+}
+"""Year -> the 30 problems of both contests on the hub."""
+
+
+class Aime(MathTask):
+    """AIME: 30 problems a year whose answers are whole numbers from 0 to 999; only for tests.
+
+    Args:
+        year: 2024 or 2025.
+        path: JSONL file with `problem` and `answer`, of any year; from the hub if not given.
+        template: prompt template.
+        grader_options: options of the reward `math`.
+    """
+
+    name = "aime"
+
+    def __init__(
+        self,
+        year: int = 2024,
+        path: str | None = None,
+        template: str = "boxed",
+        grader_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(path, template, grader_options)
+        if path is None and year not in AIME_HUB:
+            raise TaskError(f"aime: year is {' or '.join(map(str, AIME_HUB))}, not {year}; for others give a path")
+        self.hub = {"test": AIME_HUB.get(year, ("", ""))}
+
+
+def _problem(name: str, row: Mapping[str, Any], place: str) -> Problem:
+    question, answer, solution = row.get("problem"), row.get("answer"), row.get("solution")
+    if not isinstance(question, str) or not question.strip():
+        raise TaskError(f"{place}: wants a text in the field problem, not {question!r}")
+    if answer is None and isinstance(solution, str) and _BOXED.search(solution):
+        answer = gold_text(solution)
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
+        raise TaskError(f"{place}: wants an answer, or a solution with a box around it")
+    subject = row.get("subject") or row.get("type")
+    columns = {key: value for key, value in (("level", _level(row)), ("subject", subject)) if value is not None}
+    return Problem(problem_id(name, question), question, str(answer).strip(), columns)
+
+
+def _level(row: Mapping[str, Any]) -> int | None:
+    """`"Level 3"`, `3` and `3.0` are 3; anything else is none."""
+    value = row.get("level", row.get("difficulty"))
+    match = _LEVEL.fullmatch(str(value))
+    return int(match[1]) if match else None
