@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.rows import read_rows, write_rows
-from pipeline.data.templates import encode, render, set_chat_template
+from pipeline.data.templates import TemplateError, encode, render, set_chat_template
 from pipeline.rollout import TRANSFORMERS, VLLM_SERVER, engine_name, open_engine, sampling
-from pipeline.rollout.base import Engine, Finish, Rollout, derived_seed
+from pipeline.rollout.base import Engine, Finish, Rollout, RolloutError, derived_seed
 from pipeline.stages.base import RolloutSpec
 from rewards import Batch, Composite, Status, Verdict
 from rewards.function import guard_infra
@@ -101,6 +101,9 @@ class Sampler:
         scratch: folder for finished chunks.
         chat_template: chat template to use instead of the tokenizer's own.
         prefill: text that every completion is made to begin with; it belongs to the prompt.
+
+    Raises:
+        TemplateError: the chat template does not exist, or does not fit the model.
     """
 
     def __init__(
@@ -119,7 +122,13 @@ class Sampler:
         self.engine_name, self.prefill = engine_name(rollout), prefill
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         if chat_template is not None:
+            ends = self.tokenizer.eos_token
             set_chat_template(self.tokenizer, chat_template)
+            if self.tokenizer.eos_token != ends:
+                raise TemplateError(
+                    f"chat template {chat_template!r} ends a turn with {self.tokenizer.eos_token}, but {model} stops "
+                    f"at {ends}: import the model with that chat template instead"
+                )
         self._engine: Engine | None = None
 
     def groups(
@@ -166,7 +175,10 @@ class Sampler:
         if self._engine is None:
             logger.info("loading %s with %s", self.model, self.engine_name)
             self._engine = open_engine(self.rollout, self.model, self.seed)
-        return self._engine.generate(encode(self.tokenizer, prompts), sampling(self.rollout, self.n, seed), progress)
+        groups = self._engine.generate(encode(self.tokenizer, prompts), sampling(self.rollout, self.n, seed), progress)
+        if aborted := sum(rollout.finish is Finish.ABORT for group in groups for rollout in group):
+            raise RolloutError(f"{self.engine_name} gave up on {aborted} completions of {self.model}")
+        return groups
 
 
 def _judged(

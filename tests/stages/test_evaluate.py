@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from pipeline.data.templates import TemplateError
 from pipeline.stages import sampling
 from pipeline.stages.base import StageContext
 from pipeline.stages.evaluate import LABELS, EvaluateConfig, evaluate_model, run
@@ -216,3 +218,15 @@ def test_all_correct_has_an_interval_that_is_honest() -> None:
     low, high = interval([1.0] * 50, samples=8)
     assert high == 1.0
     assert math.isclose(low, 50 / (50 + 3.841459), rel_tol=1e-6)
+
+
+def test_a_chat_template_that_ends_where_the_model_does_not_is_refused(calculator: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "model"
+    shutil.copytree(calculator, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(TemplateError, match=r"ends a turn with <\|im_end\|>, but .* stops at <eos>"):
+        run(context(tmp_path, "x", model=str(folder), chat_template="chatml"))
