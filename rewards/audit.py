@@ -24,7 +24,7 @@ SELF_ACCEPTANCE = 0.995
 HOSTILE_LIMIT_S = 30.0
 """Wall-clock seconds within which all hostile completions together must be judged."""
 _SHOWN = 5
-_PEER_DEADLINE_S = 5.0
+_PEER_DEADLINE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)

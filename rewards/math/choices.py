@@ -8,7 +8,8 @@ _CHOICE = re.compile(
     r"(?:(?:option|choice|answer)\s*:?\s*)?[\[(]?\s*([A-Ha-h])\s*(?:([)\].:])\s*(.*))?", re.IGNORECASE | re.DOTALL
 )
 _MARKUP = re.compile(
-    r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|quad|qquad|mbox|boxed|left|right)(?![a-zA-Z])|\\[ ,;:!]|[{}$*~]"
+    r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox|boxed|displaystyle|textstyle|left|right|q?quad)(?![a-zA-Z])"
+    r"|\\[ ,;:!]|[{}$*~]"
 )
 _HEDGE = re.compile(r"\b(?:or|and|not|nor|wrong|incorrect|either|neither)\b|\(?\b[A-H]\b\)", re.IGNORECASE)
 

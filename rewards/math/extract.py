@@ -44,7 +44,7 @@ def finals(completion: str, final_line: bool = True, lenient: bool = False) -> l
     text = text[-_TAIL:]
     tagged = list(_tagged(text))
     if tagged:
-        return [inner for content in tagged for inner in (_boxes(content) or [_announced(content) or content])]
+        return [inner for content in tagged for inner in (_boxes(content) or [_plain_answer(content)])]
     boxed = _boxes(text)
     if boxed:
         return boxed
@@ -79,6 +79,12 @@ def _tagged(text: str) -> Iterator[str]:
             if content := text[start : tag.start()].strip():
                 yield content
             start = None
+
+
+def _plain_answer(content: str) -> str:
+    """What an element without a box answers: all of it, unless it is a text that announces its answer."""
+    short = len(content) <= _BARE_LENGTH and "\n" not in content
+    return content if short else _announced(content) or content
 
 
 def _boxes(text: str) -> list[str]:

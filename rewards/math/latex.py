@@ -36,7 +36,7 @@ def latex(expression: Tokens, vocabulary: frozenset[str] = frozenset()) -> str |
                 return None
             parts += _braced(value.denominator != 1, [t.text for t in fraction_tokens(value)])
         elif token.kind is Kind.SYMBOL or (token.kind is Kind.WORD and is_product(token.text)):
-            parts += [_subscripted(token)] if token.kind is Kind.SYMBOL else list(token.text)
+            parts.append(_subscripted(token))
         elif token.text in _VOCABULARY or token.text in _OPERATORS or token.text in vocabulary:
             parts.append(_LATEX.get(token.text, token.text))
         else:

@@ -60,7 +60,7 @@ _MASTER = re.compile(
     r"(?P<space>(?:\s|~|\\[,;:> ]|\\$|\\[()\[\]]|\\(?:quad|qquad|thinspace|enspace|hfill|newline)(?![a-zA-Z]))+)"
     r"|(?P<nothing>\\!|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|boldsymbol|bf|rm|it|mathstrut"
     r"|hphantom|phantom)(?![a-zA-Z]))"
-    r"|(?P<base>(?<![A-Za-z0-9.,])(?=[A-Z]*\d)[0-9A-Z]+_(?:\{\\(?:text|mathrm)\{[a-z]+\}\}|\\text\{[a-z]+\}|\{[a-z]{3,7}\}|\{\d+\}|\d+))"
+    r"|(?P<base>(?<![A-Za-z0-9.,])(?=[A-Z]*\d)[0-9A-Z]+_(?:\{\\(?:text|mathrm|mbox)\{[a-z]+\}\}|\\(?:text|mbox)\{[a-z]+\}|\{[a-z]{3,7}\}|\{\d+\}|\d+))"
     rf"|(?P<number>(?P<whole>{_NUMBER})(?P<part>(?:\.|\{{,\}}(?=\d)|(?<=\.\d\d\d),(?=\d))"
     r"(?:\d*(?:\\overline|\\bar|\\dot)\{?\d+\}?|\d*\(\d+\)|\d+(?:\.\.\.|\\l?dots|\\cdots)?))?"
     r"(?P<power>[eE][+-]?\d{1,6}(?![A-Za-z0-9]))?)"
@@ -93,7 +93,8 @@ def tokens(text: str) -> Tokens:
     Raises:
         TooDeepError: groups are nested more than `MAX_DEPTH` deep.
     """
-    return tuple(_braced(list(_subscripts(_tokens(clean(text), 0)))))
+    found = list(_subscripts(_tokens(clean(text), 0)))
+    return tuple(_braced(found, _closers(found), 0, len(found)))
 
 
 def _tokens(text: str, depth: int) -> list[Token]:
@@ -138,7 +139,7 @@ def _one(kind: str, raw: str, found: re.Match[str], spaced: bool) -> Iterator[To
             yield Token(Kind.NUMBER, _number(found), spaced)
     elif kind == "base":
         digits, _, base = raw.partition("_")
-        base = re.sub(r"\\text|\\mathrm|[{}]", "", base)
+        base = re.sub(r"\\text|\\mathrm|\\mbox|[{}]", "", base)
         yield Token(Kind.NUMBER, f"{digits}_{BASES.get(base, base)}", spaced)
     elif kind == "degree":
         yield Token(Kind.OPERATOR, "deg", spaced)
@@ -231,36 +232,50 @@ _BRACED = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1, "^": 1}
 """Commands whose arguments may come without braces, and how many they take."""
 
 
-def _braced(found: list[Token]) -> Iterator[Token]:
+def _braced(found: list[Token], closers: dict[int, int], start: int, end: int) -> Iterator[Token]:
     r"""Put braces around bare arguments: `\frac12` becomes `\frac{1}{2}`, `x^2` becomes `x^{2}`."""
-    wanted, position = 0, 0
-    while position < len(found):
+    position = start
+    while position < end:
         token = found[position]
         position += 1
         yield token
-        wanted = _BRACED.get(token.text, 0)
-        while wanted and position < len(found):
-            bare = found[position]
+        for _ in range(_BRACED.get(token.text, 0)):
+            if position >= end:
+                break
+            bare, follower = found[position], found[position + 1 : position + 2]
             if bare.text == "{":
-                end = closing(found, position)
-                if end is None:
+                closer = closers.get(position, end)
+                if closer >= end:
                     break
                 yield bare
-                yield from _braced(found[position + 1 : end])
-                yield found[end]
-                position = end + 1
+                yield from _braced(found, closers, position + 1, closer)
+                yield found[closer]
+                position = closer + 1
             elif bare.kind is Kind.NUMBER and token.text != "^" and len(bare.text) > 1 and bare.text.isdigit():
                 yield from (_OPEN, replace(bare, text=bare.text[0]), _CLOSE)
                 found[position] = replace(bare, text=bare.text[1:])
             elif bare.kind in (Kind.NUMBER, Kind.SYMBOL) or (bare.text in _BARE_COMMANDS and token.text != r"\sqrt"):
                 yield from (_OPEN, bare, _CLOSE)
                 position += 1
-            elif token.text == "^" and bare.text == "-" and position + 1 < len(found):
-                yield from (_OPEN, bare, found[position + 1], _CLOSE)
+            elif token.text == "^" and bare.text == "-" and follower:
+                yield from (_OPEN, bare, follower[0], _CLOSE)
                 position += 2
             else:
                 break
-            wanted -= 1
+
+
+def _closers(found: Sequence[Token]) -> dict[int, int]:
+    """Where each bracket that is closed at all is closed, whatever its shape."""
+    opened: list[int] = []
+    result: dict[int, int] = {}
+    for position, token in enumerate(found):
+        if token.text in OPENING:
+            opened.append(position)
+        elif token.text in CLOSING and opened:
+            result[opened.pop()] = position
+    if len(opened) > MAX_DEPTH:
+        raise TooDeepError("brackets are left open")
+    return result
 
 
 _OPEN, _CLOSE = Token(Kind.OPERATOR, "{"), Token(Kind.OPERATOR, "}")

@@ -1,0 +1,247 @@
+"""The reward `math`: golds in every form, where the answer is, statuses, the corpus, and the exact values behind it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rewards
+from rewards import Item, Status
+from rewards.corpus import load
+from rewards.corpus.paraphrase import generate
+from rewards.math import MathVerifier, finals, gold_text
+from rewards.math.numbers import TooBigError, evaluate, simple
+from rewards.math.tokens import tokens
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    verifier = MathVerifier(deadline_s=120.0)
+    yield verifier
+    verifier.close()
+
+
+def judge(verifier, completion, gold):
+    return verifier.verify([Item(completion, gold)])[0]
+
+
+# The corpus ------------------------------------------------------------------------------------------------------
+
+
+def misses(verifier, pairs):
+    verdicts = verifier.verify([Item(pair.completion, pair.gold) for pair in pairs])
+    return [(p, v) for p, v in zip(pairs, verdicts, strict=True) if (v.score == 1.0) != p.equal]
+
+
+def test_corpus_is_large_varied_and_explained():
+    pairs = load()
+    assert len(pairs) >= 300
+    assert sum(not pair.equal for pair in pairs) >= 120
+    assert all(pair.why for pair in pairs)
+    assert len({(pair.gold, pair.completion) for pair in pairs}) == len(pairs)
+    assert min(Counter(pair.family for pair in pairs).values()) >= 7
+
+
+def test_no_wrong_answer_of_the_corpus_scores_and_hardly_a_right_one_is_refused(verifier):
+    wrong = misses(verifier, load())
+    assert [pair for pair, _ in wrong if not pair.equal] == []
+    assert len(wrong) <= 3, wrong
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+def test_paraphrases_keep_their_labels(verifier, seed):
+    pairs = generate(load(), 1, seed)
+    wrong = misses(verifier, pairs)
+    assert [pair for pair, _ in wrong if not pair.equal] == []
+    assert len(wrong) <= 0.01 * len(pairs), wrong
+
+
+# Golds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (7, "7"),
+        (0.5, r"\frac12"),
+        (2.0, "2"),
+        (1e-7, r"10^{-7}"),
+        (True, "True"),
+        (Fraction(1, 3), r"\frac13"),
+        (["3", r"\frac{6}{2}"], "3"),
+        (["a", "b"], "b"),
+        ([["5"]], "5"),
+        ("so 3*4=12\n#### 12", "12"),
+        (r"Thus $x=\boxed{12}$.", "12"),
+        (r"\boxed{2} and \boxed{3}", "3, 2"),
+        ("<answer>4</answer>", "4"),
+    ],
+)
+def test_golds_of_every_form(verifier, gold, answer):
+    assert judge(verifier, rf"\boxed{{{answer}}}", gold).status is Status.CORRECT
+
+
+@pytest.mark.parametrize("gold", [None, "", "   ", [], [None], math.nan, math.inf, object(), {}, "#### ", b"7"])
+def test_unreadable_golds_are_not_the_models_fault(verifier, gold):
+    verdict = judge(verifier, r"\boxed{7}", gold)
+    assert (verdict.status, verdict.score) == (Status.BAD_GOLD, None)
+
+
+def test_gold_is_checked_against_itself(verifier):
+    assert verifier.check_gold(r"\left( -\infty, \tfrac14 \right) \cup (2,\infty)") is None
+    assert "no gold" in str(verifier.check_gold(""))
+    assert "does not accept itself" in str(verifier.check_gold(r"\frac{1}{2"))
+
+
+def test_gold_text_finds_the_answer():
+    assert gold_text("3+4=7\n#### 1,007") == "1,007"
+    assert gold_text(r"We have $\boxed{\frac{1}{2}}$ then") == r"\frac{1}{2}"
+
+
+# Extraction ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        (r"\boxed{1} \boxed{2} \boxed{1}", ["1", "2"]),
+        (r"\boxed{\boxed{3}}", ["3"]),
+        (r"\boxed{\{1,2\}}", [r"\{1,2\}"]),
+        (r"\boxed{a} <answer>b</answer>", ["b"]),
+        ("<answer>a<answer>b</answer>", ["b"]),
+        (r"<think>\boxed{1}</think> done", ["done"]),
+        (r"<think>a</think> b <think> \boxed{1}</think>\boxed{2}", ["2"]),
+        ("The answer is: **5**", ["5"]),
+        ("Final answer: $5$. I hope it is correct.", ["$5$"]),
+        ("a long text that announces nothing at all, though it has 7 words and more and then some more", []),
+    ],
+)
+def test_finals(completion, expected):
+    assert finals(completion) == expected
+
+
+def test_final_lines_and_last_numbers_are_options():
+    assert finals("The answer is 5", final_line=False) == []
+    text = "There were 12 eggs, and she sold all of them but 7.\nNothing else happened."
+    assert finals(text) == []
+    assert finals(text, lenient=True) == ["7"]
+
+
+def test_answer_column_reaches_the_verifier_through_the_api():
+    rows = [{"completion": r"\boxed{2}", "answer": "2"}, {"completion": r"\boxed{2}", "solution": "3"}]
+    assert [v.score for v in rewards.verify("math", rows)] == [1.0, 0.0]
+
+
+# Statuses --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("completion", "status"),
+    [
+        (r"\boxed{7}", Status.CORRECT),
+        (r"\boxed{8}", Status.WRONG),
+        ("I do not know.\nReally, I have no idea how to solve this at all.\n", Status.NO_ANSWER),
+        (r"\boxed{7} or \boxed{8}", Status.REJECTED),
+        (r"\boxed{9^{9^{9^{9}}}}", Status.REJECTED),
+        (r"\boxed{" + "7" * 600 + "}", Status.REJECTED),
+        ("".join(rf"\boxed{{{n}}}" for n in range(20)), Status.REJECTED),
+    ],
+)
+def test_statuses(verifier, completion, status):
+    verdict = judge(verifier, completion, "7")
+    assert verdict.status is status
+    assert verdict.score == (1.0 if status is Status.CORRECT else 0.0)
+    assert status is Status.CORRECT or verdict.detail
+
+
+def test_verdicts_are_in_order_and_tell_what_was_extracted(verifier):
+    items = [Item(rf"\boxed{{{n}}}", str(n % 2)) for n in range(50)]
+    verdicts = verifier.verify(items)
+    assert [v.extracted for v in verdicts] == [str(n) for n in range(50)]
+    assert [v.score for v in verdicts] == [1.0, 1.0] + [0.0] * 48
+
+
+def test_algebra_beyond_the_evaluator_reaches_math_verify(verifier):
+    gold = r"\int_0^1 x^2 dx"
+    assert judge(verifier, r"\boxed{\int_0^1 t^2 dt}", gold).status is Status.CORRECT
+    assert judge(verifier, r"\boxed{\int_0^1 x^3 dx}", gold).status is Status.WRONG
+
+
+# Values ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.fractions(max_denominator=10**6), st.sampled_from(["{}/{}", r"\frac{{{}}}{{{}}}", r"\dfrac{{{}}}{{{}}}"]))
+@settings(max_examples=100, deadline=None)
+def test_fractions_are_read_exactly(value, form):
+    text = form.format(value.numerator, value.denominator)
+    number = evaluate(tokens(text))
+    assert number is not None and number.exact == value
+    assert simple(text) == value
+
+
+@st.composite
+def expressions(draw, depth=3):
+    """Arithmetic as LaTeX together with its value by Python's own fractions."""
+    if depth == 0 or draw(st.booleans()):
+        number = draw(st.integers(0, 99))
+        return str(number), Fraction(number)
+    (a, x), (b, y) = draw(expressions(depth - 1)), draw(expressions(depth - 1))
+    kind = draw(st.sampled_from("+-*/^"))
+    if kind == "/" and y != 0:
+        return rf"\frac{{{a}}}{{{b}}}", x / y
+    if kind == "^":
+        exponent = draw(st.integers(0, 3))
+        return rf"\left({a}\right)^{{{exponent}}}", x**exponent
+    if kind == "*":
+        return rf"({a}) \cdot ({b})", x * y
+    if kind == "-":
+        return f"({a}) - ({b})", x - y
+    return f"({a}) + ({b})", x + y
+
+
+@given(expressions())
+@settings(max_examples=100, deadline=None)
+def test_arithmetic_agrees_with_python(case):
+    text, value = case
+    number = evaluate(tokens(text))
+    assert number is not None and number.exact == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r"\sqrt{2}", math.sqrt(2)),
+        (r"\frac{\pi}{4}", math.pi / 4),
+        (r"e^{2}", math.e**2),
+        (r"\sin 30^\circ", 0.5),
+        (r"\log_2 10", math.log2(10)),
+        (r"\ln(5)", math.log(5)),
+        (r"\sqrt[3]{-27}", -3.0),
+        (r"2\sin^2\frac{\pi}{3}", 1.5),
+    ],
+)
+def test_irrational_values_agree_with_the_standard_library(text, value):
+    number = evaluate(tokens(text))
+    assert number is not None
+    assert abs(complex(number.about) - value) < 1e-12
+
+
+@pytest.mark.parametrize("text", ["9^{9^9}", "99999!", "10^{10^{10}}", r"e^{10^{9}}", r"\binom{99999}{5}", "1e99999"])
+def test_huge_values_are_never_computed(text):
+    with pytest.raises(TooBigError):
+        evaluate(tokens(text))
+
+
+@given(st.text(alphabet="0123456789+-*/^(){}[].,=<>\\frac sqrt!_x%$&|~'text", max_size=80))
+@settings(max_examples=150, deadline=None)
+def test_no_text_makes_the_first_stage_raise(text):
+    from rewards.math.verifier import _compare
+
+    for gold in ("7", r"\frac{\sqrt{3}}{2}", "(1,2)", "x=3", r"\text{no}", "5 cm"):
+        _compare(gold, text)
+        _compare(text, gold)
