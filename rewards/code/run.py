@@ -12,6 +12,9 @@ from rewards.sandbox import Ending, Outcome, Sandbox
 from rewards.sandbox.inside import values
 from rewards.verdict import Status
 
+MAX_DETAIL = 200
+"""Characters of a verdict's detail."""
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -130,7 +133,7 @@ def _unusable(claim: Mapping[str, Any] | None) -> tuple[Status, str] | None:
     if claim is None:
         return Status.WRONG, ""
     if "value" not in claim:
-        return Status.WRONG, str(claim.get("error"))[:200]
+        return Status.WRONG, str(claim.get("error"))
     return None
 
 
@@ -139,7 +142,7 @@ def _compared(claim: Mapping[str, Any] | None, same: Any) -> tuple[Status, str] 
     try:
         value = values.decode(claim["value"])
     except (ValueError, RecursionError, OverflowError) as error:
-        return Status.REJECTED, f"a forged result: {error}"[:200]
+        return Status.REJECTED, f"a forged result: {error}"
     if same(value):
         return None
     return Status.WRONG, f"it returned {_short(value)}"
@@ -157,7 +160,8 @@ def _explained(tests: list[tuple[Status, str]], outcome: Outcome) -> list[tuple[
 def _result(tests: list[tuple[Status, str]], total: int) -> Result:
     passed = sum(status is Status.CORRECT for status, _ in tests)
     status, detail = next((test for test in tests if test[0] is not Status.CORRECT), (Status.CORRECT, ""))
-    return Result(status, passed, total, detail)
+    shown = "".join(c if c.isprintable() else " " for c in detail[:MAX_DETAIL])  # a program's own words, for a terminal
+    return Result(status, passed, total, shown)
 
 
 def _failure(outcome: Outcome) -> tuple[Status, str] | None:
@@ -178,7 +182,7 @@ def _failure(outcome: Outcome) -> tuple[Status, str] | None:
 
 def _error(outcome: Outcome) -> str:
     records = outcome.records or []
-    return next((str(r[key])[:200] for r in records for key in ("failed", "error") if key in r), "")
+    return next((str(r[key]) for r in records for key in ("failed", "error") if key in r), "")
 
 
 def _text(output: bytes) -> str:

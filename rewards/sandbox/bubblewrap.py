@@ -66,7 +66,7 @@ def start(limits: Limits, nested: bool = True, guarded: bool = True) -> Started:
     """
     options = json.dumps({"limits": asdict(limits), "nested": nested, "guarded": guarded})
     if guarded:
-        command = _guarded(limits, options)
+        command = bubblewrapped(limits, ["-c", _BOOT, str(_HOME), options])
     else:
         package = Path(__file__).parents[2]
         command = [sys.executable, "-s", "-S", "-P", "-c", _BOOT, str(package), options]
@@ -78,13 +78,18 @@ def start(limits: Limits, nested: bool = True, guarded: bool = True) -> Started:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env={} if guarded else ENVIRONMENT,
-            cwd="/",
+            cwd="/tmp",
             start_new_session=True,
         )
     return Started(process, ours)
 
 
-def _guarded(limits: Limits, options: str) -> list[str]:
+def bubblewrapped(limits: Limits, arguments: list[str]) -> list[str]:
+    """The command that runs this Python interpreter with these arguments in bubblewrap.
+
+    Raises:
+        SandboxError: bubblewrap is not installed.
+    """
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise SandboxError(f"bubblewrap is not installed: {INSTALL}")
@@ -117,4 +122,4 @@ def _guarded(limits: Limits, options: str) -> list[str]:
     command += ["--size", str(limits.files_mb << 20), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]
     for name, value in ENVIRONMENT.items():
         command += ["--setenv", name, value]
-    return [*command, str(python), "-s", "-S", "-P", "-c", _BOOT, str(_HOME), options]
+    return [*command, str(python), "-s", "-S", "-P", *arguments]

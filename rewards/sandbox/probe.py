@@ -84,10 +84,8 @@ def prove(run: Callable[[Mapping[str, Any]], Outcome], limits: Limits) -> None:
     Raises:
         SandboxError: naming what is possible and should not be, or why nothing runs at all, and what to do.
     """
-    with tempfile.NamedTemporaryFile(
-        prefix="canary-", dir=Path.home() if os.access(Path.home(), os.W_OK) else None
-    ) as f:
-        call = f"reach({f.name!r}, {[os.getpid(), os.getppid()]})"
+    with tempfile.NamedTemporaryFile(prefix="canary-", dir=_home()) as canary_file:
+        call = f"reach({canary_file.name!r}, {[os.getpid(), os.getppid()]})"
         network, canary, alive, names, writable, uid = _ask(run, call)
     reached = {
         "it has network sockets": network,
@@ -103,6 +101,15 @@ def prove(run: Callable[[Mapping[str, Any]], Outcome], limits: Limits) -> None:
         "it can allocate without end": _ask(run, f"allocate({2 * limits.memory_mb << 20})") != 0,
     }
     _refuse(taken)
+
+
+def _home() -> Path | None:
+    """The user's home, if it can be written to."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    return home if os.access(home, os.W_OK) else None
 
 
 def _refuse(failures: Mapping[str, bool]) -> None:

@@ -99,19 +99,9 @@ class Worker:
                 with os.fdopen(os.dup(file), "wb") as opened:
                     opened.write(payload)
                 os.lseek(file, 0, os.SEEK_SET)
-            try:
-                started.control.settimeout(self.limits.wall_s * (1 + PATIENCE) + GRACE_S)
-                socket.send_fds(started.control, [b"run"], files)
-                message = started.control.recv(4096)
-            except OSError as error:
-                self.close()
-                raise WorkerDiedError(str(error)) from error
-            if not message or not self.nested:
-                self.close()
-            if not message:
-                raise WorkerDiedError("the sandbox ended")
+            end = self._exchange(started.control, files)
             size = self.limits.output_mb << 20
-            return json.loads(message), os.pread(files[1], size, 0), [os.pread(file, size, 0) for file in files[2::3]]
+            return end, os.pread(files[1], size, 0), [os.pread(file, size, 0) for file in files[2::3]]
         finally:
             for file in files:
                 os.close(file)
@@ -122,6 +112,24 @@ class Worker:
             _end(self._started)
             self._started = None
 
+    def _exchange(self, control: socket.socket, files: list[int]) -> dict[str, Any]:
+        """Hand over a job, wait for its end. Whatever else happens ends the zygote: no late answer may be read."""
+        sound = False
+        try:
+            control.settimeout(self.limits.wall_s * (1 + PATIENCE) + GRACE_S)
+            socket.send_fds(control, [b"run"], files)
+            message = control.recv(4096)
+            sound = bool(message) and self.nested
+        except OSError as error:
+            raise WorkerDiedError(str(error)) from error
+        finally:
+            if not sound:
+                self.close()
+        if not message:
+            raise WorkerDiedError("the sandbox ended")
+        end: dict[str, Any] = json.loads(message)
+        return end
+
     def _start(self) -> Started:
         started = start(self.limits, self.nested, self.guarded)
         started.control.settimeout(START_S)
@@ -131,18 +139,19 @@ class Worker:
             reason = "it ended at once"
         except OSError as error:
             reason = str(error)
-        _end(started)
-        assert started.process.stderr is not None
-        said = started.process.stderr.read().decode(errors="replace").strip()
-        raise SandboxError(f"the sandbox does not start: {said or reason}")
+        raise SandboxError(f"the sandbox does not start: {_end(started) or reason}")
 
 
 def _file(name: str) -> int:
     return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
-def _end(started: Started) -> None:
-    """Hang up: the zygote leaves, and its namespace with it. One that does not listen is killed."""
+def _end(started: Started) -> str:
+    """Hang up: the zygote leaves, and its namespace with it. One that does not listen is killed.
+
+    Returns:
+        What it complained of.
+    """
     started.control.close()
     try:
         started.process.wait(GRACE_S)
@@ -150,3 +159,7 @@ def _end(started: Started) -> None:
         with suppress(ProcessLookupError):
             os.killpg(started.process.pid, signal.SIGKILL)
         started.process.wait()
+    assert started.process.stderr is not None
+    with started.process.stderr as complaints:
+        os.set_blocking(complaints.fileno(), False)  # without protection, what a job left running may hold it open
+        return (complaints.read() or b"").decode(errors="replace").strip()

@@ -51,6 +51,7 @@ class Limits:
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_Capabilities = ctypes.c_uint32 * 6
 
 
 def enclose(limits: Limits, nested: bool) -> None:
@@ -66,11 +67,11 @@ def enclose(limits: Limits, nested: bool) -> None:
     """
     show_memory(True)  # for as long as its own files in /proc must be written
     interpreter_pages = int(Path("/proc/self/statm").read_text().split()[0])
-    Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, the job dies and not the trainer
+    _write("/proc/self/oom_score_adj", "1000")  # if memory runs out, the job dies and not the trainer
     if nested:
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{UID} {UID} 1")
-        Path("/proc/self/gid_map").write_text(f"{UID} {UID} 1")
+        _write("/proc/self/setgroups", "deny")
+        _write("/proc/self/uid_map", f"{UID} {UID} 1")
+        _write("/proc/self/gid_map", f"{UID} {UID} 1")
         _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
         size = f"size={limits.files_mb}m,nr_inodes=4096,mode=0700"
         _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, size)
@@ -109,9 +110,15 @@ def _bind_limits(limits: Limits, interpreter_bytes: int) -> None:
 
 def _drop_capabilities() -> None:
     """Give up every capability; without new privileges (the filter sets that) none comes back."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    if _libc.capset(header, (ctypes.c_uint32 * 6)()) != 0:
+    header = _Capabilities(_CAPABILITY_VERSION_3)
+    if _libc.capset(header, _Capabilities()) != 0:
         raise OSError(ctypes.get_errno(), "capset")
+
+
+def _write(path: str, text: str) -> None:
+    file = os.open(path, os.O_WRONLY)
+    os.write(file, text.encode())
+    os.close(file)
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:

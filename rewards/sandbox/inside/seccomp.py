@@ -61,6 +61,8 @@ _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _NR, _ARCH, _ARGS = 0, 4, 16
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER_MODE = 38, 22, 2
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
@@ -97,13 +99,12 @@ def install(program: bytes) -> None:
     Raises:
         OSError: the kernel refused it.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     filters = _Program(len(program) // 8, program)
     for arguments in (
         (_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
         (_PR_SET_SECCOMP, _FILTER_MODE, ctypes.byref(filters), 0, 0),
     ):
-        if libc.prctl(*arguments) != 0:
+        if _libc.prctl(*arguments) != 0:
             raise OSError(ctypes.get_errno(), "prctl")
 
 

@@ -31,6 +31,7 @@ PRELOADED = (
 )
 """Modules that solutions import most; loaded once, so that no job waits for them."""
 
+_libc = ctypes.PyDLL(None, use_errno=True)  # does not let go of the interpreter's lock around a call
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}
 _PARKING = 100
 """Descriptors from here on are free while those of a job are put in their places."""
@@ -116,9 +117,9 @@ def _become(files: list[int], line: tuple[int, ...], limits: Limits, nested: boo
 
 def _clone(flags: int) -> int:
     """fork(2) into new namespaces: `clone(2)` with the interpreter told as C programs should (PyOS_BeforeFork &c.)."""
-    python, libc = ctypes.pythonapi, ctypes.PyDLL(None, use_errno=True)
+    python = ctypes.pythonapi
     python.PyOS_BeforeFork()
-    pid = int(libc.syscall(_SYS_CLONE[os.uname().machine], ctypes.c_ulong(flags | signal.SIGCHLD), 0, 0, 0, 0))
+    pid = int(_libc.syscall(_SYS_CLONE[os.uname().machine], ctypes.c_ulong(flags | signal.SIGCHLD), 0, 0, 0, 0))
     error = ctypes.get_errno()
     if pid == 0:
         python.PyOS_AfterFork_Child()
