@@ -157,7 +157,7 @@ ADD = {"inputs": ["1 2", "3 4\n"], "outputs": ["3", "7\n"]}
 THREE = {"inputs": [""], "outputs": ["3"]}
 
 
-def tests(*sources: str, setup: str = "") -> dict[str, Any]:
+def asserts(*sources: str, setup: str = "") -> dict[str, Any]:
     return {"tests": list(sources), "setup": setup}
 
 
@@ -168,12 +168,12 @@ def f_gives(*calls: tuple[Any, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("code", "gold", "status"),
     [
-        (SQUARE, tests("assert f(3) == 9", "assert not f(0)", "assert math.isclose(f(0.5), 0.25)"), Status.CORRECT),
-        (SQUARE, tests("assert f(3) == 9", "assert not f(1)"), Status.WRONG),
-        (SQUARE, tests("assert all(f(i) == i * i for i in range(4))"), Status.CORRECT),
-        (SQUARE, tests("assert all(f(i) == i for i in range(4))"), Status.WRONG),
-        (SQUARE, tests("y = 3\nassert f(y) == 9"), Status.CORRECT),
-        (SQUARE, tests("assert f(n) == 49", setup="n = 7"), Status.CORRECT),
+        (SQUARE, asserts("assert f(3) == 9", "assert not f(0)", "assert math.isclose(f(0.5), 0.25)"), Status.CORRECT),
+        (SQUARE, asserts("assert f(3) == 9", "assert not f(1)"), Status.WRONG),
+        (SQUARE, asserts("assert all(f(i) == i * i for i in range(4))"), Status.CORRECT),
+        (SQUARE, asserts("assert all(f(i) == i for i in range(4))"), Status.WRONG),
+        (SQUARE, asserts("y = 3\nassert f(y) == 9"), Status.CORRECT),
+        (SQUARE, asserts("assert f(n) == 49", setup="n = 7"), Status.CORRECT),
         (SQUARE, {"check": CHECK, "entry": "f"}, Status.CORRECT),
         ("def f(x): return x + x", {"check": CHECK, "entry": "f"}, Status.WRONG),
         ("def f(x): return int(x) ** 2", {"check": CHECK, "entry": "f"}, Status.WRONG),
