@@ -50,5 +50,5 @@ def test_the_changelog_knows_the_version() -> None:
 
 def test_the_readme_gives_the_two_commands() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.search(r"^make nano$", readme, re.MULTILINE)
-    assert re.search(r"^make test$", readme, re.MULTILINE)
+    assert re.search(r"^make nano\b", readme, re.MULTILINE)
+    assert re.search(r"^make test\b", readme, re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -39,6 +40,15 @@ def test_tool(tool: str, repository: Path) -> None:
     command = [str(Path(sys.executable).parent / program), *arguments]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_shell_scripts_parse_and_can_be_run(repository: Path) -> None:
+    scripts = [*(repository / "scripts").glob("*.sh"), repository / ".ci" / "run"]
+    assert len(scripts) > 1
+    for script in scripts:
+        assert os.access(script, os.X_OK), script
+        shell = "bash" if script.read_text().startswith("#!/usr/bin/env bash") else "sh"
+        assert subprocess.run([shell, "-n", str(script)]).returncode == 0, script
 
 
 def test_types_are_checked_strictly_in_every_package(repository: Path) -> None:

@@ -45,7 +45,7 @@ ESCAPES = {
             return bool(socket.create_connection(("1.1.1.1", 53), 0.5))""",
     "resolve a name": """
         import socket
-        def f(): return bool(socket.getaddrinfo("pypi.org", 443))""",
+        def f(): return bool(socket.getaddrinfo("example.org", 443))""",
     "other socket families": """
         def f():
             return any(syscall(41, family, kind, 0) for family in (1, 2, 10, 16, 17, 21, 38, 40, 44)
