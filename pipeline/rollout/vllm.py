@@ -3,6 +3,7 @@
 The engine core runs in this very process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`): nothing is spawned, and seeding the
 random generators before a call makes that call reproducible without a generator for each request, which is slow.
 `generation_config="vllm"` keeps sampling defaults of the model's folder out; its end-of-sequence tokens still count.
+Texts are decoded here, all at once: vLLM would decode token by token, in Python, which is what a small model waits for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -63,6 +65,7 @@ class VllmEngine:
         self.llm = LLM(
             model=path, seed=seed, gpu_memory_utilization=gpu_memory, generation_config="vllm", **(options or {})
         )
+        self.tokenizer = self.llm.get_tokenizer()
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
@@ -78,6 +81,7 @@ class VllmEngine:
             top_k=sampling.top_k,
             min_p=sampling.min_p,
             logprobs=0 if self.logprobs else None,
+            detokenize=False,
         )
         _seed_everything(sampling.seed)
         outputs = self.llm.generate(
@@ -85,7 +89,10 @@ class VllmEngine:
             params,
             use_tqdm=False if progress is None else _bar(progress, len(prompts) * sampling.n),
         )
-        return [[self._rollout(sample) for sample in output.outputs] for output in outputs]
+        samples = [sample for output in outputs for sample in output.outputs]
+        texts = self.tokenizer.batch_decode([sample.token_ids for sample in samples], skip_special_tokens=True)
+        rollouts = map(self._rollout, samples, texts)
+        return [list(islice(rollouts, sampling.n)) for _ in prompts]
 
     def close(self) -> None:
         """Stop the engine and give its GPU memory back."""
@@ -95,12 +102,12 @@ class VllmEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _rollout(self, sample: Any) -> Rollout:
+    def _rollout(self, sample: Any, text: str) -> Rollout:
         ids = tuple(sample.token_ids)
         logprobs = None
         if self.logprobs:
             logprobs = tuple(at[token].logprob for at, token in zip(sample.logprobs, ids, strict=True))
-        return Rollout(sample.text, ids, finish_reason(sample.finish_reason), logprobs)
+        return Rollout(text, ids, finish_reason(sample.finish_reason), logprobs)
 
 
 def check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
