@@ -109,7 +109,7 @@ def calculator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = build(VocabularySpec(kind="words"), texts)
     batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
     ids_BT, mask_BT = batch["input_ids"], batch["attention_mask"]
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
