@@ -15,6 +15,7 @@ that hardly ever binds, and a small KL term against a reference that is replaced
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -146,6 +147,7 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
     config = context.config
     rows = prompt_rows(config.tasks, context)
     reward = Recorded(composite(config.rewards, config.tasks, context).parts, context.base)
+    reward.prepare()
     model = context.model_path(config.model)
     trainer = GrpoTrainer(
         model=model,
@@ -183,6 +185,7 @@ def generation_fields(rollout: RolloutSpec) -> dict[str, Any]:
         "min_p": rollout.min_p or None,
     }
     if chosen == VLLM:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine shares this process's GPU memory
         fields |= {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": rollout.gpu_memory}
     if chosen == VLLM_SERVER:
         fields |= {"vllm_mode": "server", "vllm_server_base_url": rollout.server}

@@ -45,7 +45,6 @@ DATA_RESERVED: Mapping[str, str] = {
     "dataset_kwargs": "rows are tokenised by the stage",
     "dataset_num_proc": "rows are tokenised by the stage",
     "shuffle_dataset": "rows are shuffled in every epoch",
-    "formatting_func": "rows are tokenised by the stage",
 }
 """Fields of SFTConfig that follow from the stage's own."""
 

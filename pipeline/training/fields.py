@@ -13,7 +13,6 @@ RESERVED: Mapping[str, str] = {
     "data_seed": "set the stage's `seed`",
     "do_train": "a training stage trains",
     "resume_from_checkpoint": "an interrupted stage resumes by itself",
-    "overwrite_output_dir": "an interrupted stage resumes by itself",
     "ignore_data_skip": "a resumed stage would see rows twice",
     "save_strategy": "set save_steps; a stage cannot resume without checkpoints",
     "save_total_limit": f"the newest {KEEP_CHECKPOINTS} are kept, until the stage is published",

@@ -66,6 +66,7 @@ def save_model(trainer: Any, folder: Path) -> None:
 _ENDS = {
     "loss": "loss",
     "mean_token_accuracy": "token_accuracy",
+    "accuracy": "pair_accuracy",
     "reward": "reward",
     "completions/mean_length": "length",
 }

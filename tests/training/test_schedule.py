@@ -1,0 +1,61 @@
+"""Groups, generation batches and checkpoints: what fits, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.stages.grpo import DEFAULTS
+from pipeline.training.schedule import check_cycle
+
+
+def cycle(processes: int | None = 1, **trainer: Any) -> int:
+    return check_cycle({**DEFAULTS, **trainer}, processes)
+
+
+def test_our_own_defaults_fit() -> None:
+    assert cycle() == 1
+
+
+@pytest.mark.parametrize(
+    ("trainer", "expected"),
+    [
+        ({"gradient_accumulation_steps": 2, "steps_per_generation": 8}, 4),
+        ({"gradient_accumulation_steps": 2, "steps_per_generation": 8, "num_iterations": 3, "save_steps": 24}, 12),
+        ({"gradient_accumulation_steps": 8, "steps_per_generation": 2}, 1),
+        ({"gradient_accumulation_steps": 1, "generation_batch_size": 64, "save_steps": 8}, 4),
+        ({"num_iterations": 5}, 5),
+    ],
+)
+def test_the_cycle_is_counted_in_optimizer_steps(trainer: dict[str, Any], expected: int) -> None:
+    assert cycle(**{"save_steps": 40, **trainer}) == expected
+
+
+def test_a_cycle_counts_micro_batches_of_all_processes() -> None:
+    settings = {"gradient_accumulation_steps": 1, "generation_batch_size": 128, "save_steps": 40}
+    assert cycle(**settings) == 8
+    assert cycle(processes=4, **settings) == 2
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"num_generations": 1}, "2 or more"),
+        ({"per_device_train_batch_size": 6, "gradient_accumulation_steps": 1}, "does not hold whole groups"),
+        ({"generation_batch_size": 100}, "no multiple of per_device_train_batch_size"),
+        ({"generation_batch_size": 128, "steps_per_generation": 8}, "not both"),
+        ({"gradient_accumulation_steps": 3, "steps_per_generation": 2}, "one must divide the other"),
+        ({"num_iterations": 4, "save_steps": 50}, "a multiple of 4"),
+        ({"save_steps": 0.1}, "a multiple of 1"),
+    ],
+)
+def test_nonsense_is_refused(trainer: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cycle(**trainer)
+
+
+def test_with_an_unknown_number_of_processes_only_the_certain_is_refused() -> None:
+    assert cycle(processes=None, generation_batch_size=8192) == 1
+    with pytest.raises(ValueError, match="one must divide the other"):
+        cycle(processes=None, gradient_accumulation_steps=3, steps_per_generation=2)
