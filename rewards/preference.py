@@ -66,31 +66,51 @@ class Preference:
                 raise ValueError(f"{name} is {' or '.join(map(repr, known))}, not {value!r}")
         if batch_size < 1 or max_tokens < 1:
             raise ValueError("batch_size and max_tokens are at least 1")
-        self.scope, self.max_tokens, self.truncation = scope, max_tokens, truncation
         from transformers import AutoConfig, AutoTokenizer
 
         config = AutoConfig.from_pretrained(model)
         _check_classifier(model, config)
-        self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._pad = config.pad_token_id
-        self._special = sorted(_special_tokens(self._tokenizer), key=len, reverse=True)
-        if scope == "whole" and "THOUGHT" not in self._rendered(Item(_PROBE, prompt="?")):
-            raise ValueError(f"the chat template of {model} drops the thought, so scope 'whole' would not judge it")
+        self._truncation = truncation
+        self._max_tokens = min(max_tokens, getattr(config.get_text_config(), "max_position_embeddings", max_tokens))
+        self._reader = ConversationReader(AutoTokenizer.from_pretrained(model), scope, config.pad_token_id)
         self._scorer: _Scorer = (
-            _Transformers(model, device, batch_size, self._pad)
+            _Transformers(model, device, batch_size, config.pad_token_id)
             if backend == "transformers"
-            else _Vllm(model, max_tokens, engine_options or {})
+            else _Vllm(model, self._max_tokens, engine_options or {})
         )
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict an item, with the model's logit as its score; a logit that is no number is `infra`."""
         started = time.perf_counter()
-        scores = self._scorer.scores([self._ids(item) for item in items])
+        scores = self._scorer.scores([self._cut(self._reader.ids(item)) for item in items])
         ms = (time.perf_counter() - started) * 1000 / max(len(items), 1)
         return [_verdict(score, ms) for score in scores]
 
-    def _rendered(self, item: Item) -> str:
-        response = item.completion if self.scope == "whole" else split_thought(item.completion)[1].strip()
+    def _cut(self, ids: list[int]) -> list[int]:
+        return ids[-self._max_tokens :] if self._truncation == "left" else ids[: self._max_tokens]
+
+
+class ConversationReader:
+    """What a reward model is shown of a prompt and a response, in training and afterwards.
+
+    Args:
+        tokenizer: the reward model's own; without a chat template, prompt and response are joined as they are.
+        scope: `"summary"` or `"whole"`.
+        pad: the padding token that the model knows.
+
+    Raises:
+        ValueError: the chat template drops thoughts that the scope wants to show.
+    """
+
+    def __init__(self, tokenizer: Any, scope: Literal["summary", "whole"], pad: int | None) -> None:
+        self._tokenizer, self._scope, self._pad = tokenizer, scope, pad
+        self._special = sorted(_special_tokens(tokenizer), key=len, reverse=True)
+        if scope == "whole" and "THOUGHT" not in self.text(Item(_PROBE, prompt="?")):
+            raise ValueError("the chat template drops the thought, so scope 'whole' would not judge it")
+
+    def text(self, item: Item) -> str:
+        """The conversation as text."""
+        response = item.completion if self._scope == "whole" else split_thought(item.completion)[1].strip()
         for token in self._special:
             response = response.replace(token, " ")
         if not self._tokenizer.chat_template:
@@ -99,13 +119,14 @@ class Preference:
         messages = [*asked, {"role": "assistant", "content": response}]
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
 
-    def _ids(self, item: Item) -> list[int]:
+    def ids(self, item: Item) -> list[int]:
+        """The conversation as token ids."""
         bare = not self._tokenizer.chat_template
-        ids: list[int] = self._tokenizer(self._rendered(item), add_special_tokens=bare)["input_ids"]
+        ids: list[int] = self._tokenizer(self.text(item), add_special_tokens=bare)["input_ids"]
         # The classifiers of transformers read the last token that is not padding, in training too.
         while len(ids) > 1 and ids[-1] == self._pad:
             ids.pop()
-        return ids[-self.max_tokens :] if self.truncation == "left" else ids[: self.max_tokens]
+        return ids
 
 
 class _Scorer(Protocol):

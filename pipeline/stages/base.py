@@ -29,6 +29,7 @@ KINDS: Mapping[str, str] = {
     "sft": "pipeline.stages.sft:SftConfig",
     "grpo": "pipeline.stages.grpo:GrpoConfig",
     "rejection_sample": "pipeline.stages.rejection_sample:RejectionSampleConfig",
+    "reward_model": "pipeline.stages.reward_model:RewardModelConfig",
     "distill": "pipeline.stages.distill:DistillConfig",
     "evaluate": "pipeline.stages.evaluate:EvaluateConfig",
     "export": "pipeline.stages.export:ExportConfig",

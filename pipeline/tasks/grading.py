@@ -96,4 +96,5 @@ def composite(rewards: Sequence[RewardSpec], tasks: Sequence[TaskSpec], context:
         RewardError: a reward or option does not exist, or a gate names no earlier reward.
     """
     accuracy = accuracy_options([resolve(spec, context.tasks, context.base) for spec in tasks], context.base)
-    return Composite([reward_part(spec, accuracy) for spec in rewards], context.base)
+    specs = [spec.model_copy(update={"options": context.resolved(spec.options)}) for spec in rewards]
+    return Composite([reward_part(spec, accuracy) for spec in specs], context.base)

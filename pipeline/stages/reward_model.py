@@ -1,0 +1,94 @@
+"""A reward model from pairs: a language model with a head that scores a response, taught which of two is better.
+
+    helpful:
+      kind: reward_model
+      model: "@sft"
+      data: [pairs.jsonl]        # {"prompt": "…", "chosen": "…", "rejected": "…"}
+      scope: summary
+      trainer: {learning_rate: 1.0e-5, num_train_epochs: 1}
+
+A GRPO stage uses it as `{use: preference, options: {model: "@helpful", scope: summary}}`. R1's helpfulness model
+learned from 66k pairs and judges the final summary only; its harmlessness model looks at the whole response, and was
+taught with single labels instead of pairs (Nature s41586-025-09422-z, supplement). The loss is Bradley and Terry's,
+-log sigmoid(score of chosen - score of rejected), through TRL's trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.data.mixture import DataField
+from pipeline.stages.base import ModelRef, Outputs, Product, StageConfig, StageContext
+from pipeline.training.fields import RESERVED
+
+DEFAULTS: Mapping[str, Any] = {
+    "num_train_epochs": 1,
+    "learning_rate": 1e-5,
+    "lr_scheduler_type": "cosine",
+    "center_rewards_coefficient": 0.01,
+    "logging_steps": 5,
+    "save_steps": 100,
+}
+"""Ours, where they differ from TRL's. Centring gives the zero of the scores a meaning (Eisenstein et al., arXiv
+2312.09244)."""
+
+
+class RewardModelConfig(StageConfig):
+    """Config of a `reward_model` stage.
+
+    Attributes:
+        model: the language model to start from.
+        data: sources of rows with `prompt` (text or messages), `chosen` and `rejected`; without a `prompt`, both are
+            whole conversations that differ in their last message.
+        scope: what the model is shown of a response: the `summary` behind the thought, or the `whole`.
+        max_length: longest conversation, in tokens; the model's context if not given. Longer pairs are dropped.
+        trainer: fields of TRL's RewardConfig.
+    """
+
+    product: ClassVar[Product] = Product.MODEL
+    trainer_class: ClassVar[str | None] = "trl.trainer.reward_config:RewardConfig"
+    reserved: ClassVar[Mapping[str, str]] = {
+        **RESERVED,
+        "max_length": "set the stage's `max_length`",
+        "chat_template_path": "set `chat_template` where the model is imported",
+        "eos_token": "it is what the chat template ends a turn with",
+        "pad_token": "it is the tokenizer's own",
+        "dataset_num_proc": "rows are tokenised by the stage",
+    }
+
+    kind: Literal["reward_model"] = "reward_model"
+    model: ModelRef
+    data: Annotated[list[DataField], Field(min_length=1)]
+    scope: Literal["summary", "whole"] = "summary"
+    max_length: Annotated[int, Field(gt=1)] | None = None
+    trainer: dict[str, Any] = Field(default_factory=dict)
+
+
+def run(context: StageContext[RewardModelConfig]) -> Outputs:
+    """Tokenise the pairs, train, save the model."""
+    from pipeline.training import setup
+
+    setup.prepare()
+    from trl import RewardConfig
+
+    from pipeline.data import mixture, pairs
+    from pipeline.training.fit import fit
+    from pipeline.training.reward import RewardTrainer
+    from rewards.preference import ConversationReader
+
+    config = context.config
+    model = context.model_path(config.model)
+    tokenizer = setup.load_tokenizer(model)
+    reader = ConversationReader(tokenizer, config.scope, tokenizer.pad_token_id)
+    rows = mixture.mixed(config.data, context)
+    dataset, account = pairs.tokenised(reader, rows, config.max_length or setup.context_length(model))
+    trainer = RewardTrainer(
+        model=model,
+        args=setup.arguments(RewardConfig, context, DEFAULTS, {"max_length": None}),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+    return Outputs({**fit(trainer, context), **account})
