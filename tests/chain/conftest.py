@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +24,14 @@ SHORT = (
     "stages.general.tasks=[{use: requests, problems: 60}]",
     "stages.lessons.tasks=[{use: chain, problems: 100}, {use: requests, problems: 60}]",
     "stages.score.tasks=[{use: chain, problems: 60}, {use: requests, problems: 30}]",
-    # The two kinds that the chain itself has no need of.
+    # The kinds that the chain itself has no need of.
+    "stages.judge={kind: reward_model, model: '@dev1', data: [PAIRS]}",
+    f"stages.judge.{TRAINED}",
     "stages.brought={kind: import_model, model: '@r1'}",
     "stages.out={kind: export, model: '@brought'}",
 )
 """Overrides; with them the chain takes two to three minutes on two idle cores."""
+PAIRS = [{"prompt": f"{i} + 1 =", "chosen": str(i + 1), "rejected": str(i)} for i in range(9)] * 8
 
 
 class Chain:
@@ -39,11 +43,14 @@ class Chain:
 
     def __init__(self, runs: Path) -> None:
         self.runs, self.path = runs, runs / "nano-r1"
+        self.pairs = runs / "pairs.jsonl"
+        self.pairs.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
 
     def command(self, *arguments: str) -> list[str]:
         """The command that runs it, or goes on with it."""
         program = str(Path(sys.executable).parent / "zero2r1")
-        return [program, "run", RECIPE, *SHORT, "--runs", str(self.runs), *arguments]
+        overrides = (override.replace("PAIRS", str(self.pairs)) for override in SHORT)
+        return [program, "run", RECIPE, *overrides, "--runs", str(self.runs), *arguments]
 
     def finish(self) -> str:
         """Run it to its end; returns what it printed."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline import artifacts
+from pipeline.stages.base import KINDS
 
 if TYPE_CHECKING:
     from tests.chain.conftest import Chain
@@ -48,6 +49,7 @@ VICTIMS: dict[str, tuple[str, Callable[[Path], bool], str]] = {
     "zero": ("grpo", trained(3), "stage"),
     "cold_start": ("rejection_sample", sampled, "runner"),
     "dev1": ("sft", trained(3), "stage"),
+    "judge": ("reward_model", trained(3), "runner"),
     "student": ("distill", trained(3), "runner"),
     "brought": ("import_model", started, "stage"),
     "out": ("export", started, "runner"),
@@ -130,6 +132,7 @@ def outcome(chain: Chain) -> dict[str, dict[str, object]]:
 
 
 def test_killed_everywhere_equals_untouched(uninterrupted: Chain, tmp_path: Path) -> None:
+    assert {kind for kind, _, _ in VICTIMS.values()} == set(KINDS), "a new stage kind has to be killed as well"
     chain = type(uninterrupted)(tmp_path)
     for stage in VICTIMS:
         kill_in_the_middle(chain, stage)
@@ -141,7 +144,7 @@ def test_killed_everywhere_equals_untouched(uninterrupted: Chain, tmp_path: Path
         assert artifact is not None
         assert artifact.manifest["kind"] == kind
         assert artifact.manifest["resumed"] >= 1, f"{stage} was not resumed"
-        if kind in ("pretrain", "grpo", "sft", "distill"):
+        if kind in ("pretrain", "grpo", "sft", "reward_model", "distill"):
             steps = [event["step"] for event in events(artifact.path) if "loss" in event]
             assert steps.count(min(steps)) == 1, f"{stage} began again instead of going on: {steps}"
     assert outcome(chain) == outcome(uninterrupted)
