@@ -25,7 +25,7 @@ MAX_ANSWER = 512
 MAX_FINALS = 8
 _PER_ITEM_S = 0.25
 """Wall-clock seconds that each comparison beyond the first adds to a batch's allowance."""
-_SHARE = 4
+_SHARE = 5
 """A comparison is killed after this fraction of the deadline, so that several hangs still fit into one."""
 
 
@@ -39,7 +39,7 @@ class MathVerifier:
         final_line: accept answers that are announced in words (`The answer is 5`) where there is no tag or box.
         lenient: where nothing announces an answer, take the last number of the text.
         deadline_s: wall-clock seconds after which a batch's symbolic stage has ended, plus a little for every
-            comparison beyond the first; a comparison that hangs is killed after a quarter of it.
+            comparison beyond the first; a comparison that hangs is killed after a fifth of it.
         workers: processes of the pool; one a core, up to eight, if not given.
         rss_mib: MiB of memory that one comparison may take.
     """
@@ -51,7 +51,7 @@ class MathVerifier:
         self,
         final_line: bool = True,
         lenient: bool = False,
-        deadline_s: float = 12.0,
+        deadline_s: float = 15.0,
         workers: int | None = None,
         rss_mib: int = 1024,
     ) -> None:

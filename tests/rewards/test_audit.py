@@ -38,11 +38,25 @@ def test_a_sound_reward_passes(report):
     assert checks["agrees with math-verify"]["total"] == 10
 
 
-def test_unusable_golds_fail_the_audit_and_are_named():
-    report = audit("math", [*ROWS, {"answer": r"\frac{1}{"}], deadline_s=60.0)
+def test_unusable_golds_fail_the_audit_and_are_named(tmp_path):
+    (tmp_path / "strict.py").write_text(
+        textwrap.dedent(
+            """
+            from rewards import Verdict
+
+            class Strict:
+                def perfect_completion(self, row):
+                    return row["answer"]
+
+                def verify(self, items):
+                    return [Verdict.graded(float(i.completion == i.answer and i.answer.isdigit())) for i in items]
+            """
+        )
+    )
+    report = audit(f"{tmp_path}/strict.py:Strict", [{"answer": "7"}, {"answer": "seven"}])
     assert not report.ok
     (finding,) = [f for f in report.findings if f.check == "golds accept themselves"]
-    assert finding.examples[0][0] == "row 5"
+    assert finding.examples == (("row 1", "wrong: 'seven'"),)
     assert [line[1] for line in report.table() if line[0] == finding.check] == ["FAILED"]
     assert all(len(line) == 4 for line in report.table())
 

@@ -30,8 +30,8 @@ def verifier():
 
 def hanging_items(count):
     """Items that pass every guard and keep math-verify busy for longer than any deadline."""
-    gold = r"\sum_{k=1}^{100} k"
-    return [Item(rf"\boxed{{\prod_{{k=1}}^{{10^{{{8 + n}}}}} \frac{{k+1}}{{k^2+3}}}}", gold) for n in range(count)]
+    integral = r"\boxed{{\int_0^{{{0}}} \sin(x^{{x^{{x}}}}) e^{{-x^{{7}}}} dx}}"
+    return [Item(integral.format(1 + n), r"\int_0^1 \sqrt{x} dx") for n in range(count)]
 
 
 @pytest.mark.parametrize("gold", GOLDS)
@@ -57,31 +57,26 @@ def test_trainer_threads_run_on_while_a_batch_hangs(verifier):
     beat.start()
     try:
         started = time.monotonic()
-        verdicts = verifier.verify(hanging_items(2))
+        verdicts = verifier.verify(hanging_items(7)[5:])
         elapsed = time.monotonic() - started
     finally:
         stop.set()
         beat.join()
-    assert all(v.status in (Status.TIMEOUT, Status.WRONG, Status.REJECTED) for v in verdicts)
+    assert [v.status for v in verdicts] == [Status.TIMEOUT] * 2
     assert elapsed < DEADLINE_S + SLACK_S
     assert longest[0] < 2.0
 
 
-def test_five_hangs_among_two_hundred_end_within_one_deadline_from_any_thread():
+def test_five_hangs_among_two_hundred_end_within_one_deadline_from_any_thread(verifier):
     honest = [Item(rf"\boxed{{\sqrt{{{4 * n}}}}}", rf"2\sqrt{{{n}}}") for n in range(1, 196)]
-    verifier = MathVerifier(deadline_s=DEADLINE_S, workers=2)
     verdicts = []
-    try:
-        verifier.verify([Item(r"\boxed{\int_0^1 t dt}", r"\int_0^1 x dx")])
-        started = time.monotonic()
-        worker = threading.Thread(target=lambda: verdicts.extend(verifier.verify([*hanging_items(5), *honest])))
-        worker.start()
-        worker.join()
-        elapsed = time.monotonic() - started
-    finally:
-        verifier.close()
+    started = time.monotonic()
+    worker = threading.Thread(target=lambda: verdicts.extend(verifier.verify([*hanging_items(5), *honest])))
+    worker.start()
+    worker.join()
+    elapsed = time.monotonic() - started
     assert elapsed < DEADLINE_S + SLACK_S
-    assert [v.score for v in verdicts] == [0.0] * 5 + [1.0] * 195
+    assert [v.status for v in verdicts] == [Status.TIMEOUT] * 5 + [Status.CORRECT] * 195
 
 
 def test_memory_does_not_grow(verifier):
