@@ -61,7 +61,8 @@ class Requirement(RewardSpec):
 
     @model_validator(mode="after")
     def _has_no_weight(self) -> Self:
-        if useless := sorted(self.model_fields_set & {"weight", "gate", "clip"}):
+        fields = type(self).model_fields
+        if useless := [name for name in ("clip", "gate", "weight") if getattr(self, name) != fields[name].default]:
             raise ValueError(f"a requirement has no {', '.join(useless)}: its score is compared with `min`")
         return self
 
