@@ -1,0 +1,61 @@
+"""Keep the numbers of finished runs as one small JSON file: scores, curves, seconds, versions, device, command.
+
+    python benchmarks/collect.py runs/nano-r1 --out benchmarks/results/nano-r1.json
+    python benchmarks/collect.py runs/0/nano-r1 runs/1/nano-r1 runs/2/nano-r1 --out benchmarks/results/nano-r1.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.report.summary import summarise
+
+CURVES = ("reward", "completions/mean_length", "rewards/accuracy/score", "rewards/language/score")
+"""Logged metrics of RL stages that are kept, one value a step."""
+
+
+def collect(run: Path) -> dict[str, Any]:
+    """The numbers of one run."""
+    record = json.loads((run / artifacts.RUN_RECORD).read_text(encoding="utf-8"))
+    found = {name: artifact for name, artifact in artifacts.current(run).items() if artifact is not None}
+    first = next(iter(found.values())).manifest
+    summary = summarise(run)
+    return {
+        "recipe": record["name"],
+        "command": " ".join(["zero2r1", *record["command"][1:]]),
+        "device": first["device"],
+        "packages": first["packages"],
+        "git": first["git"],
+        "seed": first["seed"],
+        "stages": {name: {k: stage[k] for k in ("kind", "seconds")} for name, stage in summary["stages"].items()},
+        "table": summary["table"],
+        "curves": {name: curves for name, artifact in found.items() if (curves := _curves(artifact.path))},
+    }
+
+
+def _curves(folder: Path) -> dict[str, list[float]]:
+    events = folder / "events.jsonl"
+    if not events.exists():
+        return {}
+    lines = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+    curves = {name: [round(line[name], 4) for line in lines if name in line] for name in CURVES}
+    return {name: values for name, values in curves.items() if values}
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    runs = [collect(run) for run in options.runs]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"runs": runs}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

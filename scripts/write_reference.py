@@ -1,0 +1,68 @@
+"""Write docs/reference.md from the docstrings of stage kinds, tasks and rewards, so that the page cannot go stale.
+
+python scripts/write_reference.py            # writes the page
+python scripts/write_reference.py --check    # exits with 1 if it is not up to date
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.stages.base import KINDS, Launch, RewardSpec, RolloutSpec, StageConfig, TaskSpec, config_class
+from pipeline.tasks.base import BUILTIN as TASKS
+from pipeline.tasks.base import check as task_class
+from rewards.registry import BUILTIN as REWARDS
+from rewards.registry import find
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
+HEAD = """# Reference
+
+Stage kinds, tasks and rewards, as their docstrings say it. [recipes.md](recipes.md) explains how they work together.
+This page is written by `python scripts/write_reference.py`.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD, "## What every stage has\n", _code(StageConfig), _code(Launch)]
+    parts += ["## Pieces that several kinds share\n", _code(RolloutSpec), _code(TaskSpec), _code(RewardSpec)]
+    parts.append("## Stage kinds\n")
+    for kind in sorted(KINDS):
+        config = config_class(kind)
+        parts += [f"### {kind}\n", _text(importlib.import_module(config.__module__)), _code(config)]
+    parts += ["## Tasks\n", *_entries((name, task_class(name, {})) for name in sorted(TASKS))]
+    parts += ["## Rewards\n", *_entries((name, find(name).target) for name in sorted(REWARDS))]
+    return "\n".join(parts)
+
+
+def _entries(named: Iterator[tuple[str, object]]) -> Iterator[str]:
+    for name, target in named:
+        yield f"### {name}\n"
+        yield _code(target)
+
+
+def _text(thing: object) -> str:
+    return f"```text\n{inspect.getdoc(thing)}\n```\n"
+
+
+def _code(thing: object) -> str:
+    name = getattr(thing, "__name__", "")
+    return f"`{name}`\n\n{_text(thing)}"
+
+
+def main() -> None:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    if parser.parse_args().check:
+        sys.exit(PAGE.read_text(encoding="utf-8") != page())
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
