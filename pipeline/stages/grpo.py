@@ -161,7 +161,8 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
         summary = fit(trainer, context)
     finally:
         reward.close()
-    trainer.samples.publish(context.output)
+    if trainer.is_world_process_zero():
+        trainer.samples.publish(context.output)
     return Outputs({**summary, "problems": len(rows)})
 
 

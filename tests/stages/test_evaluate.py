@@ -135,6 +135,7 @@ def context(folder: Path, name: str, **fields: Any) -> StageContext[EvaluateConf
     config = EvaluateConfig.model_validate(
         {"kind": "evaluate", "tasks": [sums(folder)], "rollout": {"max_tokens": 12, "batch_size": 32}, **fields}
     )
+    config = EvaluateConfig.model_validate_json(config.model_dump_json())  # as the stage's process gets it
     place = folder / name
     for part in ("output", "scratch"):
         (place / part).mkdir(parents=True)

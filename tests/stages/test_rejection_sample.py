@@ -35,6 +35,7 @@ def context(folder: Path, model: Path, name: str = "rs", **fields: Any) -> Stage
             **fields,
         }
     )
+    config = RejectionSampleConfig.model_validate_json(config.model_dump_json())  # as the stage's process gets it
     place = folder / name
     for part in ("output", "scratch"):
         (place / part).mkdir(parents=True, exist_ok=True)

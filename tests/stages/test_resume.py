@@ -42,6 +42,12 @@ STAGES: dict[str, dict[str, Any]] = {
         "max_length": 40,
         "trainer": {"max_steps": 12, "save_steps": 3, "logging_steps": 1, "per_device_train_batch_size": 2},
     },
+    "reward_model": {
+        "kind": "reward_model",
+        "model": "@base",
+        "data": ["pairs.jsonl"],
+        "trainer": {"num_train_epochs": 3, "save_steps": 3, "logging_steps": 1, "learning_rate": 1e-3},
+    },
     # 25 problems, 4 groups a generation batch: 6 batches an epoch, so the kill falls into the second
     "grpo": {
         **GRPO,
@@ -70,6 +76,22 @@ STAGES: dict[str, dict[str, Any]] = {
             "ref_model_sync_steps": 4,
         },
     },
+    "distill": {
+        "kind": "distill",
+        "model": "@base",
+        "teacher": "@base",
+        "tasks": ["sums.py:Sums"],
+        "rollout": {"max_tokens": 8, "temperature": 1.5},
+        "trainer": {
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "max_steps": 12,
+            "save_steps": 3,
+            "beta": 0.5,
+        },
+    },
 }
 SUMS = """
 from pipeline.tasks.base import Problem, Task
@@ -93,6 +115,10 @@ def folder(chain: Drive, base: Path) -> Path:
         for b in range(5)
     ]
     (where / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": " <answer> 9 </answer>"} for row in rows
+    ]
+    (where / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (where / "sums.py").write_text(SUMS)
     return where
 
