@@ -72,6 +72,7 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     from pipeline.training import setup
 
     setup.prepare()
+    from transformers import set_seed
     from trl import RewardConfig
 
     from pipeline.data import mixture, pairs
@@ -85,6 +86,7 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     reader = ConversationReader(tokenizer, config.scope, tokenizer.pad_token_id)
     rows = mixture.mixed(config.data, context)
     dataset, account = pairs.tokenised(reader, rows, config.max_length or setup.context_length(model))
+    set_seed(context.seed)  # the head starts at random, before the trainer seeds anything
     trainer = RewardTrainer(
         model=model,
         args=setup.arguments(RewardConfig, context, DEFAULTS, {"max_length": None}),

@@ -25,6 +25,8 @@ DEFAULT_PROBLEMS: Mapping[Split, int] = {"train": 5000, "test": 500}
 BLOCK = 500
 """Problems of one library dataset; the next ones come from a dataset with another seed."""
 SEEDS = 2**32
+UNSTABLE = frozenset({"isomorphic_strings", "knight_swap", "ransom_note", "word_ladder"})
+"""Datasets that walk through sets of texts, so that the same seed gives other puzzles in another process."""
 
 
 class ReasoningGym(Task):
@@ -103,6 +105,8 @@ def _checked(names: Sequence[str], config: Mapping[str, Any]) -> dict[str, dict[
     for name in names:
         if name in EXECUTING:
             raise TaskError(f"reasoning_gym: the scorer of {name} executes what the model wrote, so it is not offered")
+        if name in UNSTABLE:
+            raise TaskError(f"reasoning_gym: {name} makes other puzzles of the same seed in every process")
         if name not in DATASETS:
             raise TaskError(f"reasoning_gym has no dataset {name!r}{nearest(name, list(DATASETS))}")
         own = {field.name for field in fields(DATASETS[name][1])} - {"seed", "size"}

@@ -67,10 +67,10 @@ def test_the_scorer_accepts_other_right_answers_and_only_at_full_marks(grader: R
         0,
         0,
     ]
-    (islands,) = load("reasoning_gym", {"dataset": "word_ladder"}).problems("train", 1)
-    words = islands.answer.split(",")
-    verdicts = judge(grader, islands, ",".join(words), ",".join(words[:-1]), ",".join([*words, "zzzz"]))
-    assert [v.score for v in verdicts] == [1, 0, 0]
+    (jugs,) = load("reasoning_gym", {"dataset": "jugs"}).problems("train", 1)
+    moves = json.loads(jugs.answer)
+    verdicts = judge(grader, jugs, json.dumps(moves, indent=1), json.dumps(moves[:-1]), json.dumps(moves[:1]), "[]")
+    assert [v.score for v in verdicts] == [1, 0, 0, 0]
 
 
 def test_countdown_is_judged_here_and_not_by_the_library(grader: ReasoningGym, tmp_path: Path) -> None:
@@ -95,6 +95,14 @@ def test_datasets_whose_scorer_executes_the_answer_are_refused(grader: Reasoning
     columns = {"puzzle": json.dumps({"dataset": name, "config": {}, "seed": 1, "index": 0})}
     verdict = grader.verify([Item("<answer>1</answer>", "1", "?", None, columns)])[0]
     assert (verdict.status, verdict.score) == (Status.BAD_GOLD, None)
+
+
+def test_the_graders_processes_make_the_same_puzzles(grader: ReasoningGym) -> None:
+    """They have another hash seed than this one; a puzzle that depends on it would be a bad gold there."""
+    for problem in load("reasoning_gym", {"dataset": DATASETS_TRIED}).problems("train", 21, seed=5):
+        assert judge(grader, problem, "nonsense")[0].status is Status.WRONG, problem.columns["dataset"]
+    with pytest.raises(TaskError, match="word_ladder makes other puzzles of the same seed"):
+        load("reasoning_gym", {"dataset": "word_ladder"})
 
 
 def test_no_other_scorer_of_the_library_executes_text() -> None:
