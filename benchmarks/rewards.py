@@ -14,6 +14,7 @@ Code and language have scripts of their own: `sandbox.py`, `mbpp.py`, `language.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -26,8 +27,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# This script is named like the package that it measures, which its own folder would hide.
+# This script is named like the package that it measures. Python puts a script's folder first on its path, so here and
+# in the neighbouring scripts `import rewards` would find this file: let it find the package instead.
 sys.path[:] = [folder for folder in sys.path if Path(folder or ".").resolve() != Path(__file__).resolve().parent]
+if __name__ == "rewards":
+    del sys.modules["rewards"]
+    importlib.import_module("rewards")
 
 from rewards import Item
 from rewards.corpus import load

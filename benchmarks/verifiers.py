@@ -1,0 +1,170 @@
+"""Which mathematical verifiers pay wrong answers, and which refuse right ones: the corpus, judged by all of them.
+
+    python benchmarks/verifiers.py                       # ours, math-verify, TRL
+    pip install --no-deps --target peers verl lm_eval pylatexenc    # optional: further peers, from their wheels as they are
+    python benchmarks/verifiers.py --peers peers
+
+Every verifier gets the same completions and golds, each in the form that its own documentation asks for, in killable
+processes, since some of them evaluate what the model wrote. A verifier that raises or passes its deadline has refused.
+The table in `docs/rewards.md` is this command's; `benchmarks/results/verifiers.json` also has the counts by family.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rewards import Item
+from rewards.corpus import Pair, load
+from rewards.corpus.paraphrase import generate
+from rewards.math import MathVerifier, gold_text
+from rewards.pool import Fate, Pool
+
+RESULTS = Path(__file__).parent / "results"
+PEERS = "ZERO2R1_PEERS"  # the environment tells the pool's processes where the unpacked wheels are
+DEADLINE_S = 20.0
+
+
+def math_verify(completion: str, gold: str) -> bool:
+    """math-verify, default configuration, gold in a box."""
+    from rewards.peers import math_verify as judge
+
+    return judge(completion, gold)
+
+
+def trl_raw(completion: str, gold: str) -> bool:
+    """TRL's accuracy_reward, with the gold as data sets have it."""
+    from trl.rewards import accuracy_reward
+
+    logging.disable(logging.WARNING)
+    return accuracy_reward([[{"role": "assistant", "content": completion}]], [gold])[0] == 1.0
+
+
+def trl_dollars(completion: str, gold: str) -> bool:
+    """TRL's accuracy_reward, with the gold in dollar signs."""
+    return trl_raw(completion, f"${gold}$")
+
+
+def verl_math(completion: str, gold: str) -> bool:
+    """verl's math_reward, the string comparison of the MATH authors."""
+    return _file("verl/utils/reward_score/math_reward.py").compute_score(completion, gold) == 1.0
+
+
+def verl_dapo(completion: str, gold: str) -> bool:
+    """verl's math_dapo with strict boxes."""
+    return bool(_file("verl/utils/reward_score/math_dapo.py").compute_score(completion, gold, True)["acc"])
+
+
+def verl_prime(completion: str, gold: str) -> bool:
+    """verl's prime_math, which also evaluates text with sympy."""
+    return bool(_file("verl/utils/reward_score/prime_math/__init__.py").compute_score(completion, gold)[0])
+
+
+def lm_eval_math(completion: str, gold: str) -> bool:
+    """lm-evaluation-harness: hendrycks_math's is_equiv on the last box."""
+    module = _file("lm_eval/tasks/hendrycks_math/utils.py")
+    box = module.last_boxed_only_string(completion)
+    return box is not None and bool(module.is_equiv(module.remove_boxed(box), gold))
+
+
+def _file(name: str) -> ModuleType:
+    """One file of an unpacked wheel, without the package around it and what that imports."""
+    path = Path(os.environ[PEERS]) / name
+    package = "peer_" + path.parent.name if path.name == "__init__.py" else "peer_" + path.stem
+    if package not in sys.modules:
+        sys.path.append(os.environ[PEERS])  # last, so that what is installed wins
+        spec = importlib.util.spec_from_file_location(package, path)
+        assert spec is not None and spec.loader is not None
+        sys.modules[package] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[package]
+
+
+VERIFIERS: dict[str, Callable[[str, str], bool]] = {
+    "math-verify 0.9, gold boxed": math_verify,
+    "TRL accuracy_reward, raw gold": trl_raw,
+    "TRL accuracy_reward, gold in $": trl_dollars,
+}
+FROM_WHEELS: dict[str, Callable[[str, str], bool]] = {
+    "verl math_reward": verl_math,
+    "verl math_dapo, strict box": verl_dapo,
+    "verl prime_math": verl_prime,
+    "lm-eval hendrycks_math": lm_eval_math,
+}
+
+
+def ours(pairs: Sequence[Pair]) -> list[bool]:
+    """The reward `math` as it is by default."""
+    verifier = MathVerifier()
+    try:
+        return [v.score == 1.0 for v in verifier.verify([Item(pair.completion, pair.gold) for pair in pairs])]
+    finally:
+        verifier.close()
+
+
+def peer(judge: Callable[[str, str], bool], pairs: Sequence[Pair]) -> list[bool] | None:
+    """Another verifier's judgements; what raises or hangs is a refusal. `None` if it always raises: not installed."""
+    with_pool = Pool(f"{Path(__file__).resolve()}:{judge.__name__}", deadline_s=DEADLINE_S, rss_mib=4096)
+    try:
+        outcomes = with_pool.map([(pair.completion, gold_text(pair.gold)) for pair in pairs])
+    finally:
+        with_pool.close()
+    failed = [outcome.detail for outcome in outcomes if outcome.fate is not Fate.DONE]
+    if failed:
+        logging.info("%s: %d of %d failed, first: %s", judge.__name__, len(failed), len(pairs), failed[0])
+    if len(failed) == len(pairs):
+        return None
+    return [outcome.fate is Fate.DONE and bool(outcome.value) for outcome in outcomes]
+
+
+def count(pairs: Sequence[Pair], judged: Sequence[bool]) -> dict[str, Any]:
+    """False accepts and false refusals, in all and by family."""
+    accepts = [pair.family for pair, yes in zip(pairs, judged, strict=True) if yes and not pair.equal]
+    refusals = [pair.family for pair, yes in zip(pairs, judged, strict=True) if not yes and pair.equal]
+    families = {name: [accepts.count(name), refusals.count(name)] for name in sorted({*accepts, *refusals})}
+    return {"false_accepts": len(accepts), "false_refusals": len(refusals), "by_family": families}
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--peers", type=Path, help="folder into which verl and lm_eval were unpacked")
+    parser.add_argument("--paraphrases", type=int, default=0, help="paraphrases of each pair, instead of the corpus")
+    options = parser.parse_args()
+    pairs = generate(load(), options.paraphrases, 0) if options.paraphrases else load()
+    judges = dict(VERIFIERS)
+    if options.peers:
+        os.environ[PEERS] = str(options.peers.resolve())
+        judges |= FROM_WHEELS
+    right = sum(pair.equal for pair in pairs)
+    table = {"ours": count(pairs, ours(pairs))}
+    for name, judge in judges.items():
+        judged = peer(judge, pairs)
+        if judged is not None:
+            table[name] = count(pairs, judged)
+    print(f"| verifier | wrong answers paid, of {len(pairs) - right} | right answers refused, of {right} |")
+    print("|---|---|---|")
+    for name, row in table.items():
+        print(f"| {name} | {row['false_accepts']} | {row['false_refusals']} |")
+    versions = {"python": platform.python_version()}
+    for package in ("math-verify", "trl", "verl", "lm_eval"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    report = {"pairs": len(pairs), "right": right, "versions": versions, "verifiers": table}
+    (RESULTS / "verifiers.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
