@@ -21,6 +21,9 @@ class Conversation:
     """
 
     def __init__(self, path: str, template: str, sampling: Sampling) -> None:
+        from pipeline.training import setup
+
+        setup.prepare()
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 

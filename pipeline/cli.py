@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipeline.recipe import Recipe
+
+LOG_WIDTH = 120
+"""Columns of tables where the output is no terminal."""
 
 app = typer.Typer(
     name="zero2r1",
@@ -253,11 +257,11 @@ def export(
     if folder.exists():
         _fail(f"{folder} exists already", code=2)
     stage = {"kind": "export", "model": _model(model), **({"dtype": dtype} if dtype else {})}
-    _once(stage, 0, folder, json=False)
+    _once(stage, 0, folder, json=False, part="model")
 
 
-def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool) -> None:
-    """Run a single stage outside of any recipe and print its numbers; its files go to `out`, if given."""
+def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, part: str = "") -> None:
+    """Run a single stage outside of any recipe and print its numbers; its files, or a part of them, go to `out`."""
     import shutil
     import tempfile
 
@@ -277,7 +281,7 @@ def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool) 
         except runner.StageError as error:
             _fail(str(error))
         if out is not None:
-            shutil.move(artifact.path, out)
+            shutil.move(artifact.path / part, out)
             console.print(f"written: {out}", soft_wrap=True)
         elif not json:
             console.print(summary.terminal_table(Path(folder)))
@@ -312,7 +316,7 @@ def _run_folder(run: Path) -> Path:
 def _console(json: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=False, highlight=False, soft_wrap=json)
+    return Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False, soft_wrap=json)
 
 
 def _print_json(value: object) -> None:

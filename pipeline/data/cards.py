@@ -54,6 +54,19 @@ def lineage(folders: Sequence[Path]) -> list[Manifest]:
     return list(found.values())
 
 
+def evaluations(folder: Path) -> list[Manifest]:
+    """The manifests of the evaluations in an artifact's run that scored this very artifact."""
+    if not (folder / artifacts.MANIFEST).is_file():
+        return []
+    scored = manifest(folder)
+    others = [manifest(path.parent) for path in sorted(folder.parents[1].glob(f"*/*/{artifacts.MANIFEST}"))]
+    return [
+        other
+        for other in others
+        if other["kind"] == "evaluate" and other["inputs"].get(scored["stage"]) == scored["fingerprint"]
+    ]
+
+
 def hub_base(stages: Sequence[Manifest]) -> str | None:
     """The hub id that the first imported model came from, if it came from a hub."""
     for stage in stages:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.artifacts import MANIFEST
 from pipeline.data.rows import write_rows
 from pipeline.rollout import engine_name
 from pipeline.stages.base import ModelRef, Outputs, Product, RewardSpec, RolloutSpec, StageConfig, StageContext
@@ -148,6 +149,9 @@ def evaluate_model(
 
 def model_label(reference: str) -> str:
     """What a model is called in tables: the stage's name, or folder or hub id as they are."""
+    artifact = Path(reference).parent
+    if (artifact / MANIFEST).is_file():
+        return artifact.parent.name
     return reference.removeprefix("@")
 
 

@@ -14,6 +14,7 @@ evaluations with problems, samples and intervals. Nothing is uploaded.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -30,7 +31,7 @@ class ExportConfig(StageConfig):
 
     Attributes:
         model: what to export.
-        scores: evaluations whose results the card shows.
+        scores: evaluations whose results the card shows; a model given by its folder in a run brings those of the run.
         name: the model's name on the card; the stage's name if not given.
         description: a paragraph for the card.
         license: identifier of the license, such as `apache-2.0`; that of the base model binds you too.
@@ -65,7 +66,8 @@ def run(context: StageContext[ExportConfig]) -> Outputs:
     else:
         importing.copied(source, target, None)
     parameters, precision = importing.weights(target)
-    chain = cards.lineage([context.inputs[name] for name in context.inputs if config.model == f"@{name}"])
+    artifact = Path(source).parent
+    chain = cards.lineage([artifact])
     base = config.base_model or cards.hub_base(chain)
     card = cards.Card(
         name=config.name or context.name,
@@ -75,7 +77,10 @@ def run(context: StageContext[ExportConfig]) -> Outputs:
         parameters=parameters,
         precision=precision,
         stages=chain,
-        evaluations=[cards.manifest(context.inputs[ref.removeprefix("@")]) for ref in config.scores],
+        evaluations=[
+            *(cards.manifest(context.inputs[ref.removeprefix("@")]) for ref in config.scores),
+            *([] if config.model.startswith("@") else cards.evaluations(artifact)),
+        ],
     )
     (target / "README.md").write_text(card.text(), encoding="utf-8")
     return Outputs({"parameters": parameters, "dtype": precision, "lineage": [stage["stage"] for stage in chain]})
