@@ -1,7 +1,7 @@
 """Which mathematical verifiers pay wrong answers, and which refuse right ones: the corpus, judged by all of them.
 
     python benchmarks/verifiers.py                       # ours, math-verify, TRL
-    pip install --no-deps --target peers verl lm_eval pylatexenc    # optional: further peers, from their wheels as they are
+    pip install --no-deps --target peers verl lm_eval    # optional: further peers, from their wheels as they are
     python benchmarks/verifiers.py --peers peers
 
 Every verifier gets the same completions and golds, each in the form that its own documentation asks for, in killable
@@ -65,11 +65,6 @@ def verl_dapo(completion: str, gold: str) -> bool:
     return bool(_file("verl/utils/reward_score/math_dapo.py").compute_score(completion, gold, True)["acc"])
 
 
-def verl_prime(completion: str, gold: str) -> bool:
-    """verl's prime_math, which also evaluates text with sympy."""
-    return bool(_file("verl/utils/reward_score/prime_math/__init__.py").compute_score(completion, gold)[0])
-
-
 def lm_eval_math(completion: str, gold: str) -> bool:
     """lm-evaluation-harness: hendrycks_math's is_equiv on the last box."""
     module = _file("lm_eval/tasks/hendrycks_math/utils.py")
@@ -80,9 +75,8 @@ def lm_eval_math(completion: str, gold: str) -> bool:
 def _file(name: str) -> ModuleType:
     """One file of an unpacked wheel, without the package around it and what that imports."""
     path = Path(os.environ[PEERS]) / name
-    package = "peer_" + path.parent.name if path.name == "__init__.py" else "peer_" + path.stem
+    package = f"peer_{path.parent.name}_{path.stem}"
     if package not in sys.modules:
-        sys.path.append(os.environ[PEERS])  # last, so that what is installed wins
         spec = importlib.util.spec_from_file_location(package, path)
         assert spec is not None and spec.loader is not None
         sys.modules[package] = module = importlib.util.module_from_spec(spec)
@@ -98,7 +92,6 @@ VERIFIERS: dict[str, Callable[[str, str], bool]] = {
 FROM_WHEELS: dict[str, Callable[[str, str], bool]] = {
     "verl math_reward": verl_math,
     "verl math_dapo, strict box": verl_dapo,
-    "verl prime_math": verl_prime,
     "lm-eval hendrycks_math": lm_eval_math,
 }
 

@@ -29,6 +29,7 @@ _MINUS, _PLUS = Token(Kind.OPERATOR, "-"), Token(Kind.OPERATOR, "+")
 _REAL_LINE = Interval(
     (Quantity((_MINUS, INFINITY), None, (_MINUS, INFINITY)), Quantity((INFINITY,), None, (INFINITY,))), "()"
 )
+_SIGNS = {"negative": (_MINUS,), "minus": (_MINUS,), "positive": (), "plus": ()}
 _MARKS = frozenset("{}|")
 _CLOSING_WORDS = words("is are the final correct answer")
 _IDLE = frozenset({"\\\\", r"\therefore", r"\Rightarrow", r"\implies", r"\to", r"\Longrightarrow"})
@@ -55,6 +56,8 @@ def read(written: Tokens, depth: int = 0) -> Shape:
         return Nonsense(written)
     if len(written) > 3 and _is_point_name(written):
         written = written[1:]
+    if written[0].text in "([" and [t.text for t in written[-4:]] in (["^", "{", "T", "}"], ["^", "{", r"\top", "}"]):
+        written = written[:-4]  # a column vector written as a row
     compound = _compound(written)
     if compound is not None:
         return compound
@@ -94,6 +97,8 @@ def _trim(written: Tokens) -> Tokens:
     if prose == start and start < end and written[start].text == "~":
         start += 1
     inner = written[start:end]
+    if len(inner) > 1 and inner[0].text.lower() in _SIGNS:
+        return (*_SIGNS[inner[0].text.lower()], *inner[1:])
     if len(inner) > 2 and inner[0].text == "{" and closing(inner, 0) == len(inner) - 1:
         return _trim(inner[1:-1])
     return inner
@@ -189,7 +194,8 @@ def _separated(written: Tokens, depth: int) -> Shape | None:
     subscripted = {shape.name[0].text.partition("_")[0] for shape in shapes if isinstance(shape, Named)}
     if len(subscripted) == 1 and all(isinstance(s, Named) and "_" in s.name[0].text for s in shapes):
         return Group(tuple(s.values[-1] for s in shapes if isinstance(s, Named)))  # x_1 = 1, x_2 = 2 are two roots
-    return Group(_flat(shapes))
+    spoken = not any(written[index].text in (",", ";") for index in range(len(written)))
+    return Group(_flat(shapes), "{}" if spoken and all(isinstance(shape, Words) for shape in shapes) else "")
 
 
 def _union(ranges: Sequence[Shape], variable: Tokens | None) -> Union:
@@ -268,6 +274,8 @@ def is_name(side: Tokens) -> bool:
         return all(t.kind is Kind.SYMBOL or t.text == "," for t in side[2:-1])
     if side[0].text in (r"\angle", r"\triangle", "|", r"\overline", r"\sin", r"\cos", r"\tan"):
         return all(t.text.isupper() or t.text in _MARKS or t.text.startswith("\\") for t in side[1:])  # |AB|, not |x|
+    if len(side) > 4 and side[0].kind is Kind.SYMBOL and side[1].text == "'":
+        return is_name((side[0], *side[2:]))  # f'(x)
     return side[0].kind is Kind.SYMBOL and len(side) == 2 and side[1].text == "'"
 
 
@@ -295,6 +303,8 @@ def _inequality(sides: list[Tokens], relations: list[str], depth: int) -> Shape 
     if not all(r in ("<", "<=") for r in relations):
         return None
     low, high = _REAL_LINE.ends
+    if len(sides) == 2 and "|" in (sides[0][0].text, sides[1][0].text):
+        return _around_zero(sides, relations[0], depth)
     if len(sides) == 2 and is_name(sides[0]):
         ends, brackets, variable = (low, read(sides[1], depth + 1)), "(" + _close(relations[0]), sides[0]
     elif len(sides) == 2 and is_name(sides[1]):
@@ -307,6 +317,21 @@ def _inequality(sides: list[Tokens], relations: list[str], depth: int) -> Shape 
     signs = [Token(Kind.OPERATOR, relation) for relation in relations]
     written = tuple(token for side, sign in zip(sides, [*signs, None], strict=True) for token in _with(side, sign))
     return Interval(ends, brackets, variable, written)
+
+
+def _around_zero(sides: list[Tokens], relation: str, depth: int) -> Shape | None:
+    """`|x| < 3` is an interval around zero, `3 < |x|` what lies outside of it."""
+    inside = sides[0][0].text == "|"
+    absolute, bound = sides if inside else sides[::-1]
+    if len(absolute) != 3 or absolute[1].kind is not Kind.SYMBOL or absolute[2].text != "|":
+        return None
+    opened, closed = Token(Kind.OPERATOR, "("), Token(Kind.OPERATOR, ")")
+    ends = read((_MINUS, opened, *bound, closed), depth + 1), read(bound, depth + 1)
+    variable, (low, high) = absolute[1:2], _REAL_LINE.ends
+    if inside:
+        return Interval(ends, _open(relation) + _close(relation), variable)
+    left, right = Interval((low, ends[0]), "(" + _close(relation)), Interval((ends[1], high), _open(relation) + ")")
+    return Union((left, right), variable)
 
 
 def _with(side: Tokens, sign: Token | None) -> Tokens:

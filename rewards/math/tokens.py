@@ -60,7 +60,7 @@ _MASTER = re.compile(
     r"(?P<space>(?:\s|~|\\[,;:> ]|\\$|\\[()\[\]]|\\(?:quad|qquad|thinspace|enspace|hfill|newline)(?![a-zA-Z]))+)"
     r"|(?P<nothing>\\!|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|boldsymbol|bf|rm|it|mathstrut"
     r"|hphantom|phantom)(?![a-zA-Z]))"
-    r"|(?P<base>(?<![A-Za-z0-9.,])(?=[A-Z]*\d)[0-9A-Z]+_(?:\{\\(?:text|mathrm|mbox)\{[a-z]+\}\}|\\(?:text|mbox)\{[a-z]+\}|\{[a-z]{3,7}\}|\{\d+\}|\d+))"
+    r"|(?P<base>(?<![A-Za-z0-9.,])(?=[A-Z]*\d|[A-F]+_\{16)[0-9A-Z]+_(?:\{\\(?:text|mathrm|mbox)\{[a-z]+\}\}|\\(?:text|mbox)\{[a-z]+\}|\{[a-z]{3,7}\}|\{\d+\}|\d+))"
     rf"|(?P<number>(?P<whole>{_NUMBER})(?P<part>(?:\.|\{{,\}}(?=\d)|(?<=\.\d\d\d),(?=\d))"
     r"(?:\d*(?:\\overline|\\bar|\\dot)\{?\d+\}?|\d*\(\d+\)|\d+(?:\.\.\.|\\l?dots|\\cdots)?))?"
     r"(?P<power>[eE][+-]?\d{1,6}(?![A-Za-z0-9]))?)"
@@ -74,9 +74,12 @@ _MASTER = re.compile(
 )
 
 
+_CHOOSE = re.compile(r"\{([^{}]*)\\choose([^{}]*)\}")
+
+
 def clean(text: str) -> str:
     """Fold Unicode look-alikes into ASCII and LaTeX: full-width and Arabic digits, minus signs, superscripts."""
-    text = text.replace(r"\!", "")
+    text = _CHOOSE.sub(r"\\binom{\1}{\2}", text.replace(r"\!", ""))
     if text.isascii():
         return text
     folded = unicodedata.normalize("NFKC", text.translate(UNICODE)).translate(UNICODE)

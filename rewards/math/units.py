@@ -157,8 +157,10 @@ NOT_A_PRODUCT = words(
 
 
 def is_product(letters: str) -> bool:
-    """Whether a run of letters may be a product of variables: `xy`, `abc`, but not `no` or `km`."""
-    return len(letters) <= 4 and letters.lower() not in NOT_A_PRODUCT and lookup(letters) is None
+    """Whether a run of letters may be a product of variables: `xy`, `abc`, but not `no`, `km` or the segment `AB`."""
+    return (
+        len(letters) <= 4 and not letters.isupper() and letters.lower() not in NOT_A_PRODUCT and lookup(letters) is None
+    )
 
 
 def split_unit(expression: Tokens) -> tuple[Tokens, Unit | None]:
@@ -249,8 +251,9 @@ def _read(suffix: Tokens, value: Tokens) -> Unit | None:
         if power is None:
             return None
         found = DEGREE if token.text == "deg" else lookup(token.text)
-        if found is DEGREE and index < len(suffix) and suffix[index].text in ("C", "F"):
-            found = _unit(1, f"degree {suffix[index].text}")
+        scale = suffix[index].text.upper()[:1] if found is DEGREE and index < len(suffix) else ""
+        if scale in ("C", "F") and suffix[index].text.lower() in ("c", "f", "celsius", "fahrenheit"):
+            found = _unit(1, f"degree {scale}")
             index += 1
         if word in MULTIPLIERS:
             unit = Unit(unit.factor * MULTIPLIERS[word], unit.dimensions, unit.label)

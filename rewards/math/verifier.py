@@ -229,6 +229,8 @@ def _compare(gold: str, answer: str) -> Decision | None:
         if wanted is not None:
             return _EQUAL if given[0] == wanted[0] else _DIFFERENT
         answer = given[1] or answer
+    elif wanted is not None:
+        gold = wanted[1] or gold
     try:
         if tokens(gold) == tokens(answer):
             return _EQUAL
