@@ -107,7 +107,8 @@ def test_the_exported_model_is_a_folder_that_transformers_loads(uninterrupted: C
     assert exported is not None
     assert trained is not None
     (card,) = Path(exported.path).rglob("README.md")
-    assert "nano-r1" in card.read_text(encoding="utf-8")
+    lineage = card.read_text(encoding="utf-8")
+    assert all(f"| {stage} |" in lineage for stage in ("base", "zero", "cold_start", "dev3", "r1", "brought"))
     one = AutoModelForCausalLM.from_pretrained(card.parent)
     other = AutoModelForCausalLM.from_pretrained(trained.path / "model")
     assert AutoTokenizer.from_pretrained(card.parent).eos_token_id == one.generation_config.eos_token_id
