@@ -30,6 +30,7 @@ _REAL_LINE = Interval(
     (Quantity((_MINUS, INFINITY), None, (_MINUS, INFINITY)), Quantity((INFINITY,), None, (INFINITY,))), "()"
 )
 _SIGNS = {"negative": (_MINUS,), "minus": (_MINUS,), "positive": (), "plus": ()}
+_ANGLES = Token(Kind.COMMAND, r"\langle"), Token(Kind.COMMAND, r"\rangle")
 _MARKS = frozenset("{}|")
 _CLOSING_WORDS = words("is are the final correct answer")
 _IDLE = frozenset({"\\\\", r"\therefore", r"\Rightarrow", r"\implies", r"\to", r"\Longrightarrow"})
@@ -58,6 +59,8 @@ def read(written: Tokens, depth: int = 0) -> Shape:
         written = written[1:]
     if written[0].text in "([" and [t.text for t in written[-4:]] in (["^", "{", "T", "}"], ["^", "{", r"\top", "}"]):
         written = written[:-4]  # a column vector written as a row
+    if written[0].text == "<" and written[-1].text == ">":
+        written = (_ANGLES[0], *written[1:-1], _ANGLES[1])
     compound = _compound(written)
     if compound is not None:
         return compound
@@ -270,12 +273,16 @@ def is_name(side: Tokens) -> bool:
         return len(side) == 1 or any(t.kind is Kind.TEXT or len(t.text) > 2 for t in side)
     if side[0].text == "(" and closing(side, 0) == len(side) - 1:
         return all(t.kind is Kind.SYMBOL or t.text in ("(", ")", ",") for t in side) and len(side) > 3
+    if len(side) > 3 and side[0].text in ("P", "E") and side[1].text == "(":
+        return closing(side, 1) == len(side) - 1  # P(X = 2)
     if side[0].kind is Kind.SYMBOL and len(side) > 3 and side[1].text == "(" and side[-1].text == ")":
         return all(t.kind is Kind.SYMBOL or t.text == "," for t in side[2:-1])
     if side[0].text in (r"\angle", r"\triangle", "|", r"\overline", r"\sin", r"\cos", r"\tan"):
         return all(t.text.isupper() or t.text in _MARKS or t.text.startswith("\\") for t in side[1:])  # |AB|, not |x|
     if len(side) > 4 and side[0].kind is Kind.SYMBOL and side[1].text == "'":
         return is_name((side[0], *side[2:]))  # f'(x)
+    if len(side) > 8 and side[0].kind is Kind.SYMBOL and [t.text for t in side[1:6]] == ["^", "{", "-", "1", "}"]:
+        return is_name((side[0], *side[6:]))  # f^{-1}(x)
     return side[0].kind is Kind.SYMBOL and len(side) == 2 and side[1].text == "'"
 
 

@@ -60,7 +60,7 @@ _MASTER = re.compile(
     r"(?P<space>(?:\s|~|\\[,;:> ]|\\$|\\[()\[\]]|\\(?:quad|qquad|thinspace|enspace|hfill|newline)(?![a-zA-Z]))+)"
     r"|(?P<nothing>\\!|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|boldsymbol|bf|rm|it|mathstrut"
     r"|hphantom|phantom)(?![a-zA-Z]))"
-    r"|(?P<base>(?<![A-Za-z0-9.,])(?=[A-Z]*\d|[A-F]+_\{16)[0-9A-Z]+_(?:\{\\(?:text|mathrm|mbox)\{[a-z]+\}\}|\\(?:text|mbox)\{[a-z]+\}|\{[a-z]{3,7}\}|\{\d+\}|\d+))"
+    r"|(?P<base>(?<![A-Za-z0-9.,])(?=[A-Z]*\d|[A-F]{2,}_\{16)[0-9A-Z]+_(?:\{\\(?:text|mathrm|mbox)\{[a-z]+\}\}|\\(?:text|mbox)\{[a-z]+\}|\{[a-z]{3,7}\}|\{\d+\}|\d+))"
     rf"|(?P<number>(?P<whole>{_NUMBER})(?P<part>(?:\.|\{{,\}}(?=\d)|(?<=\.\d\d\d),(?=\d))"
     r"(?:\d*(?:\\overline|\\bar|\\dot)\{?\d+\}?|\d*\(\d+\)|\d+(?:\.\.\.|\\l?dots|\\cdots)?))?"
     r"(?P<power>[eE][+-]?\d{1,6}(?![A-Za-z0-9]))?)"
@@ -94,9 +94,12 @@ def tokens(text: str) -> Tokens:
     """Read text into tokens. Linear; never fails for strange input, which becomes operators nobody understands.
 
     Raises:
-        TooDeepError: groups are nested more than `MAX_DEPTH` deep.
+        TooDeepError: groups are nested more than `MAX_DEPTH` deep, or characters unfold into very many.
     """
-    found = list(_subscripts(_tokens(clean(text), 0)))
+    cleaned = clean(text)
+    if len(cleaned) > 4 * len(text) + 64:
+        raise TooDeepError("characters that stand for many others")
+    found = list(_subscripts(_tokens(cleaned, 0)))
     return tuple(_braced(found, _closers(found), 0, len(found)))
 
 

@@ -201,8 +201,8 @@ def _suffix_start(expression: Tokens) -> int:
         joins = token.text in ("/", "*", ".") and bool(follower) and follower[0].kind in _WORDY
         if token.text == "deg" or joins or (token.kind in _WORDY and _may_be_unit(expression, start - 1)):
             start -= 1
-        elif _is_power_of_word(expression, start):
-            start -= 4
+        elif length := _power_of_word(expression, start):
+            start -= length
         else:
             break
     while start < len(expression) and expression[start].text in ("/", "*", "."):
@@ -210,11 +210,14 @@ def _suffix_start(expression: Tokens) -> int:
     return start
 
 
-def _is_power_of_word(expression: Tokens, end: int) -> bool:
-    """Whether the four tokens before `end` are `^{2}` behind a word."""
-    if end < 5 or expression[end - 1].text != "}":
-        return False
-    return [t.text for t in expression[end - 4 : end - 2]] == ["^", "{"] and expression[end - 5].kind in _WORDY
+def _power_of_word(expression: Tokens, end: int) -> int:
+    """The number of tokens before `end` that are `^{2}` or `^{-2}` behind a word; 0 if there is none."""
+    for length in (4, 5):
+        power = [t.text for t in expression[max(0, end - length) : end]]
+        if len(power) == length < end and power[:2] == ["^", "{"] and power[-1] == "}":
+            sign_is_fine = length == 4 or power[2] == "-"
+            return length if sign_is_fine and expression[end - length - 1].kind in _WORDY else 0
+    return 0
 
 
 def _may_be_unit(expression: Tokens, index: int) -> bool:
@@ -278,10 +281,14 @@ def _counts(token: Token) -> bool:
 
 
 def _power(suffix: Tokens, index: int) -> tuple[int | None, int]:
-    if index + 3 < len(suffix) and suffix[index].text == "^":
-        digits = suffix[index + 2].text
-        return (int(digits), index + 4) if digits.isdigit() and len(digits) == 1 else (None, index)
-    return 1, index
+    """The power at `index`, if there is one, and where it ends; `None` for a power that no unit has."""
+    if index + 3 >= len(suffix) or suffix[index].text != "^":
+        return 1, index
+    negative = suffix[index + 2].text == "-"
+    digits = suffix[index + 2 + negative].text
+    if not digits.isdigit() or len(digits) > 1:
+        return None, index
+    return -int(digits) if negative else int(digits), index + 4 + negative
 
 
 def _is_plain(value: Sequence[Token]) -> bool:

@@ -42,7 +42,9 @@ def _by_value(gold: Tokens, answer: Tokens) -> bool | None:
             return True
         if not a.variables and not b.variables:
             places = places_of(gold), places_of(answer)
-            return _close(a, b, places) if places != (None, None) else equal_values(a.about, b.about)
+            if places != (None, None):
+                return _close(a, b, places)
+            return False if a.exact is not None and b.exact is not None else equal_values(a.about, b.about)
         if not equal_values(a.about, b.about):
             return False
     return True

@@ -209,7 +209,7 @@ def _number(value: float) -> str:
     return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
 
 
-_shape = lru_cache(maxsize=4096)(shape_of)
+_shape = lru_cache(maxsize=1024)(shape_of)
 """Shapes of golds and of answers that many rollouts share; a cache of pure values."""
 
 
