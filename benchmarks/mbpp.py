@@ -1,6 +1,6 @@
 """Does the code reward judge right? All references of MBPP must pass, and changed ones must fail.
 
-    python benchmarks/mbpp.py path/to/mbpp.jsonl [--out benchmarks/results/mbpp-validate.json]
+    python -m benchmarks.mbpp path/to/mbpp.jsonl [--out benchmarks/results/mbpp-validate.json]
 
 Three questions, over the 974 rows (Austin et al., arXiv 2108.07732):
 
@@ -131,7 +131,7 @@ def main() -> None:
     with ThreadPoolExecutor(2) as threads:
         truth = list(threads.map(plain, changed))
     result = {
-        "command": f"python benchmarks/mbpp.py mbpp.jsonl --seed {arguments.seed}",
+        "command": f"python -m benchmarks.mbpp mbpp.jsonl --seed {arguments.seed}",
         "python": platform.python_version(),
         "rows": len(rows),
         "references": dict(Counter(v.status.value for v in references)),

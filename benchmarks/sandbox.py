@@ -1,6 +1,6 @@
 """Isolated jobs a second: zygotes, a bubblewrap for every job, and a bare process for every job.
 
-    python benchmarks/sandbox.py [--rounds 7] [--out benchmarks/results/sandbox.json]
+    python -m benchmarks.sandbox [--rounds 7] [--out benchmarks/results/sandbox.json]
 
 Every job defines the same small function and calls it three times, as an MBPP row does. The ways take turns, so that
 whatever else the machine does hits all of them; the figures are medians over rounds. `bubblewrap a job` is what one
@@ -37,7 +37,7 @@ def min_cost(cost, m, n):
 CALLS = [f"min_cost([[{k}, 2, 3], [4, 8, 2], [1, 5, 3]], 2, 2)" for k in range(3)]
 VALUES = [7, 8, 9]
 PRINTING = SOLUTION + "\nprint([" + ", ".join(CALLS) + "])"
-JOBS = 60  # a round and way
+ROUND_S = 2.0  # seconds of a round and way
 
 
 def sandboxed(sandbox: LocalSandbox) -> Callable[[], bool]:
@@ -59,11 +59,18 @@ def spawned(command: list[str]) -> Callable[[], bool]:
 def rate(job: Callable[[], bool], workers: int) -> float:
     """Jobs a second, all of which must have given the right results."""
     started = time.perf_counter()
+
+    def work(_: int) -> int:
+        done = 0
+        while time.perf_counter() < started + ROUND_S:
+            if not job():
+                raise SystemExit("a job did not give the right results")
+            done += 1
+        return done
+
     with ThreadPoolExecutor(workers) as threads:
-        right = sum(threads.map(lambda _: job(), range(JOBS)))
-    if right != JOBS:
-        raise SystemExit(f"only {right} of {JOBS} jobs gave the right results")
-    return JOBS / (time.perf_counter() - started)
+        done = sum(threads.map(work, range(workers)))
+    return done / (time.perf_counter() - started)
 
 
 def main() -> None:
@@ -88,7 +95,7 @@ def main() -> None:
     median = {name: statistics.median(r[name] for r in rounds) for name in ways}
     ratios = {name: statistics.median(r["zygote"] / r[name] for r in rounds) for name in ways if name != "zygote"}
     result = {
-        "command": " ".join(["python", "benchmarks/sandbox.py", f"--rounds {arguments.rounds}"]),
+        "command": " ".join(["python -m benchmarks.sandbox", f"--rounds {arguments.rounds}"]),
         "jobs_per_s": {name: round(value, 1) for name, value in median.items()},
         "zygote_times_faster_than": {name: round(value, 1) for name, value in ratios.items()},
         "workers": arguments.workers,

@@ -106,7 +106,18 @@ def bubblewrapped(limits: Limits, arguments: list[str]) -> list[str]:
         mounts = [str(source) for source in binds]
         launcher = [sys.executable, "-I", "-S", str(Path(__file__).parent / "unroot.py"), json.dumps(mounts)]
         binds = {Path("/tmp") / str(number): target for number, target in enumerate(binds.values())}
-    command = [*launcher, bwrap, "--unshare-all", "--uid", str(UID), "--gid", str(UID), "--hostname", "sandbox"]
+    command = [
+        *launcher,
+        bwrap,
+        "--unshare-all",
+        "--as-pid-1",
+        "--uid",
+        str(UID),
+        "--gid",
+        str(UID),
+        "--hostname",
+        "sandbox",
+    ]
     for folder in LIBRARIES:
         if Path(folder).is_symlink():
             command += ["--symlink", str(Path(folder).readlink()), folder]

@@ -13,8 +13,8 @@ from rewards.sandbox.inside import values
 from rewards.sandbox.inside.jail import Limits
 from rewards.sandbox.worker import Outcome
 
-VISIBLE_PROCESSES = 3
-"""At most: bubblewrap, the zygote and the job, where they share a namespace; only the job where it has its own."""
+VISIBLE_PROCESSES = 2
+"""At most: the zygote and the job, where they share a namespace; only the job where it has its own."""
 
 ADVICE = (
     "What the sandbox needs: Linux 5.14 or newer with user namespaces. Check that"

@@ -111,33 +111,49 @@ def test_a_killed_worker_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
     sandbox.close()
 
 
-def test_nothing_is_left_behind() -> None:
-    sandbox = LocalSandbox(workers=1)
-    sandbox.run(calls(DOUBLE, "f(1)"))
-    (group,) = _workers(sandbox)
+DAEMON = """
+import os, signal, time
+if os.fork() == 0:
+    os.setsid()
+    for number in range(1, 32):
+        try: signal.signal(number, signal.SIG_IGN)
+        except (OSError, ValueError): pass
+    while True: time.sleep(0.01)
+def f(): return os.listdir("/tmp")
+"""
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_nothing_is_left_behind(nested: bool) -> None:
+    """Neither the zygote when it is closed, nor a daemon of a job when the job is over, nor its files."""
+    limits = Limits(wall_s=10.625 + nested)  # tells its processes from all others
+    sandbox = LocalSandbox(limits, workers=1, nested=nested)
+    for _ in range(2):
+        outcome = sandbox.run(calls("open(f'/tmp/left', 'x').close()\n" + DAEMON, "f()"))
+        assert outcome.records == [{"value": ["l", "left"]}]
+        assert len(_alive(f'"wall_s": {limits.wall_s}')) == (2 if nested else 0)  # bubblewrap and the zygote
     sandbox.close()
-    assert not _alive(group)
+    assert not _alive(f'"wall_s": {limits.wall_s}')
 
 
 def test_it_ends_with_the_process_that_uses_it() -> None:
     code = (
-        "import os, signal; from rewards.sandbox import LocalSandbox; s = LocalSandbox(workers=1)\n"
-        "s.run({'kind': 'calls', 'code': 'f = int', 'setup': '', 'calls': ['f()'], 'stop': True})\n"
-        "print(s._idle.queue[0]._started.process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal; from rewards.sandbox import Limits, LocalSandbox\n"
+        "LocalSandbox(Limits(wall_s=10.375), workers=1).run({'kind': 'program', 'code': ''})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    group, deadline = int(done.stdout), time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if not _alive(group):
-            return
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    deadline = time.monotonic() + 10
+    while _alive('"wall_s": 10.375') and time.monotonic() < deadline:
         time.sleep(0.05)
-    raise AssertionError(f"process group {group} lives on: {done.stderr}")
+    assert not _alive('"wall_s": 10.375')
 
 
-def _alive(group: int) -> list[str]:
-    """Processes of a group that run; those that only wait for the system's first process to bury them do not."""
-    found = subprocess.run(["ps", "-g", str(group), "-o", "stat=,cmd="], capture_output=True, text=True)
-    return [line for line in found.stdout.splitlines() if not line.startswith("Z")]
+def _alive(words: str) -> list[str]:
+    """Processes with these words in their command line; those that only wait to be buried do not count."""
+    found = subprocess.run(["ps", "-eww", "-o", "stat=,cmd="], capture_output=True, text=True)
+    return [line for line in found.stdout.splitlines() if words in line and not line.startswith("Z")]
 
 
 def _workers(sandbox: LocalSandbox) -> list[int]:
@@ -157,17 +173,6 @@ def test_other_ways_to_run(nested: bool, unsafe: bool, kind: str) -> None:
     assert sandbox.run({"kind": "program", "code": "while True: pass"}).ending is Ending.WALL
     suite = {"kind": "check", "suite": "assert f(2) == 4", "names": ["f"], "imports": [], "entry": ""}
     assert sandbox.run(suite, {"kind": "serve", "code": DOUBLE, "setup": ""}).records == [{"passed": True}]
-    sandbox.close()
-
-
-def test_one_shot_kills_what_lives_on() -> None:
-    """Without a namespace of its own, a job's daemon ends with the bubblewrap that both were in."""
-    sandbox = LocalSandbox(workers=1, nested=False)
-    daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    while True: time.sleep(1)\n"
-    code = daemon + "def f(): return os.listdir('/tmp')"
-    assert sandbox.run(calls("open('/tmp/left', 'w').close()\n" + code, "f()")).records == [{"value": ["l", "left"]}]
-    assert _workers(sandbox) == []
-    assert sandbox.run(calls(code, "f()")).records == [{"value": ["l"]}]
     sandbox.close()
 
 

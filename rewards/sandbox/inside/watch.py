@@ -89,6 +89,6 @@ def _private_pages(pid: str) -> int:
 
 
 def _others() -> list[str]:
-    """All processes in this namespace but bubblewrap's and this one."""
-    own = {"1", str(os.getpid())}
-    return [entry for entry in os.listdir("/proc") if entry.isdigit() and entry not in own]  # noqa: PTH208
+    """All processes in this namespace but this one."""
+    own = str(os.getpid())
+    return [entry for entry in os.listdir("/proc") if entry.isdigit() and entry != own]  # noqa: PTH208
