@@ -1,8 +1,8 @@
 # ruff: noqa: E402  this script must mend sys.path before it imports
 """How fast the math reward judges, beside its peers, in one run.
 
-    python benchmarks/rewards.py math --data math_train.jsonl     # a file of rows with `problem` and `answer`
-    python benchmarks/rewards.py hostile                          # 5 hangs among 200 completions
+    python -m benchmarks.rewards math --data math_train.jsonl     # a file of rows with `problem` and `answer`
+    python -m benchmarks.rewards hostile                          # 5 hangs among 200 completions
 
 `math`: rollouts of realistic length, in groups; half of them right (in another notation where there is one), half
 wrong. Rounds of ours and of the peers alternate, so that whatever else the machine does hits all alike. Peers:
@@ -175,7 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     result = benchmark_math(options) if options.name == "math" else benchmark_hostile(options)
     versions = {name: version(name) for name in ("math-verify", "sympy", "trl")} | {"python": platform.python_version()}
-    command = ["python", "benchmarks/rewards.py", *(Path(a).name if "/" in a else a for a in sys.argv[1:])]
+    command = ["python", "-m", "benchmarks.rewards", *(Path(a).name if "/" in a else a for a in sys.argv[1:])]
     report = {
         "command": " ".join(command),
         "device": f"{platform.machine()}, {options.processes} cores",

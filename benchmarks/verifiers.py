@@ -1,8 +1,8 @@
 """Which mathematical verifiers pay wrong answers, and which refuse right ones: the corpus, judged by all of them.
 
-    python benchmarks/verifiers.py                       # ours, math-verify, TRL
+    python -m benchmarks.verifiers                       # ours, math-verify, TRL
     pip install --no-deps --target peers verl lm_eval    # optional: further peers, from their wheels as they are
-    python benchmarks/verifiers.py --peers peers
+    python -m benchmarks.verifiers --peers peers
 
 Every verifier gets the same completions and golds, each in the form that its own documentation asks for, in killable
 processes, since some of them evaluate what the model wrote. A verifier that raises or passes its deadline has refused.
