@@ -130,7 +130,8 @@ def _pack(payload: Payload, nonce: str) -> bytes:
 def _outcome(end: Mapping[str, Any], stdout: bytes, members: list[list[dict[str, Any]] | None]) -> Outcome:
     ending, code, ms = Ending(end["reason"]), int(end["code"]), float(end["ms"])
     if [] in members:  # the line that says it is ready comes before any code of a model, and cannot be taken back
-        return Outcome(Ending.BROKEN, code, ms=ms, detail=f"a job could not be set up: {ending}, {os.strerror(code)}")
+        why = os.strerror(code) if code > 0 else f"{ending}, signal {-code}"
+        return Outcome(Ending.BROKEN, code, ms=ms, detail=f"a job could not be set up: {why}")
     records = members[0]
     sound = records is not None and records[0] == {"ready": True}
     return Outcome(ending, code, stdout, records[1:] if records and sound else None, ms)
