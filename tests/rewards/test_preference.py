@@ -169,3 +169,19 @@ def test_a_template_that_hides_the_thought_cannot_judge_the_whole(judge_folder: 
     Preference(str(tmp_path))
     with pytest.raises(ValueError, match="drops the thought"):
         Preference(str(tmp_path), scope="whole")
+
+
+@pytest.mark.gpu
+def test_vllm_gives_the_same_logits(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    torch.manual_seed(0)
+    tokenizer = tiny.tokenizer(WORDS + " user assistant")
+    fields = {"hidden_size": 128, "num_attention_heads": 2, "initializer_range": 0.2}  # heads as wide as kernels want
+    LlamaForSequenceClassification(tiny.config(tokenizer, num_labels=1, **fields)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    rng = random.Random(3)
+    items = [Item(say(rng, bool(row % 2)), messages=QUESTION) for row in range(8)] + [Item("", messages=QUESTION)]
+    options = {"dtype": "float32", "enforce_eager": True, "gpu_memory_utilization": 0.1}
+    ours = Preference(str(tmp_path), backend="vllm", engine_options=options).verify(items)
+    expected = Preference(str(tmp_path)).verify(items)
+    assert [v.score for v in ours] == pytest.approx([v.score for v in expected], abs=1e-2)

@@ -16,20 +16,22 @@ def tokenizer(words: str, chat_template: str = "chatml") -> Any:
     return build(VocabularySpec(kind="words", chat_template=chat_template), [words])
 
 
-def config(tokenizer: Any, layers: int = 1, **fields: Any) -> LlamaConfig:
+def config(tokenizer: Any, **fields: Any) -> LlamaConfig:
     """A small Llama for this tokenizer."""
+    shape: dict[str, Any] = {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.05,
+    }
     return LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        initializer_range=0.05,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
-        **fields,
+        **{**shape, **fields},
     )
 
 
