@@ -271,7 +271,9 @@ def _check_trainer(config: StageConfig) -> Iterator[Fault]:
 def _check_launch(config: StageConfig, base: Path) -> Iterator[Fault]:
     if (name := config.launch.accelerate) is None:
         return
-    if accelerate_config(name, base) is None:
+    if not config.distributed:
+        yield ("launch", "accelerate"), f"the stage kind {config.kind} runs in one process"
+    elif accelerate_config(name, base) is None:
         known = sorted(
             path.name.removesuffix(".yaml") for path in (Path(str(files("configs"))) / "accelerate").glob("*")
         )

@@ -170,7 +170,7 @@ def _stage(stage: str, values: dict[str, Any], header: _Header, text: Source) ->
     model = config_class(kind)
     merged = _merge(header.defaults.get(kind, {}), values)
     if header.launch is not None and "launch" not in merged:
-        merged["launch"] = header.launch.model_dump()
+        merged["launch"] = header.launch.model_dump(exclude=None if model.distributed else {"accelerate"})
     if header.task is not None and "tasks" in model.model_fields and "tasks" not in merged:
         merged["tasks"] = [f"{header.task}/{model.default_split}"]
     try:

@@ -105,6 +105,8 @@ class StageConfig(Strict):
     product: ClassVar[Product] = Product.METRICS
     trainer_class: ClassVar[str | None] = None
     """`module:class` of the config that `trainer:` is passed to; its fields are checked without importing it."""
+    distributed: ClassVar[bool] = False
+    """Whether several processes may share the work, as `launch: {accelerate: …}` makes them do."""
     default_split: ClassVar[Literal["train", "test"]] = "train"
     """Split of the recipe's `task:` that a stage without `tasks` uses."""
     reserved: ClassVar[Mapping[str, str]] = {}

@@ -95,6 +95,7 @@ class GrpoConfig(StageConfig):
     """
 
     product: ClassVar[Product] = Product.MODEL
+    distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = "trl.trainer.grpo_config:GRPOConfig"
     reserved: ClassVar[Mapping[str, str]] = GRPO_RESERVED
 

@@ -82,6 +82,7 @@ class PretrainConfig(StageConfig):
     """
 
     product: ClassVar[Product] = Product.MODEL
+    distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = "trl.trainer.sft_config:SFTConfig"
     reserved: ClassVar[Mapping[str, str]] = {
         **RESERVED,

@@ -49,6 +49,7 @@ class RewardModelConfig(StageConfig):
     """
 
     product: ClassVar[Product] = Product.MODEL
+    distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = "trl.trainer.reward_config:RewardConfig"
     reserved: ClassVar[Mapping[str, str]] = {
         **RESERVED,

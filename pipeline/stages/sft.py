@@ -61,6 +61,7 @@ class FinetuneConfig(StageConfig):
     """
 
     product: ClassVar[Product] = Product.MODEL
+    distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = "trl.trainer.sft_config:SFTConfig"
     reserved: ClassVar[Mapping[str, str]] = {**RESERVED, **DATA_RESERVED}
 
