@@ -5,7 +5,8 @@
 Every job defines the same small function and calls it three times, as an MBPP row does. The ways take turns, so that
 whatever else the machine does hits all of them; the figures are medians over rounds. `bubblewrap a job` is what one
 would write without zygotes: the same bubblewrap command line with Python and the program behind it, and neither
-system-call filter, nor limits, nor watchdog. `process a job` isolates nothing.
+system-call filter, nor limits, nor watchdog. `process a job` isolates nothing. Processor time a job depends less on how
+busy the machine is: two idle cores do 2000 / `cpu_ms_per_job` jobs a second at most.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -73,6 +75,20 @@ def rate(job: Callable[[], bool], workers: int) -> float:
     return done / (time.perf_counter() - started)
 
 
+def cpu_ms(job: Callable[[], bool], jobs: int, end: Callable[[], None] = lambda: None) -> float:
+    """Milliseconds of processor time a job, in all its processes and in this one, starting and ending included."""
+    before = _cpu_s()
+    for _ in range(jobs):
+        job()
+    end()
+    return (_cpu_s() - before) / jobs * 1000
+
+
+def _cpu_s() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
@@ -92,12 +108,16 @@ def main() -> None:
     rounds = [{name: rate(job, arguments.workers) for name, job in ways.items()} for _ in range(arguments.rounds)]
     zygotes.close()
     one_shot.close()
+    alone = LocalSandbox(workers=1)
+    cpu = {"zygote": cpu_ms(sandboxed(alone), 200, alone.close)}
+    cpu |= {name: cpu_ms(job, 20) for name, job in ways.items() if name != "zygote"}
     median = {name: statistics.median(r[name] for r in rounds) for name in ways}
     ratios = {name: statistics.median(r["zygote"] / r[name] for r in rounds) for name in ways if name != "zygote"}
     result = {
         "command": " ".join(["python -m benchmarks.sandbox", f"--rounds {arguments.rounds}"]),
         "jobs_per_s": {name: round(value, 1) for name, value in median.items()},
         "zygote_times_faster_than": {name: round(value, 1) for name, value in ratios.items()},
+        "cpu_ms_per_job": {name: round(value, 1) for name, value in cpu.items()},
         "workers": arguments.workers,
         "load_average": round(os.getloadavg()[0], 1),
         "cores": os.cpu_count(),
