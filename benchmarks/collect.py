@@ -1,7 +1,7 @@
 """Keep the numbers of finished runs as one small JSON file: scores, curves, seconds, versions, device, command.
 
-    python benchmarks/collect.py runs/nano-r1 --out benchmarks/results/nano-r1.json
-    python benchmarks/collect.py runs/0/nano-r1 runs/1/nano-r1 runs/2/nano-r1 --out benchmarks/results/nano-r1.json
+python benchmarks/collect.py runs/nano-r1 --out benchmarks/results/nano-r1.json
+python benchmarks/collect.py runs/0/nano-r1 runs/1/nano-r1 runs/2/nano-r1 --out benchmarks/results/nano-r1.json
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
+from pipeline.report.run_data import Stage, events, read_run
 from pipeline.report.summary import summarise
 
 CURVES = ("reward", "completions/mean_length", "rewards/accuracy/score", "rewards/language/score")
@@ -33,15 +34,12 @@ def collect(run: Path) -> dict[str, Any]:
         "seed": first["seed"],
         "stages": {name: {k: stage[k] for k in ("kind", "seconds")} for name, stage in summary["stages"].items()},
         "table": summary["table"],
-        "curves": {name: curves for name, artifact in found.items() if (curves := _curves(artifact.path))},
+        "curves": {name: curves for name, stage in read_run(run).stages.items() if (curves := _curves(stage))},
     }
 
 
-def _curves(folder: Path) -> dict[str, list[float]]:
-    events = folder / "events.jsonl"
-    if not events.exists():
-        return {}
-    lines = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+def _curves(stage: Stage) -> dict[str, list[float]]:
+    lines = events(stage)
     curves = {name: [round(line[name], 4) for line in lines if name in line] for name in CURVES}
     return {name: values for name, values in curves.items() if values}
 

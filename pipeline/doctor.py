@@ -6,7 +6,6 @@ Every check returns findings; a finding that is not fine says what to do about i
 from __future__ import annotations
 
 import importlib.util
-import json
 import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -196,11 +195,12 @@ def recipe(checked: Recipe, limit: int = 2000) -> Iterator[Finding]:
 
 def run(folder: Path) -> Iterator[Finding]:
     """A run's RL stages: groups whose rewards are all equal teach nothing; says how many there are, and why."""
-    for events in sorted([*folder.glob("stages/*/*/events.jsonl"), *folder.glob("scratch/*/events.jsonl")]):
-        recent = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        recent = [event for event in recent if "frac_reward_zero_std" in event][-RECENT_EVENTS:]
+    from pipeline.report.run_data import events, read_run
+
+    for stage in read_run(folder).stages.values():
+        recent = [event for event in events(stage) if "frac_reward_zero_std" in event][-RECENT_EVENTS:]
         if recent:
-            yield _dead_groups(str(events.parent.relative_to(folder)), recent)
+            yield _dead_groups(stage.name, recent)
 
 
 def _dead_groups(stage: str, events: Sequence[Mapping[str, Any]]) -> Finding:

@@ -206,6 +206,8 @@ class _Scheduler:
             runner=os.getpid(),
         )
         (scratch / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
+        events = scratch / "events.jsonl"
+        seen = events.stat().st_size if events.exists() else 0
         with (scratch / "log.txt").open("ab") as sink:
             popen = subprocess.Popen(
                 _command(node, self.recipe.base, scratch / "job.json"),
@@ -216,7 +218,7 @@ class _Scheduler:
                 start_new_session=True,
             )
         self.observer.started(node, self.states[node.name])
-        return _Process(node, scratch, popen, time.time(), attempt)
+        return _Process(node, scratch, popen, time.time(), attempt, seen)
 
     def _poll(self) -> list[str]:
         """Wait a moment, pass on events, and publish what has ended; returns the names of published stages."""
