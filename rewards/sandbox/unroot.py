@@ -35,7 +35,7 @@ def main(sources: list[str], command: list[str]) -> None:
     mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     opened = [os.open(source, os.O_PATH) for source in sources]  # before /tmp, where they may lie, is covered
     mount("tmpfs", "/tmp", "tmpfs", 0)
-    for number, (source, descriptor) in enumerate(zip(sources, opened, strict=True)):
+    for number, descriptor in enumerate(opened):
         target = Path("/tmp") / str(number)
         if Path(f"/proc/self/fd/{descriptor}").is_dir():
             target.mkdir()
@@ -43,7 +43,6 @@ def main(sources: list[str], command: list[str]) -> None:
             target.touch()
         mount(f"/proc/self/fd/{descriptor}", str(target), None, _MS_BIND | _MS_REC)
         os.close(descriptor)
-        _ = source
     Path("/tmp").chmod(0o755)
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
