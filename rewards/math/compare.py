@@ -36,7 +36,7 @@ from rewards.math.shapes import (
     Words,
 )
 from rewards.math.tokens import Kind, Token, Tokens, fraction_tokens, tokens
-from rewards.math.units import spelled
+from rewards.math.units import is_product, spelled
 from rewards.math.values import every, infinite, places_of, some
 
 _ROUGH = 0.01
@@ -87,7 +87,7 @@ def same(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     Raises:
         TooBigError: a number in it is made to keep computers busy.
     """
-    if gold == answer:
+    if gold == answer or _same_words(_written(gold), _written(answer)):
         return True
     if isinstance(answer, Approximate):
         return _approximate(gold, answer, leaf)
@@ -176,6 +176,21 @@ def _mentions(answer: Named, gold: Named) -> bool:
     return both[0] == both[1] and len(both[0]) > 1
 
 
+def _same_words(gold: Tokens, answer: Tokens) -> bool:
+    """Whether the tokens differ in nothing but the case and the markup of words: `\\text{June 6}` and `june 6`."""
+    wordy = (Kind.WORD, Kind.TEXT)
+    return 0 < len(gold) == len(answer) and all(
+        g == a
+        or (g.kind in wordy and a.kind in wordy and (g.text == a.text or _word(g.text) == _word(a.text) is not None))
+        for g, a in zip(gold, answer, strict=True)
+    )
+
+
+def _word(text: str) -> str | None:
+    """A word without its case; `None` for letters that may be variables."""
+    return None if is_product(text.lower()) else text.lower()
+
+
 def _written(shape: Shape) -> Tokens:
     return shape.written if isinstance(shape, Quantity | Relation | Nonsense) else ()
 
@@ -243,6 +258,8 @@ def _groups(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
         return _two_groups(gold, answer, leaf)
     if isinstance(gold, Quantity) and isinstance(answer, Group) and (comma := _decimal_comma(answer)) is not None:
         return leaf(gold.value, comma)
+    if isinstance(gold, Group) and isinstance(answer, Quantity) and (comma := _decimal_comma(gold)) is not None:
+        return comma[-1].text.startswith("0.") and leaf(comma, answer.value)  # 0,75 is no list; 1,5 may be one
     return False
 
 

@@ -376,7 +376,7 @@ def _words(written: Tokens, depth: int) -> Shape | None:
     if any(t.kind not in (Kind.WORD, Kind.TEXT, Kind.SYMBOL) and t.text not in ".-'\"!?()~," for t in written):
         return None
     if all(t.kind not in (Kind.WORD, Kind.TEXT) for t in written) or (
-        len(written) == 1 and written[0].kind is Kind.WORD and is_product(written[0].text)
+        len(written) == 1 and written[0].kind is Kind.WORD and is_product(written[0].text.lower())
     ):
         return None
     counted = _spelled_quantity(written)
@@ -447,7 +447,7 @@ def _plus_minus(written: Tokens, depth: int) -> Shape | None:
 
 def _compound(written: Tokens) -> Quantity | None:
     """`1 hour 30 minutes`, `2 dollars and 50 cents`: quantities in ever smaller units of one kind, added up."""
-    if written[-1].kind not in (Kind.WORD, Kind.TEXT):
+    if written[-1].kind not in (Kind.WORD, Kind.TEXT, Kind.SYMBOL):
         return None
     written = tuple(token for token in written if token.text != "and")
     starts = [

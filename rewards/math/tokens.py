@@ -74,12 +74,14 @@ _MASTER = re.compile(
 )
 
 
+_LETTER_TIMES = re.compile(r"(?<=\d) ?x ?(?=10 ?\^)")
 _CHOOSE = re.compile(r"\{([^{}]*)\\choose([^{}]*)\}")
 
 
 def clean(text: str) -> str:
     """Fold Unicode look-alikes into ASCII and LaTeX: full-width and Arabic digits, minus signs, superscripts."""
-    text = _CHOOSE.sub(r"\\binom{\1}{\2}", text.replace(r"\!", ""))
+    text = _CHOOSE.sub(r"\\binom{\1}{\2}", text.replace(r"\!", "").replace("per cent", "percent"))
+    text = _LETTER_TIMES.sub(r"\\times ", text)
     if text.isascii():
         return text
     folded = unicodedata.normalize("NFKC", text.translate(UNICODE)).translate(UNICODE)
