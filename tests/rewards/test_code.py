@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from rewards.code.asserts import split
 from rewards.code.compare import same_output, same_value
 from rewards.code.gold import Asserts, Suite
 from rewards.verdict import Item, Status
+
+pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap")
 
 SAMPLE = Path(__file__).parents[1] / "data" / "mbpp-sample.jsonl"
 """Every 32nd row of MBPP and its five odd ones (Austin et al., arXiv 2108.07732; CC BY 4.0)."""

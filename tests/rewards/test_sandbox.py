@@ -24,6 +24,8 @@ from rewards.sandbox import Ending, Limits, LocalSandbox, SandboxError, open_san
 from rewards.sandbox.inside import seccomp, values
 from rewards.verdict import Item, Status
 
+pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap")
+
 DOUBLE = "def f(x): return x * 2"
 ROOT = os.geteuid() == 0
 

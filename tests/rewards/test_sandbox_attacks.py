@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shutil
 import socket
 import textwrap
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ import pytest
 from rewards.code import CodeVerifier
 from rewards.verdict import Item, Status, Verdict
 from tests.rewards.sandbox_attacks import ANSWERS_AHEAD, CONTROLS, ESCAPES, EXCESSES, FORGERIES, HELPERS, HONEST, SECRET
+
+pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap")
 
 CONTAINED = (
     "it returned False",

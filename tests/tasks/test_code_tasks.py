@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pickle
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import pytest
 import rewards
 from pipeline.tasks.base import TaskError, load
 from rewards import Item, Status
+
+pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap")
 
 SAMPLE = Path(__file__).parents[1] / "data" / "mbpp-sample.jsonl"
 SUITE = "def check(candidate):\n    assert candidate(2) == double(2) + 1\n    assert candidate('a') == 'aa1'\n"
