@@ -1,7 +1,7 @@
 """Keep the numbers of finished runs as one small JSON file: scores, curves, seconds, versions, device, command.
 
-python benchmarks/collect.py runs/nano-r1 --out benchmarks/results/nano-r1.json
-python benchmarks/collect.py runs/0/nano-r1 runs/1/nano-r1 runs/2/nano-r1 --out benchmarks/results/nano-r1.json
+python -m benchmarks.collect runs/nano-r1 --out benchmarks/results/nano-r1.json
+python -m benchmarks.collect runs/0/nano-r1 runs/1/nano-r1 runs/2/nano-r1 --out benchmarks/results/nano-r1.json
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling, der
 
 REQUESTS_AT_ONCE = 128
 """Prompts in flight: enough to fill a server, few enough for its connection limits."""
+RETRY_SECONDS = (0.5, 2.0, 8.0)
+"""Waits before a request whose connection was lost is sent again."""
 TIMEOUT_SECONDS = 3600.0
 """Longest wait for one prompt's completions: long thoughts on a busy server take long."""
 
@@ -100,11 +103,21 @@ class VllmServerEngine:
     def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.server + path, data, {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-                return json.load(response)
-        except urllib.error.HTTPError as error:
-            words = error.read(2000).decode(errors="replace")
-            raise RolloutError(f"{self.server}{path} answered {error.code}: {words}") from error
-        except (OSError, ValueError) as error:
-            raise RolloutError(f"{self.server}{path} does not answer as expected: {error}") from error
+        for wait in (*RETRY_SECONDS, None):
+            try:
+                with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+                    return json.load(response)
+            except urllib.error.HTTPError as error:
+                words = error.read(2000).decode(errors="replace")
+                raise RolloutError(f"{self.server}{path} answered {error.code}: {words}") from error
+            except (OSError, ValueError) as error:
+                if wait is None or not _connection_lost(error):
+                    raise RolloutError(f"{self.server}{path} does not answer as expected: {error}") from error
+                time.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _connection_lost(error: Exception) -> bool:
+    """Whether asking again may help; what was asked is seeded, so a second answer is the same."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    return isinstance(cause, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)

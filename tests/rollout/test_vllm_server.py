@@ -20,6 +20,8 @@ from pipeline.stages.base import RolloutSpec
 class Server(ThreadingHTTPServer):
     """Answers each prompt with its last token, repeated once more for each completion; keeps the requests."""
 
+    request_queue_size = 64  # more than the engine sends at once; the default of 5 makes the kernel reset connections
+
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[dict[str, Any]] = []
