@@ -148,11 +148,6 @@ class Pool:
                     self._cache.popitem(last=False)
         return [known[key] for key in keys]
 
-    def warm_up(self) -> None:
-        """Start the server's imports now, without waiting for them."""
-        with self._lock:
-            self._living_server()
-
     def close(self) -> None:
         """End all processes. The pool starts anew if it is used again."""
         with self._lock:
