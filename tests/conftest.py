@@ -13,6 +13,38 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+INTEGRATION = (
+    "chain",
+    "house",
+    "model",
+    "pipeline/test_plugin_from_wheel.py",
+    "pipeline/test_runner.py",
+    "report/test_browser.py",
+    "report/test_page.py",
+    "rewards/test_audit.py",
+    "rewards/test_code.py",
+    "rewards/test_judge.py",
+    "rewards/test_math_hostile.py",
+    "rewards/test_pool.py",
+    "rewards/test_preference.py",
+    "rewards/test_sandbox.py",
+    "rewards/test_sandbox_attacks.py",
+    "rollout",
+    "stages",
+    "tasks/test_code_tasks.py",
+    "tasks/test_reasoning_gym.py",
+    "training",
+)
+"""Tests that start processes, browsers or sandboxes, or that train a model; the others are unit tests."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `INTEGRATION`."""
+    folder = Path(__file__).resolve().parent
+    for item in items:
+        place = item.path.relative_to(folder).as_posix()
+        if place in INTEGRATION or place.partition("/")[0] in INTEGRATION:
+            item.add_marker("integration")
 
 
 @pytest.fixture(scope="session")
