@@ -1,8 +1,9 @@
 """What transformers' and TRL's trainers lack to resume exactly: a mixin that wraps their hooks.
 
-Four things go wrong in a stock trainer that was killed and resumed; they are put right here and in `grpo` beside this:
+Five things go wrong in a stock trainer that was killed and resumed; they are put right here and in `grpo` beside this:
 
 * the order of the data in a later epoch depends on how many epochs this process has seen (`EpochSampler`);
+* one step too many is taken after the last step's own checkpoint (`_run_epoch`);
 * a checkpoint that was being written when the process died is taken for a whole one (`checkpoints.mark_complete`);
 * fused expert weights are saved under their official names and then not found again, so that the experts of a resumed
   mixture-of-experts model silently start from the base model (`_load_from_checkpoint`);
@@ -49,6 +50,7 @@ class Resumable:
     args: Any
     model: Any
     state: Any
+    control: Any
     accelerator: Any
     is_fsdp_enabled: bool
 
@@ -57,6 +59,12 @@ class Resumable:
         if sampler is None:
             return None
         return EpochSampler(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # killed between the last step and the published model
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]

@@ -153,3 +153,14 @@ def test_killed_and_resumed_equals_untouched(folder: Path, stage: str, die: tupl
     assert digests(folder / broken) == digests(folder / whole)
     assert logged(folder, broken, "loss") == logged(folder, whole, "loss")
     assert logged(folder, broken, "grad_norm") == logged(folder, whole, "grad_norm")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_after_the_last_step_trains_no_further(folder: Path, stage: str) -> None:
+    """The checkpoint of the last step is there, the published model is not: a stock trainer takes one more step."""
+    whole = f"{stage}-whole"
+    if not (folder / whole).exists():
+        assert start(folder, whole, STAGES[stage]) == 0
+    before = digests(folder / whole)
+    assert start(folder, whole, STAGES[stage]) == 0
+    assert digests(folder / whole) == before
