@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from itertools import pairwise
 
-from rewards.math.numbers import evaluate
-from rewards.math.quantities import Leaf, quantities
+from rewards.math.expressions import evaluate
+from rewards.math.quantities import quantities, ratios
 from rewards.math.read import read
 from rewards.math.shapes import (
     Approximate,
@@ -35,19 +34,12 @@ from rewards.math.shapes import (
     Union,
     Words,
 )
-from rewards.math.tokens import Kind, Token, Tokens, fraction_tokens, tokens
-from rewards.math.units import is_product, spelled
-from rewards.math.values import every, infinite, places_of, some
+from rewards.math.tokens import Kind, Token, Tokens, tokens
+from rewards.math.values import Leaf, every, places_of, some
+from rewards.math.wording import in_words, same_words
 
 _ROUGH = 0.01
 """Relative difference up to which `A \\approx B` is not a contradiction."""
-_SYNONYMS = {
-    **dict.fromkeys(
-        ["none", "no solutions", "no real solutions", "no real solution", "empty set", "no answer"], "no solution"
-    ),
-    **dict.fromkeys(["dne", "doesn't exist", "not exist"], "does not exist"),
-    **dict.fromkeys(["infinite", "infinity"], "infinitely many"),
-}
 
 
 def shape_of(text: str) -> Shape:
@@ -87,7 +79,7 @@ def same(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     Raises:
         TooBigError: a number in it is made to keep computers busy.
     """
-    if gold == answer or _same_words(_written(gold), _written(answer)):
+    if gold == answer or same_words(_written(gold), _written(answer)):
         return True
     if isinstance(answer, Approximate):
         return _approximate(gold, answer, leaf)
@@ -103,42 +95,16 @@ def same(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     if isinstance(gold, Interval | Union) or isinstance(answer, Interval | Union):
         return _ranges(gold, answer, leaf)
     if isinstance(gold, Words) or isinstance(answer, Words):
-        return _words(gold, answer, leaf)
+        return in_words(gold, answer, leaf)
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):
         return _matrices(gold, answer, leaf)
     if isinstance(gold, Group) or isinstance(answer, Group):
         return _groups(gold, answer, leaf)
     if isinstance(gold, Ratio) or isinstance(answer, Ratio):
-        return _ratios(gold, answer, leaf)
+        return ratios(gold, answer, leaf)
     if isinstance(gold, Quantity) and isinstance(answer, Quantity):
         return quantities(gold, answer, leaf)
     return False
-
-
-def _words(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
-    """Words against words, or a number in words against a number."""
-    if isinstance(gold, Words) and isinstance(answer, Words):
-        if _canonical(gold) == _canonical(answer):
-            return True
-        numbers = spelled(gold.words), spelled(answer.words)
-        return numbers[0] is not None and numbers[0] == numbers[1]
-    words, other = (gold, answer) if isinstance(gold, Words) else (answer, gold)
-    assert isinstance(words, Words)
-    number = spelled(words.words)
-    if number is not None and isinstance(other, Quantity):
-        return leaf(fraction_tokens(Fraction(number)), other.value)
-    if isinstance(other, Quantity) and infinite(other.written) == 1:
-        return _canonical(words) == "infinitely many"
-    if isinstance(other, Quantity) and len(other.written) == 1:  # \text{x} and x
-        return len(words.words) == 1 and words.words[0] == other.written[0].text.lower()
-    return False
-
-
-def _canonical(words: Words) -> str:
-    text = " ".join(words.words)
-    for beginning in ("it is ", "there is ", "there are "):
-        text = text.removeprefix(beginning)
-    return _SYNONYMS.get(text, text)
 
 
 def _named(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
@@ -174,21 +140,6 @@ def _mentions(answer: Named, gold: Named) -> bool:
     """Whether both names occur on both sides, so that one equation may be the other rearranged."""
     both = [{t.text for t in (*n.name, *_written(n.values[0])) if t.kind is Kind.SYMBOL} for n in (answer, gold)]
     return both[0] == both[1] and len(both[0]) > 1
-
-
-def _same_words(gold: Tokens, answer: Tokens) -> bool:
-    """Whether the tokens differ in nothing but the case and the markup of words: `\\text{June 6}` and `june 6`."""
-    wordy = (Kind.WORD, Kind.TEXT)
-    return 0 < len(gold) == len(answer) and all(
-        g == a
-        or (g.kind in wordy and a.kind in wordy and (g.text == a.text or _word(g.text) == _word(a.text) is not None))
-        for g, a in zip(gold, answer, strict=True)
-    )
-
-
-def _word(text: str) -> str | None:
-    """A word without its case; `None` for letters that may be variables."""
-    return None if is_product(text.lower()) else text.lower()
 
 
 def _written(shape: Shape) -> Tokens:
@@ -372,23 +323,6 @@ def _ranges(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
 
 def _anonymous(shape: Shape) -> Shape:
     return Interval(shape.ends, shape.brackets) if isinstance(shape, Interval) else shape
-
-
-def _ratios(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
-    """Ratios in any terms, `2:3` as two thirds, and times of day digit by digit."""
-    if isinstance(gold, Ratio) and isinstance(answer, Ratio):
-        if gold.half and answer.half and gold.half != answer.half:
-            return False
-        if gold.parts == answer.parts or gold.is_time or answer.is_time or 0 in (*gold.parts, *answer.parts):
-            return gold.parts == answer.parts
-        if len(gold.parts) != len(answer.parts):
-            return False
-        return len({a / g for g, a in zip(gold.parts, answer.parts, strict=True)}) == 1
-    ratio, other = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
-    assert isinstance(ratio, Ratio)
-    if ratio.is_time or len(ratio.parts) != 2 or 0 in ratio.parts or not isinstance(other, Quantity):
-        return False
-    return leaf(fraction_tokens(ratio.parts[0] / ratio.parts[1]), other.value)
 
 
 def _matrices(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:

@@ -1,21 +1,18 @@
-"""Comparing quantities: values with units, percentages, angles, money."""
+"""Comparing quantities: values with units, percentages, angles, money; and ratios."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 
-from rewards.math.numbers import evaluate
-from rewards.math.shapes import Quantity
+from rewards.math.expressions import evaluate
+from rewards.math.shapes import Quantity, Ratio, Shape
 from rewards.math.tokens import Kind, Token, Tokens, fraction_tokens
 from rewards.math.units import DEGREE, PERCENT, RADIAN, Unit
-from rewards.math.values import some
-
-Leaf = Callable[[Tokens, Tokens], bool | None]
-"""Compares two expressions: gold first."""
+from rewards.math.values import Leaf, some
 
 
 def quantities(gold: Quantity, answer: Quantity, leaf: Leaf) -> bool | None:
+    """Whether two quantities are the same, in the policy of `rewards.math.compare` on units."""
     if gold.written == answer.written:
         return True
     g, a = gold.unit, answer.unit
@@ -72,3 +69,20 @@ def _in_radians(quantity: Quantity) -> Tokens:
     if quantity.unit is None or quantity.unit.dimensions != DEGREE.dimensions:
         return quantity.value
     return (*_product(quantity.value, Fraction(1, 180)), Token(Kind.OPERATOR, "*"), Token(Kind.COMMAND, r"\pi"))
+
+
+def ratios(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
+    """Ratios in any terms, `2:3` as two thirds, and times of day digit by digit."""
+    if isinstance(gold, Ratio) and isinstance(answer, Ratio):
+        if gold.half and answer.half and gold.half != answer.half:
+            return False
+        if gold.parts == answer.parts or gold.is_time or answer.is_time or 0 in (*gold.parts, *answer.parts):
+            return gold.parts == answer.parts
+        if len(gold.parts) != len(answer.parts):
+            return False
+        return len({a / g for g, a in zip(gold.parts, answer.parts, strict=True)}) == 1
+    ratio, other = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
+    assert isinstance(ratio, Ratio)
+    if ratio.is_time or len(ratio.parts) != 2 or 0 in ratio.parts or not isinstance(other, Quantity):
+        return False
+    return leaf(fraction_tokens(ratio.parts[0] / ratio.parts[1]), other.value)

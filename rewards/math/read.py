@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 
+from rewards.math.names import is_label, is_name, is_point_name
 from rewards.math.notation import words
 from rewards.math.shapes import (
     Approximate,
@@ -23,39 +24,29 @@ from rewards.math.shapes import (
     Words,
 )
 from rewards.math.tokens import INFINITY, Kind, Token, Tokens, closing, fraction_tokens, split
+from rewards.math.trim import trim
 from rewards.math.units import is_product, spelled, split_unit
 
 _MINUS, _PLUS = Token(Kind.OPERATOR, "-"), Token(Kind.OPERATOR, "+")
 _REAL_LINE = Interval(
     (Quantity((_MINUS, INFINITY), None, (_MINUS, INFINITY)), Quantity((INFINITY,), None, (INFINITY,))), "()"
 )
-_SIGNS = {"negative": (_MINUS,), "minus": (_MINUS,), "positive": (), "plus": ()}
 _ANGLES = Token(Kind.COMMAND, r"\langle"), Token(Kind.COMMAND, r"\rangle")
-_MARKS = frozenset("{}|")
-_CLOSING_WORDS = words("is are the final correct answer")
-_IDLE = frozenset({"\\\\", r"\therefore", r"\Rightarrow", r"\implies", r"\to", r"\Longrightarrow"})
 _EQUALS = Token(Kind.OPERATOR, "=")
 _INEQUALITIES = frozenset({"<", ">", "<=", ">="})
 _MATRICES = frozenset(rf"\begin {name}" for name in words("pmatrix bmatrix matrix vmatrix Bmatrix smallmatrix array"))
 _PARTNERS = {"(": ")]", "[": ")]", r"\{": (r"\}",), r"\langle": (r"\rangle",)}
 _REALS = frozenset({("all", "real", "numbers"), ("all", "reals"), ("all", "real"), ("real", "numbers"), ("reals",)})
-_PROSE = words(
-    "the a an is are so then thus hence therefore answer final our result value solution we get have equals exactly"
-)
-NOT_NAMES = words(
-    "not no isn't never wrong incorrect false or and if unless maybe either neither except lambda return def print"
-)
-"""Words that no quantity's name has: `not x = 3`."""
 _FEW = 64
 """Parts of a list, or rows of a matrix, that are read; more is nonsense."""
 
 
 def read(written: Tokens, depth: int = 0) -> Shape:
     """Find out what kind of answer these tokens are. `depth` counts the brackets around them."""
-    written = _trim(written)
+    written = trim(written)
     if not written or depth > 8:
         return Nonsense(written)
-    if len(written) > 3 and _is_point_name(written):
+    if len(written) > 3 and is_point_name(written):
         written = written[1:]
     if written[0].text in "([" and [t.text for t in written[-4:]] in (["^", "{", "T", "}"], ["^", "{", r"\top", "}"]):
         written = written[:-4]  # a column vector written as a row
@@ -70,60 +61,6 @@ def read(written: Tokens, depth: int = 0) -> Shape:
             return shape
     value, unit = split_unit(written)
     return Quantity(value, unit, written)
-
-
-def _trim(written: Tokens) -> Tokens:
-    """Drop punctuation at the end, dollar signs that only mark mathematics, prose in front, and idle brackets."""
-    start, end = 0, len(written)
-    while start < end and written[start].text in _IDLE:
-        start += 1
-    while start < end and written[end - 1].text == "\\\\":
-        end -= 1
-    while start < end and written[start].text in ("$", ",", ":", "=") and not _is_currency(written[start:end]):
-        start += 1
-    while start < end and written[end - 1].text in (".", ",", ";", "$") and not _is_currency(written[start:end]):
-        end -= 1
-    closing_words = end
-    while closing_words > start and written[closing_words - 1].text.lower() in _CLOSING_WORDS:
-        closing_words -= 1
-    if closing_words > start and end - closing_words > 1 and written[closing_words].text.lower() in ("is", "are"):
-        end = closing_words  # "12 is the answer"
-    prose = start
-    while prose < end and written[prose].kind in (Kind.WORD, Kind.TEXT, Kind.SYMBOL) and _is_prose(written[prose]):
-        prose += 1
-    if (
-        prose > start
-        and prose < end
-        and any(t.text.lower() in ("answer", "is", "result", "get", "exactly") for t in written[start:prose])
-    ):
-        return _trim(written[prose:end])
-    if prose == start and start < end and written[start].text == "~":
-        start += 1
-    inner = written[start:end]
-    if len(inner) > 1 and inner[0].text.lower() in _SIGNS:
-        return (*_SIGNS[inner[0].text.lower()], *inner[1:])
-    if len(inner) > 2 and inner[0].text == "{" and closing(inner, 0) == len(inner) - 1:
-        return _trim(inner[1:-1])
-    return inner
-
-
-def _is_point_name(written: Tokens) -> bool:
-    """Whether this is `P(1, 2)`: a capital in front of coordinates."""
-    name = written[0]
-    if name.kind is not Kind.SYMBOL or not name.text.isupper() or written[1].text != "(" or written[-1].text != ")":
-        return False
-    return (
-        closing(written, 1) == len(written) - 1 and len(split(written[2:-1], lambda i: written[i + 2].text == ",")) > 1
-    )
-
-
-def _is_prose(token: Token) -> bool:
-    return token.text.lower() in _PROSE and (token.kind is not Kind.SYMBOL or token.spaced)
-
-
-def _is_currency(written: Tokens) -> bool:
-    """Whether the dollar sign in front (or behind) is money, which is so if it is the only one."""
-    return sum(token.text == "$" for token in written) % 2 == 1
 
 
 def _bracketed(written: Tokens, depth: int) -> Shape | None:
@@ -178,7 +115,7 @@ def _separated(written: Tokens, depth: int) -> Shape | None:
     parts = split(written, is_separator)
     if len(parts) == 1:
         return None
-    parts = [part for part in parts if _trim(part)]  # "1, 2, and 3" has an empty part
+    parts = [part for part in parts if trim(part)]  # "1, 2, and 3" has an empty part
     if len(parts) > _FEW:
         return Nonsense(written)
     if len(parts) < 2:
@@ -220,8 +157,8 @@ def _related(written: Tokens, depth: int) -> Shape | None:
         return None
     relations = [written[i].text for i in found]
     if set(relations) == {":"}:
-        return _ratio(sides) or (read(sides[1], depth + 1) if len(sides) == 2 and _is_label(sides[0]) else None)
-    if relations[0] == ":" and _is_label(sides[0]):
+        return _ratio(sides) or (read(sides[1], depth + 1) if len(sides) == 2 and is_label(sides[0]) else None)
+    if relations[0] == ":" and is_label(sides[0]):
         return read(written[found[0] + 1 :], depth + 1)
     if "~" in relations and set(relations) <= {"~", "="}:
         cut = relations.index("~")
@@ -241,10 +178,6 @@ def _related(written: Tokens, depth: int) -> Shape | None:
     return Relation(written)
 
 
-def _is_label(side: Tokens) -> bool:
-    return all(t.kind in (Kind.WORD, Kind.TEXT) and t.text.lower() not in NOT_NAMES for t in side)
-
-
 def _ratio(sides: list[Tokens]) -> Ratio | None:
     last = [t for t in sides[-1] if t.text != "."]
     half = "".join(t.text for t in last[1:]).lower()
@@ -262,28 +195,6 @@ def _equalities(sides: list[Tokens], depth: int) -> Shape:
     if len(sides) == 2 and is_name(sides[1]):
         return Named(sides[1], (read(sides[0], depth + 1),))
     return Chain(tuple(sides))
-
-
-def is_name(side: Tokens) -> bool:
-    """Whether this is a name that may be given a value: `x`, `f(x)`, `x_1`, `Area of ABC`, `(x, y)`, but not `2x`."""
-    side = _trim(side)
-    if not side or any(t.text.lower() in NOT_NAMES for t in side):
-        return False
-    if all(t.kind in (Kind.WORD, Kind.TEXT, Kind.SYMBOL) for t in side):
-        return len(side) == 1 or any(t.kind is Kind.TEXT or len(t.text) > 2 for t in side)
-    if side[0].text == "(" and closing(side, 0) == len(side) - 1:
-        return all(t.kind is Kind.SYMBOL or t.text in ("(", ")", ",") for t in side) and len(side) > 3
-    if len(side) > 3 and side[0].text in ("P", "E") and side[1].text == "(":
-        return closing(side, 1) == len(side) - 1  # P(X = 2)
-    if side[0].kind is Kind.SYMBOL and len(side) > 3 and side[1].text == "(" and side[-1].text == ")":
-        return all(t.kind is Kind.SYMBOL or t.text == "," for t in side[2:-1])
-    if side[0].text in (r"\angle", r"\triangle", "|", r"\overline", r"\sin", r"\cos", r"\tan"):
-        return all(t.text.isupper() or t.text in _MARKS or t.text.startswith("\\") for t in side[1:])  # |AB|, not |x|
-    if len(side) > 4 and side[0].kind is Kind.SYMBOL and side[1].text == "'":
-        return is_name((side[0], *side[2:]))  # f'(x)
-    if len(side) > 8 and side[0].kind is Kind.SYMBOL and [t.text for t in side[1:6]] == ["^", "{", "-", "1", "}"]:
-        return is_name((side[0], *side[6:]))  # f^{-1}(x)
-    return side[0].kind is Kind.SYMBOL and len(side) == 2 and side[1].text == "'"
 
 
 def _of_variable(shape: Shape, variable: Tokens) -> Shape:

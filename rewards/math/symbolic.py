@@ -1,4 +1,4 @@
-"""The second stage: what the reader of `numbers` does not know goes to math-verify, inside the pool only.
+"""The second stage: what the reader of `expressions` does not know goes to math-verify, inside the pool only.
 
 math-verify 0.9 parses LaTeX with ANTLR and compares with sympy, which may take for ever and any amount of memory.
 It gets single expressions only, made of a known vocabulary, with decimals written as fractions (it would otherwise

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from rewards.math.expressions import evaluate
 from rewards.math.latex import latex, used
-from rewards.math.numbers import MP, SAMPLES, Number, evaluate
+from rewards.math.numbers import MP, SAMPLES, Number
 from rewards.math.tokens import INFINITY, Kind, Tokens, split
 
+Leaf = Callable[[Tokens, Tokens], bool | None]
+"""Compares two expressions: gold first."""
 TOLERANCE = MP.mpf(10) ** -6
 """Relative difference up to which a decimal may stand for a value; tighter than any rounding a person does by hand."""
 _SAME = MP.mpf(10) ** -40

@@ -15,7 +15,8 @@ from rewards import Item, Status
 from rewards.corpus import load
 from rewards.corpus.paraphrase import generate
 from rewards.math import MathVerifier, finals, gold_text
-from rewards.math.numbers import TooBigError, evaluate, simple
+from rewards.math.expressions import evaluate
+from rewards.math.numbers import TooBigError, simple
 from rewards.math.tokens import tokens
 
 
