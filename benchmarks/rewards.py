@@ -3,12 +3,15 @@
 
     python -m benchmarks.rewards math --data math_train.jsonl     # a file of rows with `problem` and `answer`
     python -m benchmarks.rewards hostile                          # 5 hangs among 200 completions
+    python -m benchmarks.rewards rollouts --data samples.jsonl    # what an evaluation stage wrote
 
 `math`: rollouts of realistic length, in groups; half of them right (in another notation where there is one), half
 wrong. Rounds of ours and of the peers alternate, so that whatever else the machine does hits all alike. Peers:
 math-verify called in a loop, math-verify in a process pool over all cores, and TRL's `accuracy_reward`. Each round
-judges rollouts that were not seen before; all pools are warm. Results go to `benchmarks/results/rewards-<name>.json`.
-Code and language have scripts of their own: `sandbox.py`, `mbpp.py`, `language.py`.
+judges rollouts that were not seen before; all pools are warm. `rollouts`: a model's own completions through
+`rewards.load("math")`, as a trainer calls it, in batches as large as those of the recipe gsm8k/r1-zero; every batch is
+seen for the first time. Results go to `benchmarks/results/rewards-<name>.json`. Code and language have scripts of their
+own: `sandbox.py`, `mbpp.py`, `language.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import json
 import os
 import platform
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +38,7 @@ if __name__ == "rewards":
     del sys.modules["rewards"]
     importlib.import_module("rewards")
 
+import rewards
 from rewards import Item
 from rewards.corpus import load
 from rewards.corpus.paraphrase import REWRITES
@@ -41,6 +46,9 @@ from rewards.math import MathVerifier, gold_text
 
 RESULTS = Path(__file__).parent / "results"
 GROUP = 4  # rollouts of one prompt
+BATCH = 512  # completions of one step of the recipe gsm8k/r1-zero
+NEEDS_ALGEBRA = Item(r"\boxed{\int_0^1 t dt}", r"\int_0^1 x dx")
+"""What warms the verifier's pool up: arithmetic does not decide it."""
 STEPS = 6  # paragraphs of reasoning in a rollout: about 1,500 characters
 
 
@@ -135,7 +143,7 @@ def benchmark_math(options: argparse.Namespace) -> dict[str, Any]:
             f"math-verify in {options.processes} processes": in_a_pool,
             "TRL accuracy_reward": with_trl,
         }
-        verifier.verify([Item(r"\boxed{\int_0^1 t dt}", r"\int_0^1 x dx")])
+        verifier.verify([NEEDS_ALGEBRA])
         for judge in judges.values():
             list(judge(warm_up))
         table = rounds(judges, batches)
@@ -149,7 +157,7 @@ def benchmark_hostile(options: argparse.Namespace) -> dict[str, Any]:
     hangs = [Item(integral.format(1 + n), r"\int_0^1 \sqrt{x} dx") for n in range(5)]
     honest = [Item(rf"\boxed{{\sqrt{{{4 * n}}}}}", rf"2\sqrt{{{n}}}") for n in range(1, 196)]
     verifier = MathVerifier(workers=options.processes)
-    verifier.verify([Item(r"\boxed{\int_0^1 t dt}", r"\int_0^1 x dx")])
+    verifier.verify([NEEDS_ALGEBRA])
     started = time.perf_counter()
     verdicts = verifier.verify([*hangs, *honest])
     seconds = time.perf_counter() - started
@@ -164,16 +172,56 @@ def benchmark_hostile(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def benchmark_rollouts(options: argparse.Namespace) -> dict[str, Any]:
+    """A model's own completions, in batches of `BATCH`: seconds that the reward function takes for each.
+
+    Raises:
+        SystemExit: no `--data`, or fewer completions in it than a batch has.
+    """
+    if options.data is None:
+        raise SystemExit("rollouts: say --data FILE, JSON lines with `completion` and `answer`")
+    rows = [json.loads(line) for line in options.data.read_text(encoding="utf-8").splitlines()]
+    batches = [rows[start : start + BATCH] for start in range(0, len(rows) - BATCH + 1, BATCH)]
+    if not batches:
+        raise SystemExit(f"rollouts: {len(rows)} completions are less than a batch of {BATCH}")
+    score = rewards.load("math", workers=options.processes)
+    score([""], [NEEDS_ALGEBRA.completion], answer=[NEEDS_ALGEBRA.answer])
+    seconds, rewarded = [], 0.0
+    for batch in batches:
+        prompts, completions = [""] * BATCH, [row["completion"] for row in batch]
+        started = time.perf_counter()
+        scores = score(prompts, completions, answer=[row["answer"] for row in batch])
+        seconds.append(time.perf_counter() - started)
+        rewarded += sum(value or 0.0 for value in scores)
+    score.close()
+    judged = [row for batch in batches for row in batch]
+    return {
+        "rollouts": len(judged),
+        "batch": BATCH,
+        "mean_characters": round(statistics.mean(len(row["completion"]) for row in judged)),
+        "mean_tokens": round(statistics.mean(row["tokens"] for row in judged)) if "tokens" in judged[0] else None,
+        "seconds_per_batch": {
+            "median": round(statistics.median(seconds), 4),
+            "least": round(min(seconds), 4),
+            "most": round(max(seconds), 4),
+        },
+        "rewarded": rewarded,
+    }
+
+
+BENCHMARKS = {"math": benchmark_math, "hostile": benchmark_hostile, "rollouts": benchmark_rollouts}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("name", choices=["math", "hostile"])
-    parser.add_argument("--data", type=Path, help="JSON lines with `problem` and `answer`; else the corpus's golds")
+    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("--data", type=Path, help="JSON lines: `problem` and `answer`, or `completion` and `answer`")
     parser.add_argument("--golds", type=int, default=100, help="golds, each with a group of 4 rollouts")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    result = benchmark_math(options) if options.name == "math" else benchmark_hostile(options)
+    result = BENCHMARKS[options.name](options)
     versions = {name: version(name) for name in ("math-verify", "sympy", "trl")} | {"python": platform.python_version()}
     command = ["python", "-m", "benchmarks.rewards", *(Path(a).name if "/" in a else a for a in sys.argv[1:])]
     report = {
