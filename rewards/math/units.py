@@ -226,13 +226,22 @@ def _may_be_unit(expression: Tokens, index: int) -> bool:
         return True
     if token.kind in (Kind.TEXT, Kind.WORD):
         return len(token.text) > 1 or token.text in _SPELLINGS or token.kind is Kind.TEXT
-    # A single letter outside of \text is a unit only after a space and a plain number: "5 m", but not "5m" or "x m".
+    # A single letter outside of \text is a unit only after a space and a plain number or a power of ten: "5 m" and
+    # "10^{8} m", but not "5m" or "x m".
     before = expression[index - 1] if index else None
     if before is None or token.text not in _SPELLINGS:
         return False
     if before.text == "/":
         return index >= 2 and expression[index - 2].kind in _WORDY
-    return token.spaced and before.kind is Kind.NUMBER
+    return token.spaced and (before.kind is Kind.NUMBER or _ends_in_power_of_ten(expression[:index]))
+
+
+def _ends_in_power_of_ten(expression: Tokens) -> bool:
+    """Whether the last tokens are `10^{8}` or `10^{-8}`."""
+    texts = [token.text for token in expression[-6:]]
+    if "-" in texts[-3:-2]:
+        del texts[-3]
+    return texts[-5:-2] == ["10", "^", "{"] and texts[-2].isdigit() and texts[-1] == "}"
 
 
 def _read(suffix: Tokens, value: Tokens) -> Unit | None:

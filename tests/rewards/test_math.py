@@ -98,6 +98,100 @@ def test_gold_is_checked_against_itself(verifier):
     assert "does not accept itself" in str(verifier.check_gold(r"\frac{1}{2"))
 
 
+OTHER_DATA_SETS = [
+    # MATH-500
+    (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \pi/2)"),
+    ("p - q", "-q+p"),
+    (r"\text{Evelyn}", "Evelyn"),
+    (r"90^\circ", "90"),
+    (r"3\sqrt{13}", r"\sqrt{117}"),
+    (r"(-\infty, 2) \cup (3, \infty)", r"(3,\infty)\cup(-\infty,2)"),
+    (r"\begin{pmatrix} -2 \\ 1 \end{pmatrix}", r"\begin{bmatrix}-2\\1\end{bmatrix}"),
+    (
+        r"\begin{pmatrix} -\frac{1}{3} & 0 \\ 2 & \sqrt{3} \end{pmatrix}",
+        r"\begin{pmatrix}-1/3&0\\2&\sqrt3\end{pmatrix}",
+    ),
+    (r"\text{even}", "even"),
+    (r"\text{(C)}", "C"),
+    ("1,-2", "-2, 1"),
+    ("58,500", "58500"),
+    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}, 1-\sqrt{19}"),
+    (r"2220_5", r"2220_{5}"),
+    (r"\$32,\!348", "32348"),
+    (r"0.\overline{2}", r"\frac{2}{9}"),
+    (r"\{1\pm\sqrt{5},-2\}", r"\{-2, 1+\sqrt5, 1-\sqrt5\}"),
+    (r"x \in [-2,7]", r"-2 \le x \le 7"),
+    (r"5.4 \text{ cents}", "5.4"),
+    (r"15\mbox{ cm}^2", r"15\text{ square centimeters}"),
+    (r"\frac{1}{2} + \frac{\sqrt{3}}{2} i", r"\frac{1+i\sqrt{3}}{2}"),
+    (r"6r^2-4r-24", r"2(3r^2-2r-12)"),
+    (r"[-\frac{1}{2}, \infty)", r"x \ge -0.5"),
+    (r"3 \frac{1}{2}", "7/2"),
+    (r"y = 2x + 3", "2x - y + 3 = 0"),
+    (r"8\sin 20^\circ", r"8\sin(20^\circ)"),
+    # AIME
+    ("000", "0"),
+    ("007", "7"),
+    ("025", r"\text{025}"),
+    ("073", "73"),
+    ("204", "204.0"),
+    ("$540$", "540"),
+    (r"\textbf{321}", "321"),
+    # OlympiadBench
+    ("$2,-1$", r"-1 \text{ and } 2"),
+    (r"$\frac{1}{n^{2}}$", "n^{-2}"),
+    ("$2^{1009}$", r"2\cdot 2^{1008}"),
+    ("$(1,8,19), (2,7,13), (4,5,7)$", "(4,5,7), (1,8,19), (2,7,13)"),
+    ("$n!+1$", "1+n!"),
+    (r"$\frac{2 \sqrt{5}}{5}$", r"\frac{2}{\sqrt{5}}"),
+    (r"$[0, \frac{1}{2}]$", r"0 \leq x \leq \frac12"),
+    (r"$x \leq -2$ or $x > 3$", r"(-\infty,-2] \cup (3,\infty)"),
+    (r"$\pm 2$", "2, -2"),
+    (r"$2 \cdot 3^{2022}$", r"6\cdot 3^{2021}"),
+    (r"$\{0, 1, 2\}$", "0, 1, 2"),
+    ("$f(x)=x+1$, $f(x)=0$", "f(x)=0, f(x)=x+1"),
+    ("$a=1, b=2$", "b=2, a=1"),
+    (r"$\frac{n(n+1)}{2}$", r"\frac{n^2+n}{2}"),
+    (r"$\lfloor \frac{n}{2} \rfloor$", r"\left\lfloor n/2 \right\rfloor"),
+    (r"$\binom{2n}{n}$", r"\dbinom{2n}{n}"),
+    (r"$\log_{2} 3$", r"\frac{\ln 3}{\ln 2}"),
+    (r"$3.0 \times 10^{8}$ m/s", r"300000000 \text{ m/s}"),
+    (r"$30 \mathrm{~m}$", r"30\text{ meters}"),
+    (r"$\frac{\pi}{6}+k\pi$", r"\pi k + \pi/6"),
+    (r"$e-e^{-1}$", r"e - \frac{1}{e}"),
+    (r"$\tan ^{-1} 2$", r"\arctan 2"),
+    (r"$8 \frac{1}{3}$ hours", r"\frac{25}{3}"),
+    ("$p=2$ and $q=5$", "p=2, q=5"),
+    (r"$\frac{a+b}{1-a b}$", r"\frac{b+a}{1-ba}"),
+    (r"$2 \pi-4 \arctan 2$", r"2(\pi - 2\arctan(2))"),
+    ("$(x, y)=(2,1)$", "(2, 1)"),
+    ("$(n, k)=(1,1),(3,2)$", "(3,2), (1,1)"),
+    (r"$T=\frac{2 \pi}{\omega}$", r"\frac{2\pi}{\omega}"),
+    (r"$45 \%$", r"45\%"),
+    ("$x^{2}+y^{2}=25$", "x^2 + y^2 - 25 = 0"),
+    (r"$\arccos \left(\frac{1}{3}\right)$", r"\arccos\frac13"),
+    (r"$\left\lceil\frac{n}{2}\right\rceil$", r"\lceil n/2 \rceil"),
+    (r"$2 \sqrt{a b}$", r"2\sqrt{ab}"),
+    (r"$\frac{2^{n}-(-1)^{n}}{3}$", r"\frac{1}{3}(2^n-(-1)^n)"),
+    (r"$\sum_{k=1}^{n} k^{2}$", r"\sum_{k=1}^n k^2"),
+    (r"$-\frac{1}{2}, 1, 3$", "3, 1, -0.5"),
+]
+
+
+def test_golds_in_the_styles_of_other_data_sets_accept_themselves_and_other_spellings(verifier):
+    refused = [reason for gold, _ in OTHER_DATA_SETS if (reason := verifier.check_gold(gold))]
+    spelt = verifier.verify([Item(rf"So \boxed{{{answer}}}.", gold) for gold, answer in OTHER_DATA_SETS])
+    refused += [f"{verdict.extracted}: {verdict.detail}" for verdict in spelt if verdict.status is not Status.CORRECT]
+    assert refused == []
+
+
+def test_golds_in_the_styles_of_other_data_sets_refuse_the_answer_to_the_next(verifier):
+    neighbours = zip(OTHER_DATA_SETS, [*OTHER_DATA_SETS[1:], OTHER_DATA_SETS[0]], strict=True)
+    items = [Item(rf"So \boxed{{{answer}}}.", gold) for (gold, _), (_, answer) in neighbours]
+    verdicts = verifier.verify(items)
+    assert [(i.answer, v.extracted) for i, v in zip(items, verdicts, strict=True) if v.score != 0.0] == []
+
+
 def test_gold_text_finds_the_answer():
     assert gold_text("3+4=7\n#### 1,007") == "1,007"
     assert gold_text(r"We have $\boxed{\frac{1}{2}}$ then") == r"\frac{1}{2}"
