@@ -90,6 +90,8 @@ def publish(source: Path, target: Path, manifest: Mapping[str, Any]) -> Artifact
         json.dump(full, sink, indent=1, ensure_ascii=False)
         sink.flush()
         os.fsync(sink.fileno())
+    for name in files:
+        _sync(source / name)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         shutil.rmtree(target)

@@ -18,6 +18,7 @@ USE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+folder = "."  # where this card lies
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 chat = [{"role": "user", "content": "..."}]
