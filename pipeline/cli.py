@@ -69,7 +69,7 @@ def _execute(recipe: Recipe, folder: Path, jobs: int | None, console: Console, j
     from pipeline import display, runner
     from pipeline.report import summary
 
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with display.observer(console, json) as observer:
         done = runner.execute(recipe, folder, observer, jobs)
     if done.ran or not (folder / "report.html").exists():

@@ -52,6 +52,7 @@ class Job:
 def main(argv: list[str] | None = None) -> None:
     """Run the stage of a job file."""
     (path,) = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup and in background jobs
     scratch = Path(path).parent
     job = Job(**json.loads(Path(path).read_text(encoding="utf-8")))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
