@@ -24,7 +24,7 @@ SHORT = (
     "stages.general.tasks=[{use: requests, problems: 60}]",
     "stages.lessons.tasks=[{use: chain, problems: 100}, {use: requests, problems: 60}]",
     "stages.score.tasks=[{use: chain, problems: 60}, {use: requests, problems: 30}]",
-    # The kinds that the chain itself has no need of, one after another, so that each is still to come when it is killed.
+    # The kinds that the chain itself has no need of; one after another, so each is still to come when it is killed
     "stages.judge={kind: reward_model, model: '@dev1', data: [PAIRS]}",
     f"stages.judge.{TRAINED}",
     "stages.brought={kind: import_model, model: '@r1', after: [student]}",
