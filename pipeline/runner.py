@@ -180,9 +180,8 @@ class _Scheduler:
                     self.running.append(self._start(self.nodes[ready.pop(0)]))
                 for name in self._poll():
                     order.done(name)
-        except BaseException:
-            self._stop()
-            raise
+        finally:
+            self._stop()  # after an interruption; otherwise nothing runs any more
         if self.failures:
             raise StageError("\n".join(self.failures))
 
