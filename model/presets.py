@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
-    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+    from model import V3Config, V3ForCausalLM
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -132,41 +132,44 @@ def load(preset: str | Mapping[str, Any]) -> Shape:
     return Shape.model_validate(preset)
 
 
-def config(shape: Shape, vocab_size: int, eos_token_id: int, pad_token_id: int) -> DeepseekV3Config:
-    """The transformers config of a shape, written so that vLLM can serve the saved model."""
-    from transformers import DeepseekV3Config
-
-    values = shape.model_dump(exclude={"rope_theta"})
-    return DeepseekV3Config(
-        **values,
+def fields(shape: Shape) -> dict[str, Any]:
+    """A shape as fields of `V3Config`."""
+    return {
+        **shape.model_dump(exclude={"rope_theta"}),
         **SELECTION,
-        num_key_value_heads=shape.num_attention_heads,
-        num_nextn_predict_layers=0,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        vocab_size=vocab_size,
-        bos_token_id=None,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-        dtype="float32",
-    )
+        "num_key_value_heads": shape.num_attention_heads,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "bos_token_id": None,
+        "dtype": "float32",
+    }
 
 
-def build(shape: Shape, vocab_size: int, eos_token_id: int, pad_token_id: int, seed: int) -> DeepseekV3ForCausalLM:
+def config(shape: Shape, vocab_size: int, eos_token_id: int, pad_token_id: int) -> V3Config:
+    """The config of a shape, written so that vLLM can serve the saved model."""
+    from model.config import V3Config
+
+    tokens = {"vocab_size": vocab_size, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+    return V3Config(**fields(shape), **tokens)
+
+
+def build(shape: Shape, vocab_size: int, eos_token_id: int, pad_token_id: int, seed: int) -> V3ForCausalLM:
     """A randomly initialised model in float32; the same seed gives the same weights."""
     import torch
-    from transformers import DeepseekV3ForCausalLM
+
+    from model import V3ForCausalLM
 
     torch.manual_seed(seed)
-    return DeepseekV3ForCausalLM(config(shape, vocab_size, eos_token_id, pad_token_id))
+    return V3ForCausalLM(config(shape, vocab_size, eos_token_id, pad_token_id))
 
 
 def count(shape: Shape, vocab_size: int) -> Parameters:
     """Count the weights of a shape without allocating them."""
     import torch
-    from transformers import DeepseekV3ForCausalLM
+
+    from model import V3ForCausalLM
 
     with torch.device("meta"):
-        model = DeepseekV3ForCausalLM(config(shape, vocab_size, eos_token_id=0, pad_token_id=0))
+        model = V3ForCausalLM(config(shape, vocab_size, eos_token_id=0, pad_token_id=0))
     total = sum(weight.numel() for weight in model.parameters())
     routed = sum(weight.numel() for name, weight in model.named_parameters() if ".mlp.experts." in name)
     return Parameters(
