@@ -81,7 +81,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "distill": {
         "kind": "distill",
         "model": "@base",
-        "teacher": "./teacher",
+        "teacher": "./elder",
         "tasks": ["sums.py:Sums"],
         "rollout": {"max_tokens": 8, "temperature": 1.5},
         "trainer": {
@@ -122,8 +122,8 @@ def folder(chain: Drive, base: Path) -> Path:
     ]
     (where / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (where / "sums.py").write_text(SUMS)
-    shutil.copytree(base / "model", where / "teacher")
-    presets.build(presets.load(TINY), 20, eos_token_id=1, pad_token_id=0, seed=99).save_pretrained(where / "teacher")
+    shutil.copytree(base / "model", where / "elder")
+    presets.build(presets.load(TINY), 20, eos_token_id=1, pad_token_id=0, seed=99).save_pretrained(where / "elder")
     return where
 
 
