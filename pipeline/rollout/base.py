@@ -6,10 +6,13 @@ Text is never re-tokenised: what the engine sampled is what is trained on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RolloutError(RuntimeError):
@@ -42,6 +45,8 @@ class Sampling:
         temperature: 0 is greedy.
         top_p, top_k, min_p: the usual truncations; 1, 0 and 0 switch them off.
         seed: makes the whole call reproducible on one engine and machine.
+        enough: complete groups after which the others are given up; all are waited for if not given. What was given up
+            ends with `Finish.ABORT`. Those are the long ones: whoever sets this favours short completions.
     """
 
     n: int = 1
@@ -51,6 +56,7 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
+    enough: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,8 @@ class Rollout:
         text: decoded without special tokens.
         token_ids: what was sampled, with the end-of-sequence token if there was one.
         finish: why it ended.
-        logprobs: log-probability of each sampled token under the model at temperature 1, if the engine gave them.
+        logprobs: log-probability of each sampled token, if the engine gave them: under the model at temperature 1, or
+            at the temperature of sampling where the engine was opened with `tempered`.
     """
 
     text: str
@@ -70,8 +77,15 @@ class Rollout:
     logprobs: tuple[float, ...] | None = None
 
 
+def complete(group: Sequence[Rollout]) -> bool:
+    """Whether every rollout of a group came to its end."""
+    return all(rollout.finish is not Finish.ABORT for rollout in group)
+
+
 Progress = Callable[[int, int], None]
 """Called with (sequences finished, sequences in all)."""
+Tick = Callable[[], None]
+"""Called at every step of an engine, which is one token of each running sequence: a sign of life."""
 
 
 class Engine(Protocol):
@@ -85,6 +99,26 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model and stop the engine's processes."""
+        ...
+
+
+class Updatable(Engine, Protocol):
+    """An engine whose weights can be replaced while it runs.
+
+    Attributes:
+        dtype: type of its weights, such as `bfloat16`.
+        tick: called at every step.
+    """
+
+    dtype: str
+    tick: Tick
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace all weights, by name.
+
+        Raises:
+            RolloutError: a weight is missing, or has no place in this model.
+        """
         ...
 
 

@@ -7,13 +7,14 @@ repetition penalty in `generation_config.json`) are cleared: what `Sampling` say
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from pipeline.rollout.base import Finish, Progress, Rollout, Sampling
+from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick
 
 
 class TransformersEngine:
@@ -24,16 +25,27 @@ class TransformersEngine:
         batch_size: sequences at a time.
         logprobs: whether rollouts carry the log-probabilities of their tokens (one more forward pass each).
         device: `cuda` where there is one, else `cpu`, if not given.
+        tempered: whether those log-probabilities are at the temperature of sampling instead of 1.
 
     On a CPU the model is computed in float32, elsewhere in the type of its weights.
     """
 
-    def __init__(self, path: str, batch_size: int = 64, logprobs: bool = False, device: str | None = None) -> None:
+    tick: Tick = staticmethod(lambda: None)
+
+    def __init__(
+        self,
+        path: str,
+        batch_size: int = 64,
+        logprobs: bool = False,
+        device: str | None = None,
+        tempered: bool = False,
+    ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(self.device).eval()
-        self.batch_size, self.logprobs = batch_size, logprobs
+        self.dtype = str(self.model.dtype).removeprefix("torch.")
+        self.batch_size, self.logprobs, self.tempered = batch_size, logprobs, tempered
         self.end_ids = end_token_ids(self.model.generation_config, self.tokenizer)
         self.model.generation_config = GenerationConfig()
         pad_id = self.tokenizer.pad_token_id
@@ -46,16 +58,34 @@ class TransformersEngine:
         order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
         sequences = [index for index in order for _ in range(sampling.n)]
         groups: list[list[Rollout]] = [[] for _ in prompts]
+        open_groups = Counter(sequences)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.inference_mode():
             torch.manual_seed(sampling.seed)
             for start in range(0, len(sequences), self.batch_size):
                 chunk = sequences[start : start + self.batch_size]
-                for index, rollout in zip(chunk, self._batch([prompts[i] for i in chunk], sampling), strict=True):
+                watch = _Watch(self.tick, self.end_ids, chunk, open_groups, sampling.enough)
+                for index, rollout in zip(
+                    chunk, self._batch([prompts[i] for i in chunk], sampling, watch), strict=True
+                ):
                     groups[index].append(rollout)
+                    open_groups[index] -= rollout.finish is not Finish.ABORT
                 if progress is not None:
                     progress(start + len(chunk), len(sequences))
-        return groups
+                if sampling.enough is not None and sum(not left for left in open_groups.values()) >= sampling.enough:
+                    break
+        never_begun = Rollout("", (), Finish.ABORT, () if self.logprobs else None)
+        return [group + [never_begun] * (sampling.n - len(group)) for group in groups]
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace all weights by those of the same class of model; see `Updatable.load_weights`."""
+        held = dict(own_weights(self.model))
+        for name, tensor in weights:
+            if name not in held:
+                raise RolloutError(f"{name} has no place in this model, or came twice")
+            held.pop(name).copy_(tensor)
+        if held:
+            raise RolloutError(f"the new weights lack {', '.join(held)}")
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -63,14 +93,20 @@ class TransformersEngine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _batch(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Rollout]:
+    def _batch(self, prompts: Sequence[Sequence[int]], sampling: Sampling, watch: _Watch) -> Iterator[Rollout]:
         width = max(len(prompt) for prompt in prompts)
         ids_BT = torch.tensor([[self.pad_id] * (width - len(p)) + list(p) for p in prompts], device=self.device)
         mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        out_BT = self.model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=self._config(sampling))
-        rows = [self._cut(row) for row in out_BT[:, width:].tolist()]
+        out_BT = self.model.generate(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            generation_config=self._config(sampling),
+            stopping_criteria=StoppingCriteriaList([watch]),
+        )
+        rows = [self._cut(row, sampling.max_tokens) for row in out_BT[:, width:].tolist()]
         texts = self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
-        logprobs = self._logprobs(prompts, [ids for ids, _ in rows]) if self.logprobs else [None] * len(rows)
+        divisor = sampling.temperature if self.tempered and sampling.temperature > 0 else 1.0
+        logprobs = self._logprobs(prompts, [ids for ids, _ in rows], divisor) if self.logprobs else [None] * len(rows)
         for (ids, finish), text, values in zip(rows, texts, logprobs, strict=True):
             yield Rollout(text, tuple(ids), finish, values)
 
@@ -88,20 +124,64 @@ class TransformersEngine:
             max_new_tokens=sampling.max_tokens, eos_token_id=self.end_ids, pad_token_id=self.pad_id, **sampled
         )
 
-    def _cut(self, ids: list[int]) -> tuple[list[int], Finish]:
+    def _cut(self, ids: list[int], longest: int) -> tuple[list[int], Finish]:
         """What was sampled: up to and with the first end token; the rest is padding."""
         end = next((at for at, token in enumerate(ids) if token in self.end_ids), None)
-        return (ids, Finish.LENGTH) if end is None else (ids[: end + 1], Finish.STOP)
+        if end is not None:
+            return ids[: end + 1], Finish.STOP
+        return ids, Finish.LENGTH if len(ids) == longest else Finish.ABORT
 
-    def _logprobs(self, prompts: Sequence[Sequence[int]], sampled: Sequence[list[int]]) -> list[tuple[float, ...]]:
+    def _logprobs(
+        self, prompts: Sequence[Sequence[int]], sampled: Sequence[list[int]], temperature: float
+    ) -> list[tuple[float, ...]]:
         """Log-probabilities of sampled tokens, one sequence at a time: a batch of logits can be larger than a model."""
         result: list[tuple[float, ...]] = []
         for prompt, ids in zip(prompts, sampled, strict=True):
+            self.tick()
             ids_1T = torch.tensor([[*prompt, *ids]], device=self.device)
-            logits_TV = self.model(ids_1T, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+            logits_TV = self.model(ids_1T, use_cache=False).logits[0, len(prompt) - 1 : -1].float() / temperature
             chosen_T = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, len(prompt) :, None])[:, 0]
             result.append(tuple(chosen_T.tolist()))
         return result
+
+
+class _Watch(StoppingCriteria):  # type: ignore[misc]
+    """Ticks at every step of a batch, and ends it once enough groups are complete.
+
+    Args:
+        tick: see `Updatable`.
+        end_ids: tokens that end a completion.
+        chunk: the group of each sequence of the batch.
+        open_groups: group -> its sequences that had not finished before this batch.
+        enough: see `Sampling`.
+    """
+
+    def __init__(
+        self, tick: Tick, end_ids: Sequence[int], chunk: Sequence[int], open_groups: Counter[int], enough: int | None
+    ) -> None:
+        self.tick, self.end_ids, self.chunk, self.enough = tick, end_ids, chunk, enough
+        self.open_groups = open_groups.copy()
+        self.finished: set[int] = set()
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self.tick()
+        stop = False
+        if self.enough is not None:
+            for row, token in enumerate(input_ids[:, -1].tolist()):
+                if token in self.end_ids and row not in self.finished:
+                    self.finished.add(row)
+                    self.open_groups[self.chunk[row]] -= 1
+            stop = sum(not left for left in self.open_groups.values()) >= self.enough
+        return torch.full((len(input_ids),), stop, device=input_ids.device)
+
+
+def own_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter and lasting buffer of a model under its own name, tied ones once."""
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in model.state_dict().items():
+        if (key := (tensor.data_ptr(), tensor.shape)) not in seen:
+            seen.add(key)
+            yield name, tensor
 
 
 def end_token_ids(generation_config: Any, tokenizer: Any) -> list[int]:
