@@ -1,0 +1,153 @@
+"""A policy's weights, carried from the trainer into a vLLM engine.
+
+    load_weights(engine.llm, official_weights(policy))
+
+`official_weights` names every tensor as the published checkpoint of its architecture does, one expert at a time, with
+the buffers that vLLM needs; `load_weights` runs vLLM's own layer-wise reload, which makes anew what the engine derived
+from the old weights (absorbed projections of latent attention, packed experts, quantised copies). Loading into the
+engine's model directly, as TRL does, leaves all of those stale.
+
+On a CPU, vLLM packs linear layers and experts into formats that no new weight gets into: call `keep_weights_loadable`
+before such an engine is made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from pipeline.rollout.base import RolloutError
+
+WRAPPERS = re.compile(r"(_checkpoint_wrapped_module|_orig_mod)\.")
+"""What activation checkpointing and torch.compile put into names."""
+LAYER = re.compile(r"\.layers\.(\d+)\.")
+"""The number of a decoder layer in a name."""
+
+
+def official_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    """A policy's weights under the names of its published checkpoints, one layer at a time.
+
+    Experts that transformers keeps in one tensor come apart, tied weights come once, persistent buffers come too. No
+    more than one layer is held besides the model. Sharded parameters (FSDP2) are gathered one tensor at a time; that is
+    collective, so every process has to run through the whole iterator, in step with the others.
+
+    Args:
+        model: a transformers model, plain or sharded.
+        dtype: what parameters are cast to; their own type if not given. Buffers always keep theirs, such as the fp32
+            `e_score_correction_bias`, whose updates of 0.001 bf16 would swallow.
+
+    Yields:
+        (name, tensor without gradient). Tensors may be views of the model: use them before it is trained further.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    tensors = sorted(_tensors(model, dtype), key=lambda item: _layer(item[0]))  # stable, and nothing is gathered yet
+    for _, members in groupby(tensors, key=lambda item: _layer(item[0])):
+        yield from revert_weight_conversion(model, {name: _whole(*what) for name, *what in members}).items()
+
+
+def load_weights(llm: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Replace the weights of an in-process vLLM engine, those of its MTP layers included, and forget cached prefixes.
+
+    Args:
+        llm: a `vllm.LLM` whose engine core runs in this process.
+        weights: what `official_weights` yields; consumed one by one.
+
+    Raises:
+        RolloutError: the engine has weights that were not given: its answers would be those of a mixture.
+        ValueError: a weight was given that the engine does not know.
+    """
+    llm.collective_rpc(_reload, args=(weights,))
+    llm.reset_prefix_cache()
+
+
+def keep_weights_loadable() -> None:
+    """Make vLLM's CPU backend keep the weights of linear layers as they are, so that `load_weights` can replace them.
+
+    The backend otherwise packs each into a format of its own and throws the weight away. To be called before an engine
+    is made; does nothing where vLLM is not the CPU build. Costs speed on large models, and is meant for tests.
+    """
+    from vllm.model_executor.layers import utils
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        utils.dispatch_cpu_unquantized_gemm = _plain_linear
+
+
+def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:
+    layer.cpu_linear = nn.functional.linear  # called with the layer's weight of the moment
+
+
+def _tensors(model: nn.Module, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor, torch.dtype | None]]:
+    """Name, tensor and the type to cast it to: parameters (tied ones once) and persistent buffers."""
+    for name, parameter in model.named_parameters():
+        yield WRAPPERS.sub("", name), parameter, dtype
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield WRAPPERS.sub("", f"{prefix}.{name}"), buffer, None
+
+
+def _layer(name: str) -> int:
+    """Number of the decoder layer that a tensor belongs to; -1 for those outside of layers."""
+    found = LAYER.search(name)
+    return -1 if found is None else int(found[1])
+
+
+def _whole(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The full tensor, in the wanted type; cast before it is gathered, which halves what is sent."""
+    tensor = tensor.detach()
+    if dtype is not None and tensor.is_floating_point():
+        tensor = tensor.to(dtype)
+    if isinstance(tensor, DTensor):
+        return tensor.to(tensor.device_mesh.device_type).full_tensor()  # shards that are off-loaded come back first
+    return tensor
+
+
+@torch.no_grad()
+def _reload(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Run in vLLM's worker: load a policy, and what belongs to the layers behind its last into the MTP drafter."""
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    config, model = worker.vllm_config, worker.model_runner.get_model()
+    models = [model]
+    if config.speculative_config is not None and config.speculative_config.method == "mtp":
+        models.append(worker.model_runner.get_draft_model())
+    layers = config.model_config.hf_text_config.num_hidden_layers
+    drafted: list[tuple[str, Tensor]] = []
+
+    def kept() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in weights:
+            if _layer(name) < layers:
+                yield name, tensor
+            elif len(models) > 1:
+                drafted.append((name, tensor))
+
+    with set_current_vllm_config(config):
+        wanted = {name for name, _ in model.named_parameters()}
+        for each in models:
+            _repack_experts(each)
+            initialize_layerwise_reload(each)
+        loaded = model.load_weights(kept())
+        for each in models[1:]:
+            each.load_weights(drafted)
+        for each in models:
+            finalize_layerwise_reload(each, config.model_config)
+    missing = wanted - (loaded or wanted)
+    if missing and config.model_config.quantization is None:
+        raise RolloutError(f"{len(missing)} weights of the engine were not synchronised, such as {min(missing)}")
+
+
+def _repack_experts(model: nn.Module) -> None:
+    """Have the CPU backend pack experts at this reload as it did at the first load, instead of leaving out the step."""
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None and next(module.parameters()).device.type == "cpu":
+            method.moe_kernel = None
