@@ -21,11 +21,29 @@ class V3Config(DeepseekV3Config):  # type: ignore[misc]
     scoring_func: str = "sigmoid"
     num_mtp_layers: int = 0
 
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> V3Config:
+    @staticmethod
+    def preset(name: str, **changes: Any) -> V3Config:
         """A preset under `configs/model/`; `changes` are fields that replace the preset's.
+
+        Returns:
+            A `V3Config`, or a `V2Config` for a preset with one of V2's gates.
 
         Raises:
             ValueError: no such preset, or an impossible shape.
         """
-        return cls(**presets.fields(presets.load(name)), **changes)
+        shape = presets.load(name)
+        return config_class(shape.topk_method)(**presets.fields(shape), **changes)
+
+
+class V2Config(V3Config):
+    """Config of a model with one of V2's gates (`greedy`, `group_limited_greedy`), saved as `deepseek_v2`.
+
+    transformers' DeepseekV3 computes V3's gate whatever the config says; its DeepseekV2 computes these.
+    """
+
+    model_type = "deepseek_v2"
+
+
+def config_class(topk_method: str) -> type[V3Config]:
+    """The class of configs with this gate."""
+    return V3Config if topk_method == presets.V3_METHOD else V2Config

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -24,11 +24,38 @@ if TYPE_CHECKING:
 
 Size = Annotated[int, Field(gt=0)]
 
-SELECTION = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
-"""How V3 routes. transformers implies it; vLLM reads it from the saved config and fails without."""
+V3_METHOD = "noaux_tc"
+"""The name, in configs, of V3's selection without an auxiliary loss."""
+
+GATES = {V3_METHOD: "sigmoid", "greedy": "softmax", "group_limited_greedy": "softmax"}
+"""Ways to choose experts -> the affinity that goes with each: V3's, V2-Lite's, V2's."""
 
 GROUP_SCORE_EXPERTS = 2
-"""A group of experts is scored by the sum of its two best affinities (DeepSeek-V3, section 2.1.2)."""
+"""V3 scores a group of experts by the sum of its two best affinities (DeepSeek-V3, section 2.1.2), V2 by its best."""
+
+VLLM_WIDTHS = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "kv_lora_rank": 512}
+"""What vLLM's kernels for latent attention on GPUs are written for: the published models' widths."""
+
+
+class Yarn(BaseModel):
+    """YaRN's extension of the context (Peng et al., arXiv 2309.00071), in the names of published configs.
+
+    Attributes:
+        factor: how many times longer the context is than the original one.
+        original_max_position_embeddings: context before the extension, in tokens.
+        beta_fast, beta_slow: rotations within the original context above which a dimension is kept as it is, and
+            below which it is interpolated.
+        mscale, mscale_all_dim: scale of the attention's temperature; DeepSeek-V3 sets both to 1.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    factor: Annotated[float, Field(gt=1)]
+    original_max_position_embeddings: Size
+    beta_fast: Annotated[float, Field(gt=0)] = 32.0
+    beta_slow: Annotated[float, Field(gt=0)] = 1.0
+    mscale: float = 1.0
+    mscale_all_dim: float = 1.0
 
 
 class Shape(BaseModel):
@@ -43,12 +70,17 @@ class Shape(BaseModel):
         n_shared_experts, n_routed_experts, num_experts_per_tok: experts that see every token, experts to choose
             from, and how many of those see a token.
         n_group, topk_group: groups that the experts are split into, and how many of them a token may use.
+        topk_method, scoring_func: how experts are chosen, and the affinity they are chosen by: `noaux_tc` and `sigmoid`
+            (V3), `group_limited_greedy` and `softmax` (V2), `greedy` and `softmax` (V2-Lite).
+        norm_topk_prob: whether the chosen experts' weights are made to sum to one.
         kv_lora_rank, q_lora_rank: width of the latent of keys and values, and of queries (`None`: not compressed).
         qk_nope_head_dim, qk_rope_head_dim, v_head_dim: width of a head's query and key without and with rotation,
             and of its value.
         max_position_embeddings: context, in tokens.
         rope_theta: base of the rotary frequencies.
-        routed_scaling_factor: what the routed experts' normalised weights are multiplied with.
+        rope_scaling: extension of the context by YaRN.
+        num_nextn_predict_layers: blocks of multi-token prediction on top of the layers.
+        routed_scaling_factor: what the routed experts' weights are multiplied with.
         initializer_range: standard deviation of the initial weights.
         rms_norm_eps: added to the mean square in every norm.
         tie_word_embeddings: whether embedding and head share their weights.
@@ -66,6 +98,9 @@ class Shape(BaseModel):
     num_experts_per_tok: Size
     n_group: Size = 1
     topk_group: Size = 1
+    topk_method: Literal["noaux_tc", "greedy", "group_limited_greedy"] = "noaux_tc"
+    scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
+    norm_topk_prob: bool = True
     first_k_dense_replace: Annotated[int, Field(ge=0)] = 1
     kv_lora_rank: Size
     q_lora_rank: Size | None = None
@@ -74,6 +109,8 @@ class Shape(BaseModel):
     v_head_dim: Size
     max_position_embeddings: Size
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+    rope_scaling: Yarn | None = None
+    num_nextn_predict_layers: Annotated[int, Field(ge=0)] = 0
     routed_scaling_factor: float = 1.0
     initializer_range: Annotated[float, Field(gt=0)] = 0.006
     rms_norm_eps: Annotated[float, Field(gt=0)] = 1e-6
@@ -85,10 +122,19 @@ class Shape(BaseModel):
             raise ValueError(f"qk_rope_head_dim is rotated in pairs and must be even, not {self.qk_rope_head_dim}")
         if self.first_k_dense_replace > self.num_hidden_layers:
             raise ValueError(f"first_k_dense_replace={self.first_k_dense_replace} exceeds num_hidden_layers")
+        return self
+
+    @model_validator(mode="after")
+    def _routable(self) -> Shape:
+        if GATES[self.topk_method] != self.scoring_func:
+            known = ", ".join(f"{method} with {affinity}" for method, affinity in GATES.items())
+            raise ValueError(f"no gate has {self.topk_method} with {self.scoring_func}; there are {known}")
+        if self.topk_method == "greedy" and self.n_group > 1:
+            raise ValueError(f"greedy knows no groups: with n_group={self.n_group} use group_limited_greedy")
         if self.n_routed_experts % self.n_group:
             raise ValueError(f"n_group={self.n_group} does not divide n_routed_experts={self.n_routed_experts}")
         group = self.n_routed_experts // self.n_group
-        if group < GROUP_SCORE_EXPERTS:
+        if self.topk_method == V3_METHOD and group < GROUP_SCORE_EXPERTS:
             raise ValueError(f"a group is scored by its two best experts, but n_group={self.n_group} leaves {group}")
         if self.topk_group > self.n_group:
             raise ValueError(f"topk_group={self.topk_group} exceeds n_group={self.n_group}")
@@ -99,18 +145,30 @@ class Shape(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _extended(self) -> Shape:
+        if self.rope_scaling is not None:
+            longest = int(self.rope_scaling.factor * self.rope_scaling.original_max_position_embeddings)
+            if self.max_position_embeddings > longest:
+                raise ValueError(
+                    f"max_position_embeddings={self.max_position_embeddings} exceeds what YaRN reaches: {longest}"
+                )
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
     """How many weights a model has.
 
     Attributes:
-        total: all of them.
+        total: all of the model's, without `mtp`, as published figures count them.
         active: those that one token meets: everything but the routed experts it is not sent to.
+        mtp: those of the blocks of multi-token prediction, which share the model's embedding and head.
     """
 
     total: int
     active: int
+    mtp: int
 
 
 def names() -> list[str]:
@@ -134,47 +192,68 @@ def load(preset: str | Mapping[str, Any]) -> Shape:
 
 def fields(shape: Shape) -> dict[str, Any]:
     """A shape as fields of `V3Config`."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": shape.rope_theta}
+    if shape.rope_scaling is not None:
+        rope |= {"rope_type": "yarn", **shape.rope_scaling.model_dump()}
     return {
-        **shape.model_dump(exclude={"rope_theta"}),
-        **SELECTION,
+        **shape.model_dump(exclude={"rope_theta", "rope_scaling"}),
         "num_key_value_heads": shape.num_attention_heads,
-        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "rope_parameters": rope,
         "bos_token_id": None,
         "dtype": "float32",
     }
 
 
+def check_vllm(config: Shape | V3Config) -> str | None:
+    """Why vLLM's GPU kernels cannot serve a model's latent attention, if they cannot."""
+    wrong = {name: getattr(config, name) for name, width in VLLM_WIDTHS.items() if getattr(config, name) != width}
+    if not wrong:
+        return None
+    return (
+        f"vLLM's kernels for latent attention on GPUs want {_listed({name: VLLM_WIDTHS[name] for name in wrong})}, and"
+        f" this model has {_listed(wrong)}: set VLLM_MLA_DISABLE=1 to serve it with ordinary attention"
+    )
+
+
 def config(shape: Shape, vocab_size: int, eos_token_id: int, pad_token_id: int) -> V3Config:
     """The config of a shape, written so that vLLM can serve the saved model."""
-    from model.config import V3Config
+    from model.config import config_class
 
     tokens = {"vocab_size": vocab_size, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
-    return V3Config(**fields(shape), **tokens)
+    return config_class(shape.topk_method)(**fields(shape), **tokens)
 
 
 def build(shape: Shape, vocab_size: int, eos_token_id: int, pad_token_id: int, seed: int) -> V3ForCausalLM:
     """A randomly initialised model in float32; the same seed gives the same weights."""
     import torch
 
-    from model import V3ForCausalLM
+    from model.modeling import model_class
 
     torch.manual_seed(seed)
-    return V3ForCausalLM(config(shape, vocab_size, eos_token_id, pad_token_id))
+    described = config(shape, vocab_size, eos_token_id, pad_token_id)
+    return model_class(described.model_type)(described)
 
 
 def count(shape: Shape, vocab_size: int) -> Parameters:
     """Count the weights of a shape without allocating them."""
     import torch
 
-    from model import V3ForCausalLM
+    from model.modeling import model_class
 
+    described = config(shape, vocab_size, eos_token_id=0, pad_token_id=0)
     with torch.device("meta"):
-        model = V3ForCausalLM(config(shape, vocab_size, eos_token_id=0, pad_token_id=0))
-    total = sum(weight.numel() for weight in model.parameters())
-    routed = sum(weight.numel() for name, weight in model.named_parameters() if ".mlp.experts." in name)
-    return Parameters(
-        total, total - routed * (shape.n_routed_experts - shape.num_experts_per_tok) // shape.n_routed_experts
-    )
+        model = model_class(described.model_type)(described)
+    ahead = [f"model.layers.{shape.num_hidden_layers + block}." for block in range(shape.num_nextn_predict_layers)]
+    sizes = {name: weight.numel() for name, weight in model.named_parameters()}
+    main = {name: size for name, size in sizes.items() if not name.startswith(tuple(ahead))}
+    total = sum(main.values())
+    routed = sum(size for name, size in main.items() if ".mlp.experts." in name)
+    idle = routed * (shape.n_routed_experts - shape.num_experts_per_tok) // shape.n_routed_experts
+    return Parameters(total, total - idle, sum(sizes.values()) - total)
+
+
+def _listed(widths: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={width}" for name, width in widths.items())
 
 
 def _folder() -> Path:

@@ -15,7 +15,7 @@ NANO = presets.load("nano").model_dump()
 
 def test_the_full_model_has_the_published_size() -> None:
     """671B parameters, 37B active (DeepSeek-V3, arXiv 2412.19437, abstract); vocabulary of 129,280."""
-    size = presets.count(presets.load("deepseek-v3"), vocab_size=129_280)
+    size = presets.count(presets.load("v3-671b"), vocab_size=129_280)
     assert round(size.total / 1e9) == 671
     assert 37.0 < size.active / 1e9 < 38.0
 
