@@ -52,26 +52,13 @@ def build(**changes: Any) -> Any:
 def official_names(layers: int, dense: int, experts: int, biased: bool) -> set[str]:
     """The tensors of a published checkpoint, as its index lists them (queries compressed, no FP8 scales)."""
     names = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    attention = ("q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj")
+    parts = ["input_layernorm", "post_attention_layernorm", *(f"self_attn.{name}" for name in attention)]
     for layer in range(layers):
-        names |= {
-            f"model.layers.{layer}.{part}.weight"
-            for part in ("input_layernorm", "post_attention_layernorm")
-            + tuple(
-                f"self_attn.{name}"
-                for name in (
-                    "q_a_proj",
-                    "q_a_layernorm",
-                    "q_b_proj",
-                    "kv_a_proj_with_mqa",
-                    "kv_a_layernorm",
-                    "kv_b_proj",
-                    "o_proj",
-                )
-            )
-        }
+        names |= {f"model.layers.{layer}.{part}.weight" for part in parts}
         mlp = f"model.layers.{layer}.mlp"
-        parts = [mlp] if layer < dense else [f"{mlp}.shared_experts", *(f"{mlp}.experts.{i}" for i in range(experts))]
-        names |= {f"{part}.{which}_proj.weight" for part in parts for which in ("gate", "up", "down")}
+        blocks = [mlp] if layer < dense else [f"{mlp}.shared_experts", *(f"{mlp}.experts.{i}" for i in range(experts))]
+        names |= {f"{block}.{which}_proj.weight" for block in blocks for which in ("gate", "up", "down")}
         if layer >= dense:
             names.add(f"{mlp}.gate.weight")
             names |= {f"{mlp}.gate.e_score_correction_bias"} if biased else set()
