@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as official
@@ -59,7 +60,7 @@ class V3MtpBlock(V3DecoderLayer):
             {"norm": official.DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)}
         )
 
-    def forward(
+    def forward(  # type: ignore[override]  # a block is given one thing more than a layer
         self, hidden_BTD: Tensor, embedded_BTD: Tensor, sequences: Sequences | None = None, **attention: Any
     ) -> Tensor:
         """What the head predicts from, and what the next block is given.
@@ -169,3 +170,20 @@ class DeepseekV2ForCausalLM(DeepseekV3ForCausalLM):
 def model_class(model_type: str) -> type[DeepseekV3ForCausalLM]:
     """Our class for a config's `model_type`."""
     return DeepseekV2ForCausalLM if model_type == V2Config.model_type else DeepseekV3ForCausalLM
+
+
+def is_ours(path: str) -> bool:
+    """Whether a folder's or a hub id's config is that of a DeepSeek-V3 or V2 model."""
+    return AutoConfig.from_pretrained(path).model_type in (V3Config.model_type, V2Config.model_type)
+
+
+def load(path: str, **options: Any) -> Any:
+    """Load a causal language model: as our class if it is a DeepSeek-V3 or V2, as transformers' if not.
+
+    Args:
+        path: a folder, or a hub id.
+        options: arguments of `from_pretrained`.
+    """
+    if not is_ours(path):
+        return AutoModelForCausalLM.from_pretrained(path, **options)
+    return model_class(AutoConfig.from_pretrained(path).model_type).from_pretrained(path, **options)
