@@ -13,7 +13,6 @@ import io
 import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from itertools import islice
 from typing import Any
 
@@ -22,15 +21,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling, finish_reason
-from rewards.registry import nearest
-
-OURS: Mapping[str, str] = {
-    "model": "the stage's `model:`",
-    "seed": "the stage's `seed:`",
-    "gpu_memory_utilization": "`rollout.gpu_memory`",
-    "generation_config": "always 'vllm', so that no hidden sampling defaults apply",
-}
-"""Engine arguments that `engine_options` may not hold -> what sets them."""
+from pipeline.rollout.options import check_options
 
 
 class VllmEngine:
@@ -58,9 +49,9 @@ class VllmEngine:
     ) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        from vllm import LLM, EngineArgs
+        check_options(options or {})
+        from vllm import LLM
 
-        check_options(options or {}, [field.name for field in fields(EngineArgs)])
         self.logprobs = logprobs
         self.llm = LLM(
             model=path, seed=seed, gpu_memory_utilization=gpu_memory, generation_config="vllm", **(options or {})
@@ -81,6 +72,7 @@ class VllmEngine:
             top_k=sampling.top_k,
             min_p=sampling.min_p,
             logprobs=0 if self.logprobs else None,
+            flat_logprobs=True,
             detokenize=False,
         )
         _seed_everything(sampling.seed)
@@ -103,24 +95,22 @@ class VllmEngine:
             torch.cuda.empty_cache()
 
     def _rollout(self, sample: Any, text: str) -> Rollout:
-        ids = tuple(sample.token_ids)
-        logprobs = None
-        if self.logprobs:
-            logprobs = tuple(at[token].logprob for at, token in zip(sample.logprobs, ids, strict=True))
-        return Rollout(text, ids, finish_reason(sample.finish_reason), logprobs)
+        logprobs = tuple(token_logprobs(sample)) if self.logprobs else None
+        return Rollout(text, tuple(sample.token_ids), finish_reason(sample.finish_reason), logprobs)
 
 
-def check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Refuse engine options that vLLM does not have, or that are set elsewhere.
+def token_logprobs(sample: Any) -> list[float]:
+    """Log-probabilities of a completion's tokens, from a request with `logprobs=0, flat_logprobs=True`.
+
+    vLLM then keeps them in one list, instead of an object and a dictionary for every token.
 
     Raises:
-        RolloutError: names the nearest option, or what to set instead.
+        RolloutError: there is not one for every token.
     """
-    for name in options:
-        if name in OURS:
-            raise RolloutError(f"engine_options: {name!r} is not set here; it is {OURS[name]}")
-        if name not in known:
-            raise RolloutError(f"engine_options: vLLM has no option {name!r}{nearest(name, known)}")
+    values: list[float] = sample.logprobs.logprobs
+    if len(values) != len(sample.token_ids):
+        raise RolloutError(f"vLLM gave {len(values)} log-probabilities for {len(sample.token_ids)} tokens")
+    return values
 
 
 def _seed_everything(seed: int) -> None:

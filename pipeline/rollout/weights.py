@@ -49,7 +49,7 @@ def official_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Iter
 
     tensors = sorted(_tensors(model, dtype), key=lambda item: _layer(item[0]))  # stable, and nothing is gathered yet
     for _, members in groupby(tensors, key=lambda item: _layer(item[0])):
-        yield from revert_weight_conversion(model, {name: _whole(*what) for name, *what in members}).items()
+        yield from revert_weight_conversion(model, {name: _whole(held, to) for name, held, to in members}).items()
 
 
 def load_weights(llm: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -80,7 +80,7 @@ def keep_weights_loadable() -> None:
         utils.dispatch_cpu_unquantized_gemm = _plain_linear
 
 
-def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:
+def _plain_linear(layer: Any, remove_weight: bool) -> None:
     layer.cpu_linear = nn.functional.linear  # called with the layer's weight of the moment
 
 
@@ -106,7 +106,8 @@ def _whole(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     if dtype is not None and tensor.is_floating_point():
         tensor = tensor.to(dtype)
     if isinstance(tensor, DTensor):
-        return tensor.to(tensor.device_mesh.device_type).full_tensor()  # shards that are off-loaded come back first
+        sharded: Any = tensor.to(tensor.device_mesh.device_type)  # it may be off-loaded
+        tensor = sharded.full_tensor()
     return tensor
 
 
@@ -148,6 +149,6 @@ def _reload(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
 def _repack_experts(model: nn.Module) -> None:
     """Have the CPU backend pack experts at this reload as it did at the first load, instead of leaving out the step."""
     for module in model.modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None and next(module.parameters()).device.type == "cpu":
             method.moe_kernel = None

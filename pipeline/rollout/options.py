@@ -1,0 +1,49 @@
+"""Which of vLLM's engine arguments a recipe may give as `rollout.engine_options`; checked without importing vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline import trainer_fields
+from pipeline.rollout.base import RolloutError
+from rewards.registry import nearest
+
+ENGINE_ARGUMENTS = "vllm.engine.arg_utils:EngineArgs"
+OURS: Mapping[str, str] = {
+    "model": "the stage's `model:`",
+    "seed": "the stage's `seed:`",
+    "gpu_memory_utilization": "`rollout.gpu_memory`",
+    "generation_config": "always 'vllm', so that no hidden sampling defaults apply",
+}
+"""Engine arguments that are not a recipe's to give -> what sets them."""
+TRAINERS: Mapping[str, str] = {
+    "distributed_executor_backend": "the trainer's own, since its processes hold the engines",
+    "enable_sleep_mode": "`trainer.vllm_enable_sleep_mode`",
+    "logprobs_mode": "always 'processed_logprobs', which importance weights are taken from",
+    "model_impl": "`trainer.vllm_model_impl`",
+    "tensor_parallel_size": "`trainer.vllm_tensor_parallel_size`",
+}
+"""Further ones for an engine inside a trainer."""
+
+
+def check_options(options: Mapping[str, Any], training: bool = False) -> None:
+    """Refuse engine options that the installed vLLM does not have, or that are set elsewhere.
+
+    Args:
+        options: what a recipe says.
+        training: whether the engine is one inside a trainer.
+
+    Raises:
+        RolloutError: names the nearest option, or what to set instead.
+    """
+    elsewhere = {**OURS, **TRAINERS} if training else OURS
+    try:
+        known = trainer_fields.fields(ENGINE_ARGUMENTS)
+    except LookupError:  # vLLM is on another machine; there it is asked again
+        known = None
+    for name in options:
+        if name in elsewhere:
+            raise RolloutError(f"engine_options: {name!r} is not set here; it is {elsewhere[name]}")
+        if known is not None and name not in known:
+            raise RolloutError(f"engine_options: vLLM has no option {name!r}{nearest(name, known)}")
