@@ -100,7 +100,7 @@ def frequencies(config: Any) -> torch.Tensor:
 
 
 def rotated(x: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
-    """[batch, tokens, heads, dim] with neighbouring dimensions as complex numbers, turned by position times frequency."""
+    """[batch, tokens, heads, dim] with neighbouring dimensions as complex numbers, turned by their position."""
     turns = torch.polar(torch.ones(()).double(), torch.arange(x.shape[1]).double()[:, None] * freqs)
     return torch.view_as_real(torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) * turns[None, :, None]).flatten(-2)
 
