@@ -17,10 +17,10 @@ nano: ## the whole R1 chain in miniature: base model in, reasoning model and stu
 
 test: dev ## every test (about 20 minutes on two cores)
 	@sh scripts/system-packages.sh
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 unit: dev ## the unit tests (under a minute on two cores)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not integration" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not integration" $(ARGS)
 
 check: dev ## format, lint, types, import directions
 	$(BIN)/ruff format --check .
