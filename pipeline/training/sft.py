@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from trl import SFTTrainer
 
+from pipeline.training.mtp import MultiToken
 from pipeline.training.resumable import Resumable
 
 
-class SftTrainer(Resumable, SFTTrainer):  # type: ignore[misc]
-    """`trl.SFTTrainer`, resumable to the bit on one device."""
+class SftTrainer(MultiToken, Resumable, SFTTrainer):  # type: ignore[misc]
+    """`trl.SFTTrainer`, resumable to the bit on one device, with multi-token prediction."""
