@@ -18,6 +18,10 @@ nano: ## the whole R1 chain in miniature: base model in, reasoning model and stu
 test: dev ## every test (about 20 minutes on two cores)
 	@sh scripts/system-packages.sh
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@sh scripts/test-vllm.sh
+
+vllm: dev ## the tests of the vLLM engine, on its CPU build (part of `make test`)
+	@sh scripts/test-vllm.sh $(ARGS)
 
 unit: dev ## the unit tests (under a minute on two cores)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not integration" $(ARGS)
@@ -35,4 +39,4 @@ constraints: dev ## resolve the pinned versions of constraints/*.txt anew
 	@$(BIN)/python -m pip install --quiet uv
 	PATH="$$PWD/$(BIN):$$PATH" sh scripts/compile-constraints.sh $(ARGS)
 
-.PHONY: help nano test unit check dev constraints
+.PHONY: help nano test vllm unit check dev constraints

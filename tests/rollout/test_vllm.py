@@ -1,4 +1,4 @@
-"""The in-process vLLM engine against the transformers engine; runs where vLLM is installed."""
+"""The in-process vLLM engine against the transformers engine; runs where vLLM is installed, be it the CPU build."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.rollout.transformers import TransformersEngine
 from pipeline.stages.base import RolloutSpec
 
 pytest.importorskip("vllm")
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.vllm
 
 OPTIONS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 64}
 
