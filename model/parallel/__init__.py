@@ -1,0 +1,1 @@
+"""Several processes for one model, by torch's and transformers' own pieces; and torchtitan's checkpoint layout."""

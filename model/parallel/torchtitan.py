@@ -1,0 +1,179 @@
+"""torchtitan's checkpoint layout of DeepSeek-V3: its names, and torch's distributed checkpoint format (DCP).
+
+torchtitan (0.3) trains the architecture on clusters, with expert parallelism by all-to-all, pipelines and FP8. What it
+calls a tensor differs from the official names, and it keeps a layer's experts in one tensor; the numbers are the same,
+since both rotate neighbouring channels (`rope_interleave`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+TOP = {
+    "model.embed_tokens.weight": "tok_embeddings.weight",
+    "model.norm.weight": "norm.weight",
+    "lm_head.weight": "lm_head.weight",
+}
+
+LAYER = {
+    "input_layernorm.weight": "attention_norm.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "self_attn.q_proj.weight": "attention.wq.weight",
+    "self_attn.q_a_proj.weight": "attention.wq_a.weight",
+    "self_attn.q_a_layernorm.weight": "attention.q_norm.weight",
+    "self_attn.q_b_proj.weight": "attention.wq_b.weight",
+    "self_attn.kv_a_proj_with_mqa.weight": "attention.wkv_a.weight",
+    "self_attn.kv_a_layernorm.weight": "attention.kv_norm.weight",
+    "self_attn.kv_b_proj.weight": "attention.wkv_b.weight",
+    "self_attn.o_proj.weight": "attention.wo.weight",
+    "mlp.gate_proj.weight": "feed_forward.w1.weight",
+    "mlp.up_proj.weight": "feed_forward.w3.weight",
+    "mlp.down_proj.weight": "feed_forward.w2.weight",
+    "mlp.gate.weight": "moe.router.gate.weight",
+    "mlp.gate.e_score_correction_bias": "moe.expert_bias_E",
+    "mlp.shared_experts.gate_proj.weight": "moe.shared_experts.w1.weight",
+    "mlp.shared_experts.up_proj.weight": "moe.shared_experts.w3.weight",
+    "mlp.shared_experts.down_proj.weight": "moe.shared_experts.w2.weight",
+    "enorm.weight": "enorm.weight",
+    "hnorm.weight": "hnorm.weight",
+    "eh_proj.weight": "eh_proj.weight",
+    "shared_head.norm.weight": "mtp_norm.weight",
+}
+"""Official name -> torchtitan's, both after the layer's number."""
+
+EXPERTS = {
+    "gate_proj.weight": "moe.routed_experts.inner_experts.w1_EFD",
+    "up_proj.weight": "moe.routed_experts.inner_experts.w3_EFD",
+    "down_proj.weight": "moe.routed_experts.inner_experts.w2_EDF",
+}
+"""Official name after `mlp.experts.N.` -> the tensor that holds all experts of a layer, one after another."""
+
+BIAS = "e_score_correction_bias"
+"""FP32 in every precision: BF16 would swallow its steps of 0.001."""
+
+OTHER = ("optimizer", "lr_scheduler", "dataloader", "train_state")
+"""What a training checkpoint of torchtitan holds beside the model."""
+
+_OFFICIAL = re.compile(r"model\.layers\.(\d+)\.(?:mlp\.experts\.(\d+)\.)?(.+)")
+_TITAN = re.compile(r"layers\.(\d+)\.(.+)")
+_COPIES = re.compile(r"model\.layers\.\d+\.(?:embed_tokens|shared_head\.head)\.weight")
+"""Copies of embedding and head, which official checkpoints have in prediction blocks, and torchtitan has not."""
+
+
+def to_torchtitan(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state under official names (one tensor an expert) in torchtitan's names and shapes.
+
+    Raises:
+        ValueError: a name that torchtitan has no place for, or experts that do not count up from 0.
+    """
+    renamed: dict[str, torch.Tensor] = {}
+    experts: dict[str, dict[int, torch.Tensor]] = {}
+    for name, tensor in state.items():
+        found = _OFFICIAL.fullmatch(name)
+        if name in TOP:
+            renamed[TOP[name]] = tensor
+        elif found and found[2] is None and found[3] in LAYER:
+            renamed[f"layers.{found[1]}.{LAYER[found[3]]}"] = tensor
+        elif found and found[2] is not None and found[3] in EXPERTS:
+            experts.setdefault(f"layers.{found[1]}.{EXPERTS[found[3]]}", {})[int(found[2])] = tensor
+        elif not _COPIES.fullmatch(name):
+            raise ValueError(f"torchtitan's DeepSeek-V3 has no place for {name}")
+    for name, by_number in experts.items():
+        if by_number.keys() != set(range(len(by_number))):
+            raise ValueError(f"{name}: experts are missing; there are {sorted(by_number)}")
+        renamed[name] = torch.stack([by_number[number] for number in range(len(by_number))])
+    return renamed
+
+
+def from_torchtitan(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state of torchtitan's under official names, one tensor an expert.
+
+    Raises:
+        ValueError: a name that is not of torchtitan's DeepSeek-V3.
+    """
+    top, layer, experts = ({theirs: ours for ours, theirs in table.items()} for table in (TOP, LAYER, EXPERTS))
+    renamed: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        found = _TITAN.fullmatch(name)
+        if name in top:
+            renamed[top[name]] = tensor
+        elif found and found[2] in layer:
+            renamed[f"model.layers.{found[1]}.{layer[found[2]]}"] = tensor
+        elif found and found[2] in experts:
+            for number, expert in enumerate(tensor.unbind()):
+                renamed[f"model.layers.{found[1]}.mlp.experts.{number}.{experts[found[2]]}"] = expert.contiguous()
+        else:
+            raise ValueError(f"{name} is no tensor of torchtitan's DeepSeek-V3 (0.3)")
+    return renamed
+
+
+def write(source: Path, target: Path) -> None:
+    """Turn a Hugging Face folder into a checkpoint for torchtitan's `checkpoint.initial_load_path`.
+
+    The whole model passes through memory.
+
+    Args:
+        source: folder with safetensors files under official names, not in FP8.
+        target: folder for the checkpoint; it may hold other files.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for path in sorted(source.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
+    save(to_torchtitan(state), checkpoint_id=target, no_dist=True)
+
+
+def read(source: Path, target: Path, dtype: str | None = None) -> None:
+    """Write the weights of a torchtitan checkpoint as safetensors under official names, one file a layer.
+
+    Args:
+        source: folder of a distributed checkpoint; what is no tensor of the model (optimizer, data, step) is left out.
+        target: folder that weights and index are written to; it may hold other files.
+        dtype: precision of all weights but the gates' bias, such as `bfloat16`; theirs if not given.
+
+    Raises:
+        ValueError: it holds a tensor that torchtitan's DeepSeek-V3 has not, or none at all.
+    """
+    entries = FileSystemReader(source).read_metadata().state_dict_metadata
+    homes: dict[str, str] = {}
+    total = 0
+    groups = _by_layer({name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)})
+    for number, (_, group) in enumerate(groups, start=1):
+        state = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in group.items()}
+        load(state, checkpoint_id=source, no_dist=True)
+        tensors = from_torchtitan(state)
+        if dtype is not None:
+            wanted = getattr(torch, dtype)
+            tensors |= {ours: tensor.to(wanted) for ours, tensor in tensors.items() if not ours.endswith(BIAS)}
+        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        save_file(tensors, target / name, metadata={"format": "pt"})
+        homes |= dict.fromkeys(tensors, name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    if not homes:
+        raise ValueError(f"{source} holds no tensors of torchtitan's DeepSeek-V3")
+    index = {"metadata": {"total_size": total}, "weight_map": homes}
+    (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _by_layer(
+    entries: Mapping[str, TensorStorageMetadata],
+) -> list[tuple[int, dict[str, TensorStorageMetadata]]]:
+    """The model's entries: those outside of the layers first, then layer by layer."""
+    groups: dict[int, dict[str, TensorStorageMetadata]] = {}
+    for name, entry in entries.items():
+        if name.startswith(OTHER):
+            continue
+        found = _TITAN.fullmatch(name)
+        groups.setdefault(int(found[1]) if found else -1, {})[name] = entry
+    return sorted(groups.items())
