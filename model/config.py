@@ -42,6 +42,9 @@ class V2Config(V3Config):
     """
 
     model_type = "deepseek_v2"
+    topk_method: str = "greedy"
+    scoring_func: str = "softmax"
+    norm_topk_prob: bool | None = False
 
 
 def config_class(topk_method: str) -> type[V3Config]:

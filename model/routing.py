@@ -1,7 +1,7 @@
 """Routing: which experts see a token, and with what weight.
 
 A gate turns a token's logits over the experts into affinities, chooses `num_experts_per_tok` experts, and weighs them
-by their affinities. Every token is computed by every expert that it chose: no expert has a capacity, no token is dropped.
+by their affinities. Every expert computes every token that chose it: none has a capacity, and no token is dropped.
 
     V3 (`noaux_tc`):               sigmoid; a bias is added for choosing and not for weighing; groups of experts compete
                                    by the sum of their two best (DeepSeek-V3, arXiv 2412.19437, equations 12 to 16)

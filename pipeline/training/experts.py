@@ -1,0 +1,70 @@
+"""Balanced experts in any trainer: a callback that moves the selection biases and logs how even the load is."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from trl.trainer.callbacks import SyncRefModelCallback
+
+from model.balance import Balance, BalanceLoss, configure, max_violation, routers, update_bias
+from pipeline.stages.routing import Routing
+
+METRIC = "routing/max_violation"
+"""Mean over the layers; those of single layers have the layer's number behind it."""
+
+
+def balance(trainer: Any, routing: Routing) -> None:
+    """Balance the experts of a trainer's model as the stage says; a model without our gates is left alone."""
+    if routers(trainer.model):
+        trainer.add_callback(ExpertBalance(trainer, routing))
+        _sync_reference_by_name(trainer)
+
+
+class ExpertBalance(TrainerCallback):  # type: ignore[misc]
+    """Moves the biases before each optimizer step, by the load of all its micro-batches on all ranks.
+
+    Args:
+        trainer: one of TRL's; its metrics are added to, and read by it.
+        routing: what the stage says.
+    """
+
+    def __init__(self, trainer: Any, routing: Routing) -> None:
+        self.trainer, self.routing = trainer, routing
+        self.balance = Balance(BalanceLoss(routing.balance), routing.balance_alpha)
+        configure(trainer.model, self.balance)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.balance.scale = 1 / self.trainer.current_gradient_accumulation_steps
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        loads = update_bias(self.trainer.model, self.routing.bias_update_speed)
+        violations_L = torch.stack([max_violation(load_E) for load_E in loads.values()])
+        metrics = self.trainer._metrics["train"]
+        metrics[METRIC].append(float(violations_L.mean()))
+        for layer, violation in zip(loads, violations_L.tolist(), strict=True):
+            metrics[f"{METRIC}/{layer}"].append(violation)
+
+
+class SyncReference(SyncRefModelCallback):  # type: ignore[misc]
+    """TRL's, which takes tensors by their order; this one takes them by name, and the selection biases with them.
+
+    The policy may have prediction blocks that the reference has not.
+    """
+
+    @staticmethod
+    @torch.no_grad()
+    def sync_target_model(model: Any, target_model: Any, alpha: float) -> None:
+        """Move the reference by `alpha` towards the policy."""
+        source, saved = model.state_dict(), target_model.state_dict().keys()
+        for name, tensor in chain(target_model.named_parameters(), target_model.named_buffers()):
+            if name in saved:
+                tensor.mul_(1.0 - alpha).add_(source[name], alpha=alpha)
+
+
+def _sync_reference_by_name(trainer: Any) -> None:
+    callback = trainer.pop_callback(SyncRefModelCallback)
+    if callback is not None:
+        trainer.add_callback(SyncReference(callback.ref_model, callback.accelerator))
