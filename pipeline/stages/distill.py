@@ -108,6 +108,7 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
     from trl import DistillationConfig
 
     from pipeline.tasks.resolve import prompt_rows
+    from pipeline.training import experts, models
     from pipeline.training.distill import DistillTrainer
     from pipeline.training.fit import fit
 
@@ -120,11 +121,13 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
             " compared: distil through `data`, or choose a teacher of the same family"
         )
     prompts = [{"prompt": row["prompt"]} for row in prompt_rows(config.tasks, context)]
+    args = setup.arguments(DistillationConfig, context, ON_POLICY_DEFAULTS, generation_fields(config.rollout))
     trainer = DistillTrainer(
-        model=model,
+        model=models.policy(model, args),
         teacher_model=teacher,
-        args=setup.arguments(DistillationConfig, context, ON_POLICY_DEFAULTS, generation_fields(config.rollout)),
+        args=args,
         train_dataset=Dataset.from_list(prompts),
         processing_class=tokenizer,
     )
+    experts.balance(trainer, config.routing)
     return Outputs({**fit(trainer, context), "problems": len(prompts)})

@@ -22,6 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.stages.base import ModelRef, Outputs, Product, RewardSpec, RolloutSpec, StageConfig, StageContext
+from pipeline.stages.routing import PolicyRouting
 from pipeline.tasks.resolve import TaskField
 from pipeline.training.fields import RESERVED
 from pipeline.training.schedule import check_cycle
@@ -89,6 +90,7 @@ class GrpoConfig(StageConfig):
         tasks: where the problems come from.
         rewards: what is rewarded; `accuracy` is each task's own grader.
         rollout: how completions are sampled.
+        routing: how the experts are balanced, if the model is a DeepSeek-V3.
         sample_every: steps between two looks at the completions, which go into `samples.jsonl`.
         samples: how many completions are written at each look.
         trainer: fields of TRL's GRPOConfig.
@@ -106,6 +108,7 @@ class GrpoConfig(StageConfig):
         default_factory=lambda: [RewardSpec(use="accuracy")]
     )
     rollout: RolloutSpec = RolloutSpec()
+    routing: PolicyRouting = PolicyRouting()
     sample_every: Annotated[int, Field(gt=0)] = 20
     samples: Annotated[int, Field(ge=0)] = 16
     trainer: dict[str, Any] = Field(default_factory=dict)
@@ -142,6 +145,7 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
 
     from pipeline.tasks.grading import composite
     from pipeline.tasks.resolve import prompt_rows
+    from pipeline.training import experts, models
     from pipeline.training.fit import fit
     from pipeline.training.grpo import GrpoTrainer, Recorded, Samples
 
@@ -150,14 +154,16 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
     reward = Recorded(composite(config.rewards, config.tasks, context).parts, context.base)
     reward.prepare()
     model = context.model_path(config.model)
+    args = setup.arguments(GRPOConfig, context, trainer_defaults(config), generation_fields(config.rollout))
     trainer = GrpoTrainer(
-        model=model,
+        model=models.policy(model, args),
         reward_funcs=reward,
-        args=setup.arguments(GRPOConfig, context, trainer_defaults(config), generation_fields(config.rollout)),
+        args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=setup.load_tokenizer(model),
         samples=Samples(context.scratch / "samples.jsonl", config.sample_every, config.samples),
     )
+    experts.balance(trainer, config.routing)
     try:
         summary = fit(trainer, context)
     finally:

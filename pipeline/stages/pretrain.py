@@ -24,6 +24,7 @@ from model import presets
 from pipeline.data import corpus as corpora
 from pipeline.data.vocabulary import VocabularySpec
 from pipeline.stages.base import DataRef, Fault, ModelRef, Outputs, Product, StageConfig, StageContext, Strict
+from pipeline.stages.routing import Routing
 from pipeline.stages.sft import DATA_RESERVED
 from pipeline.training.fields import RESERVED
 
@@ -78,6 +79,7 @@ class PretrainConfig(StageConfig):
         tokenizer: a model whose tokenizer is taken instead.
         corpus: the text, or a list of several.
         length: tokens a row.
+        routing: how the experts are balanced.
         trainer: fields of TRL's SFTConfig.
     """
 
@@ -97,6 +99,7 @@ class PretrainConfig(StageConfig):
     tokenizer: ModelRef | None = None
     corpus: Annotated[list[CorpusSpec], Field(min_length=1), BeforeValidator(_list)]
     length: Annotated[int, Field(gt=1)]
+    routing: Routing = Routing()
     trainer: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("model")
@@ -131,6 +134,7 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     from trl import SFTConfig
 
     from pipeline.data import examples, vocabulary
+    from pipeline.training import experts
     from pipeline.training.fit import fit
     from pipeline.training.sft import SftTrainer
 
@@ -150,6 +154,7 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
         train_dataset=dataset,
         processing_class=tokenizer,
     )
+    experts.balance(trainer, config.routing)
     summary = fit(trainer, context)
     size = presets.count(shape, len(tokenizer))
     return Outputs(

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from pipeline.data.mixture import DataField, DataSource
 from pipeline.stages.base import ModelRef, Outputs, Product, StageConfig, StageContext
+from pipeline.stages.routing import FinetuneRouting
 from pipeline.training.fields import RESERVED
 
 DEFAULTS: Mapping[str, Any] = {
@@ -57,6 +58,7 @@ class FinetuneConfig(StageConfig):
         max_length: longest example, in tokens; the model's context if not given. A longer one is never cut.
         too_long: `drop` longer examples and count them, or stop with an `error`.
         packing: put several examples into one row, without letting them see each other.
+        routing: how the experts are balanced, if the model is a DeepSeek-V3.
         trainer: fields of TRL's config class.
     """
 
@@ -69,6 +71,7 @@ class FinetuneConfig(StageConfig):
     max_length: Annotated[int, Field(gt=1)] | None = None
     too_long: Literal["drop", "error"] = "drop"
     packing: bool = False
+    routing: FinetuneRouting = FinetuneRouting()
     trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -102,6 +105,7 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
     from trl import SFTConfig
 
     from pipeline.data import examples, mixture
+    from pipeline.training import experts, models
     from pipeline.training.fit import fit
     from pipeline.training.sft import SftTrainer
 
@@ -116,10 +120,12 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
         "packing": config.packing,
         "packing_strategy": "bfd",  # would cut what is longer than a row, but nothing is
     }
+    args = setup.arguments(SFTConfig, context, defaults, fixed)
     trainer = SftTrainer(
-        model=model,
-        args=setup.arguments(SFTConfig, context, defaults, fixed),
+        model=models.policy(model, args),
+        args=args,
         train_dataset=dataset,
         processing_class=tokenizer,
     )
+    experts.balance(trainer, config.routing)
     return Outputs({**fit(trainer, context), **account.metrics()})
