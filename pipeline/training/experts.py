@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from trl.trainer.callbacks import SyncRefModelCallback
 
 from model.balance import Balance, BalanceLoss, configure, max_violation, routers, update_bias
 from pipeline.stages.routing import Routing
@@ -20,7 +18,6 @@ def balance(trainer: Any, routing: Routing) -> None:
     """Balance the experts of a trainer's model as the stage says; a model without our gates is left alone."""
     if routers(trainer.model):
         trainer.add_callback(ExpertBalance(trainer, routing))
-        _sync_reference_by_name(trainer)
 
 
 class ExpertBalance(TrainerCallback):  # type: ignore[misc]
@@ -46,25 +43,3 @@ class ExpertBalance(TrainerCallback):  # type: ignore[misc]
         metrics[METRIC].append(float(violations_L.mean()))
         for layer, violation in zip(loads, violations_L.tolist(), strict=True):
             metrics[f"{METRIC}/{layer}"].append(violation)
-
-
-class SyncReference(SyncRefModelCallback):  # type: ignore[misc]
-    """TRL's, which takes tensors by their order; this one takes them by name, and the selection biases with them.
-
-    The policy may have prediction blocks that the reference has not.
-    """
-
-    @staticmethod
-    @torch.no_grad()
-    def sync_target_model(model: Any, target_model: Any, alpha: float) -> None:
-        """Move the reference by `alpha` towards the policy."""
-        source, saved = model.state_dict(), target_model.state_dict().keys()
-        for name, tensor in chain(target_model.named_parameters(), target_model.named_buffers()):
-            if name in saved:
-                tensor.mul_(1.0 - alpha).add_(source[name], alpha=alpha)
-
-
-def _sync_reference_by_name(trainer: Any) -> None:
-    callback = trainer.pop_callback(SyncRefModelCallback)
-    if callback is not None:
-        trainer.add_callback(SyncReference(callback.ref_model, callback.accelerator))
