@@ -24,7 +24,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from pipeline.stages.base import ModelRef, Outputs, Product, RewardSpec, RolloutSpec, StageConfig, StageContext
 from pipeline.stages.routing import PolicyRouting
 from pipeline.tasks.resolve import TaskField
+from pipeline.training.efficiency import Efficiency, LengthChange, check_efficiency, check_lengths
 from pipeline.training.fields import RESERVED
+from pipeline.training.mtp import DraftSpec
 from pipeline.training.schedule import check_cycle
 
 DEFAULTS: Mapping[str, Any] = {
@@ -90,7 +92,11 @@ class GrpoConfig(StageConfig):
         tasks: where the problems come from.
         rewards: what is rewarded; `accuracy` is each task's own grader.
         rollout: how completions are sampled.
+        efficiency: how the work of a step is arranged; all switches off is stock TRL.
+        length_schedule: steps from which on completions may have another number of tokens than `rollout.max_tokens`,
+            such as [{step: 8200, max_tokens: 65536}].
         routing: how the experts are balanced, if the model is a DeepSeek-V3.
+        mtp: how blocks of multi-token prediction follow the policy; they stay as they are if not given.
         sample_every: steps between two looks at the completions, which go into `samples.jsonl`.
         samples: how many completions are written at each look.
         trainer: fields of TRL's GRPOConfig.
@@ -108,7 +114,10 @@ class GrpoConfig(StageConfig):
         default_factory=lambda: [RewardSpec(use="accuracy")]
     )
     rollout: RolloutSpec = RolloutSpec()
+    efficiency: Efficiency = Efficiency()
+    length_schedule: list[LengthChange] = Field(default_factory=list)
     routing: PolicyRouting = PolicyRouting()
+    mtp: DraftSpec | None = None
     sample_every: Annotated[int, Field(gt=0)] = 20
     samples: Annotated[int, Field(ge=0)] = 16
     trainer: dict[str, Any] = Field(default_factory=dict)
@@ -130,6 +139,8 @@ class GrpoConfig(StageConfig):
     def _scheduled(self) -> GrpoConfig:
         trainer = {**DEFAULTS, **self.trainer}
         check_cycle(trainer, processes=None if self.launch.accelerate else 1)
+        check_efficiency(self.efficiency, trainer)
+        check_lengths(self.rollout.max_tokens, self.length_schedule)
         if trainer.get("sync_ref_model") and trainer["beta"] == 0:
             raise ValueError("trainer.sync_ref_model needs a reference model, and with beta: 0 there is none")
         return self
@@ -147,7 +158,8 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
     from pipeline.tasks.resolve import prompt_rows
     from pipeline.training import experts, models
     from pipeline.training.fit import fit
-    from pipeline.training.grpo import GrpoTrainer, Recorded, Samples
+    from pipeline.training.grpo import GrpoTrainer, Samples
+    from pipeline.training.overlap import Recorded
 
     config = context.config
     rows = prompt_rows(config.tasks, context)
@@ -162,6 +174,9 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
         train_dataset=Dataset.from_list(rows),
         processing_class=setup.load_tokenizer(model),
         samples=Samples(context.scratch / "samples.jsonl", config.sample_every, config.samples),
+        efficiency=config.efficiency,
+        length_schedule=config.length_schedule,
+        mtp=config.mtp,
     )
     experts.balance(trainer, config.routing)
     try:

@@ -1,4 +1,7 @@
-"""TRL's GRPO trainer with exact resumption, samples that can be read, and a look at groups that teach nothing."""
+"""TRL's GRPO trainer with exact resumption, samples that can be read, and a look at groups that teach nothing.
+
+What makes it fast is in the mixins beside this module, one a switch of `efficiency`.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,19 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
+from pipeline.training.dropping import Dropping
+from pipeline.training.efficiency import STOCK, Efficiency, LengthChange
+from pipeline.training.folding import Folding
+from pipeline.training.lengths import Lengths
+from pipeline.training.mtp import MultiToken
+from pipeline.training.overlap import Overlap
+from pipeline.training.packing import Packing
+from pipeline.training.passes import Passes
+from pipeline.training.reference import sync_by_name
+from pipeline.training.refill import Refill
 from pipeline.training.resumable import Resumable
+from pipeline.training.rows import equal_groups
 from pipeline.training.schedule import check_cycle
-from rewards import Batch, Composite, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -23,17 +36,6 @@ DEAD_SHARE = 0.9
 """Share of groups without variance above which hardly anything is learnt."""
 DEAD_STEPS = 5
 """Generation batches in a row before it is said: one may be bad luck."""
-
-
-class Recorded(Composite):
-    """A composite that remembers its last verdicts, so that samples show why a reward was given."""
-
-    last: dict[str, list[Verdict | None]]
-
-    def verdicts(self, batch: Batch) -> dict[str, list[Verdict | None]]:
-        """Every part's verdict on every row; see `Composite.verdicts`."""
-        self.last = super().verdicts(batch)
-        return self.last
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +73,46 @@ class Samples:
             (folder / "samples.jsonl").write_bytes(self.path.read_bytes())
 
 
-class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
+class GrpoTrainer(
+    MultiToken,
+    Refill,
+    Lengths,
+    Overlap,
+    Dropping,
+    Passes,
+    Folding,
+    Packing,
+    Resumable,
+    GRPOTrainer,  # type: ignore[misc]
+):
     """`trl.GRPOTrainer`, resumable to the bit on one device.
+
+    The mixins stand in the order in which they wrap each other: dead rows are dropped before a micro-batch is divided
+    into passes, and what a pass knows of old log-probabilities is filled in around the packed forward.
 
     Args:
         samples: where completions are written; the other arguments are TRL's.
+        efficiency: which of the mixins are on.
+        length_schedule: from which steps on completions may be longer.
 
     Raises:
         ValueError: groups or checkpoints do not fit the generation batches, or the synced reference model could not
             be restored from a checkpoint.
     """
 
-    def __init__(self, *args: Any, samples: Samples, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        samples: Samples,
+        efficiency: Efficiency = STOCK,
+        length_schedule: Sequence[LengthChange] = (),
+        **kwargs: Any,
+    ) -> None:
+        self.efficiency, self.length_schedule = efficiency, length_schedule
         super().__init__(*args, **kwargs)
+        self.prepare_packing(self.model, self.ref_model)
+        self.prepare_refill()
+        sync_by_name(self)
         self.samples = samples
         self.dead: list[tuple[float, float]] = []
         self.cycle = check_cycle(vars(self.args) | {"generation_batch_size": None}, self.accelerator.num_processes)
@@ -122,18 +151,18 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
         rewards_BF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if self.model.training:
-            self._watch_groups(rewards_BF.nansum(dim=1))
+        if self.model.training and not self.sampling_extra:
+            self._watch_groups(rewards_BF)
             if self.accelerator.is_main_process and self.samples.due(self.state.global_step):
                 self.samples.add(self._sampled(inputs, completions, completion_ids_list))
         return rewards_BF
 
-    def _watch_groups(self, rewards_B: torch.Tensor) -> None:
+    def _watch_groups(self, rewards_BF: torch.Tensor) -> None:
         """Log the shares of groups in which every rollout failed, or every one succeeded, and warn of too many."""
-        groups_PG = rewards_B.view(-1, self.num_generations)
-        same_P = (groups_PG == groups_PG[:, :1]).all(dim=1)
-        failed = (same_P & (groups_PG[:, 0] <= 0)).float().mean().item()
-        solved = (same_P & (groups_PG[:, 0] > 0)).float().mean().item()
+        same_P = equal_groups(rewards_BF, self.num_generations)
+        first_P = rewards_BF.nansum(dim=1)[:: self.num_generations]
+        failed = (same_P & (first_P <= 0)).float().mean().item()
+        solved = (same_P & (first_P > 0)).float().mean().item()
         self._metrics["train"]["groups/all_failed"].append(failed)
         self._metrics["train"]["groups/all_equal_above_zero"].append(solved)
         self.dead = [*self.dead, (failed, solved)][-DEAD_STEPS:]

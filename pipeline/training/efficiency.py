@@ -1,0 +1,134 @@
+"""The switches that make GRPO faster than stock TRL, and where each of them is exact.
+
+    efficiency:
+      packing: true            # rows without padding, so many tokens a forward pass
+      tokens_per_pass: 8192
+      drop_dead_groups: auto   # what teaches nothing is left out of the forward and backward passes
+      refill_rounds: 0         # or replaced by groups that are sampled on top (DAPO's dynamic sampling)
+      fold_old_logprobs: true  # no pass of its own for log-probabilities that the training pass computes anyway
+      overlap_rewards: true    # rewards are judged while log-probabilities are computed
+      whole_groups: true       # vLLM in this process samples a group as one request, and keeps numbers as arrays
+      reload_weights: true     # and takes new weights by its own reload, with all that it derives from them
+
+All of them off is TRL, to the bit. Imported with the stages' configs, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.stages.base import Strict
+
+
+class Efficiency(Strict):
+    """How the work of a GRPO step is arranged.
+
+    Attributes:
+        packing: sequences lie one after another in rows without padding, each attending to itself only. Losses and
+            gradients are TRL's, up to rounding.
+        tokens_per_pass: with `packing`, the tokens of one forward and backward pass: this, and no longer
+            `per_device_train_batch_size`, decides about the peak of memory. A longer sequence has a pass to itself.
+        drop_dead_groups: rows whose advantage is zero are left out of the training passes. Exact where nothing else
+            gives them a gradient (beta 0, no entropy bonus); `auto` drops them there and nowhere else. The logged
+            entropy and clip ratios are then those of the rows that are left.
+        refill_rounds: how often more prompts are sampled, at most, to replace groups without variance by groups with
+            some (dynamic sampling, DAPO, arXiv 2503.14476). 0: dead groups stay. It costs sampling and buys signal.
+        refill_queue: groups with variance that were sampled beyond need and wait for a later batch, at most, per
+            process. They keep the log-probabilities of the policy that sampled them.
+        fold_old_logprobs: where no optimizer step lies between sampling and training, the old log-probabilities are the
+            new ones, and the importance weights against vLLM's are taken from them in the training pass. Exact where
+            stock TRL's extra pass gives the same numbers twice, which it does up to rounding.
+        overlap_rewards: rewards are judged in the background while log-probabilities are computed.
+        whole_groups: vLLM in this process is asked for the rollouts of a prompt in one request, decodes no text, and
+            gives log-probabilities only if something needs them, as lists of numbers.
+        reload_weights: vLLM in this process takes new weights through its own reload, experts one by one and buffers
+            such as the routing bias included. TRL writes parameters into the engine's model, which leaves stale what
+            vLLM derived from the old ones (latent attention, packed or quantised weights), and knows no fused experts.
+    """
+
+    packing: bool = True
+    tokens_per_pass: Annotated[int, Field(gt=0)] = 8192
+    drop_dead_groups: bool | Literal["auto"] = "auto"
+    refill_rounds: Annotated[int, Field(ge=0)] = 0
+    refill_queue: Annotated[int, Field(ge=0)] = 64
+    fold_old_logprobs: bool = True
+    overlap_rewards: bool = True
+    whole_groups: bool = True
+    reload_weights: bool = True
+
+
+STOCK = Efficiency(
+    packing=False,
+    drop_dead_groups=False,
+    fold_old_logprobs=False,
+    overlap_rewards=False,
+    whole_groups=False,
+    reload_weights=False,
+)
+"""Everything off: plain TRL."""
+
+
+class LengthChange(Strict):
+    """From optimizer step `step` on, completions may have `max_tokens` tokens. R1-Zero: 65,536 from step 8,200."""
+
+    step: Annotated[int, Field(gt=0)]
+    max_tokens: Annotated[int, Field(gt=0)]
+
+
+def check_efficiency(efficiency: Efficiency, trainer: Mapping[str, Any]) -> None:
+    """Refuse switches that would not be exact, or make no sense, with these GRPOConfig fields (our defaults included).
+
+    Raises:
+        ValueError: says which field is in the way.
+    """
+    if efficiency.drop_dead_groups is True and (why := dead_rows_count(trainer)):
+        raise ValueError(f"efficiency.drop_dead_groups would change the gradient: {why}")
+    if efficiency.refill_rounds:
+        if trainer.get("scale_rewards") in ("batch",):
+            raise ValueError("efficiency.refill_rounds: with scale_rewards=batch, advantages depend on replaced groups")
+        if _aggregation(trainer) != "sum_then_normalize":
+            raise ValueError("efficiency.refill_rounds needs multi_objective_aggregation: sum_then_normalize")
+
+
+def drops(efficiency: Efficiency, trainer: Mapping[str, Any]) -> bool:
+    """Whether rows without advantage are left out."""
+    if efficiency.drop_dead_groups == "auto":
+        return dead_rows_count(trainer) is None
+    return efficiency.drop_dead_groups
+
+
+def dead_rows_count(trainer: Mapping[str, Any]) -> str | None:
+    """Why rows without advantage matter to the gradient all the same, if they do."""
+    if trainer.get("beta"):
+        return f"trainer.beta={trainer['beta']} pulls every row towards the reference; set it to 0"
+    if trainer.get("entropy_coef") or trainer.get("use_adaptive_entropy"):
+        return "the entropy bonus (trainer.entropy_coef, use_adaptive_entropy) acts on every row"
+    if trainer.get("top_entropy_quantile", 1.0) < 1.0:
+        return "trainer.top_entropy_quantile compares the tokens of all rows"
+    if trainer.get("router_aux_loss_coef"):
+        return "trainer.router_aux_loss_coef balances experts over all rows"
+    if _aggregation(trainer) != "sum_then_normalize":
+        return "trainer.multi_objective_aggregation=normalize_then_sum gives them an advantage"
+    return None
+
+
+def check_lengths(max_tokens: int, lengths: Iterable[LengthChange]) -> None:
+    """Refuse a schedule whose steps do not rise, or that changes nothing.
+
+    Raises:
+        ValueError: names the step.
+    """
+    step = 0
+    for change in lengths:
+        if change.step <= step:
+            raise ValueError(f"length_schedule: step {change.step} does not come after step {step}")
+        if change.max_tokens == max_tokens:
+            raise ValueError(f"length_schedule: at step {change.step} the length is {max_tokens} already")
+        step, max_tokens = change.step, change.max_tokens
+
+
+def _aggregation(trainer: Mapping[str, Any]) -> Any:
+    return trainer.get("multi_objective_aggregation", "sum_then_normalize")

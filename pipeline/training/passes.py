@@ -1,0 +1,87 @@
+"""A micro-batch in several forward and backward passes of bounded size.
+
+What a micro-batch costs in memory is decided by its longest rows, which nobody knows beforehand. With packing, its rows
+are distributed over passes of `efficiency.tokens_per_pass` tokens, and each pass but the last is followed by its own
+backward pass, so that only one pass's activations are alive at a time. Losses and gradients are those of the whole
+micro-batch: each pass counts for its share of the rows or tokens, as the loss type divides by them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from pipeline.training.efficiency import Efficiency
+from pipeline.training.rows import agreed, balanced, loss_mask, select, share, weighed
+
+
+class Passes:
+    """Mixin for `GRPOTrainer`; it is on with `efficiency.packing`."""
+
+    efficiency: Efficiency
+    accelerator: Any
+    model: Any
+    loss_type: str
+    _metrics: Any
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        parts = self._parts(inputs) if self.efficiency.packing and self._divisible() else [inputs]
+        if len(parts) == 1:
+            return super()._compute_loss(model, parts[0])  # type: ignore[misc, no-any-return]
+        metrics = self._metrics["train"]
+        before = {name: len(values) for name, values in metrics.items()}
+        done = torch.zeros((), device=self.accelerator.device)
+        for part in parts[:-1]:
+            with self.accelerator.no_sync(model):  # gradients are exchanged once, after the last pass
+                loss = self._part_loss(model, part, inputs)
+                self.accelerator.backward(loss)
+            done += loss.detach()
+        loss = self._part_loss(model, parts[-1], inputs)
+        tokens = [int(loss_mask(part).sum()) for part in parts]
+        for name, values in metrics.items():
+            fresh = values[before.get(name, 0) :]
+            if len(fresh) == len(parts):
+                values[before.get(name, 0) :] = [_merged(name, fresh, tokens)]
+        return loss + done
+
+    def _part_loss(self, model: Any, part: dict[str, Any], whole: dict[str, Any]) -> torch.Tensor:
+        with weighed(self, share(self.loss_type, part, whole)):
+            return super()._compute_loss(model, part)  # type: ignore[misc, no-any-return]
+
+    def _divisible(self) -> bool:
+        """Whether the loss of a micro-batch is a sum over its rows, and gradients may be added up pass by pass."""
+        trainer: Any = self
+        whole = trainer._entropy_bonus_enabled or trainer.top_entropy_quantile < 1.0 or trainer.aux_loss_enabled
+        return bool(self.model.training and torch.is_grad_enabled()) and not whole and not trainer.is_deepspeed_enabled
+
+    def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """The passes of a micro-batch: as many in every process, the surplus ones with nothing to learn in them."""
+        completions_B = inputs["completion_mask"].sum(1)
+        lengths = (inputs["prompt_mask"].sum(1) + completions_B).where(completions_B > 0, 0).tolist()
+        budget = self.efficiency.tokens_per_pass
+        passes = balanced(lengths, budget)
+        wanted = agreed(self, len(passes))
+        if wanted > len(passes):
+            passes = balanced(lengths, budget, wanted)
+        if wanted == 1:
+            return [inputs]
+        parts = [select(inputs, rows) for rows in passes]
+        return [*parts, *[_idle(inputs)] * (wanted - len(parts))]
+
+
+def _idle(inputs: dict[str, Any]) -> dict[str, Any]:
+    """One row none of whose tokens counts, so that its loss is 0."""
+    row = select(inputs, [0])
+    return row | {"completion_mask": torch.zeros_like(row["completion_mask"])}
+
+
+def _merged(name: str, values: list[float], tokens: list[int]) -> float:
+    """One number of a metric for the whole micro-batch from those of its passes."""
+    known = [(value, size) for value, size in zip(values, tokens, strict=True) if not math.isnan(value)]
+    if not known:
+        return math.nan
+    if name.endswith(("_min", "_max")):
+        return (min if name.endswith("_min") else max)(value for value, _ in known)
+    return sum(value * size for value, size in known) / max(sum(size for _, size in known), 1)
