@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 WEIGHTS = ".safetensors"
 KEPT = (".json", ".txt", ".model", ".jinja", ".tiktoken", WEIGHTS)
 """Endings of what belongs to a model: weights as safetensors, configs, tokenizer; no code and no pickles."""
+CONFIG = "config.json"
+INDEX = ".safetensors.index.json"
 SHARD = "5GB"
 """Largest file of weights: what the hub's clients download well."""
 HEADER_BYTES = 8
@@ -60,6 +62,80 @@ def converted(source: str, target: Path, dtype: str, revision: str | None = None
         target, max_shard_size=shard
     )
     AutoTokenizer.from_pretrained(source, revision=revision).save_pretrained(target)
+
+
+def is_fp8(source: str, revision: str | None) -> bool:
+    """Whether a model's weights are block-wise FP8, as DeepSeek-V3 is published; its config alone is read."""
+    from model import fp8
+
+    if Path(source).is_dir():
+        return (Path(source) / CONFIG).is_file() and fp8.is_fp8(Path(source))
+    from huggingface_hub import hf_hub_download
+
+    return fp8.is_fp8(Path(hf_hub_download(source, CONFIG, revision=revision)).parent)
+
+
+def from_fp8(source: str, target: Path, dtype: str, revision: str | None) -> None:
+    """Dequantise a block-wise FP8 checkpoint, one of its files after another."""
+    import torch
+
+    from model import fp8
+
+    folder = Path(source) if Path(source).is_dir() else _downloaded(source, revision)
+    _companions(folder, target)
+    fp8.read(folder, target, getattr(torch, dtype))
+
+
+def to_fp8(source: str, target: Path) -> None:
+    """Write a model with block-wise FP8 weights, as DeepSeek-V3 is published."""
+    from model import fp8
+
+    _companions(Path(source), target)
+    if incomplete := fp8.write(Path(source), target):
+        log.warning(
+            "%d matrices, such as %s, do not divide into blocks of %d: transformers dequantises them wrongly on a CPU;"
+            " import_model and GPU kernels do not",
+            len(incomplete),
+            incomplete[0],
+            fp8.BLOCK,
+        )
+
+
+def is_torchtitan(source: str) -> bool:
+    """Whether a folder holds a distributed checkpoint, as torchtitan writes them."""
+    return (Path(source) / ".metadata").is_file()
+
+
+def from_torchtitan(source: str, target: Path, dtype: str | None) -> None:
+    """Bring a checkpoint of torchtitan's DeepSeek-V3 under the official names.
+
+    Raises:
+        ValueError: config and tokenizer, which torchtitan keeps elsewhere, do not lie beside it.
+    """
+    from model.parallel import torchtitan
+
+    if not (Path(source) / CONFIG).is_file():
+        raise ValueError(f"{source} has no {CONFIG}: copy the model's config and tokenizer there")
+    _companions(Path(source), target)
+    torchtitan.read(Path(source), target, dtype)
+    if dtype is not None:
+        _rewrite(target / CONFIG, {"dtype": dtype})
+
+
+def to_torchtitan(source: str, target: Path) -> None:
+    """Write a model as torchtitan's `checkpoint.initial_load_path` wants it, config and tokenizer beside it."""
+    from model.parallel import torchtitan
+
+    _companions(Path(source), target)
+    torchtitan.write(Path(source), target)
+
+
+def _companions(folder: Path, target: Path) -> None:
+    """Copy what belongs to a model beside its weights."""
+    target.mkdir(parents=True)
+    for path in folder.iterdir():
+        if path.is_file() and path.suffix in KEPT and path.suffix != WEIGHTS and not path.name.endswith(INDEX):
+            shutil.copyfile(path, target / path.name)
 
 
 def from_gguf(source: str, target: Path, dtype: str) -> None:
@@ -171,7 +247,7 @@ def weights(folder: Path) -> tuple[int, str]:
         with path.open("rb") as source:
             header = json.loads(source.read(int.from_bytes(source.read(HEADER_BYTES), "little")))
         for name, entry in header.items():
-            if name != "__metadata__":
+            if name != "__metadata__" and not name.endswith("_scale_inv"):  # FP8 scales are no weights
                 by_type[entry["dtype"]] = by_type.get(entry["dtype"], 0) + math.prod(entry["shape"])
     return sum(by_type.values()), max(by_type, key=by_type.__getitem__)
 

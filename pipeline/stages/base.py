@@ -68,6 +68,10 @@ DataRef = Annotated[str, Ref(Product.DATASET), InputFile()]
 """`@stage`, or a JSONL file (relative to the recipe)."""
 
 
+Precision = Literal["trainer", "fp8"]
+"""What a training stage multiplies in: what `trainer:` says (`bf16`, `tf32`), or FP8, block by block (`model.fp8`)."""
+
+
 class Strict(BaseModel):
     """A piece of a recipe: unknown keys and wrong types are errors."""
 

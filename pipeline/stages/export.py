@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.stages.base import ModelRef, Outputs, Product, Ref, StageConfig, StageContext
 from pipeline.stages.import_model import Dtype
@@ -37,6 +37,8 @@ class ExportConfig(StageConfig):
         license: identifier of the license, such as `apache-2.0`; that of the base model binds you too.
         base_model: hub id of the model that training started from; found in the lineage if not given.
         dtype: what the weights are converted to; left as they are if not given.
+        precision: `fp8` writes matrices in FP8 with a scale for every block of 128 x 128, as DeepSeek-V3 is published.
+        format: `torchtitan` writes a distributed checkpoint under torchtitan's names, to train on with it, and no card.
         shard_size: largest file of weights, such as `2GB`; the files are left as they are if not given.
     """
 
@@ -50,7 +52,18 @@ class ExportConfig(StageConfig):
     license: str | None = None
     base_model: str | None = None
     dtype: Dtype | None = None
+    precision: Literal["fp8"] | None = None
+    format: Literal["huggingface", "torchtitan"] = "huggingface"
     shard_size: Annotated[str, Field(pattern=r"^\d+(MB|GB)$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_conversion(self) -> ExportConfig:
+        given = {"dtype": self.dtype, "shard_size": self.shard_size}
+        if self.precision is not None and any(given.values()):
+            raise ValueError("precision: fp8 decides about dtype, and keeps the division into files: give it alone")
+        if self.format == "torchtitan" and (self.precision is not None or any(given.values())):
+            raise ValueError("format: torchtitan keeps weights as they are: give no precision, dtype or shard_size")
+        return self
 
 
 def run(context: StageContext[ExportConfig]) -> Outputs:
@@ -61,7 +74,13 @@ def run(context: StageContext[ExportConfig]) -> Outputs:
     setup.prepare()
     config = context.config
     source, target = context.model_path(config.model), context.output / "model"
-    if config.dtype is not None or config.shard_size is not None:
+    if config.format == "torchtitan":
+        importing.to_torchtitan(source, target)
+        parameters, precision = importing.weights(Path(source))
+        return Outputs({"parameters": parameters, "dtype": precision})
+    if config.precision == "fp8":
+        importing.to_fp8(source, target)
+    elif config.dtype is not None or config.shard_size is not None:
         importing.converted(source, target, config.dtype or "auto", shard=config.shard_size or importing.SHARD)
     else:
         importing.copied(source, target, None)

@@ -1,9 +1,10 @@
-"""Bring a model into the run: a hub id, a local folder, or a GGUF file.
+"""Bring a model into the run: a hub id, a local folder, a GGUF file, or a checkpoint of torchtitan's.
 
     base: {kind: import_model, model: Qwen/Qwen2.5-0.5B, revision: main, chat_template: r1_zero}
 
-Nothing of a model's own code is run. The published folder is complete (weights as safetensors, config, tokenizer), and
-its tokenizer ends a sequence with what its chat template ends a turn with.
+FP8 checkpoints in DeepSeek-V3's format become BF16, file by file. Nothing of a model's own code is run. The published
+folder is complete (weights as safetensors, config, tokenizer), and its tokenizer ends a sequence with what its chat
+template ends a turn with.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ class ImportModelConfig(StageConfig):
     """Config of an `import_model` stage.
 
     Attributes:
-        model: a hub id, a local folder, or a GGUF file.
+        model: a hub id, a local folder, a GGUF file, or a folder with a distributed checkpoint of torchtitan's
+            DeepSeek-V3 and the model's config and tokenizer.
         revision: branch, tag or commit on the hub.
-        dtype: what the weights are converted to; left as they are (GGUF: bfloat16) if not given.
+        dtype: what the weights are converted to; left as they are (GGUF, FP8: bfloat16) if not given.
         chat_template: replaces the model's own: a name (see `pipeline.data.templates`), or a Jinja file.
     """
 
@@ -56,6 +58,10 @@ def run(context: StageContext[ImportModelConfig]) -> Outputs:
     source, target = context.model_path(config.model), context.output / "model"
     if source.endswith(".gguf"):
         importing.from_gguf(source, target, config.dtype or "bfloat16")
+    elif importing.is_torchtitan(source):
+        importing.from_torchtitan(source, target, config.dtype)
+    elif importing.is_fp8(source, config.revision):
+        importing.from_fp8(source, target, config.dtype or "bfloat16", config.revision)
     elif config.dtype is not None:
         importing.converted(source, target, config.dtype, config.revision)
     else:

@@ -23,7 +23,17 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from model import presets
 from pipeline.data import corpus as corpora
 from pipeline.data.vocabulary import VocabularySpec
-from pipeline.stages.base import DataRef, Fault, ModelRef, Outputs, Product, StageConfig, StageContext, Strict
+from pipeline.stages.base import (
+    DataRef,
+    Fault,
+    ModelRef,
+    Outputs,
+    Precision,
+    Product,
+    StageConfig,
+    StageContext,
+    Strict,
+)
 from pipeline.stages.routing import Routing
 from pipeline.stages.sft import DATA_RESERVED
 from pipeline.training.fields import RESERVED
@@ -80,6 +90,8 @@ class PretrainConfig(StageConfig):
         corpus: the text, or a list of several.
         length: tokens a row.
         routing: how the experts are balanced.
+        precision: `fp8` multiplies in FP8, block by block, as DeepSeek-V3 was trained (H100, H200; simulated on a CPU);
+            `trainer` leaves it to `trainer.bf16`.
         trainer: fields of TRL's SFTConfig.
     """
 
@@ -99,6 +111,7 @@ class PretrainConfig(StageConfig):
     tokenizer: ModelRef | None = None
     corpus: Annotated[list[CorpusSpec], Field(min_length=1), BeforeValidator(_list)]
     length: Annotated[int, Field(gt=1)]
+    precision: Precision = "trainer"
     routing: Routing = Routing()
     trainer: dict[str, Any] = Field(default_factory=dict)
 
@@ -155,6 +168,7 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
         processing_class=tokenizer,
     )
     experts.balance(trainer, config.routing)
+    setup.set_precision(trainer.model, config.precision)
     summary = fit(trainer, context)
     size = presets.count(shape, len(tokenizer))
     return Outputs(

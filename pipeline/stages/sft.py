@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.data.mixture import DataField, DataSource
-from pipeline.stages.base import ModelRef, Outputs, Product, StageConfig, StageContext
+from pipeline.stages.base import ModelRef, Outputs, Precision, Product, StageConfig, StageContext
 from pipeline.stages.routing import FinetuneRouting
 from pipeline.training.fields import RESERVED
 
@@ -59,6 +59,8 @@ class FinetuneConfig(StageConfig):
         too_long: `drop` longer examples and count them, or stop with an `error`.
         packing: put several examples into one row, without letting them see each other.
         routing: how the experts are balanced, if the model is a DeepSeek-V3.
+        precision: `fp8` multiplies in FP8, block by block (H100, H200; simulated on a CPU); `trainer` leaves it to
+            `trainer.bf16`.
         trainer: fields of TRL's config class.
     """
 
@@ -71,6 +73,7 @@ class FinetuneConfig(StageConfig):
     max_length: Annotated[int, Field(gt=1)] | None = None
     too_long: Literal["drop", "error"] = "drop"
     packing: bool = False
+    precision: Precision = "trainer"
     routing: FinetuneRouting = FinetuneRouting()
     trainer: dict[str, Any] = Field(default_factory=dict)
 
@@ -128,4 +131,5 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
         processing_class=tokenizer,
     )
     experts.balance(trainer, config.routing)
+    setup.set_precision(trainer.model, config.precision)
     return Outputs({**fit(trainer, context), **account.metrics()})

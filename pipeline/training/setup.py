@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.data.examples import Account
-from pipeline.stages.base import StageContext
+from pipeline.stages.base import Precision, StageContext
 from pipeline.training.fields import KEEP_CHECKPOINTS
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,20 @@ def arguments(
         "use_cpu": on_cpu,
     }
     return config_class(**{**general, **defaults, **context.config.trainer, **owned, **fixed})
+
+
+def set_precision(model: Any, precision: Precision) -> None:
+    """Let a trainer's model multiply in FP8 if the stage says so; call it before training begins.
+
+    Raises:
+        RuntimeError: there is a GPU, but FP8 cannot be used on it.
+        ValueError: the model's experts do not divide into FP8 blocks.
+    """
+    if precision == "fp8":
+        from model import fp8
+
+        converted = fp8.fp8_training(model, fp8.usable_backend())
+        log.info("%d modules multiply in FP8", len(converted))
 
 
 def context_length(path: str) -> int:

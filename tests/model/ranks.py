@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 RANKS = 2
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {
     "vocab_size": 32,
     "hidden_size": 32,
@@ -77,7 +78,11 @@ def furthest(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> float:
 
 
 def fsdp(folder: Path, scratch: Path) -> Iterator[tuple[str, float]]:
-    """Two steps with sharded weights, each rank on its half of the batch, against one process on all of it."""
+    """Two steps with weights sharded as `fsdp2-1node.yaml` says, each rank on half of the batch.
+
+    accelerate itself shards on GPUs alone, so its policy says what is sharded here and torch does it.
+    """
+    import yaml
     from accelerate import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -85,11 +90,16 @@ def fsdp(folder: Path, scratch: Path) -> Iterator[tuple[str, float]]:
     from model import balance
 
     alone, sharded = model_of(folder), model_of(folder)
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    recipe = yaml.safe_load((ROOT / "configs/accelerate/fsdp2-1node.yaml").read_text())["fsdp_config"]
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=recipe["fsdp_version"],
+        auto_wrap_policy=recipe["fsdp_auto_wrap_policy"].lower(),
+        reshard_after_forward=recipe["fsdp_reshard_after_forward"],
+    )
     policy: Any = fsdp2_prepare_auto_wrap_policy(plugin, sharded)
     for module in list(sharded.modules()):
         if policy(module):
-            fully_shard(module)
+            fully_shard(module, reshard_after_forward=plugin.reshard_after_forward)
     fully_shard(sharded)
     yield "layers not sharded", sum(not isinstance(layer, FSDPModule) for layer in sharded.model.layers)
     data, half = batch(padded=False), ROWS // RANKS

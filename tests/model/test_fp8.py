@@ -185,7 +185,7 @@ def test_a_model_in_fp8_has_nearly_the_gradients_of_one_without() -> None:
     assert abs(simulated - loss) / loss < 0.02  # one batch of an untrained model
     for name, grad in grads.items():
         likeness = torch.cosine_similarity(grad.flatten(), rough[name].flatten(), dim=0)
-        assert likeness > 0.9, name
+        assert likeness > (0.8 if ".gate." in name else 0.9), name  # a token may be sent to another expert
 
 
 def test_experts_equal_a_loop_over_tokens() -> None:
