@@ -21,6 +21,7 @@ from model.attention import V3Attention
 from model.balance import Sequences
 from model.config import V2Config, V3Config
 from model.routing import V3MoE, V3Router
+from model.speculative import Speculation, generate
 
 
 class V3DecoderLayer(official.DeepseekV3DecoderLayer):  # type: ignore[misc]
@@ -78,7 +79,7 @@ class V3PreTrained(official.DeepseekV3PreTrainedModel):  # type: ignore[misc]
     """What transformers wants to know of our classes."""
 
     config_class = V3Config
-    _no_split_modules: ClassVar[list[str]] = ["V3DecoderLayer", "V3MtpBlock"]
+    _no_split_modules: ClassVar[list[str]] = ["V3DecoderLayer"]  # FSDP wants each of them to be in the model
 
     def _ignore_other_blocks(self) -> None:
         """Let checkpoints have more prediction blocks than this model, and copies of embedding and head in them."""
@@ -157,8 +158,16 @@ class DeepseekV3ForCausalLM(V3PreTrained, official.DeepseekV3ForCausalLM):  # ty
         self.model = V3Model(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.speculation = Speculation()
         self._ignore_other_blocks()
         self.post_init()
+
+    def generate(self, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
+        """transformers' `generate`; with `use_mtp=True` the prediction blocks draft (see `model.speculative`).
+
+        `speculation` tells what that brought, since the model was made.
+        """
+        return generate(self, super().generate, inputs, generation_config, **kwargs)
 
 
 class DeepseekV2ForCausalLM(DeepseekV3ForCausalLM):
