@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from pipeline.rollout.base import Engine, RolloutError, Sampling
+from pipeline.rollout.base import Engine, RolloutError, Sampling, Updatable
 from pipeline.stages.base import RolloutSpec
 
 TRANSFORMERS, VLLM, VLLM_SERVER = "transformers", "vllm", "vllm_server"
@@ -38,24 +38,44 @@ def open_engine(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = 
     Raises:
         RolloutError: the engine is not installed, has no such option, or a server does not serve this model.
     """
-    name = engine_name(spec)
-    if name == TRANSFORMERS:
-        from pipeline.rollout.transformers import TransformersEngine
+    if engine_name(spec) != VLLM_SERVER:
+        if spec.process is None:
+            return open_updatable(spec, model_path, seed, logprobs)
+        from pipeline.rollout.process import ProcessEngine
 
+        return ProcessEngine(spec, model_path, seed, logprobs)
+    from pipeline.rollout.vllm_server import VllmServerEngine
+
+    if spec.server is None:
+        raise RolloutError("the engine vllm_server needs the address of a server: `rollout.server`")
+    if spec.process is not None:
+        raise RolloutError("rollout.process is for engines that this run starts; a vLLM server is a process already")
+    return VllmServerEngine(model_path, spec.server, logprobs)
+
+
+def open_updatable(
+    spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = False, for_trainer: bool = False
+) -> Updatable:
+    """Load a model into an engine of this very process, whose weights can be replaced.
+
+    Args:
+        spec, model_path, seed, logprobs: see `open_engine`.
+        for_trainer: whether log-probabilities are at the temperature of sampling instead of 1, and weights replaced.
+
+    Raises:
+        RolloutError: the engine is not installed, or has no such option.
+    """
+    if engine_name(spec) == TRANSFORMERS:
         if spec.engine_options and spec.engine == TRANSFORMERS:
             raise RolloutError("engine_options are for vLLM; the transformers engine has none")
-        return TransformersEngine(model_path, spec.batch_size, logprobs)
-    if name == VLLM_SERVER:
-        from pipeline.rollout.vllm_server import VllmServerEngine
+        from pipeline.rollout.transformers import TransformersEngine
 
-        if spec.server is None:
-            raise RolloutError("the engine vllm_server needs the address of a server: `rollout.server`")
-        return VllmServerEngine(model_path, spec.server, logprobs)
+        return TransformersEngine(model_path, spec.batch_size, logprobs, tempered=for_trainer)
     if find_spec("vllm") is None:
         raise RolloutError("vLLM is not installed: pip install 'zero2r1[vllm]', or choose `engine: transformers`")
     from pipeline.rollout.vllm import VllmEngine
 
-    return VllmEngine(model_path, seed, spec.gpu_memory, logprobs, spec.engine_options)
+    return VllmEngine(model_path, seed, spec.gpu_memory, logprobs, spec.engine_options, for_trainer)
 
 
 def sampling(spec: RolloutSpec, n: int, seed: int) -> Sampling:

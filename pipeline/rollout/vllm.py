@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling, finish_reason
+from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick, finish_reason
 from pipeline.rollout.options import check_options
 
 
@@ -34,10 +33,13 @@ class VllmEngine:
         logprobs: whether rollouts carry the log-probabilities of their tokens, as the model gave them before
             temperature and truncation; costs up to 40 % of the speed.
         options: further fields of vLLM's `EngineArgs`, such as `max_model_len` or `dtype`.
+        for_trainer: whether log-probabilities are at the temperature of sampling, and weights will be replaced.
 
     Raises:
         RolloutError: vLLM has no such option, or it is set elsewhere.
     """
+
+    tick: Tick = staticmethod(lambda: None)
 
     def __init__(
         self,
@@ -46,12 +48,17 @@ class VllmEngine:
         gpu_memory: float = 0.3,
         logprobs: bool = False,
         options: Mapping[str, Any] | None = None,
+        for_trainer: bool = False,
     ) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         check_options(options or {})
         from vllm import LLM
 
+        settings = {"gpu_memory_utilization": gpu_memory, "generation_config": "vllm", **(options or {})}
+        if for_trainer:
+            keep_weights_loadable()
+            settings["logprobs_mode"] = "processed_logprobs"
         self.logprobs = logprobs
         self.llm = LLM(
             model=path, seed=seed, gpu_memory_utilization=gpu_memory, generation_config="vllm", **(options or {})
@@ -62,7 +69,8 @@ class VllmEngine:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Rollout]]:
         """One group of `sampling.n` rollouts a prompt; see `Engine.generate`."""
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
             n=sampling.n,
@@ -73,18 +81,21 @@ class VllmEngine:
             min_p=sampling.min_p,
             logprobs=0 if self.logprobs else None,
             flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
             detokenize=False,
         )
         _seed_everything(sampling.seed)
-        outputs = self.llm.generate(
-            [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
-            params,
-            use_tqdm=False if progress is None else _bar(progress, len(prompts) * sampling.n),
-        )
-        samples = [sample for output in outputs for sample in output.outputs]
+        done = self._run(prompts, params, sampling.enough, progress)
+        samples = [sample for output in done.values() for sample in output.outputs]
         texts = self.tokenizer.batch_decode([sample.token_ids for sample in samples], skip_special_tokens=True)
         rollouts = map(self._rollout, samples, texts)
-        return [list(islice(rollouts, sampling.n)) for _ in prompts]
+        groups = {index: list(islice(rollouts, sampling.n)) for index in done}
+        given_up = [Rollout("", (), Finish.ABORT, () if self.logprobs else None)] * sampling.n
+        return [groups.get(index, given_up) for index in range(len(prompts))]
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace all weights, under their official names; see `Updatable.load_weights`."""
+        load_weights(self.llm, weights)
 
     def close(self) -> None:
         """Stop the engine and give its GPU memory back."""
@@ -96,6 +107,32 @@ class VllmEngine:
 
     def _rollout(self, sample: Any, text: str) -> Rollout:
         logprobs = tuple(token_logprobs(sample)) if self.logprobs else None
+    def _run(
+        self, prompts: Sequence[Sequence[int]], params: Any, enough: int | None, progress: Progress | None
+    ) -> dict[int, Any]:
+        """vLLM's outputs of the prompts whose group was completed, by the number of the prompt.
+
+        This is the loop of `LLM.generate`, which shows no sign of life before a group is complete and gives none up.
+        """
+        from vllm import TokensPrompt
+
+        engine = self.llm.llm_engine
+        done: dict[int, Any] = {}
+        names = [str(index) for index in range(len(prompts))]
+        try:
+            for name, prompt in zip(names, prompts, strict=True):
+                engine.add_request(name, TokensPrompt(prompt_token_ids=list(prompt)), params)
+            while engine.has_unfinished_requests() and (enough is None or len(done) < enough):
+                self.tick()
+                finished = {int(output.request_id): output for output in engine.step() if output.finished}
+                done |= finished
+                if finished and progress is not None:
+                    progress(len(done) * params.n, len(prompts) * params.n)
+        finally:
+            if engine.has_unfinished_requests():
+                engine.abort_request(names)
+        return dict(sorted(done.items()))
+
         return Rollout(text, tuple(sample.token_ids), finish_reason(sample.finish_reason), logprobs)
 
 
@@ -118,20 +155,3 @@ def _seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def _bar(progress: Progress, total: int) -> type[Any]:
-    """A stand-in for the progress bars that vLLM makes: shows nothing, and reports finished sequences."""
-
-    class Bar(tqdm):  # type: ignore[misc]
-        def __init__(self, iterable: Iterable[Any] | None = None, **options: Any) -> None:
-            super().__init__(iterable, **{**options, "file": io.StringIO()})
-            self.counts_sequences = iterable is None
-
-        def update(self, n: float | None = 1) -> bool | None:
-            shown: bool | None = super().update(n)
-            if self.counts_sequences:
-                progress(min(int(self.n), total), total)
-            return shown
-
-    return Bar

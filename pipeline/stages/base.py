@@ -174,6 +174,20 @@ class TaskSpec(Strict):
 
 
 class RolloutSpec(Strict):
+class ProcessSpec(Strict):
+    """A process of its own for an engine. One that dies or hangs is started again, and what it was asked is redone.
+
+    Attributes:
+        env: environment variables of that process: `CUDA_VISIBLE_DEVICES` puts the engine on another GPU.
+        deadline: seconds without a step of the engine after which it counts as hung.
+        restarts: how often in a row it is started again for one request before the stage fails.
+    """
+
+    env: dict[str, str] = Field(default_factory=dict)
+    deadline: Annotated[float, Field(gt=0)] = 300.0
+    restarts: Annotated[int, Field(ge=0)] = 3
+
+
     """How completions are sampled.
 
     Attributes:
@@ -186,6 +200,7 @@ class RolloutSpec(Strict):
         server: address of the vLLM server, such as http://localhost:8000.
         engine_options: further arguments of `vllm.LLM`.
     """
+        process: a process of its own for the transformers or vLLM engine; `{}` takes the defaults.
 
     engine: Literal["auto", "transformers", "vllm", "vllm_server"] = "auto"
     max_tokens: Annotated[int, Field(gt=0)] = 1024
@@ -198,6 +213,7 @@ class RolloutSpec(Strict):
     server: str | None = None
     engine_options: dict[str, Any] = Field(default_factory=dict)
 
+    process: ProcessSpec | None = None
 
 C = TypeVar("C", bound=StageConfig)
 

@@ -1,0 +1,84 @@
+"""The process of an engine; `pipeline.rollout.process` starts it and is the other side of every word here."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from pipeline.rollout import open_updatable
+from pipeline.rollout.base import RolloutError
+from pipeline.rollout.process import Job, Opening
+from pipeline.rollout.shared import Board, Box, WeightFile
+
+if TYPE_CHECKING:
+    import torch
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Open an engine, and answer requests until the other side hangs up.
+
+    What the engine refuses is told in words. Any other exception ends the process, with its traceback in the log: an
+    engine that has failed in an unknown way is not asked again.
+    """
+    parent, *descriptors = map(int, sys.argv[2:])
+    _die_with(parent)
+    board = Board(descriptors[3])
+    board.tick()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
+    pipe = Connection(descriptors[0])
+    request, answer = Box(descriptors[1]), Box(descriptors[2])
+    files = (WeightFile(descriptors[4]), WeightFile(descriptors[5]))
+    opening: Opening = pipe.recv()
+    try:
+        engine = open_updatable(opening.spec, opening.path, opening.seed, opening.logprobs, opening.for_trainer)
+    except RolloutError as error:
+        pipe.send(("refused", str(error)))
+        return
+    engine.tick = board.tick
+    pipe.send(("ready", engine.dtype))
+    version = 0
+
+    def weights_of(job: Job) -> Iterator[tuple[str, torch.Tensor]]:
+        assert job.weights is not None
+        for weight in files[job.weights.version % 2].read(job.weights.places):
+            board.tick()
+            yield weight
+
+    while _called(pipe):
+        job: Job = request.get()
+        try:
+            if job.weights is not None and job.weights.version != version:
+                engine.load_weights(weights_of(job))
+                version = job.weights.version
+            answer.put(engine.generate(job.prompts, job.sampling, board.progress))
+        except (RolloutError, ValueError) as error:
+            pipe.send(("refused", str(error)))
+            continue
+        pipe.send(("done", ""))
+    engine.close()
+
+
+def _called(pipe: Connection) -> bool:
+    """Wait for the next request; false when there will be none."""
+    try:
+        pipe.recv()
+    except (EOFError, ConnectionResetError):
+        return False
+    return True
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when the one that started it ends, in whatever way."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it ended before the kernel was asked
+        sys.exit(1)

@@ -1,0 +1,288 @@
+"""An engine in a process of its own: on another GPU, beside the trainer, and replaceable when it dies.
+
+    engine = ProcessEngine(RolloutSpec(process=ProcessSpec(env={"CUDA_VISIBLE_DEVICES": "1"})), "path/to/model", seed=0)
+    engine.push(weights)                  # for what is asked from now on
+    engine.submit(prompts, sampling)      # returns at once
+    groups = engine.collect()             # waits
+    engine.close()
+
+The engine is lost when its process ends (a crash, the kernel out of memory, `kill -9`) or takes no step for a while (a
+kernel that hangs, a stopped process). Then it is started again with the last weights and asked the same once more; a
+request carries its seed, so the answer is what it would have been. The process dies with the one that started it.
+
+Only single words go over the pipe. Requests, answers and weights lie in shared memory, so that nobody ever waits for a
+process that has stopped in the middle of a message. The weights take turns in two files: those that the engine may
+still read stay as they are while the next ones are written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from typing import TYPE_CHECKING
+
+from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling
+from pipeline.rollout.shared import Board, Box, Place, WeightFile
+from pipeline.stages.base import ProcessSpec, RolloutSpec
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 1800.0
+"""Longest wait for an engine that starts: a large model is read from a slow disk, and vLLM compiles kernels for it."""
+CLOSE_SECONDS = 10.0
+"""Longest wait for an engine that was told to end, before it is killed."""
+CLOSE_POLL_SECONDS = 0.02
+"""Time between two looks at whether it has ended."""
+POLL_SECONDS = 0.2
+"""Time between two looks at the board while an answer is awaited."""
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pipeline.rollout.child import main; main()"
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What the process opens; see `pipeline.rollout.open_engine`."""
+
+    spec: RolloutSpec
+    path: str
+    seed: int
+    logprobs: bool
+    for_trainer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Weights that were pushed.
+
+    Attributes:
+        version: 1 for the first push, and so on.
+        places: where they lie in the file of this version.
+    """
+
+    version: int
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request: what `Engine.generate` takes, and the weights to sample with, if not those of the model's folder."""
+
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
+    weights: Snapshot | None
+
+
+class _LostError(Exception):
+    """The engine's process has ended or hangs; the message goes on after "it"."""
+
+
+class ProcessEngine:
+    """An engine in a process of its own; see `pipeline.rollout.base.Engine`. It starts at once, in the background.
+
+    To be made in a thread that lives as long as the engine is wanted: the kernel ends the process with that thread.
+
+    Args:
+        spec: what to open; its `process` says how.
+        path: folder or hub id.
+        seed: seed of the engine.
+        logprobs: whether rollouts carry the log-probabilities of their tokens.
+        for_trainer: whether those are at the temperature of sampling.
+
+    Attributes:
+        spec: what is open.
+        restarts: how often the engine was lost and started again so far.
+    """
+
+    def __init__(
+        self, spec: RolloutSpec, path: str, seed: int = 0, logprobs: bool = False, for_trainer: bool = False
+    ) -> None:
+        self.spec, self.settings = spec, spec.process or ProcessSpec()
+        self.restarts = 0
+        self._opening = Opening(spec.model_copy(update={"process": None}), path, seed, logprobs, for_trainer)
+        self._request, self._answer, self._board = Box(), Box(), Board()
+        self._files = (WeightFile(), WeightFile())
+        self._weights: Snapshot | None = None
+        self._job: Job | None = None
+        self._dtype: str | None = None
+        self._closed = False
+        self._start()
+
+    @property
+    def dtype(self) -> str:
+        """Type of the engine's weights, such as `bfloat16`; waits until it has started.
+
+        Raises:
+            RolloutError: it does not start.
+        """
+        self._insist(self._be_ready)
+        assert self._dtype is not None
+        return self._dtype
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Rollout]]:
+        """One group of `sampling.n` rollouts a prompt; see `Engine.generate`.
+
+        Raises:
+            RolloutError: the engine refuses the request, or was lost too often.
+        """
+        self.submit(prompts, sampling)
+        return self.collect(progress)
+
+    def push(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Sample with these weights from the next request on. They are copied before this returns."""
+        self._must_be_idle()
+        version = 1 if self._weights is None else self._weights.version + 1
+        self._weights = Snapshot(version, self._files[version % 2].write(weights))
+
+    def submit(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        """Ask for rollouts without waiting for them; one request at a time."""
+        self._must_be_idle()
+        self._job = Job(prompts, sampling, self._weights)
+        self._request.put(self._job)
+        self._ask()
+
+    def collect(self, progress: Progress | None = None) -> list[list[Rollout]]:
+        """Wait for what was submitted.
+
+        Raises:
+            RolloutError: the engine refuses the request, or was lost too often.
+        """
+        if not self.busy:
+            raise RolloutError("nothing was submitted")
+        try:
+            self._insist(lambda: self._hear("done", self.settings.deadline, progress))
+        except RolloutError:
+            self._job = None
+            raise
+        self._job = None
+        groups: list[list[Rollout]] = self._answer.get()
+        return groups
+
+    @property
+    def busy(self) -> bool:
+        """Whether something was submitted and not yet collected."""
+        return self._job is not None
+
+    def close(self) -> None:
+        """End the process; what is in flight is given up."""
+        if self._closed:
+            return
+        self._closed = True
+        self._pipe.close()  # which tells an idle engine to end
+        until = time.monotonic() + CLOSE_SECONDS
+        while not self.busy and self._dtype is not None and not self._has_ended() and time.monotonic() < until:
+            time.sleep(CLOSE_POLL_SECONDS)
+        self._kill()
+        self._job = None
+        for shared in (self._request, self._answer, self._board, *self._files):
+            shared.close()
+
+    def _must_be_idle(self) -> None:
+        if self._closed:
+            raise RolloutError("the engine is closed")
+        if self.busy:
+            raise RolloutError("the engine is still at work on the last request: collect it first")
+
+    def _start(self) -> None:
+        self._pipe, theirs = Pipe()
+        self._dtype = None
+        descriptors = [theirs.fileno(), *(shared.fd for shared in (self._request, self._answer, self._board))]
+        descriptors += [file.fd for file in self._files]
+        command = [sys.executable, "-c", _START, json.dumps(sys.path), str(os.getpid()), *map(str, descriptors)]
+        self._process = subprocess.Popen(
+            command,
+            pass_fds=descriptors,
+            env={**os.environ, **self.settings.env},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        theirs.close()
+        self._tell(self._opening)
+
+    def _tell(self, word: object) -> None:
+        with contextlib.suppress(OSError):  # a process that has ended is noticed by whoever waits for its answer
+            self._pipe.send(word)
+
+    def _ask(self) -> None:
+        self._tell("generate")
+
+    def _insist(self, wait: Callable[[], object]) -> None:
+        """Wait for something, and where the engine is lost meanwhile, start it again, a limited number of times."""
+        for attempt in range(self.settings.restarts + 1):
+            try:
+                self._be_ready()
+                wait()
+                return
+            except _LostError as lost:
+                self._kill()
+                if attempt == self.settings.restarts:
+                    self._job = None
+                    self.close()
+                    raise RolloutError(
+                        f"the engine's process was lost {attempt + 1} times in a row; in the end it {lost}. The log has"
+                        " what it said"
+                    ) from lost
+                log.warning("the engine's process %s; it is started again, and what it was asked is redone", lost)
+            self.restarts += 1
+            self._start()
+            if self.busy:
+                self._ask()
+
+    def _be_ready(self) -> None:
+        if self._dtype is None:
+            self._dtype = self._hear("ready", START_SECONDS)
+
+    def _hear(self, wanted: str, seconds: float, progress: Progress | None = None) -> str:
+        """Wait for a word of the engine for as long as it shows signs of life; returns what comes with the word."""
+        seen, since = self._board.read(), time.monotonic()
+        while not self._pipe.poll(POLL_SECONDS):
+            board = self._board.read()
+            if board != seen:
+                if progress is not None and board[1:] != seen[1:]:
+                    progress(*board[1:])
+                seen, since = board, time.monotonic()
+            elif time.monotonic() - since > seconds:
+                raise _LostError(f"took no step for {seconds:g} s")
+            elif self._has_ended():
+                break
+        try:
+            word, text = self._pipe.recv() if self._pipe.poll() else ("", "")
+        except (EOFError, OSError):
+            word = text = ""
+        if word == "refused":
+            raise RolloutError(text)
+        if word != wanted:
+            raise _LostError(f"said {word!r} instead of {wanted!r}" if word else _ending(self._kill()))
+        return str(text)
+
+    def _has_ended(self) -> bool:
+        """Whether the process has ended; it stays a zombie, so that its number and its group's remain its own."""
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def _kill(self) -> int:
+        """End the process, with the workers that it may have started; returns its exit code."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._pipe.close()
+        return self._process.returncode
+
+
+def _ending(code: int) -> str:
+    """How a process ended."""
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

@@ -1,0 +1,173 @@
+"""An engine in a process of its own, killed, stopped and orphaned, against the same engine in this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline.rollout import RolloutError, open_engine
+from pipeline.rollout.base import Sampling
+from pipeline.rollout.process import ProcessEngine
+from pipeline.rollout.shared import Board, Box, WeightFile
+from pipeline.rollout.transformers import TransformersEngine, own_weights
+from pipeline.stages.base import ProcessSpec, RolloutSpec
+
+PROMPTS = [[7, 8, 9], [5], [6, 7]]
+LONG = Sampling(n=4, max_tokens=40, seed=3)
+
+
+@pytest.fixture(scope="module")
+def here(calculator: Path) -> TransformersEngine:
+    """The reference: the engine in this process."""
+    return TransformersEngine(str(calculator), batch_size=4, logprobs=True)
+
+
+def spec(**process: object) -> RolloutSpec:
+    return RolloutSpec(engine="transformers", batch_size=4, process=ProcessSpec.model_validate(process))
+
+
+@pytest.fixture(scope="module")
+def there(calculator: Path) -> Iterator[ProcessEngine]:
+    made = open_engine(spec(deadline=5.0, restarts=1), str(calculator), seed=0, logprobs=True)
+    assert isinstance(made, ProcessEngine)
+    yield made
+    made.close()
+
+
+def after_steps(engine: ProcessEngine, act: Callable[[int], None]) -> threading.Thread:
+    """Do something to the engine's process as soon as it has taken some more steps."""
+
+    def watch() -> None:
+        first = engine._board.read()[0]
+        while engine._board.read()[0] < first + 5:
+            time.sleep(0.001)
+        act(engine._process.pid)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_what_it_gives_is_what_the_engine_gives_here(there: ProcessEngine, here: TransformersEngine) -> None:
+    seen: list[tuple[int, int]] = []
+    assert there.generate(PROMPTS, LONG, lambda done, total: seen.append((done, total))) == here.generate(PROMPTS, LONG)
+    assert all(total == 12 for _, total in seen)
+    assert there.dtype == here.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("number", "factor"), [(signal.SIGKILL, 1.1), (signal.SIGSTOP, 1.2)], ids=["killed", "hanging"]
+)
+def test_a_lost_engine_is_replaced_with_its_weights_and_the_answer_is_the_same(
+    there: ProcessEngine, here: TransformersEngine, calculator: Path, number: int, factor: float
+) -> None:
+    """SIGKILL is what the kernel sends when memory runs out; a stopped process is one that hangs."""
+    model = AutoModelForCausalLM.from_pretrained(calculator)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(factor)
+    before, lost = here.generate(PROMPTS, LONG), there.restarts
+    here.load_weights(own_weights(model))
+    there.push(own_weights(model))
+    expected = here.generate(PROMPTS, LONG)
+    assert expected != before
+    killer = after_steps(there, lambda pid: os.kill(pid, number))
+    assert there.generate(PROMPTS, LONG) == expected
+    killer.join()
+    assert there.restarts == lost + 1
+    assert there.generate(PROMPTS, LONG) == expected, "and it goes on with those weights"
+
+
+def test_weights_are_those_of_the_moment_of_the_push(there: ProcessEngine, here: TransformersEngine) -> None:
+    first = {name: tensor.clone() for name, tensor in own_weights(here.model)}
+    there.push(first.items())
+    expected = here.generate(PROMPTS, LONG)
+    for tensor in first.values():
+        tensor.zero_()
+    there.submit(PROMPTS, LONG)
+    with pytest.raises(RolloutError, match="still at work"):
+        there.push(first.items())
+    assert there.collect() == expected
+    with pytest.raises(RolloutError, match=r"lack .*lm_head"):
+        there.push((name, tensor) for name, tensor in first.items() if "lm_head" not in name)
+        there.generate(PROMPTS, LONG)
+
+
+def test_an_engine_that_is_lost_again_and_again_ends_in_a_clear_error(calculator: Path) -> None:
+    engine = ProcessEngine(spec(restarts=1, env={"PYTHONHOME": "/nowhere"}), str(calculator))
+    with pytest.raises(RolloutError, match=r"lost 2 times in a row; in the end it ended with exit code 1"):
+        engine.generate(PROMPTS, LONG)
+    engine.close()
+
+
+def test_what_the_engine_refuses_is_not_tried_again(tmp_path: Path) -> None:
+    refused = RolloutSpec(engine="transformers", engine_options={"dtype": "float32"})
+    engine = ProcessEngine(refused, str(tmp_path))
+    with pytest.raises(RolloutError, match="engine_options are for vLLM"):
+        engine.generate(PROMPTS, LONG)
+    assert engine.restarts == 0
+    engine.close()
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["at-work", "stopped"])
+def test_the_engine_dies_with_its_trainer(calculator: Path, stopped: bool) -> None:
+    code = (
+        "import time\n"
+        "from pipeline.rollout.process import ProcessEngine\n"
+        "from pipeline.stages.base import RolloutSpec\n"
+        f"engine = ProcessEngine(RolloutSpec(engine='transformers'), {str(calculator)!r})\n"
+        "while engine._board.read()[0] == 0: time.sleep(0.01)\n"
+        "print(engine._process.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout is not None
+    pid = int(trainer.stdout.readline())
+    if stopped:
+        os.kill(pid, signal.SIGSTOP)
+    assert alive(pid)
+    trainer.kill()
+    trainer.communicate()
+    until = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not alive(pid)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_shared_memory_gives_back_what_was_put_in() -> None:
+    box, board, file = Box(), Board(), WeightFile()
+    box.put(list(range(10_000)))
+    box.put({"a": (1, 2.5)})
+    assert Box(os.dup(box.fd)).get() == {"a": (1, 2.5)}
+    board.tick()
+    board.progress(3, 8)
+    assert Board(os.dup(board.fd)).read() == (1, 3, 8)
+    tensors = {
+        "odd": torch.arange(7, dtype=torch.uint8),
+        "strided": torch.randn(6, 4).T,
+        "half": torch.randn(3, 5).bfloat16(),
+        "scalar": torch.tensor(2.5, dtype=torch.float64),
+    }
+    places = file.write(tensors.items())
+    for name, tensor in WeightFile(os.dup(file.fd)).read(places):
+        assert tensor.dtype == tensors[name].dtype
+        assert torch.equal(tensor, tensors[name])
+    for shared in (box, board, file):
+        shared.close()
