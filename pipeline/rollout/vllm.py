@@ -9,7 +9,6 @@ Texts are decoded here, all at once: vLLM would decode token by token, in Python
 from __future__ import annotations
 
 import gc
-import io
 import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ import torch
 
 from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick, finish_reason
 from pipeline.rollout.options import check_options
+from pipeline.rollout.weights import keep_weights_loadable, load_weights
 
 
 class VllmEngine:
@@ -60,10 +60,9 @@ class VllmEngine:
             keep_weights_loadable()
             settings["logprobs_mode"] = "processed_logprobs"
         self.logprobs = logprobs
-        self.llm = LLM(
-            model=path, seed=seed, gpu_memory_utilization=gpu_memory, generation_config="vllm", **(options or {})
-        )
+        self.llm = LLM(model=path, seed=seed, **settings)
         self.tokenizer = self.llm.get_tokenizer()
+        self.dtype = str(self.llm.llm_engine.model_config.dtype).removeprefix("torch.")
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
@@ -81,8 +80,8 @@ class VllmEngine:
             min_p=sampling.min_p,
             logprobs=0 if self.logprobs else None,
             flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
             detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
         _seed_everything(sampling.seed)
         done = self._run(prompts, params, sampling.enough, progress)
@@ -99,14 +98,15 @@ class VllmEngine:
 
     def close(self) -> None:
         """Stop the engine and give its GPU memory back."""
+        from vllm.distributed.parallel_state import destroy_model_parallel
+
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
+        destroy_model_parallel()  # the next engine's model may want other groups: experts have one of their own
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _rollout(self, sample: Any, text: str) -> Rollout:
-        logprobs = tuple(token_logprobs(sample)) if self.logprobs else None
     def _run(
         self, prompts: Sequence[Sequence[int]], params: Any, enough: int | None, progress: Progress | None
     ) -> dict[int, Any]:
@@ -133,6 +133,8 @@ class VllmEngine:
                 engine.abort_request(names)
         return dict(sorted(done.items()))
 
+    def _rollout(self, sample: Any, text: str) -> Rollout:
+        logprobs = tuple(token_logprobs(sample)) if self.logprobs else None
         return Rollout(text, tuple(sample.token_ids), finish_reason(sample.finish_reason), logprobs)
 
 

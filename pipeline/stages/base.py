@@ -173,7 +173,6 @@ class TaskSpec(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class RolloutSpec(Strict):
 class ProcessSpec(Strict):
     """A process of its own for an engine. One that dies or hangs is started again, and what it was asked is redone.
 
@@ -188,6 +187,7 @@ class ProcessSpec(Strict):
     restarts: Annotated[int, Field(ge=0)] = 3
 
 
+class RolloutSpec(Strict):
     """How completions are sampled.
 
     Attributes:
@@ -199,8 +199,8 @@ class ProcessSpec(Strict):
         gpu_memory: share of the GPU's memory that vLLM may take.
         server: address of the vLLM server, such as http://localhost:8000.
         engine_options: further arguments of `vllm.LLM`.
-    """
         process: a process of its own for the transformers or vLLM engine; `{}` takes the defaults.
+    """
 
     engine: Literal["auto", "transformers", "vllm", "vllm_server"] = "auto"
     max_tokens: Annotated[int, Field(gt=0)] = 1024
@@ -212,8 +212,8 @@ class ProcessSpec(Strict):
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.3
     server: str | None = None
     engine_options: dict[str, Any] = Field(default_factory=dict)
-
     process: ProcessSpec | None = None
+
 
 C = TypeVar("C", bound=StageConfig)
 
