@@ -15,7 +15,10 @@ from typing import Any
 
 from rewards.registry import RewardError, check_options, find, nearest
 
-BUILTIN: Mapping[str, str] = {"chain": "pipeline.data.chain_corpus:ChainCorpus"}
+BUILTIN: Mapping[str, str] = {
+    "chain": "pipeline.data.chain_corpus:ChainCorpus",
+    "needle": "pipeline.data.needle_corpus:NeedleCorpus",
+}
 """Built-in corpora: name -> module:class."""
 
 

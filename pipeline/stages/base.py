@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 KINDS: Mapping[str, str] = {
     "import_model": "pipeline.stages.import_model:ImportModelConfig",
     "pretrain": "pipeline.stages.pretrain:PretrainConfig",
+    "extend_context": "pipeline.stages.extend_context:ExtendContextConfig",
     "sft": "pipeline.stages.sft:SftConfig",
     "grpo": "pipeline.stages.grpo:GrpoConfig",
     "rejection_sample": "pipeline.stages.rejection_sample:RejectionSampleConfig",

@@ -14,29 +14,18 @@ cross the border between two documents, as in DeepSeek-V3's own pre-training (ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model import presets
-from pipeline.data import corpus as corpora
 from pipeline.data.vocabulary import VocabularySpec
-from pipeline.stages.base import (
-    DataRef,
-    Fault,
-    ModelRef,
-    Outputs,
-    Precision,
-    Product,
-    StageConfig,
-    StageContext,
-    Strict,
-)
+from pipeline.stages import corpora
+from pipeline.stages.base import Fault, ModelRef, Outputs, Precision, Product, StageConfig, StageContext
+from pipeline.stages.corpora import TEXT_RESERVED, CorpusField
 from pipeline.stages.routing import Routing
-from pipeline.stages.sft import DATA_RESERVED
-from pipeline.training.fields import RESERVED
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 1,
@@ -50,34 +39,6 @@ DEFAULTS: Mapping[str, Any] = {
     "save_steps": 200,
 }
 """Ours, where they differ from TRL's. Decay, beta2 and the end at a tenth are DeepSeek-V3's (section 4.2)."""
-
-
-class CorpusSpec(Strict):
-    """Text to pre-train on: generated, or rows with the key `text`.
-
-    Attributes:
-        use: a corpus (see `pipeline.data.corpus`): a built-in name, or `file.py:Class`.
-        documents: how many documents to generate.
-        options: arguments of the corpus.
-        source: `@stage` or a JSONL file, instead of `use`; `from` in a recipe.
-    """
-
-    use: str | None = None
-    documents: Annotated[int, Field(gt=0)] | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    source: DataRef | None = Field(default=None, alias="from")
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> CorpusSpec:
-        if (self.use is None) == (self.source is None):
-            raise ValueError("a corpus has either `use` (generated) or `from` (rows)")
-        if (self.use is None) != (self.documents is None):
-            raise ValueError("`documents` says how many a generated corpus (`use`) makes")
-        return self
-
-
-def _list(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
 
 
 class PretrainConfig(StageConfig):
@@ -98,18 +59,13 @@ class PretrainConfig(StageConfig):
     product: ClassVar[Product] = Product.MODEL
     distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = "trl.trainer.sft_config:SFTConfig"
-    reserved: ClassVar[Mapping[str, str]] = {
-        **RESERVED,
-        **DATA_RESERVED,
-        "max_length": "set the stage's `length`",
-        "packing": "documents are always packed",
-    }
+    reserved: ClassVar[Mapping[str, str]] = TEXT_RESERVED
 
     kind: Literal["pretrain"] = "pretrain"
     model: str | dict[str, Any]
     vocabulary: VocabularySpec | None = None
     tokenizer: ModelRef | None = None
-    corpus: Annotated[list[CorpusSpec], Field(min_length=1), BeforeValidator(_list)]
+    corpus: CorpusField
     length: Annotated[int, Field(gt=1)]
     precision: Precision = "trainer"
     routing: Routing = Routing()
@@ -131,12 +87,7 @@ class PretrainConfig(StageConfig):
 
     def faults(self, base: Path) -> Iterator[Fault]:
         """A generated corpus that does not exist, or has no such option."""
-        for index, spec in enumerate(self.corpus):
-            if spec.use is not None:
-                try:
-                    corpora.check(spec.use, spec.options, base)
-                except corpora.CorpusError as error:
-                    yield ("corpus", index), str(error)
+        yield from corpora.faults(self.corpus, base)
 
 
 def run(context: StageContext[PretrainConfig]) -> Outputs:
@@ -152,7 +103,7 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     from pipeline.training.sft import SftTrainer
 
     config = context.config
-    texts = list(_texts(context))
+    texts = list(corpora.texts(config.corpus, context))
     if config.vocabulary is not None:
         tokenizer = vocabulary.build(config.vocabulary, texts)
     else:
@@ -181,18 +132,3 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
             "active_parameters": size.active,
         }
     )
-
-
-def _texts(context: StageContext[PretrainConfig]) -> Iterable[str]:
-    from pipeline.data import mixture
-
-    for spec in context.config.corpus:
-        if spec.use is not None and spec.documents is not None:
-            yield from corpora.load(spec.use, context.resolved(spec.options), context.base).documents(
-                spec.documents, context.seed
-            )
-        elif spec.source is not None:
-            for row in mixture.read(context.data_path(spec.source)):
-                if not isinstance(row.get("text"), str):
-                    raise mixture.DataError(f"{spec.source}: a row without a text: {str(row)[:200]}")
-                yield row["text"]

@@ -31,6 +31,7 @@ BUILTIN: Mapping[str, str] = {
     "math": "pipeline.tasks.math:Math",
     "math500": "pipeline.tasks.math:Math500",
     "mbpp": "pipeline.tasks.code:Mbpp",
+    "needle": "pipeline.tasks.needle:Needle",
     "reasoning_gym": "pipeline.tasks.reasoning_gym:ReasoningGym",
     "requests": "pipeline.tasks.requests:Requests",
 }
