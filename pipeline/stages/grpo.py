@@ -151,27 +151,39 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
     from pipeline.training import setup
 
     setup.prepare()
-    from datasets import Dataset
-    from trl import GRPOConfig
-
     from pipeline.tasks.grading import composite
-    from pipeline.tasks.resolve import prompt_rows
-    from pipeline.training import experts, models
     from pipeline.training.fit import fit
-    from pipeline.training.grpo import GrpoTrainer, Samples
     from pipeline.training.overlap import Recorded
 
     config = context.config
-    rows = prompt_rows(config.tasks, context)
     reward = Recorded(composite(config.rewards, config.tasks, context).parts, context.base)
     reward.prepare()
+    trainer = build(context, reward)
+    try:
+        summary = fit(trainer, context)
+    finally:
+        reward.close()
+    if trainer.is_world_process_zero():
+        trainer.samples.publish(context.output)
+    return Outputs({**summary, "problems": len(trainer.train_dataset)})
+
+
+def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
+    """The trainer of a stage, with its model, its problems and this reward."""
+    from datasets import Dataset
+
+    from pipeline.tasks.resolve import prompt_rows
+    from pipeline.training import experts, models, setup
+    from pipeline.training.grpo import GrpoTrainer, Samples
+
+    config = context.config
     model = context.model_path(config.model)
-    args = setup.arguments(GRPOConfig, context, trainer_defaults(config), generation_fields(config.rollout))
+    args = arguments(context)
     trainer = GrpoTrainer(
         model=models.policy(model, args),
         reward_funcs=reward,
         args=args,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(prompt_rows(config.tasks, context)),
         processing_class=setup.load_tokenizer(model),
         samples=Samples(context.scratch / "samples.jsonl", config.sample_every, config.samples),
         efficiency=config.efficiency,
@@ -179,13 +191,17 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
         mtp=config.mtp,
     )
     experts.balance(trainer, config.routing)
-    try:
-        summary = fit(trainer, context)
-    finally:
-        reward.close()
-    if trainer.is_world_process_zero():
-        trainer.samples.publish(context.output)
-    return Outputs({**summary, "problems": len(rows)})
+    return trainer
+
+
+def arguments(context: StageContext[GrpoConfig]) -> Any:
+    """TRL's GRPOConfig for a stage."""
+    from trl import GRPOConfig
+
+    from pipeline.training import setup
+
+    config = context.config
+    return setup.arguments(GRPOConfig, context, trainer_defaults(config), generation_fields(config.rollout))
 
 
 def trainer_defaults(config: GrpoConfig) -> dict[str, Any]:
