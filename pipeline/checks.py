@@ -18,8 +18,10 @@ from pydantic import BaseModel
 
 from pipeline import trainer_fields
 from pipeline.data.templates import TemplateError, prompt_template
+from pipeline.rollout.base import RolloutError
+from pipeline.rollout.options import check_options
 from pipeline.source import Issue, Loc, Source
-from pipeline.stages.base import Fault, InputFile, Product, Ref, RewardSpec, StageConfig, TaskSpec
+from pipeline.stages.base import Fault, InputFile, Product, Ref, RewardSpec, RolloutSpec, StageConfig, TaskSpec
 from pipeline.tasks import base as tasks
 from pipeline.tasks.resolve import merged
 from rewards import registry
@@ -158,6 +160,7 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
             *_check_rewards(config, recipe.base),
             *_check_trainer(config),
             *_check_launch(config, recipe.base),
+            *_check_engines(config),
             *config.faults(recipe.base),
         ]
         issues.extend(text.issue(("stages", stage, *loc), message) for loc, message in found)
@@ -278,6 +281,16 @@ def _check_launch(config: StageConfig, base: Path) -> Iterator[Fault]:
             path.name.removesuffix(".yaml") for path in (Path(str(files("configs"))) / "accelerate").glob("*")
         )
         yield ("launch", "accelerate"), f"there is no accelerate config {name!r}{nearest(name, known)}"
+
+
+def _check_engines(config: StageConfig) -> Iterator[Fault]:
+    for leaf in walk(config):
+        if isinstance(leaf.value, RolloutSpec):
+            in_trainer = config.trainer_class is not None and leaf.value.process is None
+            try:
+                check_options(leaf.value.engine_options, in_trainer)
+            except RolloutError as error:
+                yield leaf.loc, str(error)
 
 
 def accelerate_config(name: str, base: Path) -> Path | None:

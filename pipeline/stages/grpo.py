@@ -77,6 +77,25 @@ GRPO_RESERVED: Mapping[str, str] = {
 }
 
 
+class TrainingRollout(RolloutSpec):
+    """How completions are sampled; see `RolloutSpec`. Beyond it, what only training can do; see docs/recipes.md.
+
+    Attributes:
+        overlap: sample the next generation batch while the present one is trained on, in a process of its own, with
+            weights that are one batch old.
+        spare: prompts that are sampled on top, as a share of a batch, in a process of its own. Once a batch of groups is
+            complete, the others are given up. Those are the long ones: it favours short completions.
+    """
+
+    overlap: bool = False
+    spare: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the engine has a process of its own."""
+        return self.process is not None or self.overlap or self.spare > 0
+
+
 def _as_reward(value: Any) -> Any:
     return {"use": value} if isinstance(value, str) else value
 
@@ -113,7 +132,7 @@ class GrpoConfig(StageConfig):
     rewards: Annotated[list[RewardField], Field(min_length=1)] = Field(
         default_factory=lambda: [RewardSpec(use="accuracy")]
     )
-    rollout: RolloutSpec = RolloutSpec()
+    rollout: TrainingRollout = TrainingRollout()
     efficiency: Efficiency = Efficiency()
     length_schedule: list[LengthChange] = Field(default_factory=list)
     routing: PolicyRouting = PolicyRouting()
@@ -129,8 +148,8 @@ class GrpoConfig(StageConfig):
             raise ValueError("rollout.temperature is 0: all rollouts of a group would be the same, and nothing learnt")
         if rollout.batch_size != RolloutSpec().batch_size:
             raise ValueError("rollout.batch_size has no effect here: set trainer.per_device_train_batch_size")
-        if rollout.engine_options:
-            raise ValueError("rollout.engine_options has no effect here: set the vllm_… fields of `trainer`")
+        if rollout.engine_options and rollout.engine in ("transformers", "vllm_server"):
+            raise ValueError(f"rollout.engine_options has no effect with the engine {rollout.engine}")
         if rollout.engine == "vllm_server" and rollout.server is None:
             raise ValueError("rollout.engine vllm_server needs the server's address: rollout.server")
         return self
@@ -158,18 +177,44 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
     config = context.config
     reward = Recorded(composite(config.rewards, config.tasks, context).parts, context.base)
     reward.prepare()
-    trainer = build(context, reward)
+    engine = open_process(context)
     try:
+        trainer = build(context, reward, engine)
         summary = fit(trainer, context)
     finally:
         reward.close()
+        if engine is not None:
+            engine.close()
     if trainer.is_world_process_zero():
         trainer.samples.publish(context.output)
     return Outputs({**summary, "problems": len(trainer.train_dataset)})
 
 
-def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
-    """The trainer of a stage, with its model, its problems and this reward."""
+def open_process(context: StageContext[GrpoConfig]) -> Any:
+    """The engine in a process of its own, if the stage wants one.
+
+    Raises:
+        ValueError: there is a GPU for it, but the trainer would take that one, too.
+    """
+    import torch
+
+    from pipeline.rollout import engine_name
+    from pipeline.rollout.process import ProcessEngine
+
+    rollout = context.config.rollout
+    if not rollout.in_process:
+        return None
+    if torch.cuda.device_count() > 1:
+        raise ValueError(
+            "the trainer would spread over all GPUs: give it one with launch: {env: {CUDA_VISIBLE_DEVICES: '0'}}, and"
+            " the engine another with rollout: {process: {env: {CUDA_VISIBLE_DEVICES: '1'}}}"
+        )
+    spec = rollout.model_copy(update={"engine": engine_name(rollout)})
+    return ProcessEngine(spec, context.model_path(context.config.model), context.seed, logprobs=True, for_trainer=True)
+
+
+def build(context: StageContext[GrpoConfig], reward: Any, engine: Any = None) -> Any:
+    """The trainer of a stage, with its model, its problems, this reward and an engine in a process of its own, if any."""
     from datasets import Dataset
 
     from pipeline.tasks.resolve import prompt_rows
@@ -189,6 +234,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
         efficiency=config.efficiency,
         length_schedule=config.length_schedule,
         mtp=config.mtp,
+        engine_options=config.rollout.engine_options,
     )
     experts.balance(trainer, config.routing)
     return trainer
@@ -210,20 +256,20 @@ def trainer_defaults(config: GrpoConfig) -> dict[str, Any]:
     return {**DEFAULTS, "sync_ref_model": beta > 0}
 
 
-def generation_fields(rollout: RolloutSpec) -> dict[str, Any]:
+def generation_fields(rollout: TrainingRollout) -> dict[str, Any]:
     """What the rollout settings are called in GRPOConfig."""
     from pipeline.rollout import TRANSFORMERS, VLLM, VLLM_SERVER, engine_name
 
     chosen = engine_name(rollout)
     fields: dict[str, Any] = {
-        "use_vllm": chosen != TRANSFORMERS,
+        "use_vllm": chosen != TRANSFORMERS and not rollout.in_process,
         "max_completion_length": rollout.max_tokens,
         "temperature": rollout.temperature,
         "top_p": rollout.top_p,
         "top_k": rollout.top_k,
         "min_p": rollout.min_p or None,
     }
-    if chosen == VLLM:
+    if chosen == VLLM and not rollout.in_process:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine shares this process's GPU memory
         fields |= {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": rollout.gpu_memory}
     if chosen == VLLM_SERVER:

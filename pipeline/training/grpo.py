@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
+from pipeline.training.colocated import Colocated
 from pipeline.training.dropping import Dropping
 from pipeline.training.efficiency import STOCK, Efficiency, LengthChange
 from pipeline.training.folding import Folding
@@ -26,6 +27,7 @@ from pipeline.training.passes import Passes
 from pipeline.training.reference import sync_by_name
 from pipeline.training.refill import Refill
 from pipeline.training.resumable import Resumable
+from pipeline.training.rollouts import EngineRollouts
 from pipeline.training.rows import equal_groups
 from pipeline.training.schedule import check_cycle
 
@@ -77,11 +79,13 @@ class GrpoTrainer(
     MultiToken,
     Refill,
     Lengths,
+    EngineRollouts,
     Overlap,
     Dropping,
     Passes,
     Folding,
     Packing,
+    Colocated,
     Resumable,
     GRPOTrainer,  # type: ignore[misc]
 ):

@@ -171,7 +171,10 @@ def test_the_learning_rate_follows_the_size_of_the_student(tmp_path: Path, param
         ({"kind": "distill", "model": "m", "teacher": "@t"}, "goes with `tasks`"),
         ({**GRPO, "rollout": {"temperature": 0.0}}, "temperature is 0"),
         ({**GRPO, "rollout": {"batch_size": 8}}, "batch_size has no effect"),
-        ({**GRPO, "rollout": {"engine_options": {"dtype": "auto"}}}, "engine_options has no effect"),
+        (
+            {**GRPO, "rollout": {"engine": "transformers", "engine_options": {"dtype": "auto"}}},
+            "engine_options has no effect with the engine transformers",
+        ),
         ({**GRPO, "rollout": {"engine": "vllm_server"}}, "needs the server's address"),
         ({**GRPO, "trainer": {"beta": 0.0, "sync_ref_model": True}}, "needs a reference model"),
         ({**GRPO, "trainer": {"num_generations": 5}}, "does not hold whole groups"),
