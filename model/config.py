@@ -32,7 +32,7 @@ class V3Config(DeepseekV3Config):  # type: ignore[misc]
             ValueError: no such preset, or an impossible shape.
         """
         shape = presets.load(name)
-        return config_class(shape.topk_method)(**presets.fields(shape), **changes)
+        return config_class(shape.topk_method)(**{**presets.fields(shape), **changes})
 
 
 class V2Config(V3Config):

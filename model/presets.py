@@ -30,6 +30,9 @@ V3_METHOD = "noaux_tc"
 GATES = {V3_METHOD: "sigmoid", "greedy": "softmax", "group_limited_greedy": "softmax"}
 """Ways to choose experts -> the affinity that goes with each: V3's, V2-Lite's, V2's."""
 
+FP8_BLOCK = 128
+"""Side of a block of weights that shares a scale in FP8 (DeepSeek-V3, section 3.3.2)."""
+
 GROUP_SCORE_EXPERTS = 2
 """V3 scores a group of experts by the sum of its two best affinities (DeepSeek-V3, section 2.1.2), V2 by its best."""
 
@@ -115,6 +118,11 @@ class Shape(BaseModel):
     initializer_range: Annotated[float, Field(gt=0)] = 0.006
     rms_norm_eps: Annotated[float, Field(gt=0)] = 1e-6
     tie_word_embeddings: bool = False
+
+    @property
+    def experts_fit_fp8(self) -> bool:
+        """Whether the experts' weights divide into whole FP8 blocks."""
+        return self.hidden_size % FP8_BLOCK == 0 and self.moe_intermediate_size % FP8_BLOCK == 0
 
     @model_validator(mode="after")
     def _possible(self) -> Shape:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-BLOCK = 128
+from model.presets import FP8_BLOCK
+
+BLOCK = FP8_BLOCK
 """Length of a tile: the sum over so many products is what the published kernels add up in FP32."""
 
 E4M3 = torch.float8_e4m3fn

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 Backend = Literal["torchao", "reference"]
 
-HOPPER = (9, 0)
-"""Compute capability from which torchao's block-wise kernels run."""
+HOPPER = 9
+"""Compute capability, its major number, of the GPUs that multiply FP8 with a scale for every block."""
 
 
 def usable_backend() -> Backend:
@@ -31,8 +31,8 @@ def usable_backend() -> Backend:
     if not torch.cuda.is_available():
         log.warning("there is no GPU: FP8 is simulated, with the numbers of FP8 but slower than without it")
         return "reference"
-    if torch.cuda.get_device_capability() < HOPPER:
-        raise RuntimeError("FP8 training needs a GPU of compute capability 9.0 (H100, H200) or later")
+    if torch.cuda.get_device_capability()[0] != HOPPER:
+        raise RuntimeError("FP8 training needs a GPU of compute capability 9.0 (H100, H200)")
     if find_spec("torchao") is None:
         raise RuntimeError("FP8 training needs torchao: pip install 'zero2r1[fp8]'")
     return "torchao"

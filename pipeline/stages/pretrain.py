@@ -21,6 +21,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from model import presets
+from model.presets import FP8_BLOCK
 from pipeline.data.vocabulary import VocabularySpec
 from pipeline.stages import corpora
 from pipeline.stages.base import Fault, ModelRef, Outputs, Precision, Product, StageConfig, StageContext
@@ -81,8 +82,11 @@ class PretrainConfig(StageConfig):
     def _consistent(self) -> PretrainConfig:
         if (self.vocabulary is None) == (self.tokenizer is None):
             raise ValueError("give either `vocabulary` (made from the corpus) or `tokenizer` (taken from a model)")
-        if self.length > (limit := presets.load(self.model).max_position_embeddings):
+        shape = presets.load(self.model)
+        if self.length > (limit := shape.max_position_embeddings):
             raise ValueError(f"length={self.length} exceeds the model's max_position_embeddings={limit}")
+        if self.precision == "fp8" and not shape.experts_fit_fp8:
+            raise ValueError(f"precision: fp8 wants hidden_size and moe_intermediate_size as multiples of {FP8_BLOCK}")
         return self
 
     def faults(self, base: Path) -> Iterator[Fault]:

@@ -15,6 +15,7 @@ from model import V3Config, V3ForCausalLM, fp8
 from pipeline.data.vocabulary import VocabularySpec, build
 from pipeline.stages.base import Outputs, run_function
 from pipeline.stages.export import ExportConfig
+from pipeline.stages.pretrain import PretrainConfig
 from tests.model.test_fp8 import ALIGNED
 from tests.stages.driving import CORPUS, context_of
 
@@ -93,6 +94,19 @@ def test_torchtitan_out_and_in(trained: Path, tmp_path: Path) -> None:
 def test_conversions_that_contradict_each_other_are_refused(options: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match="give"):
         ExportConfig.model_validate({"model": "x", **options})
+
+
+def test_experts_that_do_not_divide_into_blocks_are_refused_before_anything_runs() -> None:
+    with pytest.raises(ValidationError, match="moe_intermediate_size as multiples of 128"):
+        PretrainConfig.model_validate(
+            {
+                "model": "nano",
+                "vocabulary": {"kind": "words"},
+                "corpus": {"from": "x.jsonl"},
+                "length": 9,
+                "precision": "fp8",
+            }
+        )
 
 
 def test_a_stage_trains_in_fp8(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
