@@ -1,8 +1,8 @@
 """The reference model of GRPO, kept in step with the policy by the names of its weights.
 
 TRL goes through the weights of both models in their order, and stops where one has more. The policy may have more:
-blocks of multi-token prediction, which the reference has no use for. And what is no parameter counts too: the biases that
-balance a DeepSeek-V3's experts choose which of them are used.
+blocks of multi-token prediction, which the reference has no use for. And what is no parameter counts too: the biases
+that balance a DeepSeek-V3's experts choose which of them are used.
 """
 
 from __future__ import annotations
