@@ -2,7 +2,8 @@
 
 One document, with `length: 24, facts: 3, asked: 2`::
 
-    XX
+    User: loki=8 dew fern moss loda=7 reed dew fern moss reed dew bada=0 fern moss bada loda ? Assistant:
+    <answer> bada=0 loda=7 </answer>
 
 Every document is exactly `length` tokens long with a tokenizer of whole words, its end-of-sequence token included, so
 that rows of that length hold one document each and no question is cut off from its facts.

@@ -2,8 +2,8 @@
 
 One problem, with `words: 16, facts: 3, asked: 2`::
 
-    question  "XX"
-    answer    "XX"
+    question  "dew fern moss reed dew fern moss reed dew fern moss reed muda=4 dew rino=8 bada=7 rino bada ?"
+    answer    "rino=8 bada=7"
 
 The words between facts only go round. Nothing but the text itself gives the answer away: names and digits are drawn
 anew for each problem, so guessing a fact is right one time in ten. `distance` asks only for facts that lie so many

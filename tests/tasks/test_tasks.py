@@ -22,6 +22,7 @@ GENERATED: list[tuple[str, dict[str, Any]]] = [
     ("chain", {"length": [2, 5], "language": "en"}),
     ("countdown", {}),
     ("countdown", {"numbers": [2, 6], "largest": 20, "target": [1, 50]}),
+    ("needle", {"words": 20, "asked": 2}),
     ("requests", {}),
 ]
 
