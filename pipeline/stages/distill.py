@@ -128,6 +128,7 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
         args=args,
         train_dataset=Dataset.from_list(prompts),
         processing_class=tokenizer,
+        mtp=config.mtp,
     )
     experts.balance(trainer, config.routing)
     return Outputs({**fit(trainer, context), "problems": len(prompts)})

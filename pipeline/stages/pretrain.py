@@ -27,6 +27,7 @@ from pipeline.stages import corpora
 from pipeline.stages.base import Fault, ModelRef, Outputs, Precision, Product, StageConfig, StageContext
 from pipeline.stages.corpora import TEXT_RESERVED, CorpusField
 from pipeline.stages.routing import Routing
+from pipeline.training.mtp import MtpSpec
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 1,
@@ -51,9 +52,10 @@ class PretrainConfig(StageConfig):
         tokenizer: a model whose tokenizer is taken instead.
         corpus: the text, or a list of several.
         length: tokens a row.
-        routing: how the experts are balanced.
         precision: `fp8` multiplies in FP8, block by block, as DeepSeek-V3 was trained (H100, H200; simulated on a CPU);
             `trainer` leaves it to `trainer.bf16`.
+        mtp: how the shape's blocks of multi-token prediction are trained along, if it has any.
+        routing: how the experts are balanced.
         trainer: fields of TRL's SFTConfig.
     """
 
@@ -69,6 +71,7 @@ class PretrainConfig(StageConfig):
     corpus: CorpusField
     length: Annotated[int, Field(gt=1)]
     precision: Precision = "trainer"
+    mtp: MtpSpec = MtpSpec()
     routing: Routing = Routing()
     trainer: dict[str, Any] = Field(default_factory=dict)
 
@@ -121,9 +124,11 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
         args=setup.arguments(SFTConfig, context, DEFAULTS, fixed),
         train_dataset=dataset,
         processing_class=tokenizer,
+        mtp=config.mtp if shape.num_nextn_predict_layers else None,
+        document_ends=(tokenizer.eos_token_id,),
     )
-    experts.balance(trainer, config.routing)
     setup.set_precision(trainer.model, config.precision)
+    experts.balance(trainer, config.routing)
     summary = fit(trainer, context)
     size = presets.count(shape, len(tokenizer))
     return Outputs(

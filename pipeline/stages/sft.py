@@ -21,6 +21,7 @@ from pipeline.data.mixture import DataField, DataSource
 from pipeline.stages.base import ModelRef, Outputs, Precision, Product, StageConfig, StageContext
 from pipeline.stages.routing import FinetuneRouting
 from pipeline.training.fields import RESERVED
+from pipeline.training.mtp import MtpSpec
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 2,
@@ -58,9 +59,10 @@ class FinetuneConfig(StageConfig):
         max_length: longest example, in tokens; the model's context if not given. A longer one is never cut.
         too_long: `drop` longer examples and count them, or stop with an `error`.
         packing: put several examples into one row, without letting them see each other.
-        routing: how the experts are balanced, if the model is a DeepSeek-V3.
         precision: `fp8` multiplies in FP8, block by block (H100, H200; simulated on a CPU); `trainer` leaves it to
             `trainer.bf16`.
+        routing: how the experts are balanced, if the model is a DeepSeek-V3.
+        mtp: how blocks of multi-token prediction are trained along; they stay as they are if not given.
         trainer: fields of TRL's config class.
     """
 
@@ -75,6 +77,7 @@ class FinetuneConfig(StageConfig):
     packing: bool = False
     precision: Precision = "trainer"
     routing: FinetuneRouting = FinetuneRouting()
+    mtp: MtpSpec | None = None
     trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -129,7 +132,8 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,
+        mtp=config.mtp,
     )
-    experts.balance(trainer, config.routing)
     setup.set_precision(trainer.model, config.precision)
+    experts.balance(trainer, config.routing)
     return Outputs({**fit(trainer, context), **account.metrics()})

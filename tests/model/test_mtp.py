@@ -1,4 +1,4 @@
-"""Multi-token prediction: the blocks' arithmetic, their loss, and their names, against the equations and transformers."""
+"""Multi-token prediction: arithmetic of the blocks, loss and names, against the equations and transformers."""
 
 from __future__ import annotations
 
