@@ -58,7 +58,8 @@ class ExtendContextConfig(StageConfig):
             follow each other share one, large enough for the last.
         corpus: the text, or a list of several; documents as long as the context teach to use it.
         length: tokens a row; the context if not given.
-        precision: see `FinetuneConfig`.
+        precision: `fp8` multiplies in FP8, block by block (H100, H200; simulated on a CPU); `trainer` leaves it to
+            `trainer.bf16`.
         mtp: how blocks of multi-token prediction are trained along; they stay as they are if not given.
         routing: how the experts are balanced, if the model is a DeepSeek-V3.
         trainer: fields of TRL's SFTConfig.
