@@ -78,14 +78,19 @@ class TransformersEngine:
         return [group + [never_begun] * (sampling.n - len(group)) for group in groups]
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace all weights by those of the same class of model; see `Updatable.load_weights`."""
-        held = dict(own_weights(self.model))
-        for name, tensor in weights:
-            if name not in held:
-                raise RolloutError(f"{name} has no place in this model, or came twice")
-            held.pop(name).copy_(tensor)
-        if held:
-            raise RolloutError(f"the new weights lack {', '.join(held)}")
+        """Replace all weights, under their official names; see `Updatable.load_weights`."""
+        copies = {
+            name: tensor.clone() for name, tensor in weights
+        }  # a model may be made of the very tensors it is given
+        config, dtype = self.model.config, self.model.dtype
+        model, report = type(self.model).from_pretrained(
+            None, config=config, state_dict=copies, dtype=dtype, output_loading_info=True
+        )
+        for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[fault]:
+                raise RolloutError(f"the new weights have {fault.replace('_', ' ')}: {sorted(map(str, report[fault]))}")
+        self.model = model.to(self.device).eval()
+        self.model.generation_config = GenerationConfig()
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -173,15 +178,6 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
                     self.open_groups[self.chunk[row]] -= 1
             stop = sum(not left for left in self.open_groups.values()) >= self.enough
         return torch.full((len(input_ids),), stop, device=input_ids.device)
-
-
-def own_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter and lasting buffer of a model under its own name, tied ones once."""
-    seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in model.state_dict().items():
-        if (key := (tensor.data_ptr(), tensor.shape)) not in seen:
-            seen.add(key)
-            yield name, tensor
 
 
 def end_token_ids(generation_config: Any, tokenizer: Any) -> list[int]:

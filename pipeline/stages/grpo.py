@@ -83,8 +83,8 @@ class TrainingRollout(RolloutSpec):
     Attributes:
         overlap: sample the next generation batch while the present one is trained on, in a process of its own, with
             weights that are one batch old.
-        spare: prompts that are sampled on top, as a share of a batch, in a process of its own. Once a batch of groups is
-            complete, the others are given up. Those are the long ones: it favours short completions.
+        spare: prompts that are sampled on top, as a share of a batch, in a process of its own. Once a batch of groups
+            is complete, the others are given up. Those are the long ones: it favours short completions.
     """
 
     overlap: bool = False
@@ -146,7 +146,12 @@ class GrpoConfig(StageConfig):
         rollout = self.rollout
         if rollout.temperature == 0:
             raise ValueError("rollout.temperature is 0: all rollouts of a group would be the same, and nothing learnt")
-        if rollout.batch_size != RolloutSpec().batch_size:
+        if rollout.in_process and (rollout.engine == "vllm_server" or self.launch.accelerate):
+            raise ValueError(
+                "rollout.process, overlap and spare are for one trainer with an engine of its own: with launch.accelerate"
+                " or the engine vllm_server, completions come from TRL's own vLLM"
+            )
+        if rollout.batch_size != RolloutSpec().batch_size and not rollout.in_process:
             raise ValueError("rollout.batch_size has no effect here: set trainer.per_device_train_batch_size")
         if rollout.engine_options and rollout.engine in ("transformers", "vllm_server"):
             raise ValueError(f"rollout.engine_options has no effect with the engine {rollout.engine}")
@@ -177,14 +182,12 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
     config = context.config
     reward = Recorded(composite(config.rewards, config.tasks, context).parts, context.base)
     reward.prepare()
-    engine = open_process(context)
+    trainer = build(context, reward)
     try:
-        trainer = build(context, reward, engine)
         summary = fit(trainer, context)
     finally:
         reward.close()
-        if engine is not None:
-            engine.close()
+        trainer.close_engine()
     if trainer.is_world_process_zero():
         trainer.samples.publish(context.output)
     return Outputs({**summary, "problems": len(trainer.train_dataset)})
@@ -213,8 +216,8 @@ def open_process(context: StageContext[GrpoConfig]) -> Any:
     return ProcessEngine(spec, context.model_path(context.config.model), context.seed, logprobs=True, for_trainer=True)
 
 
-def build(context: StageContext[GrpoConfig], reward: Any, engine: Any = None) -> Any:
-    """The trainer of a stage, with its model, its problems, this reward and an engine in a process of its own, if any."""
+def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
+    """The trainer of a stage, with its model, its problems and this reward."""
     from datasets import Dataset
 
     from pipeline.tasks.resolve import prompt_rows
@@ -247,7 +250,10 @@ def arguments(context: StageContext[GrpoConfig]) -> Any:
     from pipeline.training import setup
 
     config = context.config
-    return setup.arguments(GRPOConfig, context, trainer_defaults(config), generation_fields(config.rollout))
+    rollout = config.rollout
+    if rollout.in_process:  # then TRL is not to open an engine of its own
+        rollout = rollout.model_copy(update={"engine": "transformers"})
+    return setup.arguments(GRPOConfig, context, trainer_defaults(config), generation_fields(rollout))
 
 
 def trainer_defaults(config: GrpoConfig) -> dict[str, Any]:
@@ -256,20 +262,20 @@ def trainer_defaults(config: GrpoConfig) -> dict[str, Any]:
     return {**DEFAULTS, "sync_ref_model": beta > 0}
 
 
-def generation_fields(rollout: TrainingRollout) -> dict[str, Any]:
+def generation_fields(rollout: RolloutSpec) -> dict[str, Any]:
     """What the rollout settings are called in GRPOConfig."""
     from pipeline.rollout import TRANSFORMERS, VLLM, VLLM_SERVER, engine_name
 
     chosen = engine_name(rollout)
     fields: dict[str, Any] = {
-        "use_vllm": chosen != TRANSFORMERS and not rollout.in_process,
+        "use_vllm": chosen != TRANSFORMERS,
         "max_completion_length": rollout.max_tokens,
         "temperature": rollout.temperature,
         "top_p": rollout.top_p,
         "top_k": rollout.top_k,
         "min_p": rollout.min_p or None,
     }
-    if chosen == VLLM and not rollout.in_process:
+    if chosen == VLLM:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine shares this process's GPU memory
         fields |= {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": rollout.gpu_memory}
     if chosen == VLLM_SERVER:

@@ -19,7 +19,8 @@ from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Sampling
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.shared import Board, Box, WeightFile
-from pipeline.rollout.transformers import TransformersEngine, own_weights
+from pipeline.rollout.transformers import TransformersEngine
+from pipeline.rollout.weights import official_weights
 from pipeline.stages.base import ProcessSpec, RolloutSpec
 
 PROMPTS = [[7, 8, 9], [5], [6, 7]]
@@ -76,8 +77,8 @@ def test_a_lost_engine_is_replaced_with_its_weights_and_the_answer_is_the_same(
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.mul_(factor)
     before, lost = here.generate(PROMPTS, LONG), there.restarts
-    here.load_weights(own_weights(model))
-    there.push(own_weights(model))
+    here.load_weights(official_weights(model))
+    there.push(official_weights(model))
     expected = here.generate(PROMPTS, LONG)
     assert expected != before
     killer = after_steps(there, lambda pid: os.kill(pid, number))
@@ -88,7 +89,7 @@ def test_a_lost_engine_is_replaced_with_its_weights_and_the_answer_is_the_same(
 
 
 def test_weights_are_those_of_the_moment_of_the_push(there: ProcessEngine, here: TransformersEngine) -> None:
-    first = {name: tensor.clone() for name, tensor in own_weights(here.model)}
+    first = {name: tensor.clone() for name, tensor in official_weights(here.model)}
     there.push(first.items())
     expected = here.generate(PROMPTS, LONG)
     for tensor in first.values():
@@ -97,7 +98,7 @@ def test_weights_are_those_of_the_moment_of_the_push(there: ProcessEngine, here:
     with pytest.raises(RolloutError, match="still at work"):
         there.push(first.items())
     assert there.collect() == expected
-    with pytest.raises(RolloutError, match=r"lack .*lm_head"):
+    with pytest.raises(RolloutError, match=r"missing keys: .*lm_head"):
         there.push((name, tensor) for name, tensor in first.items() if "lm_head" not in name)
         there.generate(PROMPTS, LONG)
 

@@ -1,0 +1,79 @@
+"""vLLM in a process of its own: killed, with new weights, and without the tail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline.rollout.base import Finish, Sampling, complete
+from pipeline.rollout.process import ProcessEngine
+from pipeline.rollout.weights import official_weights
+from pipeline.stages.base import ProcessSpec, RolloutSpec
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.vllm
+
+OPTIONS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 64}
+PROMPTS = [[7, 8, 9], [5], [6, 7], [9, 9, 5, 4]]
+SAMPLING = Sampling(n=4, max_tokens=40, temperature=1.5, seed=3)
+ROUNDING = 1e-3
+"""Largest difference of log-probabilities that fp32 on two implementations makes, with room."""
+
+
+@pytest.fixture(scope="module")
+def engine(calculator: Path) -> Iterator[ProcessEngine]:
+    spec = RolloutSpec(engine="vllm", gpu_memory=0.1, engine_options=OPTIONS, process=ProcessSpec(restarts=1))
+    made = ProcessEngine(spec, str(calculator), seed=0, logprobs=True, for_trainer=True)
+    yield made
+    made.close()
+
+
+def test_a_killed_engine_is_replaced_with_the_pushed_weights(engine: ProcessEngine, calculator: Path) -> None:
+    policy = AutoModelForCausalLM.from_pretrained(calculator, dtype=torch.float32)
+    first = engine.generate(PROMPTS, SAMPLING)
+    with torch.no_grad():
+        policy.model.layers[0].mlp.down_proj.weight.mul_(1.3)
+    engine.push(official_weights(policy, getattr(torch, engine.dtype)))
+    second = engine.generate(PROMPTS, SAMPLING)
+    assert second != first
+    for prompt, group in zip(PROMPTS, second, strict=True):
+        for rollout in group:
+            ids_1T = torch.tensor([[*prompt, *rollout.token_ids]])
+            with torch.no_grad():
+                logits_TV = policy(ids_1T).logits[0, len(prompt) - 1 : -1] / SAMPLING.temperature
+            expected_T = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, len(prompt) :, None])[:, 0]
+            assert rollout.logprobs == pytest.approx(expected_T.tolist(), abs=ROUNDING)
+
+    def kill() -> None:
+        steps = engine._board.read()[0]
+        while engine._board.read()[0] < steps + 5:
+            time.sleep(0.001)
+        os.kill(engine._process.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    again = engine.generate(PROMPTS, SAMPLING)
+    killer.join()
+    assert engine.restarts == 1
+    assert [[rollout.token_ids for rollout in group] for group in again] == [
+        [rollout.token_ids for rollout in group] for group in second
+    ]
+
+
+def test_the_tail_is_given_up_and_the_next_request_is_whole(engine: ProcessEngine) -> None:
+    every = engine.generate(PROMPTS, SAMPLING)
+    some = engine.generate(PROMPTS, Sampling(4, 40, 1.5, seed=3, enough=2))
+    kept = [at for at, group in enumerate(some) if complete(group)]
+    assert 2 <= len(kept) < len(PROMPTS)
+    assert [some[at] for at in kept] == [every[at] for at in kept]
+    given_up = [rollout for at, group in enumerate(some) if at not in kept for rollout in group]
+    assert {rollout.finish for rollout in given_up} == {Finish.ABORT}
+    assert engine.generate(PROMPTS, SAMPLING) == every
