@@ -1,6 +1,7 @@
 """What FP8 costs in loss and brings in speed: the same model, data and seed, with and without it.
 
-python -m benchmarks.fp8 --out benchmarks/results/fp8-cpu.json
+python -m benchmarks.fp8 --steps 400 --length 128 --out benchmarks/results/fp8-cpu.json
+python -m benchmarks.fp8 --constant --out benchmarks/results/fp8-cpu-constant.json
 python -m benchmarks.fp8 --preset small --rows 16 --length 1024 --steps 1000 --out benchmarks/results/fp8-h200.json
 
 The text is this repository's own (Python and Markdown files), as bytes. On a CPU FP8 is simulated, exact in its numbers
@@ -16,6 +17,7 @@ import hashlib
 import json
 import logging
 import math
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -63,6 +65,13 @@ def batches(data_N: torch.Tensor, options: argparse.Namespace, device: str) -> A
         yield torch.stack([data_N[start : start + options.length] for start in starts]).to(device)
 
 
+def rate(step: int, options: argparse.Namespace) -> float:
+    """Share of the learning rate: a line up, then, unless it is to stay, a cosine down to a tenth."""
+    if step < options.warmup or options.constant:
+        return min(1.0, (step + 1) / options.warmup)
+    return 0.55 + 0.45 * math.cos(math.pi * (step - options.warmup) / (options.steps - options.warmup))
+
+
 def train(mode: str, data_N: torch.Tensor, options: argparse.Namespace) -> dict[str, Any]:
     """Train one model and keep its losses: `plain`, `jitter` or `fp8`."""
     from model import balance, fp8, presets
@@ -77,7 +86,7 @@ def train(mode: str, data_N: torch.Tensor, options: argparse.Namespace) -> dict[
     if mode == "fp8":
         fp8.fp8_training(model, fp8.usable_backend())
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
-    warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / options.warmup))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, options))
     precision = torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
     losses, started = [], time.perf_counter()
     for step, ids_BT in enumerate(batches(data_N, options, device)):
@@ -86,7 +95,7 @@ def train(mode: str, data_N: torch.Tensor, options: argparse.Namespace) -> dict[
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        warm.step()
+        schedule.step()
         optimizer.zero_grad()
         balance.update_bias(model)
         losses.append(loss.item())
@@ -100,12 +109,14 @@ def train(mode: str, data_N: torch.Tensor, options: argparse.Namespace) -> dict[
     }
 
 
-def apart(losses: list[float], plain: list[float]) -> dict[str, float]:
-    """Relative differences of two curves, in per cent, after averaging over windows of `SMOOTHED` steps."""
-    windows = range(0, len(plain) - SMOOTHED + 1, SMOOTHED)
-    means = [(math.fsum(losses[w : w + SMOOTHED]), math.fsum(plain[w : w + SMOOTHED])) for w in windows]
-    relative = [100 * abs(one - other) / other for one, other in means]
-    return {"last_window": round(relative[-1], 4), "largest_window": round(max(relative), 4)}
+def apart(losses: list[float], plain: list[float]) -> dict[str, Any]:
+    """How far a curve lies above another, in per cent: averaged over windows of `SMOOTHED` steps, and over all."""
+
+    def above(start: int, stop: int) -> float:
+        return round(100 * (math.fsum(losses[start:stop]) / math.fsum(plain[start:stop]) - 1), 4)
+
+    starts = range(0, len(plain) - SMOOTHED + 1, SMOOTHED)
+    return {"windows": [above(start, start + SMOOTHED) for start in starts], "all": above(0, len(plain))}
 
 
 def main() -> None:
@@ -117,6 +128,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=96)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=30)
+    parser.add_argument("--constant", action="store_true", help="no decay of the learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -124,7 +136,7 @@ def main() -> None:
     data_N = text()
     runs = {mode: train(mode, data_N, options) for mode in ("plain", "fp8", "jitter")}
     result = {
-        "command": "python -m benchmarks.fp8",
+        "command": " ".join(["python -m benchmarks.fp8", *sys.argv[1:]]),
         "options": {name: str(value) for name, value in vars(options).items()},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 RANKS = 2
+PATIENCE_SECONDS = 120
+"""How long a rank waits for the other: less than a test may take."""
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {
     "vocab_size": 32,
@@ -43,23 +47,39 @@ SHAPE = {
 ROWS, LENGTH = 4, 16
 
 
-def model_of(folder: Path, **options: Any) -> Any:
+@dataclass(frozen=True)
+class Stage:
+    """What a scene is given.
+
+    Attributes:
+        folder: a saved model.
+        scratch: where the ranks may leave files.
+        device: this rank's.
+    """
+
+    folder: Path
+    scratch: Path
+    device: torch.device
+
+
+def model_of(stage: Stage, **options: Any) -> Any:
     """The saved model in training, with a sequence-wise balance loss large enough to be seen in the gradients."""
     from model import V3ForCausalLM, balance
 
-    model = V3ForCausalLM.from_pretrained(folder, **options).train()
+    model = V3ForCausalLM.from_pretrained(stage.folder, **options).to(stage.device).train()
     balance.configure(model, balance.Balance(balance.BalanceLoss.SEQUENCE, alpha=0.1))
     return model
 
 
-def batch(padded: bool) -> dict[str, Tensor]:
+def batch(stage: Stage, padded: bool) -> dict[str, Tensor]:
     """Rows of random tokens, of which two are shorter than the others if `padded`."""
     torch.manual_seed(1)
     ids_BT = torch.randint(2, 32, (ROWS, LENGTH))
     mask_BT = torch.ones_like(ids_BT)
     if padded:
         mask_BT[1, 9:] = mask_BT[3, 12:] = 0
-    return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": ids_BT.masked_fill(mask_BT == 0, -100)}
+    data = {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": ids_BT.masked_fill(mask_BT == 0, -100)}
+    return {name: tensor.to(stage.device) for name, tensor in data.items()}
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -77,7 +97,7 @@ def furthest(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> float:
     return max(float((got[name] - want[name]).abs().max() / want[name].abs().max().clamp(min=1e-6)) for name in got)
 
 
-def fsdp(folder: Path, scratch: Path) -> Iterator[tuple[str, float]]:
+def fsdp(stage: Stage) -> Iterator[tuple[str, float]]:
     """Two steps with weights sharded as `fsdp2-1node.yaml` says, each rank on half of the batch.
 
     accelerate itself shards on GPUs alone, so its policy says what is sharded here and torch does it.
@@ -89,7 +109,7 @@ def fsdp(folder: Path, scratch: Path) -> Iterator[tuple[str, float]]:
 
     from model import balance
 
-    alone, sharded = model_of(folder), model_of(folder)
+    alone, sharded = model_of(stage), model_of(stage)
     recipe = yaml.safe_load((ROOT / "configs/accelerate/fsdp2-1node.yaml").read_text())["fsdp_config"]
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=recipe["fsdp_version"],
@@ -102,7 +122,7 @@ def fsdp(folder: Path, scratch: Path) -> Iterator[tuple[str, float]]:
             fully_shard(module, reshard_after_forward=plugin.reshard_after_forward)
     fully_shard(sharded)
     yield "layers not sharded", sum(not isinstance(layer, FSDPModule) for layer in sharded.model.layers)
-    data, half = batch(padded=False), ROWS // RANKS
+    data, half = batch(stage, padded=False), ROWS // RANKS
     mine = {name: value[dist.get_rank() * half :][:half] for name, value in data.items()}
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-4) for model in (alone, sharded)]
     for _ in range(2):
@@ -119,17 +139,17 @@ def fsdp(folder: Path, scratch: Path) -> Iterator[tuple[str, float]]:
     yield "loads", furthest(loads, balance.update_bias(alone))
 
 
-def experts(folder: Path, scratch: Path) -> Iterator[tuple[str, float]]:
+def experts(stage: Stage) -> Iterator[tuple[str, float]]:
     """Half of the experts on each rank, the batch on both."""
     from transformers.distributed import DistributedConfig
 
     from model import V3ForCausalLM, balance
 
-    alone = model_of(folder)
-    spread = model_of(folder, distributed_config=DistributedConfig(tp_size=RANKS, enable_expert_parallel=True))
+    alone = model_of(stage)
+    spread = model_of(stage, distributed_config=DistributedConfig(tp_size=RANKS, enable_expert_parallel=True))
     held = spread.model.layers[1].mlp.experts.gate_up_proj.to_local().shape[0]
     yield "experts too many", held - SHAPE["n_routed_experts"] // RANKS
-    data = batch(padded=True)
+    data = batch(stage, padded=True)
     losses = [model(**data).loss for model in (alone, spread)]
     for loss in losses:
         loss.backward()
@@ -144,25 +164,25 @@ def experts(folder: Path, scratch: Path) -> Iterator[tuple[str, float]]:
             for gate, other in zip(balance.routers(alone).values(), balance.routers(spread).values(), strict=True)
         ),
     )
-    spread.save_pretrained(scratch / "spread")
+    spread.save_pretrained(stage.scratch / "spread")
     dist.barrier()
-    restored = V3ForCausalLM.from_pretrained(scratch / "spread")
+    restored = V3ForCausalLM.from_pretrained(stage.scratch / "spread").to(stage.device)
     yield "saved", furthest(dict(restored.named_parameters()), dict(alone.named_parameters()))
 
 
-def pipeline(schedule: str) -> Callable[[Path, Path], Iterator[tuple[str, float]]]:
+def pipeline(schedule: str) -> Callable[[Stage], Iterator[tuple[str, float]]]:
     """A step of a pipeline, of as many micro-batches as rows, against one process on the whole batch."""
 
-    def compare(folder: Path, scratch: Path) -> Iterator[tuple[str, float]]:
+    def compare(stage: Stage) -> Iterator[tuple[str, float]]:
         import torch.distributed.checkpoint as dcp
 
         from model import balance
         from model.parallel.pipeline import Pipeline, Schedule
 
-        alone, cut = model_of(folder), model_of(folder)
+        alone, cut = model_of(stage), model_of(stage)
         stages = Pipeline(cut, Schedule(schedule), microbatches=ROWS, rows=1, length=LENGTH)
         for step in range(2):
-            data = batch(padded=True)
+            data = batch(stage, padded=True)
             for model in (alone, cut):
                 model.zero_grad()
             loss = alone(**data).loss
@@ -184,34 +204,41 @@ def pipeline(schedule: str) -> Callable[[Path, Path], Iterator[tuple[str, float]
             "names missing or twice",
             len(set(alone.state_dict()) - set.union(*gathered)) + len(gathered[0] & gathered[1]),
         )
-        dcp.save(dict(stages.state_dict()), checkpoint_id=scratch / schedule)
-        joined = model_of(folder)
+        dcp.save(dict(stages.state_dict()), checkpoint_id=stage.scratch / schedule)
+        joined = model_of(stage)
         for weight in joined.parameters():
             weight.data.zero_()
-        dcp.load(joined.state_dict(), checkpoint_id=scratch / schedule)
+        dcp.load(joined.state_dict(), checkpoint_id=stage.scratch / schedule)
         yield "saved", furthest(dict(joined.state_dict()), dict(alone.state_dict()))
 
     return compare
 
 
-SCENES: dict[str, Callable[[Path, Path], Iterator[tuple[str, float]]]] = {
+SCENES: dict[str, Callable[[Stage], Iterator[tuple[str, float]]]] = {
     "fsdp": fsdp,
     "experts": experts,
     **{schedule: pipeline(schedule) for schedule in ("1F1B", "ZBVZeroBubble", "DualPipeV")},
 }
 
 
-def play(rank: int, folder: Path, scratch: Path) -> None:
+def play(rank: int, folder: Path, scratch: Path, kind: str) -> None:
     """One rank: play every scene and write down what differed, or what went wrong."""
     import json
     import traceback
 
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS))
-    dist.init_process_group("gloo", init_method=f"file://{scratch / 'meeting'}", rank=rank, world_size=RANKS)
+    device = torch.device("cpu")
+    if kind == "cuda":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
+    stage = Stage(folder, scratch, device)
+    backend = {"cpu": "gloo", "cuda": "nccl"}[kind]
+    meeting, patience = f"file://{scratch / 'meeting'}", timedelta(seconds=PATIENCE_SECONDS)
+    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=RANKS, timeout=patience)
     for name, scene in SCENES.items():
         try:
-            found: dict[str, float] | str = dict(scene(folder, scratch))
+            found: dict[str, float] | str = dict(scene(stage))
         except Exception:  # noqa: BLE001 - the test that asks for this scene is to fail with it, the others are not
             found = traceback.format_exc()
         (scratch / f"{name}-{rank}.json").write_text(json.dumps(found))
