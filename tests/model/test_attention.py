@@ -310,3 +310,28 @@ def test_never_more_multiplications_than_expanding(context: int, queries: int) -
     assert counts[0] <= counts[1]
     if queries == 1 and context == 512:
         assert counts[0] < 0.25 * counts[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("implementation", ["sdpa", "flex_attention", "flash_attention_2"])
+def test_kernels_of_the_gpu_train_and_decode_the_published_heads(implementation: str) -> None:
+    """Gradients of a row, and steps behind a cache, in bfloat16; against eager attention in float32."""
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    if implementation == "flash_attention_2":
+        pytest.importorskip("flash_attn")
+    heads = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "kv_lora_rank": 512}
+    _, exact = pair("eager", **heads, initializer_range=0.02)
+    fast, _ = pair(implementation, **heads, initializer_range=0.02)
+    exact, fast = exact.cuda(), fast.to("cuda", torch.bfloat16)
+    ids, cache = prompt(tokens=128).cuda(), DynamicCache()
+    grads = []
+    for model in (exact, fast):
+        model(ids, labels=ids).loss.backward()
+        grads.append(model.model.layers[0].self_attn.kv_b_proj.weight.grad.float())
+    assert (grads[1] - grads[0]).norm() < 0.05 * grads[0].norm()
+    with torch.no_grad():
+        whole = exact(ids).logits[:, 120:]
+        fast(ids[:, :120], past_key_values=cache)
+        steps = [fast(ids[:, t : t + 1], past_key_values=cache).logits for t in range(120, 128)]
+    assert (torch.cat(steps, dim=1).float() - whole).norm() < 0.05 * whole.norm()
