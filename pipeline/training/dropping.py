@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.training.efficiency import Efficiency, drops
-from pipeline.training.rows import equal_groups, select, share, weighed
+from pipeline.training.rows import agreed, equal_groups, select, share, weighed
 
 
 class Dropping:
@@ -51,10 +51,9 @@ class Dropping:
         advantages_B = inputs["advantages"]
         live = advantages_B.nonzero().flatten().tolist()
         self._metrics["train"]["groups/dropped_rows"].append(1 - len(live) / len(advantages_B))
-        if len(live) == len(advantages_B):
+        rows = agreed(self, len(live))  # TRL gathers metrics of rows, so that all processes need as many
+        if rows == len(advantages_B):
             return super()._compute_loss(model, inputs)  # type: ignore[misc, no-any-return]
-        if not live:  # the loss is zero, and must hang on the weights all the same
-            live = [int(inputs["completion_mask"].sum(1).argmin())]
-        kept = select(inputs, live)
+        kept = select(inputs, live, max(rows, 1))  # without any live row the loss is zero, but hangs on the weights
         with weighed(self, share(self.loss_type, kept, inputs)):
             return super()._compute_loss(model, kept)  # type: ignore[misc, no-any-return]

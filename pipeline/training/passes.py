@@ -57,7 +57,10 @@ class Passes:
         return bool(self.model.training and torch.is_grad_enabled()) and not whole and not trainer.is_deepspeed_enabled
 
     def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
-        """The passes of a micro-batch: as many in every process, the surplus ones with nothing to learn in them."""
+        """The passes of a micro-batch: as many in every process, with as many rows, as TRL gathers metrics of rows.
+
+        Passes and rows that only another process needs have nothing to learn in them, and take no time to speak of.
+        """
         completions_B = inputs["completion_mask"].sum(1)
         lengths = (inputs["prompt_mask"].sum(1) + completions_B).where(completions_B > 0, 0).tolist()
         budget = self.efficiency.tokens_per_pass
@@ -67,14 +70,9 @@ class Passes:
             passes = balanced(lengths, budget, wanted)
         if wanted == 1:
             return [inputs]
-        parts = [select(inputs, rows) for rows in passes]
-        return [*parts, *[_idle(inputs)] * (wanted - len(parts))]
-
-
-def _idle(inputs: dict[str, Any]) -> dict[str, Any]:
-    """One row none of whose tokens counts, so that its loss is 0."""
-    row = select(inputs, [0])
-    return row | {"completion_mask": torch.zeros_like(row["completion_mask"])}
+        passes += [[]] * (wanted - len(passes))
+        rows = agreed(self, max(map(len, passes))) if self.accelerator.num_processes > 1 else 0
+        return [select(inputs, part, rows) for part in passes]
 
 
 def _merged(name: str, values: list[float], tokens: list[int]) -> float:

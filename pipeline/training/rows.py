@@ -14,17 +14,28 @@ MEAN_OF_TOKENS = frozenset({"bnpo"})
 """Losses that divide by the number of completion tokens in a micro-batch; all others by that of a generation batch."""
 
 
-def select(inputs: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-    """Some rows of a micro-batch, in the given order; what belongs to no row stays as it is."""
+def select(inputs: Mapping[str, Any], rows: Sequence[int], at_least: int = 0) -> dict[str, Any]:
+    """Some rows of a micro-batch, in the given order; what belongs to no row stays as it is.
+
+    Args:
+        inputs: the micro-batch.
+        rows: which rows.
+        at_least: rows without any token that counts are added until there are so many.
+    """
     count = inputs["completion_ids"].size(0)
-    index = torch.tensor(rows, dtype=torch.long, device=inputs["completion_ids"].device)
+    idle = [rows[0] if rows else 0] * (at_least - len(rows))
+    wanted = [*rows, *idle]
+    index = torch.tensor(wanted, dtype=torch.long, device=inputs["completion_ids"].device)
 
     def chosen(value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.dim() > 0 and value.size(0) == count:
             return value[index]
-        return [value[row] for row in rows] if isinstance(value, list) and len(value) == count else value
+        return [value[row] for row in wanted] if isinstance(value, list) and len(value) == count else value
 
-    return {name: chosen(value) for name, value in inputs.items()}
+    found = {name: chosen(value) for name, value in inputs.items()}
+    if idle:
+        found["completion_mask"][len(rows) :] = 0  # indexing has made a copy
+    return found
 
 
 def loss_mask(inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -93,7 +104,7 @@ def balanced(lengths: Sequence[int], budget: int, at_least: int = 1) -> list[lis
 
 
 def agreed(trainer: Any, number: int) -> int:
-    """The largest of a number over all processes, so that all of them make as many collective calls."""
+    """The largest of a number over all processes, so that all make as many collective calls, of the same shapes."""
     if trainer.accelerator.num_processes == 1:
         return number
     mine = torch.tensor([number], device=trainer.accelerator.device)

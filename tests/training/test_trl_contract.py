@@ -13,11 +13,11 @@ import pytest
 from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import Trainer
 from trl import DistillationTrainer, GRPOTrainer, SFTTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from pipeline import trainer_fields
 from pipeline.stages import distill, grpo, pretrain, sft
-from pipeline.training import checkpoints
+from pipeline.training import checkpoints, rows
 
 HOOKS = [
     (GRPOTrainer, "_get_train_sampler", ["dataset"], "resumable.Resumable"),
@@ -33,7 +33,12 @@ HOOKS = [
         ["inputs", "prompts", "completions", "completion_ids_list"],
         "grpo.GrpoTrainer",
     ),
+    (GRPOTrainer, "_generate_and_score_completions", ["inputs"], "refill, lengths, overlap, dropping, folding"),
+    (GRPOTrainer, "_generate", ["prompts"], "overlap.Overlap"),
+    (GRPOTrainer, "_compute_loss", ["model", "inputs"], "dropping, passes, folding"),
 ]
+IMAGES = {"pixel_values", "pixel_attention_mask", "spatial_shapes", "num_tiles", "token_type_ids", "mm_token_type_ids"}
+"""Arguments that only models with images have."""
 
 
 @pytest.mark.parametrize(("trainer", "hook", "arguments", "wrapper"), HOOKS, ids=lambda value: str(value)[:40])
@@ -61,6 +66,69 @@ def test_a_hook_is_still_called(caller: str, hook: str) -> None:
 def test_rewards_are_calculated_through_the_hook() -> None:
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     assert "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)" in source
+
+
+def test_log_probabilities_are_asked_for_as_packing_answers() -> None:
+    """What `packing.Packing` overrides: its own arguments by these names, all that follows being about images."""
+    found = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)[1:]
+    ours = ["model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
+    assert found[:7] == [*ours, "compute_entropy", "compute_aux_loss"]
+    assert found == [*found[:7], *(name for name in found[7:] if "image" in name or name in IMAGES)]
+    called = inspect.getsource(GRPOTrainer._compute_loss)
+    assert called.index("_get_per_token_logps_and_entropies(") < called.index('inputs.get("old_per_token_logps")')
+
+
+def test_a_generation_becomes_a_tuple_that_starts_as_overlap_reads_it() -> None:
+    source = inspect.getsource(GRPOTrainer._generate)
+    assert "return prompt_ids, completion_ids, tool_mask, completions, logprobs," in source
+
+
+def test_losses_are_divided_as_passes_and_dropping_weigh_them() -> None:
+    """By rows, by tokens of the micro-batch, or by tokens of the generation batch, and by the accumulation steps."""
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    branches = {
+        ("grpo", "sapo"): "/ mask.sum(-1).clamp(min=1.0)).mean()",
+        ("bnpo",): "(per_token_loss * mask).sum() / mask.sum().clamp(min=1.0)",
+        ("dr_grpo",): "/ (per_token_loss.size(0) * self.max_completion_length)",
+        ("cispo", "dapo", "vespo"): "loss = (per_token_loss * mask).sum() / normalizer",
+        ("luspo",): "loss = (per_token_loss * mask).sum(-1).mean()",
+    }
+    assert all(formula in source for formula in branches.values())
+    by_rows = {
+        name for names, formula in branches.items() if "mean()" in formula or "size(0)" in formula for name in names
+    }
+    assert by_rows == rows.MEAN_OF_ROWS
+    assert rows.MEAN_OF_TOKENS == {"bnpo"}
+    assert 'self.current_gradient_accumulation_steps if mode == "train" else 1.0' in source
+    assert 'inputs["num_items_in_batch"]' in source
+
+
+def test_old_log_probabilities_are_left_out_under_the_condition_that_folding_repeats() -> None:
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    assert "generate_every = self.args.steps_per_generation * self.num_iterations" in source
+    assert "self.args.gradient_accumulation_steps % generate_every != 0 or (" in source
+    assert "self.use_vllm and self.vllm_importance_sampling_correction" in source
+
+
+def test_the_longest_completion_is_read_where_lengths_sets_it() -> None:
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    assert "self.generation_config" in inspect.getsource(GRPOTrainer._generate_single_turn)
+    assert "self.max_completion_length" in inspect.getsource(VLLMGeneration.generate)
+
+
+def test_the_fused_head_takes_shifted_labels() -> None:
+    source = inspect.getsource(add_fused_lm_head)
+    assert "fused_lm_head=False, labels=None, shift_labels=None" in source
+    assert "if shift_labels is None:" in source
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    ["self._entropy_bonus_enabled", "self.top_entropy_quantile", "self.aux_loss_enabled", "self.loss_type"],
+)
+def test_grpo_says_whether_a_micro_batch_can_be_divided(attribute: str) -> None:
+    assert f"{attribute} =" in inspect.getsource(GRPOTrainer.__init__)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,388 @@
+"""GRPO on one GPU: stock TRL and ours, one after the other, on the same problems in the same order.
+
+    python -m benchmarks.grpo --model Qwen/Qwen2.5-Coder-0.5B-Instruct --problems path/to/gsm8k \\
+        --out benchmarks/results/grpo-h200.json
+    python -m benchmarks.grpo --long --model Qwen/Qwen2.5-1.5B-Instruct --problems path/to/gsm8k --out …
+    python -m benchmarks.grpo --smoke --model path/to/tiny --problems path/to/gsm8k      # on a CPU, two steps
+
+64 problems x 8 rollouts a step, 400 tokens at most, 64 x 8 accumulation, bf16, vLLM in the process; `--long`: 16 x 8
+rollouts of up to 8,192 tokens, with gradient checkpointing. *Stock* is `trl.GRPOTrainer`; *ours* is the `grpo` stage's
+trainer with the default `efficiency`. Both get the same GRPOConfig, model, reward and seed. Each runs in a process of
+its own; the first steps, which warm up kernels and caches, are not counted. Reported: samples/s, tokens/s, where a
+step's time goes, the peak of the device's memory, the accuracy of each step's rollouts, and the engine's own speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pipeline.stages.base import StageContext, config_class
+
+WARM_UP = 2
+"""Steps at the start that are not counted."""
+WINDOW = 3
+"""Steps over which accuracy is averaged before it is compared with the target."""
+PACKAGES = ("torch", "transformers", "trl", "vllm", "accelerate")
+MEMORY_EVERY_S = 0.05
+
+
+class Clock:
+    """Seconds spent in named parts of a trainer.
+
+    Attributes:
+        steps: one mapping an optimizer step: part -> seconds.
+        now: the same for the step that is under way.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self.now: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what happens within to a part."""
+        started = self.time()
+        try:
+            yield
+        finally:
+            self.now[name] += self.time() - started
+
+    def wrap(self, owner: Any, method: str, name: str | Callable[..., str]) -> None:
+        """Count a method of an object to a part; a function is asked for the part's name at each call."""
+        inner = getattr(owner, method)
+
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name if isinstance(name, str) else name(*args, **kwargs)):
+                return inner(*args, **kwargs)
+
+        setattr(owner, method, outer)
+
+    def end_of_step(self) -> None:
+        """Begin the next step."""
+        self.steps.append(dict(self.now))
+        self.now.clear()
+
+    @staticmethod
+    def time() -> float:
+        """Seconds, once the device has done what it was given."""
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class Memory(threading.Thread):
+    """The peak of what is in use on the device, whoever uses it; the process's own peak without a GPU.
+
+    Attributes:
+        peak: bytes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self._ended = 0, threading.Event()
+
+    def run(self) -> None:
+        """Look at the device until told to stop."""
+        import torch
+
+        while torch.cuda.is_available() and not self._ended.wait(MEMORY_EVERY_S):
+            free, total = torch.cuda.mem_get_info()
+            self.peak = max(self.peak, total - free)
+
+    def stop(self) -> float:
+        """Stop looking. Returns the peak in GB."""
+        self._ended.set()
+        self.join()
+        return (self.peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 1e9
+
+
+def watch(trainer: Any, clock: Clock) -> list[dict[str, float]]:
+    """Let a clock follow a trainer. Returns the list that its logs will be in, one entry a step."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    logs: list[dict[str, float]] = []
+
+    class Steps(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.started = Clock.time()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            clock.now["step"] = Clock.time() - self.started
+            clock.end_of_step()
+
+        def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "loss" in logs:
+                entries.append(logs)
+
+    entries = logs
+
+    def of_pass(model: Any, *args: Any, **kwargs: Any) -> str:
+        import torch
+
+        if torch.is_grad_enabled():
+            return "forward"
+        return "old_logprobs" if trainer.accelerator.unwrap_model(model) is trainer.model else "reference"
+
+    clock.wrap(trainer, "training_step", "training_step")
+    clock.wrap(trainer, "_generate_and_score_completions", "rollout")
+    clock.wrap(trainer, "_generate", "generation")
+    clock.wrap(trainer, "_calculate_rewards", "rewards")
+    clock.wrap(trainer, "_get_per_token_logps_and_entropies", of_pass)
+    if getattr(trainer, "vllm_generation", None) is not None:
+        clock.wrap(trainer.vllm_generation, "sync_weights", "sync")
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Steps())
+    return logs
+
+
+def split(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Where the time of a step goes, in seconds; what is left over is the backward pass, and then the optimizer."""
+    mean = {name: fmean(step.get(name, 0.0) for step in steps) for name in {n for step in steps for n in step}}
+    part = {name: mean.get(name, 0.0) for name in ("sync", "rewards", "old_logprobs", "reference", "forward")}
+    part["generation"] = mean["generation"] - part["sync"]
+    part["backward"] = mean["training_step"] - mean["rollout"] - part["forward"]
+    part["optimizer_and_rest"] = mean["step"] - mean["training_step"]
+    return {name: round(seconds, 3) for name, seconds in part.items()}
+
+
+def summarise(
+    clock: Clock, logs: Sequence[Mapping[str, float]], rows: int, peak_gb: float, warm: int
+) -> dict[str, Any]:
+    """The numbers of one run, its first `warm` steps left out of the speeds; `rows` are rollouts a step."""
+    counted = clock.steps[warm:]
+    seconds = sum(step["step"] for step in counted)
+    tokens = sum(entry["completions/mean_length"] * rows for entry in logs[warm:] if "completions/mean_length" in entry)
+    elapsed = [sum(step["step"] for step in clock.steps[: index + 1]) for index in range(len(clock.steps))]
+    return {
+        "seconds_a_step": round(seconds / len(counted), 3),
+        "samples_per_s": round(rows * len(counted) / seconds, 2),
+        "tokens_per_s": round(tokens / seconds, 1),
+        "peak_gb": round(peak_gb, 2),
+        "split": split(counted),
+        "accuracy": [round(entry["reward"], 4) for entry in logs if entry.get("reward") is not None],
+        "length": [round(entry["completions/mean_length"], 1) for entry in logs if "completions/mean_length" in entry],
+        "elapsed": [round(value, 2) for value in elapsed],
+    }
+
+
+def context_of(config: Mapping[str, Any], seed: int, folder: Path) -> StageContext[Any]:
+    """What the `grpo` stage would run with."""
+    scratch, output = folder / "scratch", folder / "output"
+    scratch.mkdir(parents=True)
+    output.mkdir()
+    checked = config_class("grpo").model_validate(config)
+    return StageContext("benchmark", checked, {}, output, scratch, Path.cwd(), seed, scratch / "events.jsonl")
+
+
+def train(kind: str, config: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    """Train with `stock` TRL or with `ours`, and tell how it went."""
+    from pipeline.training import setup
+
+    setup.prepare()
+    from datasets import Dataset
+    from trl import GRPOTrainer
+
+    from pipeline.stages import grpo
+    from pipeline.tasks.grading import composite
+    from pipeline.tasks.resolve import prompt_rows
+    from pipeline.training import models
+    from pipeline.training.overlap import Recorded
+
+    context = context_of(config, seed, folder)
+    reward = Recorded(composite(context.config.rewards, context.config.tasks, context).parts, context.base)
+    reward.prepare()
+    memory = Memory()
+    memory.start()
+    if kind == "ours":
+        trainer = grpo.build(context, reward)
+    else:
+        model, args = context.model_path(context.config.model), grpo.arguments(context)
+        trainer = GRPOTrainer(
+            model=models.policy(model, args),
+            reward_funcs=reward,
+            args=args,
+            train_dataset=Dataset.from_list(prompt_rows(context.config.tasks, context)),
+            processing_class=setup.load_tokenizer(model),
+        )
+    clock = Clock()
+    logs = watch(trainer, clock)
+    try:
+        trainer.train()
+    finally:
+        reward.close()
+    steps = len(clock.steps)
+    return summarise(clock, logs, trainer.args.generation_batch_size, memory.stop(), min(WARM_UP, steps - 1))
+
+
+def engine(config: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    """Tokens a second of the engine alone, without log-probabilities, on the prompts of the first steps."""
+    from pipeline.rollout import open_engine, sampling
+    from pipeline.tasks.resolve import prompt_rows
+    from pipeline.training import setup
+
+    context = context_of(config, seed, folder)
+    checked, trainer = context.config, context.config.trainer
+    model = context.model_path(checked.model)
+    tokenizer = setup.load_tokenizer(model)
+    group = trainer["num_generations"]
+    count = trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] // group
+    rows = prompt_rows(checked.tasks, context)[: count * (WARM_UP + 1)]
+    template = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
+    prompts = [tokenizer.apply_chat_template(row["prompt"], **template) for row in rows]
+    opened = open_engine(checked.rollout, model, seed)
+    try:
+        speeds = []
+        for start in range(0, len(prompts), count):
+            began = time.perf_counter()
+            groups = opened.generate(prompts[start : start + count], sampling(checked.rollout, group, seed + start))
+            tokens = sum(len(rollout.token_ids) for found in groups for rollout in found)
+            speeds.append(tokens / (time.perf_counter() - began))
+    finally:
+        opened.close()
+    return {"tokens_per_s": round(max(speeds), 1)}
+
+
+def stage(options: argparse.Namespace) -> dict[str, Any]:
+    """The stage's config, as a recipe would have it."""
+    trainer: dict[str, Any] = {
+        "num_generations": 8,
+        "per_device_train_batch_size": 64,
+        "gradient_accumulation_steps": 8,
+        "learning_rate": 5e-6,
+        "beta": options.beta,
+        "epsilon": 0.2,
+        "max_steps": options.steps,
+        "save_steps": options.steps + 1,
+        "gradient_checkpointing": False,
+        "shuffle_dataset": False,  # the problems are shuffled already, the same way for both
+    }
+    rollout: dict[str, Any] = {"engine": "vllm", "max_tokens": 400, "gpu_memory": options.gpu_memory}
+    if options.long:
+        trainer |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 16, "gradient_checkpointing": True}
+        rollout["max_tokens"] = 8192
+    if options.smoke:
+        trainer |= {"num_generations": 4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+        rollout = {"engine": "transformers", "max_tokens": 16}
+    return {
+        "kind": "grpo",
+        "model": options.model,
+        "tasks": [
+            {"use": "gsm8k", "template": "boxed", "options": {"path": options.problems} if options.problems else {}}
+        ],
+        "rewards": ["accuracy"],
+        "rollout": rollout,
+        "efficiency": {"tokens_per_pass": options.tokens_per_pass, "refill_rounds": options.refill_rounds},
+        "trainer": trainer,
+    }
+
+
+def in_child(kind: str, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """One run in a process of its own: what `train` or `engine` returns, or why there is nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "found.json"
+        job = json.dumps({"kind": kind, "config": config, "seed": seed, "folder": folder})
+        done = subprocess.run([sys.executable, "-m", "benchmarks.grpo", "--child", job], check=False)
+        if done.returncode or not found.exists():
+            return {"failed": f"exit code {done.returncode}"}
+        result: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
+        return result
+
+
+def child(job: str) -> None:
+    """What a child process does; see `in_child`."""
+    task = json.loads(job)
+    folder = Path(task["folder"])
+    run = engine if task["kind"] == "engine" else lambda *args: train(task["kind"], *args)
+    found = run(task["config"], task["seed"], folder / "work")
+    (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def reached(run: Mapping[str, Any], target: float) -> float | None:
+    """Seconds until the accuracy of the last few steps reached a target; `None` if it never did."""
+    for step in range(WINDOW, len(run["accuracy"]) + 1):
+        if fmean(run["accuracy"][step - WINDOW : step]) >= target:
+            return float(run["elapsed"][step - 1])
+    return None
+
+
+def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]], target: float) -> dict[str, Any]:
+    """Ours against stock, over all seeds."""
+    speeds = {kind: fmean(run["samples_per_s"] for run in found) for kind, found in runs.items()}
+    return {
+        "speedup": round(speeds["ours"] / speeds["stock"], 2),
+        "peak_gb": max(run["peak_gb"] for run in runs["ours"]),
+        "stock_peak_gb": max(run["peak_gb"] for run in runs["stock"]),
+        "seconds_to_target": {kind: [reached(run, target) for run in found] for kind, found in runs.items()},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that matter, and the device."""
+    import torch
+
+    found = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    """Parse the command line, run, print, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="Qwen/Qwen2.5-Coder-0.5B-Instruct")
+    parser.add_argument("--problems", help="folder with GSM8K's train.jsonl; from the hub if not given")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--beta", type=float, default=0.0)
+    parser.add_argument("--gpu-memory", type=float, default=0.15, help="vLLM's share of the GPU, for both")
+    parser.add_argument("--tokens-per-pass", type=int, default=8192)
+    parser.add_argument("--refill-rounds", type=int, default=0)
+    parser.add_argument("--target", type=float, default=0.35, help="accuracy whose time is told")
+    parser.add_argument("--long", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child)
+        return
+    if options.smoke:
+        options.steps = 2
+    config = stage(options)
+    runs: dict[str, list[dict[str, Any]]] = {"stock": [], "ours": []}
+    for seed in range(options.seeds):
+        for kind, found in runs.items():
+            found.append(in_child(kind, config, seed))
+            print(kind, "seed", seed, json.dumps({k: v for k, v in found[-1].items() if not isinstance(v, list)}))
+    result = {"engine": in_child("engine", config, 0), "runs": runs, "settings": config, "versions": versions()}
+    result["command"] = "python -m benchmarks.grpo " + " ".join(sys.argv[1:])
+    if not any("failed" in run for found in runs.values() for run in found):
+        result = {**compare(runs, options.target), **result}
+        print({name: result[name] for name in ("speedup", "peak_gb", "stock_peak_gb", "seconds_to_target", "engine")})
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if "speedup" not in result:
+        sys.exit("a run failed: see above")
+
+
+if __name__ == "__main__":
+    main()

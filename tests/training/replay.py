@@ -1,0 +1,171 @@
+"""GRPO on recorded rollouts: trainers that differ in one thing only, and what each of their optimizer steps did."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from pipeline.training.efficiency import Efficiency
+from pipeline.training.grpo import GrpoTrainer, Samples
+
+GROUP, BATCH = 4, 8
+LONGEST = 24
+"""Tokens of the longest completion; those that long are truncated."""
+
+
+@dataclass
+class History:
+    """What a run did.
+
+    Attributes:
+        gradients: one flat vector an optimizer step.
+        logs: the logged metrics, one mapping an optimizer step.
+    """
+
+    gradients: list[torch.Tensor] = field(default_factory=list)
+    logs: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of each step as it was logged, unrounded."""
+        return [entry["loss"] for entry in self.logs if "loss" in entry]
+
+
+class _Recorder(TrainerCallback):
+    def __init__(self, history: History) -> None:
+        self.history = history
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        grads = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()]
+        self.history.gradients.append(torch.cat(grads).clone())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.history.logs.append(dict(logs))
+
+
+def rollouts(vocabulary: int, end: int, seed: int = 0, scored: bool = False) -> Callable[..., dict[str, Any]]:
+    """A rollout function as TRL takes it: completions of very uneven length, the same ones in every run.
+
+    Args:
+        vocabulary: number of tokens to draw from.
+        end: the token that ends a completion; the longest completions lack it.
+        scored: whether the sampler gives log-probabilities, as vLLM does, one of them missing now and then.
+    """
+    rng = random.Random(seed)
+
+    def sample(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
+        prompt_ids, _, _ = trainer._tokenize_prompts(list(prompts))
+        completions = []
+        for _ in prompts:
+            length = min(LONGEST, 1 + int(rng.expovariate(1 / 7)))
+            ids = [rng.randrange(4, vocabulary) for _ in range(length)]
+            completions.append(ids if length == LONGEST else [*ids[:-1], end])
+        logprobs = None
+        if scored:
+            logprobs = [[None if rng.random() < 0.02 else -3 + rng.random() for _ in ids] for ids in completions]
+        return {"prompt_ids": prompt_ids, "completion_ids": completions, "logprobs": logprobs}
+
+    return sample
+
+
+def graded(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
+    """A reward that differs within most groups."""
+    return [float(sum(ids) % 3) for ids in completion_ids]
+
+
+def half_dead(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
+    """A reward without variance in every second group."""
+    return [float(sum(ids) % 3) if row // GROUP % 2 else 1.0 for row, ids in enumerate(completion_ids)]
+
+
+def trainer_of(
+    model: Path,
+    output: Path,
+    efficiency: Efficiency | None,
+    prompts: Sequence[Any],
+    reward: Any = graded,
+    vllm: bool = False,
+    length_schedule: Sequence[Any] = (),
+    replayed: bool = True,
+    rollout_seed: int = 0,
+    **fields: Any,
+) -> Any:
+    """A trainer on recorded rollouts; without `efficiency` it is TRL's own.
+
+    Args:
+        vllm: treat the rollouts as vLLM's: their log-probabilities are corrected for.
+        replayed: whether rollouts are recorded ones; the model's own, sampled with transformers, otherwise.
+    """
+    settings: dict[str, Any] = {
+        "output_dir": str(output),
+        "num_generations": GROUP,
+        "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": 2,
+        "max_completion_length": LONGEST,
+        "optim": "sgd",  # Adam divides by the size of a gradient, and so makes rounding errors as large as the rest
+        "learning_rate": 0.05,
+        "max_steps": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "beta": 0.0,
+        "seed": 3,
+        "bf16": False,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "vllm_importance_sampling_mode": "token_truncate",
+        "vllm_importance_sampling_clip_max": 2.0,
+        "save_steps": 2,
+        "shuffle_dataset": False,  # TRL's order and ours are drawn differently
+        **fields,
+    }
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    arguments: dict[str, Any] = {
+        "model": str(model),
+        "reward_funcs": reward,
+        "args": GRPOConfig(**settings),
+        "train_dataset": Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+        "processing_class": tokenizer,
+    }
+    if replayed:
+        arguments["rollout_func"] = rollouts(len(tokenizer), tokenizer.eos_token_id, rollout_seed, vllm)
+    if efficiency is None:
+        trainer = GRPOTrainer(**arguments)
+    else:
+        samples = Samples(output / "samples.jsonl", 1, 0)
+        trainer = GrpoTrainer(**arguments, samples=samples, efficiency=efficiency, length_schedule=length_schedule)
+    if vllm:
+        trainer.use_vllm, trainer._last_loaded_step = True, 0
+        trainer.vllm_generation = _Elsewhere()
+    return trainer
+
+
+class _Elsewhere:
+    """Where vLLM would be: recorded rollouts need no weights."""
+
+    def sync_weights(self) -> None:
+        """Nothing to do."""
+
+
+def history_of(trainer: Any) -> History:
+    """Train, and tell what happened."""
+    history = History()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Recorder(history))
+    trainer.train()
+    return history
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """How far two vectors are apart, relative to the first."""
+    return float((one - other).norm() / one.norm())

@@ -1,0 +1,245 @@
+"""The other switches: folding, refilling, overlapped rewards, lengths, and several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.stages.base import config_class
+from pipeline.training.efficiency import STOCK, Efficiency, LengthChange
+from pipeline.training.lengths import length_at
+from pipeline.training.overlap import Recorded
+from pipeline.training.refill import extra_prompt, join, split
+from rewards import Batch, Part
+from tests.training.replay import BATCH, GROUP, distance, graded, history_of, trainer_of
+
+PROMPTS = ["what is 2", "you are kind what is 2 + two", "hello", "what four you are you are you are"] * 2
+GRPO = {"kind": "grpo", "model": "m", "tasks": ["gsm8k"]}
+
+
+def but(**switches: Any) -> Efficiency:
+    """Everything off, except for these switches."""
+    return STOCK.model_copy(update=switches)
+
+
+def hopeless(prompts: Sequence[str], completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
+    """Always the same reward for one of the four prompts, and for the others one that varies."""
+    return [0.0 if prompt == "hello" else score for prompt, score in zip(prompts, graded(completion_ids), strict=True)]
+
+
+@pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
+def test_folding_gives_the_gradient_of_the_extra_pass(models: Path, tmp_path: Path, mode: str) -> None:
+    bounds = {"vllm_importance_sampling_clip_min": 0.05, "vllm_importance_sampling_clip_max": 1.1}
+    fields = {"vllm": True, "vllm_importance_sampling_mode": mode, "beta": 0.1, **bounds}
+    stock = trainer_of(models / "dense", tmp_path, STOCK, PROMPTS, **fields)
+    folded = trainer_of(models / "dense", tmp_path, but(fold_old_logprobs=True), PROMPTS, **fields)
+    calls: list[bool] = []
+    passes = folded._get_per_token_logps_and_entropies
+    folded._get_per_token_logps_and_entropies = lambda *a, **k: (
+        calls.append(torch.is_grad_enabled()),
+        passes(*a, **k),
+    )[1]
+    theirs, ours = history_of(stock), history_of(folded)
+    assert all(distance(a, b) < 1e-6 for a, b in zip(theirs.gradients, ours.gradients, strict=True))
+    assert ours.losses == pytest.approx(theirs.losses, rel=1e-5)
+    assert calls == [False, True, True] * 2, "a step is the reference's pass and two micro-batches"
+    same = "sampling/importance_sampling_ratio/mean"
+    if mode.endswith("truncate") and mode.startswith("token"):
+        assert ours.logs[0][same] > theirs.logs[0][same], "ours is that of the weights before they are bounded"
+
+
+def test_folding_waits_for_nothing_where_rollouts_are_reused(models: Path, tmp_path: Path) -> None:
+    """With two updates on the same rollouts the policy of the second one is another: TRL's own pass stays."""
+    fields = {"vllm": True, "num_iterations": 2, "max_steps": 4}
+    stock = history_of(trainer_of(models / "dense", tmp_path, STOCK, PROMPTS, **fields))
+    folded = history_of(trainer_of(models / "dense", tmp_path, but(fold_old_logprobs=True), PROMPTS, **fields))
+    assert all(torch.equal(a, b) for a, b in zip(stock.gradients, folded.gradients, strict=True))
+
+
+def batches(trainer: Any, steps: int) -> list[dict[str, Any]]:
+    """The generation batches of a run, before they are shuffled."""
+    found: list[dict[str, Any]] = []
+    generate = trainer._generate_and_score_completions
+
+    def kept(inputs: Any) -> Any:
+        found.append(generate(inputs))
+        return found[-1]
+
+    trainer._generate_and_score_completions = kept
+    trainer.history = history_of(trainer)
+    assert len(found) == steps
+    return found
+
+
+def test_refilling_replaces_dead_groups_and_says_what_it_took(models: Path, tmp_path: Path) -> None:
+    switches = but(refill_rounds=4, refill_queue=8)
+    trainer = trainer_of(models / "dense", tmp_path, switches, PROMPTS, hopeless, max_steps=4)
+    for batch in batches(trainer, 4):
+        groups_PG = batch["advantages"].view(-1, GROUP)
+        assert groups_PG.shape[0] == 2 * BATCH // GROUP
+        assert groups_PG.any(dim=1).all()
+        assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
+    logs = [entry for entry in trainer.history.logs if "loss" in entry]
+    assert [entry["refill/dead"] for entry in logs] == [0.0] * 4
+    sampled, queued = sum(entry["refill/sampled"] for entry in logs), logs[-1]["refill/queued"]
+    assert sampled == 4 * 4 + trainer.drawn
+    assert sum(entry["refill/rounds"] for entry in logs) > 0
+    assert queued == len(trainer.queue) <= 8
+
+
+def test_refilling_gives_up_after_its_rounds(models: Path, tmp_path: Path) -> None:
+    nothing = lambda prompts, **_: [0.0] * len(prompts)  # noqa: E731
+    trainer = trainer_of(models / "dense", tmp_path, but(refill_rounds=2), PROMPTS, nothing, max_steps=1)
+    (batch,) = batches(trainer, 1)
+    assert not batch["advantages"].any()
+    assert trainer.history.logs[0]["refill/rounds"] == 2
+    assert trainer.history.logs[0]["refill/dead"] == 4
+    assert trainer.history.logs[0]["refill/sampled"] == 4 + 2 * 4
+
+
+def test_a_group_from_the_queue_keeps_its_policys_log_probabilities(models: Path, tmp_path: Path) -> None:
+    """Fresh rollouts have unknown ones, for they are those of the training pass; the loss knows the difference."""
+    switches = but(refill_rounds=1, refill_queue=8, packing=True)
+    trainer = trainer_of(models / "dense", tmp_path, switches, PROMPTS, hopeless, max_steps=6, learning_rate=1.0)
+    mixed = [batch for batch in batches(trainer, 6) if "old_per_token_logps" in batch]
+    unknown = [batch["old_per_token_logps"].isnan().any(dim=1) for batch in mixed]
+    assert any(row.any() and not row.all() for row in unknown)
+    assert all(torch.isfinite(gradient).all() for gradient in trainer.history.gradients)
+    steps = [entry for entry in trainer.history.logs if "loss" in entry]
+    assert any(entry["refill/from_queue"] for entry in steps)
+
+
+def test_rows_survive_the_queue(models: Path, tmp_path: Path) -> None:
+    fields = {"vllm": True, "beta": 0.1, "mask_truncated_completions": True, "max_steps": 1}
+    trainer = trainer_of(models / "dense", tmp_path, STOCK, PROMPTS, **fields)
+    (batch,) = batches(trainer, 1)
+    again = join(split(batch), trainer._tokenizer.pad_token_id, "cpu")
+    assert again.keys() == batch.keys() - {"num_items_in_batch"}
+    width = again["completion_ids"].size(1)
+    counted = again["completion_mask"].bool()
+    assert torch.equal(again["completion_mask"], batch["completion_mask"][:, :width])
+    for name, value in again.items():
+        if name.startswith(("prompt", "advantages")):
+            assert torch.equal(value, batch[name])
+        else:
+            ours, theirs = value[counted], batch[name][:, :width][counted]
+            assert torch.equal(ours.nan_to_num(nan=7.0), theirs.nan_to_num(nan=7.0))
+
+
+def test_extra_prompts_go_through_the_training_set_in_a_new_order_each_time() -> None:
+    drawn = [extra_prompt(number, 7, seed=1) for number in range(21)]
+    assert all(sorted(drawn[i : i + 7]) == list(range(7)) for i in (0, 7, 14))
+    assert drawn[:7] != drawn[7:14] != drawn[14:]
+    assert drawn != [extra_prompt(number, 7, seed=2) for number in range(21)]
+
+
+WAITING = """
+import time
+from pathlib import Path
+
+FLAG = Path(__file__).with_name("gone-on")
+
+def wait(completion):
+    until = time.monotonic() + 20
+    while not FLAG.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    return len(completion) if FLAG.exists() else -1
+"""
+
+
+def test_rewards_are_judged_while_the_trainer_goes_on(tmp_path: Path) -> None:
+    """The reward waits until the trainer has gone on, which it could not if it were waiting for the reward."""
+    (tmp_path / "slow.py").write_text(WAITING)
+    reward = Recorded([Part(f"{tmp_path}/slow.py:wait")])
+    reward.prepare()
+    completions = ["ab", "c"]
+    reward.start(Batch(["", ""], completions))
+    (tmp_path / "gone-on").touch()
+    assert reward(prompts=["", ""], completions=completions) == [2.0, 1.0]
+    assert reward(prompts=["", ""], completions=["abcd", "c"]) == [4.0, 1.0], "another list is judged itself"
+    reward.close()
+
+
+def test_overlapped_rewards_change_nothing(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def score(completion):\n    return float(len(completion) % 3)\n")
+    results = []
+    for switches in (STOCK, but(overlap_rewards=True)):
+        reward = Recorded([Part(f"{tmp_path}/own.py:score")])
+        results.append(history_of(trainer_of(models / "dense", tmp_path, switches, PROMPTS, reward, beta=0.1)))
+        reward.close()
+    assert all(torch.equal(a, b) for a, b in zip(*(result.gradients for result in results), strict=True))
+    assert results[0].logs[0]["reward"] == results[1].logs[0]["reward"] > 0
+
+
+def test_the_length_follows_the_step(models: Path, tmp_path: Path) -> None:
+    changes = [LengthChange(step=2, max_tokens=7), LengthChange(step=3, max_tokens=3)]
+    assert [length_at(5, changes, step) for step in range(5)] == [5, 5, 7, 3, 3]
+    fields = {"max_completion_length": 5, "max_steps": 4, "length_schedule": changes, "replayed": False}
+    history = history_of(trainer_of(models / "dense", tmp_path, STOCK, PROMPTS, **fields))
+    steps = [entry for entry in history.logs if "loss" in entry]
+    assert [entry["max_tokens"] for entry in steps] == [5, 5, 7, 3]
+    assert [entry["completions/max_length"] for entry in steps] == [5, 5, 7, 3]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"efficiency": {"drop_dead_groups": True}}, r"beta=0.001 pulls every row"),
+        ({"efficiency": {"drop_dead_groups": True}, "trainer": {"beta": 0.0, "entropy_coef": 0.1}}, "entropy bonus"),
+        ({"efficiency": {"drop_dead_groups": True}, "trainer": {"beta": 0.0, "top_entropy_quantile": 0.2}}, "quantile"),
+        ({"efficiency": {"refill_rounds": 1}, "trainer": {"scale_rewards": "batch"}}, "scale_rewards=batch"),
+        ({"efficiency": {"tokens_per_pass": 0}}, "greater than 0"),
+        ({"efficiency": {"pack": True}}, "pack"),
+        ({"length_schedule": [{"step": 5, "max_tokens": 64}, {"step": 5, "max_tokens": 65}]}, "does not come after"),
+        ({"length_schedule": [{"step": 5, "max_tokens": 1024}]}, "is 1024 already"),
+    ],
+)
+def test_what_would_not_be_exact_is_refused_when_the_recipe_is_read(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_class("grpo").model_validate({**GRPO, **config})
+
+
+def free_port() -> int:
+    """A port for the processes to meet at."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
+
+
+def rank(number: int, port: int, model: Path, folder: Path) -> None:
+    """One of two processes: stock, packed and refilled runs on its share of the rollouts."""
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "localhost", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    packed = but(packing=True, tokens_per_pass=40, drop_dead_groups=True)
+    kinds = {"stock": STOCK, "packed": packed, "refilled": packed.model_copy(update={"refill_rounds": 2})}
+    for name, switches in kinds.items():
+        trainer = trainer_of(model, folder / f"{name}-{number}", switches, PROMPTS, hopeless, rollout_seed=number)
+        torch.save(history_of(trainer).gradients, folder / f"{name}-{number}.pt")
+
+
+def test_two_processes_agree_and_none_waits_for_ever(models: Path, tmp_path: Path) -> None:
+    """Rollouts differ between them, and so do the passes they need and the rows they drop."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.replay"])
+    port = free_port()
+    processes = [context.Process(target=rank, args=(number, port, models / "dense", tmp_path)) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        if process.is_alive():
+            process.kill()
+        assert process.exitcode == 0
+    for kind in ("stock", "packed", "refilled"):
+        one, other = (torch.load(tmp_path / f"{kind}-{number}.pt") for number in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)), "gradients are exchanged"
+    stock, packed = (torch.load(tmp_path / f"{kind}-0.pt") for kind in ("stock", "packed"))
+    assert all(distance(a, b) < 2e-6 for a, b in zip(stock, packed, strict=True))

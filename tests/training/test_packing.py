@@ -1,0 +1,194 @@
+"""Packed, divided into passes, without dead rows: losses and gradients are stock TRL's, step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline.training import varlen
+from pipeline.training.efficiency import STOCK, Efficiency
+from pipeline.training.rows import balanced
+from tests.training.replay import distance, graded, half_dead, history_of, trainer_of
+
+STRINGS = ["what is 2", "you are kind what is 2 + two", "hello", "what four you are you are you are"] * 2
+CHATS = [[{"role": "user", "content": text}] for text in STRINGS]
+TOLERANCE = 1e-6
+"""Relative, in fp32: what another order of the same sums makes of them."""
+PACKED = Efficiency(packing=True, tokens_per_pass=60, drop_dead_groups=False, fold_old_logprobs=False)
+"""Sixty tokens are three or four rows of eight, so that each micro-batch has several passes."""
+KL = {"beta": 0.1, "num_iterations": 2, "learning_rate": 0.1}
+"""The second of two updates on the same rollouts has ratios other than 1 and a divergence other than 0."""
+
+CASES: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
+    "grpo": ("dense", STRINGS, {"loss_type": "grpo"}),
+    "grpo-kl": ("dense", STRINGS, {"loss_type": "grpo", **KL}),
+    "grpo-kl-corrected": ("dense", CHATS, {"loss_type": "grpo", **KL, "use_bias_correction_kl": True}),
+    "grpo-sequence": ("dense", STRINGS, {"loss_type": "grpo", **KL, "importance_sampling_level": "sequence"}),
+    "bnpo": ("dense", CHATS, {"loss_type": "bnpo", "mask_truncated_completions": True}),
+    "bnpo-kl": ("dense", STRINGS, {"loss_type": "bnpo", **KL}),
+    "dr_grpo": ("dense", STRINGS, {"loss_type": "dr_grpo", "mask_truncated_completions": True}),
+    "dr_grpo-kl": ("dense", CHATS, {"loss_type": "dr_grpo", **KL}),
+    "dapo": ("dense", STRINGS, {"loss_type": "dapo", "mask_truncated_completions": True}),
+    "dapo-kl": ("dense", STRINGS, {"loss_type": "dapo", **KL}),
+    "dapo-reused": ("dense", STRINGS, {"loss_type": "dapo", "steps_per_generation": 4, "max_steps": 4}),
+    "grpo-vllm": ("dense", STRINGS, {"loss_type": "grpo", "vllm": True}),
+    "entropy-bonus": ("dense", STRINGS, {"loss_type": "grpo", "entropy_coef": 0.01}),
+    "experts": ("v3", STRINGS, {"loss_type": "grpo", **KL}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_are_those_of_padded_rows(models: Path, tmp_path: Path, case: str) -> None:
+    model, prompts, fields = CASES[case]
+    stock = history_of(trainer_of(models / model, tmp_path, STOCK, prompts, **fields))
+    packed = history_of(trainer_of(models / model, tmp_path, PACKED, prompts, **fields))
+    assert len(stock.gradients) >= 2
+    for ours, theirs in zip(packed.gradients, stock.gradients, strict=True):
+        assert distance(theirs, ours) <= TOLERANCE
+    # The losses are sums of terms of size 1 that nearly cancel: advantages of a group add up to zero.
+    assert packed.losses == pytest.approx(stock.losses, rel=TOLERANCE, abs=1e-7)
+    for ours_at, theirs_at in zip(packed.logs, stock.logs, strict=True):
+        same = [name for name in theirs_at if name.startswith("clip_ratio") or name in ("kl", "reward", "num_tokens")]
+        if case == "grpo-sequence":  # a mean over rows, where that of passes is over tokens
+            same = [name for name in same if not name.startswith("clip_ratio")]
+        assert {name: ours_at[name] for name in same} == pytest.approx(
+            {name: theirs_at[name] for name in same}, abs=1e-4
+        )
+
+
+@pytest.mark.parametrize("fields", [{"loss_type": "dapo"}, {"loss_type": "grpo", **KL}, {"vllm": True}], ids=str)
+def test_all_switches_off_is_trl_to_the_bit(models: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
+    theirs = history_of(trainer_of(models / "dense", tmp_path, None, STRINGS, **fields))
+    ours = history_of(trainer_of(models / "dense", tmp_path, STOCK, STRINGS, **fields))
+    assert ours.losses == theirs.losses
+    assert all(torch.equal(a, b) for a, b in zip(ours.gradients, theirs.gradients, strict=True))
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo"])
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+def test_dropping_dead_groups_leaves_the_gradient(models: Path, tmp_path: Path, loss_type: str, packing: bool) -> None:
+    fields = {"loss_type": loss_type, "mask_truncated_completions": True}
+    dropping = STOCK.model_copy(update={"drop_dead_groups": True, "packing": packing, "tokens_per_pass": 60})
+    stock = history_of(trainer_of(models / "dense", tmp_path, STOCK, STRINGS, half_dead, **fields))
+    fewer = history_of(trainer_of(models / "dense", tmp_path, dropping, STRINGS, half_dead, **fields))
+    for ours, theirs in zip(fewer.gradients, stock.gradients, strict=True):
+        assert distance(theirs, ours) <= TOLERANCE
+    assert fewer.losses == pytest.approx(stock.losses, rel=TOLERANCE, abs=1e-7)
+    assert all(entry["groups/dropped_rows"] >= 0.4 for entry in fewer.logs if "loss" in entry)
+
+
+def test_a_batch_without_any_live_group_gives_no_gradient(models: Path, tmp_path: Path) -> None:
+    """Rewards of 1.1, whose mean is off by a rounding error that stock TRL divides by 1e-4."""
+    dropping = STOCK.model_copy(update={"drop_dead_groups": True, "packing": True})
+    dead = history_of(
+        trainer_of(models / "dense", tmp_path, dropping, STRINGS, lambda prompts, **_: [1.1] * len(prompts))
+    )
+    assert all(not gradient.any() for gradient in dead.gradients)
+
+
+@pytest.mark.parametrize("how", ["boundaries", "positions"])
+@pytest.mark.parametrize("name", ["dense", "v3"])
+def test_no_sequence_sees_another(models: Path, name: str, how: str) -> None:
+    """Changing one sequence of a packed row changes nothing in the others, and each is as if it were alone.
+
+    `positions` is what transformers makes of restarting positions by itself; `boundaries` is our attention.
+    """
+    model = AutoModelForCausalLM.from_pretrained(models / name)
+    if how == "boundaries":
+        assert varlen.install(model)
+    lengths = [5, 9, 1, 7]
+    one, other = torch.arange(4, 26) % 15 + 2, torch.arange(4, 26) % 15 + 2
+    other[5:14] = torch.tensor([3, 3, 4, 5, 9, 9, 2, 8, 3])
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    apart = varlen.boundaries(lengths, positions.device) if how == "boundaries" else {}
+    packed, changed = (
+        model(input_ids=ids[None], position_ids=positions[None], use_cache=False, **apart).logits[0]
+        for ids in (one, other)
+    )
+    start = 0
+    for index, length in enumerate(lengths):
+        part = slice(start, start + length)
+        alone = model(input_ids=one[None, part], use_cache=False).logits[0]
+        assert torch.allclose(packed[part], alone, rtol=1e-5, atol=1e-6)
+        assert torch.equal(packed[part], changed[part]) == (index != 1)
+        start += length
+
+
+def test_without_boundaries_the_attention_is_transformers_own(models: Path) -> None:
+    from transformers import GenerationConfig
+
+    model = AutoModelForCausalLM.from_pretrained(models / "dense")
+    ids, mask = torch.tensor([[0, 0, 7, 8, 9], [4, 5, 6, 7, 8]]), torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
+    greedy = GenerationConfig(max_new_tokens=9, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    before = model.generate(ids, attention_mask=mask, generation_config=greedy)
+    assert varlen.install(model)
+    after = model.generate(ids, attention_mask=mask, generation_config=greedy)
+    assert all(torch.equal(a, b) for a, b in zip(before.logits, after.logits, strict=True))
+
+
+def test_a_layer_that_loses_the_boundaries_fails(models: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(models / "dense")
+    assert varlen.install(model)
+    with pytest.raises(RuntimeError):
+        model(
+            input_ids=torch.ones(1, 5, dtype=torch.long), position_ids=torch.tensor([[0, 1, 2, 0, 1]]), use_cache=False
+        )
+
+
+def test_gradient_checkpointing_recomputes_the_same_attention(models: Path, tmp_path: Path) -> None:
+    fields = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    plain = history_of(trainer_of(models / "dense", tmp_path, PACKED, STRINGS))
+    checkpointed = history_of(trainer_of(models / "dense", tmp_path, PACKED, STRINGS, **fields))
+    assert all(torch.equal(a, b) for a, b in zip(checkpointed.gradients, plain.gradients, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "at_least"),
+    [
+        ([5] * 8, 10, 1),
+        ([9, 1, 1, 1, 8, 7], 10, 1),
+        ([30, 2, 2], 10, 1),
+        ([1, 1, 1], 10, 3),
+        ([4, 4, 4], 7, 2),
+        ([0, 0], 5, 1),
+    ],
+)
+def test_passes_are_within_the_budget_whole_and_balanced(lengths: list[int], budget: int, at_least: int) -> None:
+    passes = balanced(lengths, budget, at_least)
+    assert sorted(row for rows in passes for row in rows) == list(range(len(lengths)))
+    sizes = [sum(lengths[row] for row in rows) for rows in passes]
+    assert all(size <= budget or len(rows) == 1 for size, rows in zip(sizes, passes, strict=True))
+    assert len(passes) >= min(at_least, len(lengths)) or not any(lengths)
+    assert max(sizes) - min(sizes) <= max(lengths)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_kernel_agrees_with_one_call_a_sequence() -> None:
+    """Run on a GPU: `pytest -m gpu tests/training/test_packing.py`."""
+    torch.manual_seed(0)
+    lengths, dtype = [700, 3, 64, 1, 129], torch.bfloat16
+    told = varlen.boundaries(lengths, torch.device("cuda"))
+    for heads, width, values in ((2, 64, 64), (8, 192, 128)):
+        shape = (sum(lengths), width)
+        query, key = (torch.randn(1, n, *shape, device="cuda", dtype=dtype, requires_grad=True) for n in (8, heads))
+        value = torch.randn(1, heads, sum(lengths), values, device="cuda", dtype=dtype, requires_grad=True)
+        results = []
+        for double in (False, True):
+            inputs = [
+                part.detach().to(torch.float64 if double else dtype).requires_grad_() for part in (query, key, value)
+            ]
+            out, _ = varlen.attention(None, *inputs, None, **{k: v for k, v in told.items() if "_q" in k})
+            out.pow(2).sum().backward()
+            results.append([out, *(part.grad for part in inputs)])
+        for fast, exact in zip(*results, strict=True):
+            assert distance(exact, fast.double()) < 0.02
+
+
+def test_graded_groups_have_variance() -> None:
+    """The reward that these comparisons lean on is no constant."""
+    assert len({graded([[ids]])[0] for ids in range(3)}) == 3
