@@ -33,12 +33,14 @@ from transformers import (
     LogitsProcessorList,
     MaxLengthCriteria,
     MinPLogitsWarper,
+    StoppingCriteria,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from model.mtp import blocks
+from model.slots import SlotCache
 
 WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 """What may change a distribution here: these look at one token's logits and at nothing else."""
@@ -67,47 +69,6 @@ class Speculation:
     def tokens_per_pass(self) -> float:
         """Tokens that a pass of the decoder gives a row; 1 without speculation."""
         return 1 + self.accepted / self.rounds if self.rounds else 1.0
-
-
-class SlotCache:
-    """The part of transformers' cache interface that attention uses, for tokens at slots of their own in every row.
-
-    Args:
-        slots: how many a row has.
-    """
-
-    def __init__(self, slots: int) -> None:
-        self.slots, self.length = slots, 0
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def at(self, slots_BQ: Tensor) -> Tensor:
-        """Say where the next tokens lie, and get their mask [B, 1, Q, S]: true where a query may look."""
-        self._rows_B1 = torch.arange(len(slots_BQ), device=slots_BQ.device)[:, None]
-        self._slots_BQ, self.length = slots_BQ, int(slots_BQ.max()) + 1
-        return torch.arange(self.length, device=slots_BQ.device) <= slots_BQ[:, None, :, None]
-
-    def update(self, latent_B1QR: Tensor, key_B1QP: Tensor, layer_idx: int, *args: Any) -> tuple[Tensor, Tensor]:
-        """Store what a layer makes of the tokens, and get all there is up to the last slot in use."""
-        news = (latent_B1QR, key_B1QP)
-        if layer_idx not in self._layers:
-            latent, key = (new.new_zeros(len(new), 1, self.slots, new.shape[-1]) for new in news)
-            self._layers[layer_idx] = latent, key
-        for whole, new in zip(self._layers[layer_idx], news, strict=True):
-            whole[self._rows_B1, 0, self._slots_BQ] = new[:, 0]
-        latent, key = self._layers[layer_idx]
-        return latent[:, :, : self.length], key[:, :, : self.length]
-
-    def get_mask_sizes(self, queries: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Length of the context that queries see, and where it begins."""
-        return self.length, 0
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Slots in use."""
-        return self.length
-
-    def keep(self, rows_N: Tensor) -> None:
-        """Forget the other rows."""
-        self._layers = {layer: (latent[rows_N], key[rows_N]) for layer, (latent, key) in self._layers.items()}
 
 
 @dataclass
@@ -174,15 +135,15 @@ def _decode(
     """The decoding loop that transformers' `generate` calls, with everything prepared."""
     config = generation_config
     strange = [type(part).__name__ for part in logits_processor if not isinstance(part, WARPERS)]
-    strange += [type(s).__name__ for s in stopping_criteria if not isinstance(s, MaxLengthCriteria | EosTokenCriteria)]
     if strange or config.num_beams > 1 or config.return_dict_in_generate:
-        raise ValueError(f"use_mtp: neither beams nor dictionaries nor {strange or 'others'} are supported")
+        raise ValueError(f"use_mtp: beams, dictionaries {' '.join(['and', *strange]) if strange else ''} cannot be had")
+    criteria = [part for part in stopping_criteria if not isinstance(part, MaxLengthCriteria | EosTokenCriteria)]
     ends = config._eos_token_tensor
     end_ids = [] if ends is None else ends.tolist()
     width, longest = input_ids.shape[1], int(config.max_length) - input_ids.shape[1]
     mask_BT = kwargs.get("attention_mask", torch.ones_like(input_ids)).bool()
     prompts = [ids[mask] for ids, mask in zip(input_ids, mask_BT, strict=True)]
-    loop = _Loop(model, prompts, longest, drafts, logits_processor if config.do_sample else None, end_ids)
+    loop = _Loop(model, prompts, longest, drafts, logits_processor if config.do_sample else None, end_ids, criteria)
     completions = loop.run()
     model.speculation.rounds += loop.told.rounds
     model.speculation.drafted += loop.told.drafted
@@ -206,6 +167,7 @@ class _Loop:
         drafts: int,
         warpers: LogitsProcessorList | None,
         end_ids: Sequence[int],
+        criteria: Sequence[StoppingCriteria] = (),
     ) -> None:
         self.model, self.decoder, self.head = model, model.get_decoder(), model.get_output_embeddings()
         self.blocks = blocks(model)
@@ -219,7 +181,7 @@ class _Loop:
             row[: len(prompt)] = prompt
         self.batch = _Batch(torch.arange(len(prompts), device=device), ids_BS, lengths_B)
         self.start_B, self.cache, self.told = lengths_B, SlotCache(slots), Speculation()
-        self.done: list[Tensor] = [prompt[:0] for prompt in prompts]
+        self.criteria, self.sequences = criteria, list(prompts)
 
     def run(self) -> list[Tensor]:
         """Completions, each up to and with its first end token."""
@@ -250,7 +212,7 @@ class _Loop:
             self._write(next_B[:, None], accepted_B)
             kept = self._finish(accepted_B)
             hidden_BWD, slots_BW, last_B = hidden_BWD[kept], slots_BW[kept], last_B[kept]
-        return self.done
+        return [ids[start:] for ids, start in zip(self.sequences, self.start_B.tolist(), strict=True)]
 
     def _decoder(self, slots_BQ: Tensor) -> Tensor:
         """The decoder's last hidden states for the tokens in these slots."""
@@ -349,15 +311,23 @@ class _Loop:
         stop_B = torch.where(ended_B, fresh_B + end_BQ.int().argmax(1) + 1, batch.known_B)
         stop_B = torch.minimum(stop_B, start_B + self.longest)
         going_B = ~ended_B & (stop_B < start_B + self.longest)
-        places = torch.stack([batch.row_B, start_B, stop_B, going_B], 1).tolist()
-        for place, (row, start, stop, going) in enumerate(places):
-            if not going:
-                self.done[row] = batch.ids_BS[place, start:stop].clone()
+        for place, (row, stop, going) in enumerate(torch.stack([batch.row_B, stop_B, going_B], 1).tolist()):
+            if self.criteria or not going:
+                self.sequences[row] = batch.ids_BS[place, :stop].clone()
+        if self.criteria:
+            going_B &= ~self._called_off()[batch.row_B]
         kept_N = going_B.nonzero()[:, 0]
         if len(kept_N) < len(batch.row_B):
             batch.keep(kept_N)
             self.cache.keep(kept_N)
         return kept_N
+
+    def _called_off(self) -> Tensor:
+        """Rows of the caller's batch that one of its own criteria ends; it sees all of them, padded on the left."""
+        longest = max(map(len, self.sequences))
+        ids_BT = torch.stack([nn.functional.pad(ids, (longest - len(ids), 0)) for ids in self.sequences])
+        called_off = [criterion(ids_BT, None) for criterion in self.criteria]
+        return torch.stack(called_off).any(0)
 
 
 def accept(drafts_BK: Tensor, guesses_BKV: Tensor, targets_BQV: Tensor) -> tuple[Tensor, Tensor]:
