@@ -12,8 +12,19 @@ import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
-from pipeline.stages.base import KINDS, Launch, RewardSpec, RolloutSpec, StageConfig, TaskSpec, config_class
+from pipeline.stages.base import (
+    KINDS,
+    Launch,
+    ProcessSpec,
+    RewardSpec,
+    RolloutSpec,
+    StageConfig,
+    Strict,
+    TaskSpec,
+    config_class,
+)
 from pipeline.tasks.base import BUILTIN as TASKS
 from pipeline.tasks.base import check as task_class
 from rewards.registry import BUILTIN as REWARDS
@@ -30,14 +41,27 @@ This page is written by `python scripts/write_reference.py`.
 def page() -> str:
     """The whole page."""
     parts = [HEAD, "## What every stage has\n", _code(StageConfig), _code(Launch)]
-    parts += ["## Pieces that several kinds share\n", _code(RolloutSpec), _code(TaskSpec), _code(RewardSpec)]
+    pieces: list[object] = [Launch, RolloutSpec, ProcessSpec, TaskSpec, RewardSpec]
+    parts += ["## Pieces that several kinds share\n", *map(_code, pieces[1:])]
     parts.append("## Stage kinds\n")
     for kind in sorted(KINDS):
         config = config_class(kind)
         parts += [f"### {kind}\n", _text(importlib.import_module(config.__module__)), _code(config)]
+        own = [piece for field in config.model_fields.values() for piece in _pieces(field.annotation)]
+        own = [piece for piece in dict.fromkeys(own) if piece not in pieces]
+        parts += map(_code, own)
+        pieces += own
     parts += ["## Tasks\n", *_entries((name, task_class(name, {})) for name in sorted(TASKS))]
     parts += ["## Rewards\n", *_entries((name, find(name).target) for name in sorted(REWARDS))]
     return "\n".join(parts)
+
+
+def _pieces(annotation: object) -> Iterator[object]:
+    """Every part of a recipe that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _pieces(inner)
 
 
 def _entries(named: Iterator[tuple[str, object]]) -> Iterator[str]:

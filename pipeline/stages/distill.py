@@ -80,6 +80,8 @@ class DistillConfig(FinetuneConfig):
             raise ValueError("give either `data` (what the teacher wrote) or `teacher` and `tasks` (on-policy)")
         if self.teacher is not None and (self.data or not self.tasks):
             raise ValueError("a `teacher` goes with `tasks`, whose prompts the student answers, and not with `data`")
+        if self.rollout.process is not None:
+            raise ValueError("rollout.process has no effect here: TRL's trainer samples with an engine of its own")
         return self
 
 

@@ -148,8 +148,8 @@ class GrpoConfig(StageConfig):
             raise ValueError("rollout.temperature is 0: all rollouts of a group would be the same, and nothing learnt")
         if rollout.in_process and (rollout.engine == "vllm_server" or self.launch.accelerate):
             raise ValueError(
-                "rollout.process, overlap and spare are for one trainer with an engine of its own: with launch.accelerate"
-                " or the engine vllm_server, completions come from TRL's own vLLM"
+                "rollout.process, overlap and spare are for one trainer with an engine of its own: with"
+                " launch.accelerate or the engine vllm_server, completions come from TRL's own vLLM"
             )
         if rollout.batch_size != RolloutSpec().batch_size and not rollout.in_process:
             raise ValueError("rollout.batch_size has no effect here: set trainer.per_device_train_batch_size")

@@ -1,0 +1,96 @@
+"""GRPO with its engine on a second GPU: ours on one GPU, on two in turns, and on two with one batch ahead.
+
+    python -m benchmarks.overlap --model Qwen/Qwen2.5-Coder-0.5B-Instruct --problems path/to/gsm8k \\
+        --out benchmarks/results/overlap-h200-x2.json
+    python -m benchmarks.overlap --smoke --model path/to/tiny --problems path/to/gsm8k      # on a CPU, a few steps
+
+The settings are those of `benchmarks.grpo`; each way runs in a process of its own with the same seed. *one* has vLLM in
+the trainer's process, *turns* has it in a process of its own on the second GPU, where it and the trainer wait for each
+other, and *ahead* is `rollout.overlap`. Reported, besides what `benchmarks.grpo` reports: the rates of samples/s, and
+the speed of pushing weights into the memory that the processes share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.grpo import in_child, stage, versions
+
+PUSHES = 3
+"""The first one has to get the memory, too."""
+
+
+def ways(rollout: dict[str, Any], smoke: bool) -> dict[str, dict[str, Any]]:
+    """What is compared -> the `rollout:` block of its recipe."""
+    process: dict[str, Any] = {"env": {} if smoke else {"CUDA_VISIBLE_DEVICES": "1"}}
+    if not smoke:
+        rollout = {**rollout, "gpu_memory": 0.8}
+    return {
+        "turns": {**rollout, "process": process},
+        "ahead": {**rollout, "process": process, "overlap": True},
+    }
+
+
+def push_gb_per_s(megabytes: int) -> float:
+    """GB a second of writing weights for another process: the best of a few times."""
+    import torch
+
+    from pipeline.rollout.shared import WeightFile
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weights = [(str(index), torch.ones(2**20 // 2, dtype=torch.bfloat16, device=device)) for index in range(megabytes)]
+    file, seconds = WeightFile(), []
+    for _ in range(PUSHES):
+        started = time.perf_counter()
+        file.write(weights)
+        seconds.append(time.perf_counter() - started)
+    file.close()
+    return round(megabytes * 2**20 / 1e9 / min(seconds), 2)
+
+
+def main() -> None:
+    """Parse the command line, run, print, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="Qwen/Qwen2.5-Coder-0.5B-Instruct")
+    parser.add_argument("--problems", help="folder with GSM8K's train.jsonl; from the hub if not given")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--gpu-memory", type=float, default=0.15, help="vLLM's share of the GPU that it shares")
+    parser.add_argument("--long", action="store_true", help="completions of up to 8,192 tokens")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--weights-mb", type=int, default=1000, help="size of the pushed weights")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    options.beta, options.tokens_per_pass, options.refill_rounds = 0.0, 8192, 0
+    if options.smoke:
+        options.steps = 4
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # the trainer's; the engine's process has another
+    config = stage(options)
+    runs = {"one": in_child("ours", config, 0)}
+    for name, rollout in ways(config["rollout"], options.smoke).items():
+        runs[name] = in_child("ours", {**config, "rollout": rollout}, 0)
+    for name, run in runs.items():
+        print(name, json.dumps({key: value for key, value in run.items() if not isinstance(value, list)}))
+    result: dict[str, Any] = {"runs": runs, "settings": config, "versions": versions()}
+    result["command"] = "python -m benchmarks.overlap " + " ".join(sys.argv[1:])
+    result["push_gb_per_s"] = push_gb_per_s(options.weights_mb)
+    failed = [name for name, run in runs.items() if "failed" in run]
+    if not failed:
+        result["speedup"] = {
+            name: round(run["samples_per_s"] / runs["one"]["samples_per_s"], 2) for name, run in runs.items()
+        }
+    print({name: result.get(name) for name in ("speedup", "push_gb_per_s")})
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

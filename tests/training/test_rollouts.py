@@ -1,0 +1,287 @@
+"""GRPO with its engine in a process of its own: one batch ahead, killed, resumed, and without the tail."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
+
+from pipeline.rollout.base import Finish, Rollout, Sampling, complete
+from pipeline.rollout.process import ProcessEngine
+from pipeline.rollout.transformers import TransformersEngine
+from pipeline.stages.base import RolloutSpec, config_class
+from pipeline.training.efficiency import STOCK
+from pipeline.training.grpo import GrpoTrainer, Samples
+from pipeline.training.rollouts import SAMPLED_AHEAD, Plan, Rollouts
+
+STEPS, GROUP, PROMPTS = 5, 4, 2
+PROBLEMS = [{"prompt": f"User: {a} + {b} =\nAssistant:\n"} for a, b in [(1, 2), (3, 1), (0, 0), (4, 4), (2, 2), (1, 0)]]
+"""Three batches an epoch, so that the steps reach into the second."""
+
+
+@pytest.fixture(scope="module")
+def engine(calculator: Path) -> Iterator[ProcessEngine]:
+    made = ProcessEngine(RolloutSpec(engine="transformers"), str(calculator), logprobs=True, for_trainer=True)
+    yield made
+    made.close()
+
+
+class Delayed:
+    """The stale schedule by hand: an engine in this process that samples with the weights before the last ones."""
+
+    def __init__(self, path: Path) -> None:
+        self.inner, self.restarts, self.dtype = (
+            TransformersEngine(str(path), logprobs=True, tempered=True),
+            0,
+            "float32",
+        )
+        self.pushed: list[dict[str, torch.Tensor]] = []
+
+    def push(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self.pushed.append({name: tensor.clone() for name, tensor in weights})
+
+    def submit(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        self.inner.load_weights(self.pushed[max(0, len(self.pushed) - 2)].items())
+        self.groups = self.inner.generate(prompts, sampling)
+
+    def collect(self) -> list[list[Rollout]]:
+        return self.groups
+
+
+def varied(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+    """A reward that differs within groups."""
+    return [float(len(set(ids)) % 5) for ids in completion_ids]
+
+
+class Run:
+    """A trained trainer.
+
+    Attributes:
+        weights: of the policy after the last step.
+        logs: what each step logged.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        output: Path,
+        engine: Any,
+        resume: Path | None = None,
+        temperature: float = 1.3,
+        overlap: bool = False,
+        spare: float = 0.0,
+        **fields: Any,
+    ) -> None:
+        settings: dict[str, Any] = {
+            "output_dir": str(output),
+            "num_generations": GROUP,
+            "per_device_train_batch_size": GROUP * PROMPTS,
+            "gradient_accumulation_steps": 1,
+            "max_completion_length": 24,
+            "learning_rate": 5e-3,
+            "max_steps": STEPS,
+            "save_steps": 100,
+            "logging_steps": 1,
+            "beta": 0.0,
+            "temperature": temperature,
+            "bf16": False,
+            "use_cpu": True,
+            "gradient_checkpointing": False,
+            "dataloader_pin_memory": False,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "vllm_importance_sampling_mode": "token_truncate",
+            "vllm_importance_sampling_clip_max": 2.0,
+        }
+        self.trainer = GrpoTrainer(
+            model=str(model),
+            reward_funcs=varied,
+            args=GRPOConfig(**{**settings, **fields}),
+            train_dataset=Dataset.from_list(PROBLEMS),
+            eval_dataset=Dataset.from_list(PROBLEMS[:PROMPTS]),
+            processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
+            samples=Samples(output / "samples.jsonl", 1, 0),
+            efficiency=STOCK,
+            engine=engine,
+            overlap=overlap,
+            spare=spare,
+        )
+        self.trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        self.weights = {name: tensor.clone() for name, tensor in self.trainer.model.state_dict().items()}
+        self.logs = [entry for entry in self.trainer.state.log_history if "loss" in entry]
+
+    def logged(self, metric: str) -> list[float]:
+        return [entry[metric] for entry in self.logs]
+
+    def equals(self, other: Run) -> bool:
+        return all(torch.equal(tensor, other.weights[name]) for name, tensor in self.weights.items())
+
+
+@pytest.fixture(scope="module")
+def ahead(calculator: Path, engine: ProcessEngine, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One batch ahead, with spare prompts, and checkpoints."""
+    folder = tmp_path_factory.mktemp("ahead")
+    return Run(calculator, folder, engine, overlap=True, spare=0.5, save_steps=2)
+
+
+def test_one_batch_ahead_is_training_on_rollouts_of_the_weights_before(
+    calculator: Path, engine: ProcessEngine, tmp_path: Path
+) -> None:
+    ours = Run(calculator, tmp_path / "ours", engine, overlap=True)
+    by_hand = Run(calculator, tmp_path / "by-hand", Delayed(calculator))
+    on_policy = Run(calculator, tmp_path / "on-policy", engine)
+    assert ours.equals(by_hand)
+    assert not ours.equals(on_policy)
+    assert ours.logged("rollout/staleness") == [0, 1, 1, 1, 1]
+    assert on_policy.logged("rollout/staleness") == [0, 0, 0, 0, 0]
+    correction = "sampling/importance_sampling_ratio/mean"
+    assert all(abs(ratio - 1) < 1e-5 for ratio in on_policy.logged(correction)), "sampled and trained at 1.3"
+    assert all(abs(ratio - 1) > 1e-4 for ratio in ours.logged(correction)[1:])
+    assert not engine.busy, "nothing is sampled that nobody will train on"
+
+
+def test_without_learning_it_makes_no_difference_to_be_ahead(
+    calculator: Path, engine: ProcessEngine, tmp_path: Path
+) -> None:
+    ours, on_policy = (
+        Run(calculator, tmp_path / str(overlap), engine, overlap=overlap, learning_rate=0.0, max_steps=4)
+        for overlap in (True, False)
+    )
+    for metric in ("reward", "completions/mean_length", "sampling/sampling_logp_difference/max"):
+        assert ours.logged(metric) == on_policy.logged(metric)
+
+
+def test_a_resumed_run_takes_up_what_was_sampled_ahead(
+    calculator: Path, engine: ProcessEngine, ahead: Run, tmp_path: Path
+) -> None:
+    checkpoint = Path(ahead.trainer.args.output_dir) / "checkpoint-2"
+    assert (checkpoint / SAMPLED_AHEAD).exists()
+    resumed = Run(calculator, tmp_path, engine, resume=checkpoint, overlap=True, spare=0.5, save_steps=2)
+    assert resumed.equals(ahead)
+    assert resumed.logged("rollout/staleness")[-3:] == [1, 1, 1]
+
+
+def test_an_evaluation_in_between_changes_nothing(
+    calculator: Path, engine: ProcessEngine, ahead: Run, tmp_path: Path
+) -> None:
+    """The engine is at work on the next batch when it begins."""
+    evaluated = Run(
+        calculator,
+        tmp_path,
+        engine,
+        overlap=True,
+        spare=0.5,
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        per_device_eval_batch_size=GROUP,
+    )
+    assert evaluated.equals(ahead)
+    assert evaluated.logged("rollout/staleness") == [0, 1, 1, 1, 1]
+    assert sum("eval_reward" in entry for entry in evaluated.trainer.state.log_history) == STEPS
+
+
+def test_an_engine_killed_while_it_samples_changes_nothing(
+    calculator: Path, engine: ProcessEngine, ahead: Run, tmp_path: Path
+) -> None:
+    def kill() -> None:
+        first = engine._board.read()[0]
+        while engine._board.read()[0] < first + 40:  # which is in the second batch or the third
+            time.sleep(0.001)
+        os.kill(engine._process.pid, signal.SIGKILL)
+
+    before, killer = engine.restarts, threading.Thread(target=kill)
+    killer.start()
+    disturbed = Run(calculator, tmp_path, engine, overlap=True, spare=0.5, save_steps=2)
+    killer.join()
+    assert engine.restarts == before + 1
+    assert disturbed.equals(ahead)
+
+
+def test_spare_prompts_take_the_places_of_those_given_up(ahead: Run) -> None:
+    """Three prompts are sampled for two places."""
+    assert all(share in (0.0, 1 / 3) for share in ahead.logged("rollout/groups_given_up"))
+    assert 1 / 3 in ahead.logged("rollout/groups_given_up")
+    assert all(0 <= share < 1 for share in ahead.logged("rollout/tokens_given_up"))
+
+
+def test_the_tail_is_given_up_once_enough_groups_are_complete(calculator: Path) -> None:
+    engine = TransformersEngine(str(calculator), logprobs=True)
+    prompts = engine.tokenizer([row["prompt"] for row in PROBLEMS], add_special_tokens=False)["input_ids"]
+    how: dict[str, Any] = {"n": 3, "max_tokens": 40, "temperature": 1.5, "seed": 4}
+    every = engine.generate(prompts, Sampling(**how))
+    longest = [max(len(rollout.token_ids) for rollout in group) for group in every]
+    assert len(set(longest)) > 2
+    some = engine.generate(prompts, Sampling(**how, enough=3))
+    kept = [at for at, group in enumerate(some) if complete(group)]
+    assert len(kept) >= 3
+    assert max(longest[at] for at in kept) <= min(longest[at] for at in range(len(prompts)) if at not in kept)
+    for whole, cut in zip(every, some, strict=True):
+        for mine, theirs in zip(cut, whole, strict=True):
+            assert mine.token_ids == theirs.token_ids[: len(mine.token_ids)]
+            assert mine.logprobs == pytest.approx(theirs.logprobs[: len(mine.token_ids)], abs=1e-5)
+            assert mine.finish is (theirs.finish if mine.token_ids == theirs.token_ids else Finish.ABORT)
+    engine.batch_size = 3
+    late = engine.generate(prompts, Sampling(**how, enough=2))
+    assert [complete(group) for group in late].count(True) == 2
+    assert all(len(group) == 3 for group in late), "groups that were never begun are there, too"
+
+
+def test_the_plan_is_the_order_of_the_trainer_over_epochs(ahead: Run) -> None:
+    trainer, seen = ahead.trainer, []
+    for epoch in range(3):
+        sampler = trainer._get_train_sampler()
+        sampler.epoch = lambda: epoch  # noqa: B023
+        rows = list(sampler)
+        seen += [rows[at : at + GROUP * PROMPTS : GROUP] for at in range(0, len(rows), GROUP * PROMPTS)]
+    for first in (0, 2, 4):
+        trainer.state.global_step = first
+        plan = Plan(trainer)
+        assert [plan.rows(number) for number in range(first, 9)] == seen[first:]
+        assert plan.rows(8) == seen[8]
+    assert plan.end == STEPS
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rollout": {"overlap": True, "engine": "vllm_server", "server": "http://x"}}, "an engine of its own"),
+        ({"rollout": {"process": {}}, "launch": {"accelerate": "fsdp2-1node"}}, "an engine of its own"),
+        ({"rollout": {"spare": 1.5}}, "less than or equal to 1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        config_class("grpo").model_validate({"kind": "grpo", "model": "m", "tasks": ["gsm8k"], **changes})
+
+
+def test_the_trainer_asks_as_it_asks_vllm() -> None:
+    """What `EngineRollouts` and `Rollouts` stand in for. A failure here means: read the new source, and mend them."""
+    assert list(inspect.signature(VLLMGeneration.generate).parameters) == list(
+        inspect.signature(Rollouts.generate).parameters
+    )
+    assert list(inspect.signature(VLLMGeneration.sync_weights).parameters) == ["self"]
+    turn = inspect.getsource(GRPOTrainer._generate_single_turn)
+    assert "_, completion_ids, logprobs, _ = self.vllm_generation.generate(" in turn
+    assert "logprobs = [[lp[0] for lp in seq] for seq in logprobs]" in turn
+    used = set(re.findall(r"self\.vllm_generation\.(\w+)", inspect.getsource(GRPOTrainer)))
+    assert used == {"sync_weights", "generate", "llm", "vllm_client"}, "the last two with tools, and with a server"
+    scored = inspect.signature(GRPOTrainer._generate_and_score_completions)
+    assert list(scored.parameters) == ["self", "inputs"]
+    assert "prompt_ids, images, multimodal_fields = self._tokenize_prompts(prompts)" in inspect.getsource(
+        GRPOTrainer._generate
+    )
+    assert "self.use_vllm and self.vllm_importance_sampling_correction" in inspect.getsource(GRPOTrainer._compute_loss)
