@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402  # imports vLLM
 
 from model import V3Config, V3ForCausalLM  # noqa: E402
 from pipeline.data.vocabulary import VocabularySpec, build  # noqa: E402
+from pipeline.stages.base import run_function  # noqa: E402
 from pipeline.training.colocated import Colocated, Groups  # noqa: E402
 from pipeline.training.efficiency import STOCK, Efficiency  # noqa: E402
+from tests.stages.driving import context_of  # noqa: E402
 
 STEPS, GROUP = 3, 4
 ROUNDING = 1e-4
@@ -105,10 +108,16 @@ def trainer(tmp_path: Path) -> Any:
         return made[-1]
 
     yield make
-    from vllm.distributed.parallel_state import destroy_model_parallel
-
     for one in made:
         one.vllm_generation.llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def parallel_groups() -> Iterator[None]:
+    """vLLM makes its process groups once a process, and the next engine may want others."""
+    yield
+    from vllm.distributed.parallel_state import destroy_model_parallel
+
     destroy_model_parallel()
 
 
@@ -194,3 +203,30 @@ def test_stock_is_trls_own(calculator: Path, trainer: Callable[..., Trainer]) ->
     trained = trainer(calculator, efficiency=STOCK, vllm_importance_sampling_correction=False)
     assert not isinstance(trained.vllm_generation.llm, Groups)
     assert trained.vllm_generation.logprobs == 0
+
+
+def test_a_recipes_engine_options_reach_the_engine_of_a_grpo_stage(calculator: Path, tmp_path: Path) -> None:
+    """The whole stage, with everything that makes it fast switched on."""
+    (tmp_path / "sums.jsonl").write_text(
+        "".join(f'{{"question": "{a} + {b} =", "answer": "{a + b}"}}\n' for a in range(5) for b in range(5))
+    )
+    config = {
+        "kind": "grpo",
+        "model": str(calculator),
+        "tasks": [{"use": "jsonl", "options": {"path": "sums.jsonl"}, "template": "plain"}],
+        "rollout": {"engine": "vllm", "max_tokens": 12, "gpu_memory": 0.1, "engine_options": OPTIONS},
+        "trainer": {
+            "num_generations": 4,
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 1,
+            "max_steps": 2,
+            "learning_rate": 1e-4,
+        },
+    }
+    context = context_of(tmp_path, "zero", config, {})
+    run_function("grpo")(context)
+    lines = [json.loads(line) for line in context.events.read_text().splitlines()]
+    found = [line["sampling/sampling_logp_difference/max"] for line in lines if "loss" in line]
+    assert len(found) == 2
+    assert max(found) < ROUNDING
+    assert (context.output / "model" / "model.safetensors").is_file()
