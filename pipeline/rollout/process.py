@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 START_SECONDS = 1800.0
 """Longest wait for an engine that starts: a large model is read from a slow disk, and vLLM compiles kernels for it."""
 CLOSE_SECONDS = 10.0
-"""Longest wait for an engine that was told to end, before it is killed."""
+"""Longest wait for an engine that is about to end, before it is killed."""
 CLOSE_POLL_SECONDS = 0.02
 """Time between two looks at whether it has ended."""
 POLL_SECONDS = 0.2
@@ -181,9 +181,8 @@ class ProcessEngine:
             return
         self._closed = True
         self._pipe.close()  # which tells an idle engine to end
-        until = time.monotonic() + CLOSE_SECONDS
-        while not self.busy and self._dtype is not None and not self._has_ended() and time.monotonic() < until:
-            time.sleep(CLOSE_POLL_SECONDS)
+        if not self.busy and self._dtype is not None:
+            self._let_end()
         self._kill()
         self._job = None
         for shared in (self._request, self._answer, self._board, *self._files):
@@ -264,12 +263,19 @@ class ProcessEngine:
         if word == "refused":
             raise RolloutError(text)
         if word != wanted:
+            self._let_end()
             raise _LostError(f"said {word!r} instead of {wanted!r}" if word else _ending(self._kill()))
         return str(text)
 
     def _has_ended(self) -> bool:
         """Whether the process has ended; it stays a zombie, so that its number and its group's remain its own."""
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def _let_end(self) -> None:
+        """Give a process that is about to end the time to do so."""
+        until = time.monotonic() + CLOSE_SECONDS
+        while self._process.returncode is None and not self._has_ended() and time.monotonic() < until:
+            time.sleep(CLOSE_POLL_SECONDS)
 
     def _kill(self) -> int:
         """End the process, with the workers that it may have started; returns its exit code."""

@@ -23,7 +23,7 @@ import math
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -168,8 +168,9 @@ class Rollouts:
     def save(self, folder: Path) -> None:
         """Keep what is sampled ahead; waits for it."""
         if self.ahead is not None:
-            self._finish(self.ahead)
-            (folder / SAMPLED_AHEAD).write_text(json.dumps(asdict(self.ahead)), encoding="utf-8")
+            groups = [[_stored(rollout) for rollout in group] for group in self._finish(self.ahead)]
+            stored = {"number": self.ahead.number, "rows": self.ahead.rows, "sampled_at": self.ahead.sampled_at}
+            (folder / SAMPLED_AHEAD).write_text(json.dumps({**stored, "groups": groups}), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         """Take up what was sampled ahead of a checkpoint."""
@@ -293,6 +294,10 @@ class EngineRollouts:
             self.rollouts.load(Path(checkpoint))
 
 
-def _rollout(stored: Mapping[str, Any]) -> Rollout:
-    logprobs = None if stored["logprobs"] is None else tuple(stored["logprobs"])
-    return Rollout(stored["text"], tuple(stored["token_ids"]), Finish(stored["finish"]), logprobs)
+def _stored(rollout: Rollout) -> list[Any]:
+    return [rollout.text, rollout.token_ids, rollout.finish, rollout.logprobs]
+
+
+def _rollout(stored: list[Any]) -> Rollout:
+    text, token_ids, finish, logprobs = stored
+    return Rollout(text, tuple(token_ids), Finish(finish), None if logprobs is None else tuple(logprobs))

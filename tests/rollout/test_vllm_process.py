@@ -19,7 +19,7 @@ from pipeline.rollout.weights import official_weights
 from pipeline.stages.base import ProcessSpec, RolloutSpec
 
 pytest.importorskip("vllm")
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]  # vLLM takes minutes to start on a busy machine
 
 OPTIONS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 64}
 PROMPTS = [[7, 8, 9], [5], [6, 7], [9, 9, 5, 4]]
