@@ -60,6 +60,9 @@ class Speculation:
     drafted: int = 0
     accepted: int = 0
 
+    def __add__(self, other: Speculation) -> Speculation:
+        return Speculation(self.rounds + other.rounds, self.drafted + other.drafted, self.accepted + other.accepted)
+
     @property
     def acceptance(self) -> float:
         """Share of the drafts that was kept."""
@@ -145,9 +148,7 @@ def _decode(
     prompts = [ids[mask] for ids, mask in zip(input_ids, mask_BT, strict=True)]
     loop = _Loop(model, prompts, longest, drafts, logits_processor if config.do_sample else None, end_ids, criteria)
     completions = loop.run()
-    model.speculation.rounds += loop.told.rounds
-    model.speculation.drafted += loop.told.drafted
-    model.speculation.accepted += loop.told.accepted
+    model.speculation += loop.told
     pad = 0 if config._pad_token_tensor is None else int(config._pad_token_tensor)
     out_BT = input_ids.new_full((len(prompts), width + max(map(len, completions))), pad)
     out_BT[:, :width] = input_ids

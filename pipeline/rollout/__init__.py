@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from pipeline.rollout.base import Engine, RolloutError, Sampling, Updatable
+from pipeline.rollout.speculative import vllm_options
 from pipeline.stages.base import RolloutSpec
 
 TRANSFORMERS, VLLM, VLLM_SERVER = "transformers", "vllm", "vllm_server"
@@ -48,6 +49,8 @@ def open_engine(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = 
 
     if spec.server is None:
         raise RolloutError("the engine vllm_server needs the address of a server: `rollout.server`")
+    if spec.speculative is not None:
+        raise RolloutError("rollout.speculative: give a vLLM server its --speculative-config when it is started")
     if spec.process is not None:
         raise RolloutError("rollout.process is for engines that this run starts; a vLLM server is a process already")
     return VllmServerEngine(model_path, spec.server, logprobs)
@@ -70,12 +73,15 @@ def open_updatable(
             raise RolloutError("engine_options are for vLLM; the transformers engine has none")
         from pipeline.rollout.transformers import TransformersEngine
 
-        return TransformersEngine(model_path, spec.batch_size, logprobs, tempered=for_trainer)
+        return TransformersEngine(
+            model_path, spec.batch_size, logprobs, tempered=for_trainer, speculative=spec.speculative
+        )
     if find_spec("vllm") is None:
         raise RolloutError("vLLM is not installed: pip install 'zero2r1[vllm]', or choose `engine: transformers`")
     from pipeline.rollout.vllm import VllmEngine
 
-    return VllmEngine(model_path, seed, spec.gpu_memory, logprobs, spec.engine_options, for_trainer)
+    options = {**vllm_options(spec.speculative), **spec.engine_options}
+    return VllmEngine(model_path, seed, spec.gpu_memory, logprobs, options, for_trainer)
 
 
 def sampling(spec: RolloutSpec, n: int, seed: int) -> Sampling:

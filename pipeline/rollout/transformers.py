@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick
+from pipeline.rollout.speculative import Assistant, load_speculating
+from pipeline.stages.base import SpeculativeSpec
+
+if TYPE_CHECKING:
+    from model.speculative import Speculation
 
 
 class TransformersEngine:
@@ -26,6 +31,7 @@ class TransformersEngine:
         logprobs: whether rollouts carry the log-probabilities of their tokens (one more forward pass each).
         device: `cuda` where there is one, else `cpu`, if not given.
         tempered: whether those log-probabilities are at the temperature of sampling instead of 1.
+        speculative: whether and how tokens are drafted; a draft model drafts for one sequence at a time.
 
     On a CPU the model is computed in float32, elsewhere in the type of its weights.
     """
@@ -39,11 +45,22 @@ class TransformersEngine:
         logprobs: bool = False,
         device: str | None = None,
         tempered: bool = False,
+        speculative: SpeculativeSpec | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(self.device).eval()
+        if speculative is None:
+            self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(self.device).eval()
+        else:
+            self.model = load_speculating(path, speculative, dtype).to(self.device).eval()
+        self.speculation: Speculation | None = None
+        self.drafting: dict[str, Any] = {}
+        self.assistant: Assistant | None = None
+        if speculative is not None and speculative.draft is None:
+            self.drafting = {"use_mtp": True, "num_assistant_tokens": speculative.tokens}
+        elif speculative is not None and speculative.draft is not None and speculative.tokens is not None:
+            self.assistant, batch_size = Assistant(self.model, speculative.draft, speculative.tokens), 1
         self.dtype = str(self.model.dtype).removeprefix("torch.")
         self.batch_size, self.logprobs, self.tempered = batch_size, logprobs, tempered
         self.end_ids = end_token_ids(self.model.generation_config, self.tokenizer)
@@ -107,8 +124,10 @@ class TransformersEngine:
             attention_mask=mask_BT,
             generation_config=self._config(sampling),
             stopping_criteria=StoppingCriteriaList([watch]),
+            **({} if self.assistant is None else {"assistant_model": self.assistant.model}),
         )
         rows = [self._cut(row, sampling.max_tokens) for row in out_BT[:, width:].tolist()]
+        self._note_speculation(sum(len(ids) for ids, _ in rows))
         texts = self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
         divisor = sampling.temperature if self.tempered and sampling.temperature > 0 else 1.0
         logprobs = self._logprobs(prompts, [ids for ids, _ in rows], divisor) if self.logprobs else [None] * len(rows)
@@ -126,8 +145,20 @@ class TransformersEngine:
                 "min_p": sampling.min_p or None,
             }
         return GenerationConfig(
-            max_new_tokens=sampling.max_tokens, eos_token_id=self.end_ids, pad_token_id=self.pad_id, **sampled
+            max_new_tokens=sampling.max_tokens,
+            eos_token_id=self.end_ids,
+            pad_token_id=self.pad_id,
+            **sampled,
+            **self.drafting,
         )
+
+    def _note_speculation(self, tokens: int) -> None:
+        """Take over what the last batch, of this many sampled tokens, told of its drafts."""
+        if self.drafting:
+            self.speculation = self.model.speculation
+        elif self.assistant is not None:
+            told = self.assistant.told(tokens)
+            self.speculation = told if self.speculation is None else self.speculation + told
 
     def _cut(self, ids: list[int], longest: int) -> tuple[list[int], Finish]:
         """What was sampled: up to and with the first end token; the rest is padding."""

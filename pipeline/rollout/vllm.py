@@ -13,14 +13,18 @@ import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick, finish_reason
 from pipeline.rollout.options import check_options
+from pipeline.rollout.speculative import counted_by_vllm
 from pipeline.rollout.weights import keep_weights_loadable, load_weights
+
+if TYPE_CHECKING:
+    from model.speculative import Speculation
 
 
 class VllmEngine:
@@ -91,6 +95,13 @@ class VllmEngine:
         groups = {index: list(islice(rollouts, sampling.n)) for index in done}
         given_up = [Rollout("", (), Finish.ABORT, () if self.logprobs else None)] * sampling.n
         return [groups.get(index, given_up) for index in range(len(prompts))]
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """What speculative decoding brought, if it is on."""
+        if self.llm.llm_engine.vllm_config.speculative_config is None:
+            return None
+        return counted_by_vllm(self.llm.get_metrics())
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace all weights, under their official names; see `Updatable.load_weights`."""

@@ -21,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 KINDS: Mapping[str, str] = {
     "import_model": "pipeline.stages.import_model:ImportModelConfig",
@@ -188,6 +188,26 @@ class ProcessSpec(Strict):
     restarts: Annotated[int, Field(ge=0)] = 3
 
 
+class SpeculativeSpec(Strict):
+    """Speculative decoding: several tokens are drafted and verified in one pass. What is sampled, and what greedy
+    decoding gives, stays the same.
+
+    Attributes:
+        tokens: drafts a round; as many as the model has blocks of multi-token prediction if not given.
+        draft: a smaller model of the same vocabulary that drafts (transformers: for one sequence at a time); the
+            model's own prediction blocks if not given.
+    """
+
+    tokens: Annotated[int, Field(gt=0)] | None = None
+    draft: ModelRef | None = None
+
+    @model_validator(mode="after")
+    def _counted(self) -> SpeculativeSpec:
+        if self.draft is not None and self.tokens is None:
+            raise ValueError("`draft` needs `tokens`: how many the draft model drafts a round")
+        return self
+
+
 class RolloutSpec(Strict):
     """How completions are sampled.
 
@@ -201,6 +221,7 @@ class RolloutSpec(Strict):
         server: address of the vLLM server, such as http://localhost:8000.
         engine_options: further arguments of `vllm.LLM`.
         process: a process of its own for the transformers or vLLM engine; `{}` takes the defaults.
+        speculative: draft tokens and verify several at once; `{}` drafts with the model's own prediction blocks.
     """
 
     engine: Literal["auto", "transformers", "vllm", "vllm_server"] = "auto"
@@ -214,6 +235,7 @@ class RolloutSpec(Strict):
     server: str | None = None
     engine_options: dict[str, Any] = Field(default_factory=dict)
     process: ProcessSpec | None = None
+    speculative: SpeculativeSpec | None = None
 
 
 C = TypeVar("C", bound=StageConfig)
@@ -262,6 +284,13 @@ class StageContext(Generic[C]):
             return str(self.inputs[ref[1:]] / "model")
         local = (self.base / ref).expanduser()
         return str(local.resolve()) if local.exists() else ref
+
+    def rollout(self, spec: RolloutSpec) -> RolloutSpec:
+        """The same with the path of the draft model, if there is one, in place of `@stage`."""
+        if spec.speculative is None or spec.speculative.draft is None:
+            return spec
+        found = spec.speculative.model_copy(update={"draft": self.model_path(spec.speculative.draft)})
+        return spec.model_copy(update={"speculative": found})
 
     def data_path(self, ref: str) -> Path:
         """The JSONL file behind `@stage` or a path."""

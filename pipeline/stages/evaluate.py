@@ -96,12 +96,13 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
     judge.prepare()
     progress = _Progress(context, list(labels), rows_by_task)
     scores: dict[str, dict[str, Any]] = {}
+    speculation: dict[str, Any] = {}
     saved: list[dict[str, Any]] = []
     try:
         for label, reference in labels.items():
             sampler = Sampler(
                 context.model_path(reference),
-                config.rollout,
+                context.rollout(config.rollout),
                 config.samples,
                 context.seed,
                 context.scratch / "samples" / label.replace("/", "-"),
@@ -114,11 +115,14 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
                 scores[label][task] = entry = score(groups, config.samples, LABELS)
                 logger.info("%s", sentence(label, task, entry, sampling_facts(context)))
                 saved += _records(groups[: config.save], label)
+            if sampler.speculation:
+                speculation[label] = sampler.speculation
             sampler.close()
     finally:
         judge.close()
     write_rows(context.output / "samples.jsonl", saved)
-    return Outputs({"sampling": sampling_facts(context), "scores": scores})
+    told = {"speculation": speculation} if speculation else {}
+    return Outputs({"sampling": sampling_facts(context), "scores": scores, **told})
 
 
 def evaluate_model(

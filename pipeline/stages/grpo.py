@@ -212,7 +212,7 @@ def open_process(context: StageContext[GrpoConfig]) -> Any:
             "the trainer would spread over all GPUs: give it one with launch: {env: {CUDA_VISIBLE_DEVICES: '0'}}, and"
             " the engine another with rollout: {process: {env: {CUDA_VISIBLE_DEVICES: '1'}}}"
         )
-    spec = rollout.model_copy(update={"engine": engine_name(rollout)})
+    spec = context.rollout(rollout).model_copy(update={"engine": engine_name(rollout)})
     return ProcessEngine(spec, context.model_path(context.config.model), context.seed, logprobs=True, for_trainer=True)
 
 
@@ -220,6 +220,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     """The trainer of a stage, with its model, its problems and this reward."""
     from datasets import Dataset
 
+    from pipeline.rollout.speculative import vllm_options
     from pipeline.tasks.resolve import prompt_rows
     from pipeline.training import experts, models, setup
     from pipeline.training.grpo import GrpoTrainer, Samples
@@ -227,6 +228,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     config = context.config
     model = context.model_path(config.model)
     args = arguments(context)
+    speculation = vllm_options(context.rollout(config.rollout).speculative) if args.use_vllm else {}
     trainer = GrpoTrainer(
         model=models.policy(model, args),
         reward_funcs=reward,
@@ -237,7 +239,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
         efficiency=config.efficiency,
         length_schedule=config.length_schedule,
         mtp=config.mtp,
-        engine_options=config.rollout.engine_options,
+        engine_options={**speculation, **config.rollout.engine_options},
     )
     experts.balance(trainer, config.routing)
     return trainer
@@ -253,7 +255,25 @@ def arguments(context: StageContext[GrpoConfig]) -> Any:
     rollout = config.rollout
     if rollout.in_process:  # then TRL is not to open an engine of its own
         rollout = rollout.model_copy(update={"engine": "transformers"})
-    return setup.arguments(GRPOConfig, context, trainer_defaults(config), generation_fields(rollout))
+    defaults = {**trainer_defaults(config), **checkpointing(context)}
+    return setup.arguments(GRPOConfig, context, defaults, generation_fields(rollout))
+
+
+def checkpointing(context: StageContext[GrpoConfig]) -> dict[str, Any]:
+    """Whether activations are computed twice: on a GPU, unless those of a packed pass are small against its memory."""
+    import torch
+    from transformers import AutoConfig
+
+    from pipeline.training.memory import keeps_activations
+
+    config = context.config
+    if not torch.cuda.is_available() or not config.efficiency.packing:
+        return {}
+    longest = max(config.rollout.max_tokens, *(change.max_tokens for change in config.length_schedule), 0)
+    tokens = max(config.efficiency.tokens_per_pass, longest)
+    device = torch.cuda.get_device_properties(0).total_memory
+    policy = AutoConfig.from_pretrained(context.model_path(config.model))
+    return {"gradient_checkpointing": not keeps_activations(policy, tokens, device)}
 
 
 def trainer_defaults(config: GrpoConfig) -> dict[str, Any]:
@@ -275,6 +295,11 @@ def generation_fields(rollout: RolloutSpec) -> dict[str, Any]:
         "top_k": rollout.top_k,
         "min_p": rollout.min_p or None,
     }
+    if chosen == TRANSFORMERS and rollout.speculative is not None:
+        if rollout.speculative.draft is not None:
+            raise ValueError("rollout.speculative.draft: transformers drafts with another model one sequence at a time")
+        drafts = {"use_mtp": True, "num_assistant_tokens": rollout.speculative.tokens}
+        fields["generation_kwargs"] = {name: value for name, value in drafts.items() if value is not None}
     if chosen == VLLM:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine shares this process's GPU memory
         fields |= {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": rollout.gpu_memory}

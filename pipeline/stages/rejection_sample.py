@@ -120,7 +120,7 @@ def run(context: StageContext[RejectionSampleConfig]) -> Outputs:
     prompts, contaminated = _prompts(context)
     sampler = Sampler(
         context.model_path(config.model),
-        config.rollout,
+        context.rollout(config.rollout),
         config.samples,
         context.seed,
         context.scratch / "samples",
@@ -138,7 +138,7 @@ def run(context: StageContext[RejectionSampleConfig]) -> Outputs:
     finally:
         sampler.close()
         judge.close()
-    metrics = account.metrics() | ({"contaminated": contaminated} if config.decontaminate else {})
+    metrics = account.metrics() | sampler.speculation | ({"contaminated": contaminated} if config.decontaminate else {})
     logger.info("%s", metrics)
     write_rows(context.output / "samples.jsonl", account.examples)
     if not account.rows:

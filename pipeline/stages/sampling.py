@@ -18,6 +18,7 @@ from pipeline.data.rows import read_rows, write_rows
 from pipeline.data.templates import TemplateError, encode, render, set_chat_template
 from pipeline.rollout import TRANSFORMERS, VLLM_SERVER, engine_name, open_engine, sampling
 from pipeline.rollout.base import Engine, Finish, Rollout, RolloutError, derived_seed
+from pipeline.rollout.speculative import facts
 from pipeline.stages.base import RolloutSpec
 from rewards import Batch, Composite, Status, Verdict
 from rewards.function import guard_infra
@@ -130,6 +131,7 @@ class Sampler:
                     f"at {ends}: import the model with that chat template instead"
                 )
         self._engine: Engine | None = None
+        self.speculation: dict[str, float] = {}
 
     def groups(
         self, rows: Sequence[Mapping[str, Any]], judge: Composite, label: str, report: Report | None = None
@@ -176,6 +178,7 @@ class Sampler:
             logger.info("loading %s with %s", self.model, self.engine_name)
             self._engine = open_engine(self.rollout, self.model, self.seed)
         groups = self._engine.generate(encode(self.tokenizer, prompts), sampling(self.rollout, self.n, seed), progress)
+        self.speculation = facts(getattr(self._engine, "speculation", None))
         if aborted := sum(rollout.finish is Finish.ABORT for group in groups for rollout in group):
             raise RolloutError(f"{self.engine_name} gave up on {aborted} completions of {self.model}")
         return groups

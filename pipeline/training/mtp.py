@@ -87,6 +87,7 @@ class MultiToken:
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The trainer's own loss; the gradient of the blocks' loss joins it in the model."""
+        self._log_speculation()
         if self.mtp is None or self.objective is None or not self.model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         weight = self.mtp.weight_at(self.state.global_step, self.state.max_steps)
@@ -96,6 +97,15 @@ class MultiToken:
             loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         self._log_depths(weight)
         return loss
+
+    def _log_speculation(self) -> None:
+        """How well the model's own rollouts were drafted, if they were."""
+        told = getattr(self.model, "speculation", None)
+        if told is None or not told.rounds:
+            return
+        self._metrics["train"]["speculation/acceptance"].append(told.acceptance)
+        self._metrics["train"]["speculation/tokens_per_pass"].append(told.tokens_per_pass)
+        self.model.speculation = type(told)()
 
     def _targets(self, labels_BT: Tensor, in_step: Any) -> Tensor:
         """Tokens of the whole optimizer step that this process's loss is divided by, as its trainer divides its own."""
