@@ -30,7 +30,8 @@ class Efficiency(Strict):
         packing: sequences lie one after another in rows without padding, each attending to itself only. Losses and
             gradients are TRL's, up to rounding.
         tokens_per_pass: with `packing`, the tokens of one forward and backward pass: this, and no longer
-            `per_device_train_batch_size`, decides about the peak of memory. A longer sequence has a pass to itself.
+            `per_device_train_batch_size`, decides about the peak of memory. A longer sequence has a pass to itself. Where
+            the activations of a pass are estimated to fit a GPU easily, `gradient_checkpointing` is off by default.
         drop_dead_groups: rows whose advantage is zero are left out of the training passes. Exact where nothing else
             gives them a gradient (beta 0, no entropy bonus); `auto` drops them there and nowhere else. The logged
             entropy and clip ratios are then those of the rows that are left.

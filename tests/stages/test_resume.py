@@ -78,6 +78,14 @@ STAGES: dict[str, dict[str, Any]] = {
             "ref_model_sync_steps": 4,
         },
     },
+    # Groups wait in the queue when it is killed, and completions are longer from the step after that on
+    "grpo-refilled": {
+        **GRPO,
+        "rewards": ["sums.py:rare"],
+        "efficiency": {"refill_rounds": 2, "tokens_per_pass": 100},
+        "length_schedule": [{"step": 4, "max_tokens": 12}, {"step": 9, "max_tokens": 6}],
+        "trainer": {**GROUPS, "gradient_accumulation_steps": 2, "beta": 0.0, "max_steps": 12, "save_steps": 3},
+    },
     "distill": {
         "kind": "distill",
         "model": "@base",
@@ -104,6 +112,9 @@ class Sums(Task):
 
 def shape(completion):
     return completion.count("<think>") + len(set(completion.split())) / 10
+
+def rare(completion):
+    return float(completion.count("<think>") == 1)
 """
 
 

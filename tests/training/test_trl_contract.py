@@ -98,7 +98,7 @@ def test_losses_are_divided_as_passes_and_dropping_weigh_them() -> None:
         name for names, formula in branches.items() if "mean()" in formula or "size(0)" in formula for name in names
     }
     assert by_rows == rows.MEAN_OF_ROWS
-    assert rows.MEAN_OF_TOKENS == {"bnpo"}
+    assert {"bnpo"} == rows.MEAN_OF_TOKENS
     assert 'self.current_gradient_accumulation_steps if mode == "train" else 1.0' in source
     assert 'inputs["num_items_in_batch"]' in source
 

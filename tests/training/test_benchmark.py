@@ -1,0 +1,62 @@
+"""The GRPO benchmark on a CPU: both kinds train, on the same rollouts' worth of problems, and are compared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import grpo, grpo_replay
+
+OPTIONS = argparse.Namespace(
+    problems=None, steps=2, beta=0.0, gpu_memory=0.1, tokens_per_pass=512, refill_rounds=0, long=False, smoke=True
+)
+
+
+@pytest.fixture(scope="module")
+def config(calculator: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The smoke test's stage on a tiny model."""
+    folder = tmp_path_factory.mktemp("gsm8k")
+    rows = [{"question": f"{a} + {b} =", "answer": f"#### {a + b}"} for a in range(5) for b in range(5)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = argparse.Namespace(**{**vars(OPTIONS), "model": str(calculator), "problems": str(folder)})
+    return grpo.stage(options)
+
+
+def test_stock_and_ours_are_measured_alike(config: dict[str, Any], tmp_path: Path) -> None:
+    runs = {kind: [grpo.train(kind, config, 0, tmp_path / kind)] for kind in ("stock", "ours")}
+    for (run,) in runs.values():
+        assert len(run["accuracy"]) == len(run["elapsed"]) == len(run["length"]) == 2
+        assert run["samples_per_s"] == pytest.approx(16 / run["seconds_a_step"], rel=0.01)
+        assert sum(run["split"].values()) == pytest.approx(run["seconds_a_step"], rel=0.2)
+        assert all(seconds >= 0 for seconds in run["split"].values())
+    assert runs["stock"][0]["accuracy"][0] == runs["ours"][0]["accuracy"][0], "the same problems and the same seed"
+    assert grpo.compare(runs, target=2.0)["seconds_to_target"] == {"stock": [None], "ours": [None]}
+    assert grpo.engine(config, 0, tmp_path / "engine")["tokens_per_s"] > 0
+
+
+def test_the_target_is_reached_by_the_mean_of_several_steps() -> None:
+    run = {"accuracy": [0.1, 0.9, 0.2, 0.5, 0.6], "elapsed": [1.0, 2.0, 3.0, 4.0, 5.0]}
+    assert grpo.reached(run, 0.5) == 4.0
+    assert grpo.reached(run, 0.7) is None
+
+
+def test_long_and_short_differ_in_what_they_should(config: dict[str, Any]) -> None:
+    values = {**vars(OPTIONS), "model": "m", "smoke": False}
+    short, long = (grpo.stage(argparse.Namespace(**{**values, "long": flag})) for flag in (False, True))
+    assert short["trainer"]["per_device_train_batch_size"] * short["trainer"]["gradient_accumulation_steps"] == 512
+    assert (short["rollout"]["max_tokens"], long["rollout"]["max_tokens"]) == (400, 8192)
+    assert long["trainer"]["gradient_checkpointing"]
+
+
+def test_replayed_kinds_train_as_stock_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`measure` raises where one does not."""
+    monkeypatch.setattr(grpo_replay, "PROMPTS", 4)
+    monkeypatch.setattr(grpo_replay, "MICRO", 16)
+    monkeypatch.setattr(grpo_replay, "ACCUMULATION", 2)
+    monkeypatch.setattr(grpo_replay, "LONGEST", 32)
+    found = grpo_replay.measure(steps=1, rounds=1)
+    assert found["speedup"].keys() == grpo_replay.KINDS.keys()
