@@ -20,6 +20,7 @@ from transformers.models.deepseek_v3 import modeling_deepseek_v3 as official
 from model.attention import V3Attention
 from model.balance import Sequences
 from model.config import V2Config, V3Config
+from model.norm import V3RMSNorm
 from model.routing import V3MoE, V3Router
 from model.speculative import Speculation, generate
 
@@ -33,8 +34,8 @@ class V3DecoderLayer(official.DeepseekV3DecoderLayer):  # type: ignore[misc]
         self.self_attn = V3Attention(config, layer_idx)
         dense = layer_idx < config.first_k_dense_replace
         self.mlp = official.DeepseekV3MLP(config) if dense else V3MoE(config)
-        self.input_layernorm = official.DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = official.DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = V3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = V3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden_BTD: Tensor, sequences: Sequences | None = None, **attention: Any) -> Tensor:
         """The block's output; `attention` are the arguments of its attention."""
@@ -54,12 +55,10 @@ class V3MtpBlock(V3DecoderLayer):
 
     def __init__(self, config: V3Config, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        self.enorm = official.DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.hnorm = official.DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.enorm = V3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.hnorm = V3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
-        self.shared_head = nn.ModuleDict(
-            {"norm": official.DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)}
-        )
+        self.shared_head = nn.ModuleDict({"norm": V3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)})
 
     def forward(  # type: ignore[override]  # a block is given one thing more than a layer
         self, hidden_BTD: Tensor, embedded_BTD: Tensor, sequences: Sequences | None = None, **attention: Any
@@ -81,8 +80,10 @@ class V3PreTrained(official.DeepseekV3PreTrainedModel):  # type: ignore[misc]
     config_class = V3Config
     _no_split_modules: ClassVar[list[str]] = ["V3DecoderLayer"]  # FSDP wants each of them to be in the model
 
-    def _ignore_other_blocks(self) -> None:
-        """Let checkpoints have more prediction blocks than this model, and copies of embedding and head in them."""
+    def _tell_of_blocks(self) -> None:
+        """What wrappers shard; that checkpoints may have more of them, and copies of embedding and head in them."""
+        if self.config.num_nextn_predict_layers:
+            self._no_split_modules = [*self._no_split_modules, "V3MtpBlock"]
         depth = self.config.num_hidden_layers + self.config.num_nextn_predict_layers
         ours = "|".join(map(str, range(depth)))
         self._keys_to_ignore_on_load_unexpected = [
@@ -120,10 +121,10 @@ class V3Model(V3PreTrained, official.DeepseekV3Model):  # type: ignore[misc]
         for block in range(config.num_nextn_predict_layers):
             layers.append(V3MtpBlock(config, config.num_hidden_layers + block))
         self.layers = nn.ModuleList(layers)
-        self.norm = official.DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = V3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = official.DeepseekV3RotaryEmbedding(config=config)
         self.gradient_checkpointing = False
-        self._ignore_other_blocks()
+        self._tell_of_blocks()
         self.post_init()
 
     def forward(
@@ -159,7 +160,7 @@ class DeepseekV3ForCausalLM(V3PreTrained, official.DeepseekV3ForCausalLM):  # ty
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.speculation = Speculation()
-        self._ignore_other_blocks()
+        self._tell_of_blocks()
         self.post_init()
 
     def generate(self, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:

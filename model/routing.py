@@ -21,6 +21,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.utils.generic import maybe_autocast
 
 from model.balance import Balance, BalanceLoss, Sequences, attach, chosen_mask
+from model.experts import V3Experts
 from model.presets import GROUP_SCORE_EXPERTS
 
 EPSILON = 1e-20
@@ -124,6 +125,7 @@ class V3MoE(DeepseekV3MoE):  # type: ignore[misc]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        self.experts = V3Experts(config)
         self.gate = V3Router(config)
 
     def forward(self, hidden_BTD: Tensor, sequences: Sequences | None = None) -> Tensor:
