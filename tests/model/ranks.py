@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,11 @@ class Stage:
 
 
 def model_of(stage: Stage, **options: Any) -> Any:
-    """The saved model in training, with a sequence-wise balance loss large enough to be seen in the gradients."""
+    """The saved model in training, with a sequence-wise balance loss large enough to be seen in the gradients.
+
+    Its blocks of multi-token prediction are left behind unless `num_nextn_predict_layers` asks for them.
+    """
+    options = {"num_nextn_predict_layers": 0, **options}
     from model import V3ForCausalLM, balance
 
     model = V3ForCausalLM.from_pretrained(stage.folder, **options).to(stage.device).train()
@@ -97,19 +102,24 @@ def furthest(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> float:
     return max(float((got[name] - want[name]).abs().max() / want[name].abs().max().clamp(min=1e-6)) for name in got)
 
 
-def fsdp(stage: Stage) -> Iterator[tuple[str, float]]:
+def fsdp(stage: Stage, depth: int = 0) -> Iterator[tuple[str, float]]:
     """Two steps with weights sharded as `fsdp2-1node.yaml` says, each rank on half of the batch.
 
     accelerate itself shards on GPUs alone, so its policy says what is sharded here and torch does it.
+    With blocks of multi-token prediction, they are trained along.
     """
+    from contextlib import nullcontext
+
     import yaml
     from accelerate import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     from model import balance
+    from model.mtp import Objective
 
-    alone, sharded = model_of(stage), model_of(stage)
+    alone, sharded = (model_of(stage, num_nextn_predict_layers=depth) for _ in range(2))
+    mtp = [Objective(model) if depth else None for model in (alone, sharded)]
     recipe = yaml.safe_load((ROOT / "configs/accelerate/fsdp2-1node.yaml").read_text())["fsdp_config"]
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=recipe["fsdp_version"],
@@ -126,9 +136,12 @@ def fsdp(stage: Stage) -> Iterator[tuple[str, float]]:
     mine = {name: value[dist.get_rank() * half :][:half] for name, value in data.items()}
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-4) for model in (alone, sharded)]
     for _ in range(2):
-        for model, given, optimizer in zip((alone, sharded), (data, mine), optimizers, strict=True):
+        steps = zip((alone, sharded), (data, mine), optimizers, mtp, strict=True)
+        for model, given, optimizer, objective in steps:
             optimizer.zero_grad()
-            model(**given).loss.backward()
+            with objective.weighed(0.3, given["labels"].numel()) if objective else nullcontext():
+                loss = model(**given).loss
+            loss.backward()
             optimizer.step()
     yield "gradients", furthest(gradients(sharded), gradients(alone))
     weights = {name: whole(weight) for name, weight in sharded.named_parameters()}
@@ -216,6 +229,7 @@ def pipeline(schedule: str) -> Callable[[Stage], Iterator[tuple[str, float]]]:
 
 SCENES: dict[str, Callable[[Stage], Iterator[tuple[str, float]]]] = {
     "fsdp": fsdp,
+    "fsdp and multi-token prediction": partial(fsdp, depth=2),
     "experts": experts,
     **{schedule: pipeline(schedule) for schedule in ("1F1B", "ZBVZeroBubble", "DualPipeV")},
 }

@@ -29,7 +29,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory, kind: str) -> Path:
 
     folder, scratch = tmp_path_factory.mktemp("parallel-model"), tmp_path_factory.mktemp("parallel")
     torch.manual_seed(0)
-    V3ForCausalLM(V3Config(**ranks.SHAPE)).save_pretrained(folder)
+    V3ForCausalLM(V3Config(**ranks.SHAPE, num_nextn_predict_layers=2)).save_pretrained(folder)
     torch.multiprocessing.spawn(ranks.play, (folder, scratch, kind), nprocs=ranks.RANKS)
     return scratch
 

@@ -1,0 +1,166 @@
+"""Stages that train the blocks of multi-token prediction: schedule, scale, resumption, and reinforcement learning."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.stages.base import SpeculativeSpec, run_function
+from pipeline.training.mtp import DraftSpec, MtpSpec
+from tests.stages.driving import CORPUS, TINY, context_of
+
+TASK = """
+from pipeline.tasks.base import Problem, Task
+
+class Sums(Task):
+    def problems(self, split, n=None, seed=0):
+        return [Problem(f"{a}-{b}", f"{a} + {b} =", str(a + b)) for a in range(5) for b in range(5)]
+
+def shape(completion):
+    return len(set(completion.split())) / 10
+"""
+PRETRAIN: dict[str, Any] = {
+    "kind": "pretrain",
+    "model": {**TINY, "num_nextn_predict_layers": 2},
+    "vocabulary": {"kind": "words", "tokens": ["<think>", "</think>", "<answer>", "</answer>"]},
+    "corpus": {"use": "corpus.py:Sums", "documents": 400},
+    "length": 32,
+    "trainer": {"max_steps": 40, "learning_rate": 5e-3, "warmup_steps": 0, "logging_steps": 10, "save_steps": 20},
+}
+
+
+def logged(folder: Path, name: str, metric: str) -> list[float]:
+    lines = (folder / f"{name}-scratch" / "events.jsonl").read_text().splitlines()
+    return [event[metric] for event in map(json.loads, lines) if metric in event]
+
+
+def run(folder: Path, name: str, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Run a stage on `@base` and read what it publishes."""
+    context = context_of(folder, name, config, {"base": folder / "base"})
+    run_function(config["kind"])(context)
+    return load_file(context.output / "model" / "model.safetensors")
+
+
+def of_blocks(name: str) -> bool:
+    return name.startswith(("model.layers.2.", "model.layers.3."))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model with two trained blocks, a task and rows."""
+    folder = tmp_path_factory.mktemp("mtp-stages")
+    (folder / "corpus.py").write_text(CORPUS)
+    (folder / "sums.py").write_text(TASK)
+    rows = [
+        {"prompt": f"User: {a} + {b} = Assistant:", "completion": f" <answer> {a + b} </answer>"}
+        for a in range(5)
+        for b in range(5)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(folder, "base", PRETRAIN)
+    return folder
+
+
+def test_the_weight_falls_once() -> None:
+    spec = MtpSpec(weight=0.3, final_weight=0.1, switch_at=0.5)
+    assert [spec.weight_at(step, 4) for step in range(4)] == [0.3, 0.3, 0.1, 0.1]
+    assert not MtpSpec().detach and DraftSpec().detach
+
+
+def test_blocks_learn_and_would_be_accepted_more_often(folder: Path) -> None:
+    for depth in (1, 2):
+        losses, accepted = (logged(folder, "base", f"mtp/{what}_{depth}") for what in ("loss", "acceptance"))
+        assert losses[-1] < 0.6 * losses[0] and accepted[-1] > accepted[0] + 0.2
+    assert logged(folder, "base", "mtp/weight") == pytest.approx([0.3, 0.3, 0.26, 0.1])  # switched after step 28
+
+
+def test_a_resumed_run_ends_in_the_same_weights(folder: Path) -> None:
+    scratch = folder / "again-scratch" / "checkpoints"
+    shutil.copytree(folder / "base-scratch" / "checkpoints" / "checkpoint-20", scratch / "checkpoint-20")
+    again, whole = run(folder, "again", PRETRAIN), load_file(folder / "base" / "model" / "model.safetensors")
+    assert len(logged(folder, "again", "mtp/weight")) == 2
+    assert again.keys() == whole.keys()
+    for name, weight in whole.items():
+        assert weight.equal(again[name]), name
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "base" / "model" / "model.safetensors")
+
+
+def sft(**fields: Any) -> dict[str, Any]:
+    trainer = {"max_steps": 1, "optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0, **fields.pop("trainer", {})}
+    return {"kind": "sft", "model": "@base", "data": ["rows.jsonl"], "trainer": trainer, **fields}
+
+
+def test_a_step_does_not_depend_on_how_it_is_divided(folder: Path, base: dict[str, torch.Tensor]) -> None:
+    """Eight rows at once, or two by two: plain gradient descent shows the gradient itself."""
+    mtp = {"mtp": {"weight": 1.0}}
+    whole = run(folder, "whole", sft(**mtp, trainer={"per_device_train_batch_size": 8}))
+    halves = run(
+        folder,
+        "halves",
+        sft(**mtp, trainer={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}),
+    )
+    moved = {name: (weight - base[name]).abs().max() for name, weight in whole.items()}
+    for name, weight in whole.items():
+        assert (weight - halves[name]).abs().max() <= 1e-4 * moved[name] + 1e-7, name
+    assert all(moved[f"model.layers.{layer}.eh_proj.weight"] > 1e-4 for layer in (2, 3))
+
+
+def test_without_mtp_blocks_stay_as_they_are_and_are_saved(folder: Path, base: dict[str, torch.Tensor]) -> None:
+    trained = run(folder, "plain", sft())
+    assert trained.keys() == base.keys()
+    for name, weight in base.items():
+        assert weight.equal(trained[name]) == (of_blocks(name) or "correction_bias" in name), name
+
+
+def test_mtp_on_a_model_without_blocks_is_refused(folder: Path) -> None:
+    context = context_of(folder, "none", {**PRETRAIN, "model": TINY, "trainer": {"max_steps": 1}}, {})
+    run_function("pretrain")(context)
+    (folder / "bare").mkdir()
+    config = sft(mtp={}, model=str(context.output / "model"))
+    with pytest.raises(ValueError, match="num_nextn_predict_layers"):
+        run_function("sft")(context_of(folder, "refused", config, {}))
+
+
+def test_blocks_follow_the_policy_and_leave_it_alone(folder: Path, base: dict[str, torch.Tensor]) -> None:
+    """GRPO with and without `mtp`: the same policy to the bit; rollouts drafted by the blocks; a synced reference."""
+    grpo = {
+        "kind": "grpo",
+        "model": "@base",
+        "tasks": ["sums.py:Sums"],
+        "rewards": ["sums.py:shape"],
+        "rollout": {"max_tokens": 8},
+        "samples": 0,
+        "trainer": {
+            "num_generations": 4,
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "max_steps": 2,
+            "beta": 0.1,
+            "ref_model_sync_steps": 1,
+        },
+    }
+    plain, followed = run(folder, "policy", grpo), run(folder, "followed", {**grpo, "mtp": {}})
+    for name, weight in plain.items():
+        assert weight.equal(followed[name]) != of_blocks(name) or "correction_bias" in name, name
+    drafted = {**grpo, "mtp": {}, "rollout": {"max_tokens": 8, "speculative": {"tokens": 3}}}
+    run(folder, "drafted", drafted)
+    shares = logged(folder, "drafted", "speculation/acceptance")
+    assert len(shares) == 2 and all(0 < share < 1 for share in shares)
+    assert all(tokens > 1 for tokens in logged(folder, "drafted", "speculation/tokens_per_pass"))
+
+
+def test_a_draft_model_needs_a_number() -> None:
+    with pytest.raises(ValueError, match="needs `tokens`"):
+        SpeculativeSpec(draft="small")
