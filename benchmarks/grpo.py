@@ -292,6 +292,13 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def merged(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with one micro-batch a step: the loss of the stage's default type is the same, and passes are fuller."""
+    rows = config["trainer"]["per_device_train_batch_size"] * config["trainer"]["gradient_accumulation_steps"]
+    one = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}
+    return {**config, "trainer": {**config["trainer"], **one}}
+
+
 def in_child(kind: str, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """One run in a process of its own: what `train` or `engine` returns, or why there is nothing."""
     with tempfile.TemporaryDirectory() as folder:
@@ -357,6 +364,7 @@ def main() -> None:
     parser.add_argument("--tokens-per-pass", type=int, default=8192)
     parser.add_argument("--refill-rounds", type=int, default=0)
     parser.add_argument("--target", type=float, default=0.35, help="accuracy whose time is told")
+    parser.add_argument("--one-micro-batch", action="store_true", help="ours only: a step's rollouts at once")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -371,7 +379,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {"stock": [], "ours": []}
     for seed in range(options.seeds):
         for kind, found in runs.items():
-            found.append(in_child(kind, config, seed))
+            found.append(in_child(kind, merged(config) if options.one_micro_batch and kind == "ours" else config, seed))
             print(kind, "seed", seed, json.dumps({k: v for k, v in found[-1].items() if not isinstance(v, list)}))
     result = {"engine": in_child("engine", config, 0), "runs": runs, "settings": config, "versions": versions()}
     result["command"] = "python -m benchmarks.grpo " + " ".join(sys.argv[1:])

@@ -163,11 +163,25 @@ class GrpoConfig(StageConfig):
     def _scheduled(self) -> GrpoConfig:
         trainer = {**DEFAULTS, **self.trainer}
         check_cycle(trainer, processes=None if self.launch.accelerate else 1)
-        check_efficiency(self.efficiency, trainer)
+        check_efficiency(self.efficiency, trainer, self._learnt_from_every_row())
         check_lengths(self.rollout.max_tokens, self.length_schedule)
         if trainer.get("sync_ref_model") and trainer["beta"] == 0:
             raise ValueError("trainer.sync_ref_model needs a reference model, and with beta: 0 there is none")
         return self
+
+    @property
+    def switches(self) -> Efficiency:
+        """`efficiency` for the trainer, which does not see the stage's other fields."""
+        if self.efficiency.drop_dead_groups == "auto" and self._learnt_from_every_row():
+            return self.efficiency.model_copy(update={"drop_dead_groups": False})
+        return self.efficiency
+
+    def _learnt_from_every_row(self) -> str | None:
+        if self.mtp is not None:
+            return "`mtp` learns from every row"
+        if self.routing.balance != "none" or self.routing.bias_update_speed:
+            return "`routing` balances the experts over every row"
+        return None
 
 
 def run(context: StageContext[GrpoConfig]) -> Outputs:
@@ -236,7 +250,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
         train_dataset=Dataset.from_list(prompt_rows(config.tasks, context)),
         processing_class=setup.load_tokenizer(model),
         samples=Samples(context.scratch / "samples.jsonl", config.sample_every, config.samples),
-        efficiency=config.efficiency,
+        efficiency=config.switches,
         length_schedule=config.length_schedule,
         mtp=config.mtp,
         engine_options={**speculation, **config.rollout.engine_options},

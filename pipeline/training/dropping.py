@@ -32,6 +32,17 @@ class Dropping:
     aux_loss_enabled: bool
     _metrics: Any
 
+    def prepare_dropping(self) -> None:
+        """Call once, at the end of `__init__`.
+
+        Raises:
+            ValueError: rows without advantage are to be left out, but a loss balances experts over all rows.
+        """
+        if self.efficiency.drop_dead_groups is True and self.aux_loss_enabled:
+            raise ValueError(
+                "efficiency.drop_dead_groups: the model has a router loss; set trainer.router_aux_loss_coef: 0"
+            )
+
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         rewards_BF: torch.Tensor = super()._calculate_rewards(*args, **kwargs)  # type: ignore[misc]
         if self.model.training:

@@ -30,8 +30,8 @@ class Efficiency(Strict):
         packing: sequences lie one after another in rows without padding, each attending to itself only. Losses and
             gradients are TRL's, up to rounding.
         tokens_per_pass: with `packing`, the tokens of one forward and backward pass: this, and no longer
-            `per_device_train_batch_size`, decides about the peak of memory. A longer sequence has a pass to itself. Where
-            the activations of a pass are estimated to fit a GPU easily, `gradient_checkpointing` is off by default.
+            `per_device_train_batch_size`, decides about the peak of memory. A longer sequence has a pass to itself.
+            Where a pass's activations are estimated to fit a GPU easily, `gradient_checkpointing` is off by default.
         drop_dead_groups: rows whose advantage is zero are left out of the training passes. Exact where nothing else
             gives them a gradient (beta 0, no entropy bonus); `auto` drops them there and nowhere else. The logged
             entropy and clip ratios are then those of the rows that are left.
@@ -79,13 +79,16 @@ class LengthChange(Strict):
     max_tokens: Annotated[int, Field(gt=0)]
 
 
-def check_efficiency(efficiency: Efficiency, trainer: Mapping[str, Any]) -> None:
+def check_efficiency(efficiency: Efficiency, trainer: Mapping[str, Any], besides: str | None = None) -> None:
     """Refuse switches that would not be exact, or make no sense, with these GRPOConfig fields (our defaults included).
+
+    Args:
+        besides: what else gives rows without advantage a gradient, if anything does.
 
     Raises:
         ValueError: says which field is in the way.
     """
-    if efficiency.drop_dead_groups is True and (why := dead_rows_count(trainer)):
+    if efficiency.drop_dead_groups is True and (why := besides or dead_rows_count(trainer)):
         raise ValueError(f"efficiency.drop_dead_groups would change the gradient: {why}")
     if efficiency.refill_rounds:
         if trainer.get("scale_rewards") in ("batch",):

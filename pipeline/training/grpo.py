@@ -115,6 +115,7 @@ class GrpoTrainer(
         self.efficiency, self.length_schedule = efficiency, length_schedule
         super().__init__(*args, **kwargs)
         self.prepare_packing(self.model, self.ref_model)
+        self.prepare_dropping()
         self.prepare_refill()
         sync_by_name(self)
         self.samples = samples

@@ -194,6 +194,7 @@ def test_the_length_follows_the_step(models: Path, tmp_path: Path) -> None:
         ({"efficiency": {"drop_dead_groups": True}}, r"beta=0.001 pulls every row"),
         ({"efficiency": {"drop_dead_groups": True}, "trainer": {"beta": 0.0, "entropy_coef": 0.1}}, "entropy bonus"),
         ({"efficiency": {"drop_dead_groups": True}, "trainer": {"beta": 0.0, "top_entropy_quantile": 0.2}}, "quantile"),
+        ({"efficiency": {"drop_dead_groups": True}, "mtp": {}, "trainer": {"beta": 0.0}}, "mtp. learns from every row"),
         ({"efficiency": {"refill_rounds": 1}, "trainer": {"scale_rewards": "batch"}}, "scale_rewards=batch"),
         ({"efficiency": {"tokens_per_pass": 0}}, "greater than 0"),
         ({"efficiency": {"pack": True}}, "pack"),
@@ -204,6 +205,14 @@ def test_the_length_follows_the_step(models: Path, tmp_path: Path) -> None:
 def test_what_would_not_be_exact_is_refused_when_the_recipe_is_read(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config_class("grpo").model_validate({**GRPO, **config})
+
+
+@pytest.mark.parametrize(
+    ("config", "drops"), [({}, "auto"), ({"mtp": {}}, False), ({"routing": {"bias_update_speed": 1e-3}}, False)]
+)
+def test_rows_that_something_else_learns_from_are_kept(config: dict[str, Any], drops: Any) -> None:
+    checked: Any = config_class("grpo").model_validate({**GRPO, "trainer": {"beta": 0.0}, **config})
+    assert checked.switches.drop_dead_groups == drops
 
 
 def free_port() -> int:
