@@ -147,13 +147,16 @@ class Rollouts:
 
         Returns:
             Such rows; others where groups were given up. `generate` then returns their rollouts.
+
+        Raises:
+            RuntimeError: the trainer does not go through the dataset as planned.
         """
         if self._plan is None:
             self._plan = Plan(self.trainer)
             self._batch = self._plan.number_at(self.trainer.state.global_step)
         n, rows = self.trainer.num_generations, self._plan.rows(self._batch)
         if [self.trainer.train_dataset[row] for row in rows] != inputs[::n]:
-            return inputs  # not of the plan, such as prompts of a refill: `generate` samples them
+            raise RuntimeError(f"generation batch {self._batch} does not hold the rows that were planned for it")
         started = time.perf_counter()
         ahead = self.ahead if self.ahead is not None and self.ahead.number == self._batch else self._begin(self._batch)
         groups = self._finish(ahead)
@@ -198,7 +201,7 @@ class Rollouts:
         return ahead.groups
 
     def _sample(self, prompts: Sequence[Sequence[int]], n: int) -> Groups:
-        """Sample prompts that no plan knows, with the present weights and at once."""
+        """Sample prompts of an evaluation or a refill, which are not planned, with the present weights and at once."""
         if self.ahead is not None:
             self._finish(self.ahead)
         self._push()
@@ -255,6 +258,7 @@ class EngineRollouts:
     """
 
     rollouts: Rollouts | None = None
+    sampling_extra: bool
     model: Any
     args: Any
 
@@ -279,7 +283,7 @@ class EngineRollouts:
             self.rollouts.engine.close()
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
-        if self.rollouts is not None and self.model.training:
+        if self.rollouts is not None and self.model.training and not self.sampling_extra:
             inputs = self.rollouts.take(inputs)
         return super()._generate_and_score_completions(inputs)  # type: ignore[misc]
 
