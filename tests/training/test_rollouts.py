@@ -153,15 +153,17 @@ def test_one_batch_ahead_is_training_on_rollouts_of_the_weights_before(
     assert not engine.busy, "nothing is sampled that nobody will train on"
 
 
-def test_without_learning_it_makes_no_difference_to_be_ahead(
+def test_without_learning_it_makes_no_difference_to_be_ahead_and_to_evaluate_meanwhile(
     calculator: Path, engine: ProcessEngine, tmp_path: Path
 ) -> None:
-    ours, on_policy = (
-        Run(calculator, tmp_path / str(overlap), engine, overlap=overlap, learning_rate=0.0, max_steps=4)
-        for overlap in (True, False)
-    )
+    still = {"learning_rate": 0.0, "max_steps": 4}
+    on_policy = Run(calculator, tmp_path / "on-policy", engine, **still)
+    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": GROUP}
+    ours = Run(calculator, tmp_path / "ours", engine, overlap=True, **still, **evaluated)
     for metric in ("reward", "completions/mean_length", "sampling/sampling_logp_difference/max"):
         assert ours.logged(metric) == on_policy.logged(metric)
+    assert ours.logged("rollout/staleness") == [0, 1, 1, 1]
+    assert sum("eval_reward" in entry for entry in ours.trainer.state.log_history) == 4
 
 
 def test_a_resumed_run_takes_up_what_was_sampled_ahead(
@@ -172,30 +174,6 @@ def test_a_resumed_run_takes_up_what_was_sampled_ahead(
     resumed = Run(calculator, tmp_path, engine, resume=checkpoint, overlap=True, spare=0.5, save_steps=2)
     assert resumed.equals(ahead)
     assert resumed.logged("rollout/staleness")[-3:] == [1, 1, 1]
-
-
-def test_an_evaluation_in_between_changes_nothing(
-    calculator: Path, engine: ProcessEngine, ahead: Run, tmp_path: Path
-) -> None:
-    """The engine is at work on the next batch when it begins.
-
-    Of the weights only rounding changes: a dataloader for evaluation draws from the generator that later shuffles rows.
-    """
-    evaluated = Run(
-        calculator,
-        tmp_path,
-        engine,
-        overlap=True,
-        spare=0.5,
-        save_steps=2,
-        eval_strategy="steps",
-        eval_steps=1,
-        per_device_eval_batch_size=GROUP,
-    )
-    for metric in ("reward", "completions/mean_length", "rollout/staleness"):
-        assert evaluated.logged(metric) == ahead.logged(metric)
-    assert all(torch.allclose(tensor, ahead.weights[name], atol=1e-3) for name, tensor in evaluated.weights.items())
-    assert sum("eval_reward" in entry for entry in evaluated.trainer.state.log_history) == STEPS
 
 
 def test_an_engine_killed_while_it_samples_changes_nothing(
