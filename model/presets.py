@@ -1,4 +1,4 @@
-"""Shapes of DeepSeek-V3 models: a preset is a small YAML file under `configs/model/`, or a mapping in a recipe.
+"""Shapes of DeepSeek-V3 models: presets are small YAML files under `configs/model/`, whose fields a recipe may change.
 
     >>> from model import presets
     >>> shape = presets.load("nano")
@@ -185,17 +185,22 @@ def names() -> list[str]:
 
 
 def load(preset: str | Mapping[str, Any]) -> Shape:
-    """A shape by the name of its preset, or from a mapping.
+    """A shape by the name of its preset, or from a mapping of fields.
+
+    A mapping with the key `preset` takes the fields that it lacks from there: `{preset: small, rope_theta: 50000.0}`.
 
     Raises:
         ValueError: no such preset, an unknown key, or an impossible shape (pydantic's error is one).
     """
     if isinstance(preset, str):
-        path = _folder() / f"{preset}.yaml"
-        if not path.is_file():
-            raise ValueError(f"there is no model preset {preset!r}. Known: {', '.join(names())}")
-        preset = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return Shape.model_validate(preset)
+        return load({"preset": preset})
+    changes = dict(preset)
+    if (name := changes.pop("preset", None)) is None:
+        return Shape.model_validate(changes)
+    path = _folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"there is no model preset {name!r}. Known: {', '.join(names())}")
+    return Shape.model_validate({**yaml.safe_load(path.read_text(encoding="utf-8")), **changes})
 
 
 def fields(shape: Shape) -> dict[str, Any]:

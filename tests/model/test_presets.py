@@ -13,11 +13,36 @@ from model import presets
 NANO = presets.load("nano").model_dump()
 
 
-def test_the_full_model_has_the_published_size() -> None:
-    """671B parameters, 37B active (DeepSeek-V3, arXiv 2412.19437, abstract); vocabulary of 129,280."""
-    size = presets.count(presets.load("v3-671b"), vocab_size=129_280)
-    assert round(size.total / 1e9) == 671
-    assert 37.0 < size.active / 1e9 < 38.0
+PUBLISHED = {
+    "v3-671b": (129_280, 671, 37.0, 38.0),  # DeepSeek-V3 (arXiv 2412.19437), abstract: 671B, 37B active
+    "v3-16b": (163_840, 16, 2.8, 3.1),  # Moonlight (arXiv 2502.16982), abstract: 16B, 3B active
+    "v2-236b": (102_400, 236, 21.0, 22.0),  # DeepSeek-V2 (arXiv 2405.04434), abstract: 236B, 21B active
+    "v2-lite": (102_400, 16, 2.4, 2.7),  # appendix B: 15.7B, 2.4B active without the embedding
+}
+"""Preset -> vocabulary, billions of parameters, and the range that the active ones lie in."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_the_published_size(name: str) -> None:
+    vocabulary, total, low, high = PUBLISHED[name]
+    size = presets.count(presets.load(name), vocabulary)
+    assert round(size.total / 1e9) == total
+    assert low < size.active / 1e9 < high
+
+
+def test_prediction_blocks_are_counted_apart() -> None:
+    """DeepSeek-V3's block has 14B, of which 1.9B are copies of embedding and head (the hub's README, section 2)."""
+    size = presets.count(presets.load("v3-671b"), 129_280)
+    assert round((size.mtp + 2 * 129_280 * 7168) / 1e9, 1) == 13.5
+    assert presets.count(presets.load("nano"), 80).mtp == 0
+
+
+def test_the_small_model_has_a_hundred_million_active_parameters_that_vllm_can_serve() -> None:
+    shape = presets.load("small")
+    assert round(presets.count(shape, 100).active / 1e6) == 101
+    assert presets.check_vllm(shape) is None
+    assert "kv_lora_rank=512, and this model has" in str(presets.check_vllm(presets.load("nano")))
+    assert "VLLM_MLA_DISABLE=1" in str(presets.check_vllm(presets.load({"preset": "small", "v_head_dim": 64})))
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -40,6 +65,11 @@ def test_the_student_is_less_than_a_third_of_the_base() -> None:
         ({"n_group": 4, "topk_group": 1, "num_experts_per_tok": 3}, "exceeds the 2 experts"),
         ({"num_experts_per_tok": 9}, "exceeds the 8 experts"),
         ({"first_k_dense_replace": 3}, "exceeds num_hidden_layers"),
+        ({"scoring_func": "softmax"}, "no gate has noaux_tc with softmax"),
+        ({"topk_method": "greedy"}, "no gate has greedy with sigmoid"),
+        ({"topk_method": "greedy", "scoring_func": "softmax", "n_group": 2}, "greedy knows no groups"),
+        ({"rope_scaling": {"factor": 2.0, "original_max_position_embeddings": 64}}, "exceeds what YaRN reaches: 128"),
+        ({"preset": "nanno"}, "no model preset"),
         ({"hidden_sise": 3}, "hidden_sise"),
         ({"hidden_size": 0}, "greater than 0"),
         ({"hidden_size": "128"}, "valid integer"),
