@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
@@ -189,7 +189,7 @@ class Drift:
         self.last.append(difference)
         if len(self.last) < DRIFT_STEPS:
             return None
-        start, now = fmean(self.first), fmean(self.last)
+        start, now = median(self.first), median(self.last)  # one bad step is none
         self.last = []
         if now <= max(DRIFT_FACTOR * start, DRIFT_FLOOR):
             return None
