@@ -2,8 +2,8 @@
 
 One document, with `length: 24, facts: 3, asked: 2`::
 
-    User: loki=8 dew fern moss loda=7 reed dew fern moss reed dew bada=0 fern moss bada loda ? Assistant:
-    <answer> bada=0 loda=7 </answer>
+    User: bada=0 dew fern moss reed dew fern moss baki=4 reed dew bano=3 fern moss baki bada ? Assistant:
+    <answer> baki=4 bada=0 </answer>
 
 Every document is exactly `length` tokens long with a tokenizer of whole words, its end-of-sequence token included, so
 that rows of that length hold one document each and no question is cut off from its facts.

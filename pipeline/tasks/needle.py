@@ -2,10 +2,10 @@
 
 One problem, with `words: 16, facts: 3, asked: 2`::
 
-    question  "dew fern moss reed dew fern moss reed dew fern moss reed muda=4 dew rino=8 bada=7 rino bada ?"
-    answer    "rino=8 bada=7"
+    question  "dew fern moss bada=5 reed baki=7 bano=8 dew fern moss reed dew fern moss reed dew baki bada ?"
+    answer    "baki=7 bada=5"
 
-The words between facts only go round. Nothing but the text itself gives the answer away: names and digits are drawn
+The words between facts only go round. Nothing but the text itself gives the answer away: places and digits are drawn
 anew for each problem, so guessing a fact is right one time in ten. `distance` asks only for facts that lie so many
 words before the question, which tells a model that looks back from one that sees just what is near.
 """
@@ -33,7 +33,7 @@ class Haystack:
 
     Attributes:
         text: its words, between spaces.
-        facts: name -> the fact, such as `loki=7`.
+        facts: name -> the fact, such as `bada=7`.
         distances: name -> how many words of the text come after the fact.
     """
 
@@ -44,7 +44,7 @@ class Haystack:
 
 def haystack(random: Random, words: int, facts: int) -> Haystack:
     """A text of `words` words, of which `facts` are facts at random places."""
-    told = {name: f"{name}={random.choice(DIGITS)}" for name in random.sample(NAMES, facts)}
+    told = {name: f"{name}={random.choice(DIGITS)}" for name in NAMES[:facts]}
     places = dict(zip(random.sample(range(words), facts), told, strict=True))
     filler = cycle(FILLER)
     text = [told[places[place]] if place in places else next(filler) for place in range(words)]
@@ -63,7 +63,7 @@ class Needle(Task):
 
     Args:
         words: words of the text before the question.
-        facts: facts in it.
+        facts: facts in it; texts with as many facts have the same names.
         asked: how many of them are asked for; the answer names them all.
         distance: [fewest, most] words between a fact that is asked for and the question; any if not given.
     """
