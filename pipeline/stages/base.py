@@ -219,7 +219,7 @@ class RolloutSpec(Strict):
         batch_size: sequences at a time (transformers engine).
         gpu_memory: share of the GPU's memory that vLLM may take.
         server: address of the vLLM server, such as http://localhost:8000.
-        engine_options: further arguments of `vllm.LLM`.
+        engine_options: further arguments of `vllm.LLM`, for sampling and for the engine of a trainer.
         process: a process of its own for the transformers or vLLM engine; `{}` takes the defaults.
         speculative: draft tokens and verify several at once; `{}` drafts with the model's own prediction blocks.
     """
