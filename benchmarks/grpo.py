@@ -46,9 +46,13 @@ class Clock:
     Attributes:
         steps: one mapping an optimizer step: part -> seconds.
         now: the same for the step that is under way.
+
+    Args:
+        seconds: the clock's own clock, such as that of the process's processor time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: Callable[[], float] = time.perf_counter) -> None:
+        self._seconds = seconds
         self.steps: list[dict[str, float]] = []
         self.now: defaultdict[str, float] = defaultdict(float)
 
@@ -76,14 +80,13 @@ class Clock:
         self.steps.append(dict(self.now))
         self.now.clear()
 
-    @staticmethod
-    def time() -> float:
+    def time(self) -> float:
         """Seconds, once the device has done what it was given."""
         import torch
 
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return self._seconds()
 
 
 class Memory(threading.Thread):
@@ -120,10 +123,10 @@ def watch(trainer: Any, clock: Clock) -> list[dict[str, float]]:
 
     class Steps(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.started = Clock.time()
+            self.started = clock.time()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            clock.now["step"] = Clock.time() - self.started
+            clock.now["step"] = clock.time() - self.started
             clock.end_of_step()
 
         def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
