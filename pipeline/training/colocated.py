@@ -121,7 +121,9 @@ class Generation(vllm_generation.VLLMGeneration):  # type: ignore[misc]
             vllm_generation.empty_cache()
             self.llm.wake_up(tags=["weights"])
             self._llm_weights_sleeping = False
-        load_weights(self.llm, official_weights(self.model))
+        # Whole parameters are cast while they are copied; shards before they are gathered, which halves what is sent.
+        dtype = self.llm.llm_engine.model_config.dtype if self._dist.is_fsdp else None
+        load_weights(self.llm, official_weights(self.model, dtype))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's `generate`; where `Groups` keeps the log-probabilities, an empty list stands in for them."""
