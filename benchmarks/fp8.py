@@ -1,6 +1,6 @@
 """What FP8 costs in loss and brings in speed: the same model, data and seed, with and without it.
 
-python -m benchmarks.fp8 --steps 400 --length 128 --out benchmarks/results/fp8-cpu.json
+python -m benchmarks.fp8 --steps 200 --out benchmarks/results/fp8-cpu.json
 python -m benchmarks.fp8 --constant --out benchmarks/results/fp8-cpu-constant.json
 python -m benchmarks.fp8 --preset small --rows 16 --length 1024 --steps 1000 --out benchmarks/results/fp8-h200.json
 

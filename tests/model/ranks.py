@@ -210,13 +210,10 @@ def pipeline(schedule: str) -> Callable[[Stage], Iterator[tuple[str, float]]]:
             for gate in balance.routers(alone).values():  # as on one rank: update_bias would add up both
                 load_E, gate.load_E = gate.load_E, None
                 gate.e_score_correction_bias += balance.BIAS_UPDATE_SPEED * (load_E.mean() - load_E).sign()
-        names = [set(stages.state_dict()), set()]
-        gathered: list[Any] = [None] * RANKS
-        dist.all_gather_object(gathered, names[0])
-        yield (
-            "names missing or twice",
-            len(set(alone.state_dict()) - set.union(*gathered)) + len(gathered[0] & gathered[1]),
-        )
+        names: list[Any] = [None] * RANKS
+        dist.all_gather_object(names, set(stages.state_dict()))
+        wrong = (set(alone.state_dict()) ^ set.union(*names)) | set.intersection(*names)
+        yield "names missing or twice", len(wrong)
         dcp.save(dict(stages.state_dict()), checkpoint_id=stage.scratch / schedule)
         joined = model_of(stage)
         for weight in joined.parameters():
@@ -227,11 +224,33 @@ def pipeline(schedule: str) -> Callable[[Stage], Iterator[tuple[str, float]]]:
     return compare
 
 
+def refusals(stage: Stage) -> Iterator[tuple[str, float]]:
+    """Models that a pipeline cannot train, and a batch that it was not made for, are refused."""
+    from model.parallel.pipeline import Pipeline, Schedule
+
+    for field, value in (("tie_word_embeddings", True), ("num_nextn_predict_layers", 1), ("num_hidden_layers", 3)):
+        model = model_of(stage)
+        setattr(model.config, field, value)
+        yield f"{field} not refused", _accepts(lambda model=model: Pipeline(model, Schedule.ZBV, ROWS, 1, LENGTH))
+    stages = Pipeline(model_of(stage), Schedule.ONE_F_ONE_B, ROWS, 1, LENGTH)
+    ids_BT = batch(stage, padded=False)["input_ids"][:, 1:]
+    yield "length not refused", _accepts(lambda: stages.step(ids_BT, ids_BT))
+
+
+def _accepts(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except ValueError:
+        return False
+    return True
+
+
 SCENES: dict[str, Callable[[Stage], Iterator[tuple[str, float]]]] = {
     "fsdp": fsdp,
     "fsdp and multi-token prediction": partial(fsdp, depth=2),
     "experts": experts,
     **{schedule: pipeline(schedule) for schedule in ("1F1B", "ZBVZeroBubble", "DualPipeV")},
+    "refusals": refusals,
 }
 
 
