@@ -254,6 +254,9 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
         length_schedule=config.length_schedule,
         mtp=config.mtp,
         engine_options={**speculation, **config.rollout.engine_options},
+        engine=open_process(context),
+        overlap=config.rollout.overlap,
+        spare=config.rollout.spare,
     )
     experts.balance(trainer, config.routing)
     return trainer

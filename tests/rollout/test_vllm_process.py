@@ -77,3 +77,14 @@ def test_the_tail_is_given_up_and_the_next_request_is_whole(engine: ProcessEngin
     given_up = [rollout for at, group in enumerate(some) if at not in kept for rollout in group]
     assert {rollout.finish for rollout in given_up} == {Finish.ABORT}
     assert engine.generate(PROMPTS, SAMPLING) == every
+
+
+def test_grpo_trains_one_batch_ahead_with_it(engine: ProcessEngine, calculator: Path, tmp_path: Path) -> None:
+    from tests.training.engine_runs import Run  # imports TRL, which imports vLLM
+
+    run = Run(calculator, tmp_path, engine, overlap=True, spare=0.5, max_steps=3)
+    assert run.logged("rollout/staleness") == [0, 1, 1]
+    first, *later = run.logged("sampling/sampling_logp_difference/max")
+    assert first < ROUNDING
+    assert all(difference > ROUNDING for difference in later), "the policy has moved on"
+    assert all(share in (0.0, 1 / 3) for share in run.logged("rollout/groups_given_up"))

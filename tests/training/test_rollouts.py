@@ -14,22 +14,19 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 
 from pipeline.rollout.base import Finish, Rollout, Sampling, complete
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.transformers import TransformersEngine
+from pipeline.stages import grpo
 from pipeline.stages.base import RolloutSpec, config_class
-from pipeline.training.efficiency import STOCK
-from pipeline.training.grpo import GrpoTrainer, Samples
+from pipeline.tasks.grading import composite
+from pipeline.training.overlap import Recorded
 from pipeline.training.rollouts import SAMPLED_AHEAD, Plan, Rollouts
-
-STEPS, GROUP, PROMPTS = 5, 4, 2
-PROBLEMS = [{"prompt": f"User: {a} + {b} =\nAssistant:\n"} for a, b in [(1, 2), (3, 1), (0, 0), (4, 4), (2, 2), (1, 0)]]
-"""Three batches an epoch, so that the steps reach into the second."""
+from tests.stages.driving import context_of
+from tests.training.engine_runs import GROUP, PROBLEMS, PROMPTS, STEPS, Run
 
 
 @pytest.fixture(scope="module")
@@ -59,75 +56,6 @@ class Delayed:
 
     def collect(self) -> list[list[Rollout]]:
         return self.groups
-
-
-def varied(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
-    """A reward that differs within groups."""
-    return [float(len(set(ids)) % 5) for ids in completion_ids]
-
-
-class Run:
-    """A trained trainer.
-
-    Attributes:
-        weights: of the policy after the last step.
-        logs: what each step logged.
-    """
-
-    def __init__(
-        self,
-        model: Path,
-        output: Path,
-        engine: Any,
-        resume: Path | None = None,
-        temperature: float = 1.3,
-        overlap: bool = False,
-        spare: float = 0.0,
-        **fields: Any,
-    ) -> None:
-        settings: dict[str, Any] = {
-            "output_dir": str(output),
-            "num_generations": GROUP,
-            "per_device_train_batch_size": GROUP * PROMPTS,
-            "gradient_accumulation_steps": 1,
-            "max_completion_length": 24,
-            "learning_rate": 5e-3,
-            "max_steps": STEPS,
-            "save_steps": 100,
-            "logging_steps": 1,
-            "beta": 0.0,
-            "temperature": temperature,
-            "bf16": False,
-            "use_cpu": True,
-            "gradient_checkpointing": False,
-            "dataloader_pin_memory": False,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "vllm_importance_sampling_mode": "token_truncate",
-            "vllm_importance_sampling_clip_max": 2.0,
-        }
-        self.trainer = GrpoTrainer(
-            model=str(model),
-            reward_funcs=varied,
-            args=GRPOConfig(**{**settings, **fields}),
-            train_dataset=Dataset.from_list(PROBLEMS),
-            eval_dataset=Dataset.from_list(PROBLEMS[:PROMPTS]),
-            processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
-            samples=Samples(output / "samples.jsonl", 1, 0),
-            efficiency=STOCK,
-            engine=engine,
-            overlap=overlap,
-            spare=spare,
-        )
-        self.trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-        self.weights = {name: tensor.clone() for name, tensor in self.trainer.model.state_dict().items()}
-        self.logs = [entry for entry in self.trainer.state.log_history if "loss" in entry]
-
-    def logged(self, metric: str) -> list[float]:
-        return [entry[metric] for entry in self.logs]
-
-    def equals(self, other: Run) -> bool:
-        return all(torch.equal(tensor, other.weights[name]) for name, tensor in self.weights.items())
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +163,25 @@ def test_the_plan_is_the_order_of_the_trainer_over_epochs(ahead: Run) -> None:
         assert [plan.rows(number) for number in range(first, 9)] == seen[first:]
         assert plan.rows(8) == seen[8]
     assert plan.end == STEPS
+
+
+def test_a_stage_opens_what_its_recipe_says(calculator: Path, tmp_path: Path) -> None:
+    config = {
+        "kind": "grpo",
+        "model": str(calculator),
+        "tasks": [{"use": "arithmetic", "problems": 8}],
+        "rollout": {"overlap": True, "spare": 0.5, "process": {"env": {"OMP_NUM_THREADS": "1"}}, "max_tokens": 9},
+        "trainer": {"num_generations": GROUP, "per_device_train_batch_size": GROUP},
+    }
+    context = context_of(tmp_path, "zero", config, {})
+    trainer = grpo.build(context, Recorded(composite(context.config.rewards, context.config.tasks, context).parts))
+    try:
+        assert (trainer.rollouts.overlap, trainer.rollouts.spare) == (True, 0.5)
+        assert trainer.rollouts.engine.spec.engine == "transformers"
+        assert trainer.rollouts.engine.settings.env == {"OMP_NUM_THREADS": "1"}
+        assert trainer.vllm_generation.max_completion_length == 9
+    finally:
+        trainer.close_engine()
 
 
 @pytest.mark.parametrize(

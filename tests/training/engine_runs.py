@@ -1,0 +1,88 @@
+"""Short GRPO runs with an engine in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import GRPOConfig
+
+from pipeline.training.efficiency import STOCK
+from pipeline.training.grpo import GrpoTrainer, Samples
+
+STEPS, GROUP, PROMPTS = 5, 4, 2
+PROBLEMS = [{"prompt": f"User: {a} + {b} =\nAssistant:\n"} for a, b in [(1, 2), (3, 1), (0, 0), (4, 4), (2, 2), (1, 0)]]
+"""Three batches an epoch, so that the steps reach into the second."""
+
+
+def varied(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+    """A reward that differs within groups."""
+    return [float(len(set(ids)) % 5) for ids in completion_ids]
+
+
+class Run:
+    """A trained trainer.
+
+    Attributes:
+        weights: of the policy after the last step.
+        logs: what each step logged.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        output: Path,
+        engine: Any,
+        resume: Path | None = None,
+        temperature: float = 1.3,
+        overlap: bool = False,
+        spare: float = 0.0,
+        **fields: Any,
+    ) -> None:
+        settings: dict[str, Any] = {
+            "output_dir": str(output),
+            "num_generations": GROUP,
+            "per_device_train_batch_size": GROUP * PROMPTS,
+            "gradient_accumulation_steps": 1,
+            "max_completion_length": 24,
+            "learning_rate": 5e-3,
+            "max_steps": STEPS,
+            "save_steps": 100,
+            "logging_steps": 1,
+            "beta": 0.0,
+            "temperature": temperature,
+            "bf16": False,
+            "use_cpu": True,
+            "gradient_checkpointing": False,
+            "dataloader_pin_memory": False,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "vllm_importance_sampling_mode": "token_truncate",
+            "vllm_importance_sampling_clip_max": 2.0,
+        }
+        self.trainer = GrpoTrainer(
+            model=str(model),
+            reward_funcs=varied,
+            args=GRPOConfig(**{**settings, **fields}),
+            train_dataset=Dataset.from_list(PROBLEMS),
+            eval_dataset=Dataset.from_list(PROBLEMS[:PROMPTS]),
+            processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
+            samples=Samples(output / "samples.jsonl", 1, 0),
+            efficiency=STOCK,
+            engine=engine,
+            overlap=overlap,
+            spare=spare,
+        )
+        self.trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        self.weights = {name: tensor.clone() for name, tensor in self.trainer.model.state_dict().items()}
+        self.logs = [entry for entry in self.trainer.state.log_history if "loss" in entry]
+
+    def logged(self, metric: str) -> list[float]:
+        return [entry[metric] for entry in self.logs]
+
+    def equals(self, other: Run) -> bool:
+        return all(torch.equal(tensor, other.weights[name]) for name, tensor in self.weights.items())
