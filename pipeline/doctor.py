@@ -103,7 +103,8 @@ def _device() -> Iterator[Finding]:
 
 
 def model(path: str) -> Iterator[Finding]:
-    """A model's tokenizer: a chat template, and a turn that ends with a token at which generation stops.
+    """A model's tokenizer: a chat template, and a turn that ends with a token at which generation stops; and whether
+    vLLM's GPU kernels can serve its latent attention, if it is a DeepSeek-V3.
 
     A tokenizer whose EOS is not what the chat template ends a turn with makes every completion look truncated; rewards
     and loss masks then go wrong in silence (tokenizers loaded from GGUF files have it, for one).
@@ -118,6 +119,7 @@ def model(path: str) -> Iterator[Finding]:
     except (OSError, ValueError) as error:
         yield Finding(Level.ERROR, "tokenizer", f"{path} cannot be loaded: {error}")
         return
+    yield from _attention(path)
     if tokenizer.eos_token_id is None:
         yield Finding(Level.ERROR, "eos", "the tokenizer has no end-of-sequence token: nothing would ever end")
         return
@@ -137,6 +139,19 @@ def model(path: str) -> Iterator[Finding]:
     except OSError:
         pass
     yield _turn_end(tokenizer, stops)
+
+
+def _attention(path: str) -> Iterator[Finding]:
+    from transformers import AutoConfig
+
+    from model import presets
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError):  # a tokenizer without a model
+        return
+    if config.model_type.startswith("deepseek_v") and (reason := presets.check_vllm(config)):
+        yield Finding(Level.WARNING, "attention", reason)
 
 
 def _turn_end(tokenizer: Any, stops: set[int]) -> Finding:
