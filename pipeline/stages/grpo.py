@@ -151,6 +151,8 @@ class GrpoConfig(StageConfig):
                 "rollout.process, overlap and spare are for one trainer with an engine of its own: with"
                 " launch.accelerate or the engine vllm_server, completions come from TRL's own vLLM"
             )
+        if rollout.overlap and not self.trainer.get("vllm_importance_sampling_correction", True):
+            raise ValueError("rollout.overlap trains on rollouts of older weights, so importance weights must stay on")
         if rollout.batch_size != RolloutSpec().batch_size and not rollout.in_process:
             raise ValueError("rollout.batch_size has no effect here: set trainer.per_device_train_batch_size")
         if rollout.engine_options and rollout.engine in ("transformers", "vllm_server"):

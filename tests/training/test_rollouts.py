@@ -190,6 +190,10 @@ def test_a_stage_opens_what_its_recipe_says(calculator: Path, tmp_path: Path) ->
         ({"rollout": {"overlap": True, "engine": "vllm_server", "server": "http://x"}}, "an engine of its own"),
         ({"rollout": {"process": {}}, "launch": {"accelerate": "fsdp2-1node"}}, "an engine of its own"),
         ({"rollout": {"spare": 1.5}}, "less than or equal to 1"),
+        (
+            {"rollout": {"overlap": True}, "trainer": {"vllm_importance_sampling_correction": False}},
+            "importance weights must stay on",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(changes: dict[str, Any], words: str) -> None:
