@@ -30,11 +30,11 @@ def llama(tied: bool) -> Any:
     return LlamaForCausalLM(LlamaConfig(**shape, **heads, **common()))
 
 
-def v3(depth: int) -> Any:
+def v3(depth: int, latent: int = 32, rotary: int = 16, head: int = 16) -> Any:
     """A tiny DeepSeek-V3. Its expert width is none that the CPU kernel takes: the engine pads and packs experts."""
     shape = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 32, "kv_lora_rank": 32}
-    dims = {"qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "first_k_dense_replace": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 32, "kv_lora_rank": latent}
+    dims = {"qk_rope_head_dim": rotary, "qk_nope_head_dim": head, "v_head_dim": head, "first_k_dense_replace": 1}
     experts = {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
     yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "mscale_all_dim": 1.0}
     ahead = {"num_nextn_predict_layers": depth, "rope_scaling": {**yarn, "mscale": 1.0}}
@@ -47,28 +47,22 @@ def common() -> dict[str, Any]:
 
 
 MODELS = {"tied": lambda: llama(True), "untied": lambda: llama(False), "v3": lambda: v3(0), "v3-mtp": lambda: v3(1)}
+PUBLISHED = {"latent": 512, "rotary": 64, "head": 128}
+"""Widths that vLLM's kernels for latent attention are made for."""
 
 
 class Pair:
     """A policy, and an engine that was made from it."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, policy: Any, folder: Path, drafts: bool = False, **options: Any) -> None:
         from vllm import LLM
 
-        torch.manual_seed(0)
-        self.policy, self.drafts = MODELS[name]().eval(), name == "v3-mtp"
+        self.policy, self.drafts = policy.eval(), drafts
         self.policy.save_pretrained(folder)
-        drafts = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}} if self.drafts else {}
+        speculation = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}} if drafts else {}
+        settings = {"dtype": "float32", "enforce_eager": True, "max_model_len": 64, "gpu_memory_utilization": 0.1}
         keep_weights_loadable()
-        self.llm = LLM(
-            model=str(folder),
-            skip_tokenizer_init=True,
-            dtype="float32",
-            enforce_eager=True,
-            max_model_len=64,
-            gpu_memory_utilization=0.1,
-            **drafts,
-        )
+        self.llm = LLM(model=str(folder), skip_tokenizer_init=True, **{**settings, **speculation, **options})
 
     def close(self) -> None:
         from vllm.distributed.parallel_state import destroy_model_parallel
@@ -115,7 +109,8 @@ class Pair:
 
 @pytest.fixture(params=list(MODELS))
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    made = Pair(request.param, tmp_path)
+    torch.manual_seed(0)
+    made = Pair(MODELS[request.param](), tmp_path, drafts=request.param == "v3-mtp")
     yield made
     made.close()
 
@@ -131,3 +126,30 @@ def test_engine_and_policy_agree_after_every_sync(pair: Pair) -> None:
     incomplete = (item for item in official_weights(pair.policy) if "layers.1.self_attn.o_proj" not in item[0])
     with pytest.raises(RolloutError, match=r"1 weights .* such as model\.layers\.1\.self_attn\.o_proj\.weight"):
         load_weights(pair.llm, incomplete)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (lambda: llama(True), {"enforce_eager": False}),
+        (lambda: llama(False), {"quantization": "fp8"}),
+        (lambda: v3(0, **PUBLISHED), {"enforce_eager": False}),
+    ],
+    ids=["graphs", "fp8", "latent-attention"],
+)
+def test_what_a_gpu_derives_from_weights_is_made_anew(
+    make: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captured graphs, quantised copies and absorbed projections: the difference stays at its level at the start."""
+    monkeypatch.delenv("VLLM_MLA_DISABLE", raising=False)
+    torch.manual_seed(0)
+    pair = Pair(make(), tmp_path, dtype="bfloat16", **options)
+    start = pair.difference()
+    for step in range(3):
+        pair.train(step)
+        assert pair.difference() > 3 * start
+        load_weights(pair.llm, official_weights(pair.policy))
+        assert pair.difference() < 2 * start
+    pair.close()
