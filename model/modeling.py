@@ -83,7 +83,7 @@ class V3PreTrained(official.DeepseekV3PreTrainedModel):  # type: ignore[misc]
     def _tell_of_blocks(self) -> None:
         """What wrappers shard; that checkpoints may have more of them, and copies of embedding and head in them."""
         if self.config.num_nextn_predict_layers:
-            self._no_split_modules = [*self._no_split_modules, "V3MtpBlock"]
+            self._no_split_modules = [*self._no_split_modules, "V3MtpBlock"]  # type: ignore[misc]
         depth = self.config.num_hidden_layers + self.config.num_nextn_predict_layers
         ours = "|".join(map(str, range(depth)))
         self._keys_to_ignore_on_load_unexpected = [

@@ -140,6 +140,9 @@ def _decode(
     strange = [type(part).__name__ for part in logits_processor if not isinstance(part, WARPERS)]
     if strange or config.num_beams > 1 or config.return_dict_in_generate:
         raise ValueError(f"use_mtp: beams, dictionaries {' '.join(['and', *strange]) if strange else ''} cannot be had")
+    kernel = model.config._attn_implementation
+    if kernel.startswith(("flash", "flex")):
+        raise ValueError(f"use_mtp: rows at different places need masks that {kernel} does not take; use sdpa")
     criteria = [part for part in stopping_criteria if not isinstance(part, MaxLengthCriteria | EosTokenCriteria)]
     ends = config._eos_token_tensor
     end_ids = [] if ends is None else ends.tolist()

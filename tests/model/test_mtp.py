@@ -187,8 +187,8 @@ def test_the_gradient_is_that_of_the_sum_of_losses() -> None:
     total.backward()
     alone = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, plain.get(name, 0) + alone.get(name, 0), rtol=1e-4, atol=1e-7, msg=name)
-        torch.testing.assert_close(gradient, again[name], rtol=1e-4, atol=1e-7, msg=name)
+        torch.testing.assert_close(gradient, plain.get(name, 0) + alone.get(name, 0), rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(gradient, again[name], rtol=1e-4, atol=1e-6, msg=name)
     assert any("layers.3." in name for name in ours)
 
 
@@ -270,6 +270,10 @@ def test_transformers_own_inference_drafts_what_we_draft(tmp_path: Path) -> None
             position_ids=torch.arange(1, ids.shape[1])[None],
             mtp_cache=MtpCache(config=stock.config.get_mtp_config()),
         )
+    stock.generation_config.use_mtp = None
+    settings = {"max_new_tokens": 20, "do_sample": False}
+    drafted = stock.generate(ids[:, :-1], **settings, use_mtp=True)
+    assert drafted.tolist() == model.eval().generate(ids[:, :-1], **settings, use_mtp=True).tolist()
     ours = [logits_TV[-1] for logits_TV in derived(model, [*DOCUMENTS[3], int(tokens[0, 0])])]
     ours[0] = derived(model, DOCUMENTS[3])[0][-1]
     torch.testing.assert_close(logits[0], torch.stack(ours), rtol=1e-4, atol=1e-4)

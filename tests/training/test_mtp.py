@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.stages.base import SpeculativeSpec, run_function
+from pipeline.training import varlen
 from pipeline.training.mtp import DraftSpec, MtpSpec
+from tests.model.test_mtp import DOCUMENTS, counted, expected, make
 from tests.stages.driving import CORPUS, TINY, context_of
 
 TASK = """
@@ -129,6 +131,23 @@ def test_mtp_on_a_model_without_blocks_is_refused(folder: Path) -> None:
     config = sft(mtp={}, model=str(context.output / "model"))
     with pytest.raises(ValueError, match="num_nextn_predict_layers"):
         run_function("sft")(context_of(folder, "refused", config, {}))
+
+
+def test_packed_rollouts_teach_what_padded_ones_do() -> None:
+    """As GRPO's packed passes call the model: sequences told apart by their boundaries, labels a step ahead."""
+    model, ids = make(2), [token for document in DOCUMENTS for token in document]
+    alone = expected(model, DOCUMENTS, DOCUMENTS)
+    assert varlen.install(model)
+    firsts = torch.tensor([at == 0 for document in DOCUMENTS for at in range(len(document))])
+    labels = torch.tensor(ids).masked_fill(firsts, -100)
+    found = counted(
+        model,
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([[at for document in DOCUMENTS for at in range(len(document))]]),
+        shift_labels=torch.nn.functional.pad(labels[1:], (0, 1), value=-100)[None],
+        **varlen.boundaries([len(document) for document in DOCUMENTS], torch.device("cpu")),
+    )
+    assert found == pytest.approx(alone, rel=1e-5)
 
 
 def test_blocks_follow_the_policy_and_leave_it_alone(folder: Path, base: dict[str, torch.Tensor]) -> None:
