@@ -25,25 +25,32 @@ TRAINERS: Mapping[str, str] = {
     "tensor_parallel_size": "`trainer.vllm_tensor_parallel_size`",
 }
 """Further ones for an engine inside a trainer."""
+PLAIN = {"int", "float", "bool", "str", "None"}
+"""Types that a value can be held against; vLLM takes some others in several forms, and judges them itself."""
 
 
 def check_options(options: Mapping[str, Any], training: bool = False) -> None:
-    """Refuse engine options that the installed vLLM does not have, or that are set elsewhere.
+    """Refuse engine options that the installed vLLM does not have, of a wrong type, or that are set elsewhere.
 
     Args:
         options: what a recipe says.
         training: whether the engine is one inside a trainer.
 
     Raises:
-        RolloutError: names the nearest option, or what to set instead.
+        RolloutError: names the nearest option, the type, or what to set instead.
     """
     elsewhere = {**OURS, **TRAINERS} if training else OURS
     try:
         known = trainer_fields.fields(ENGINE_ARGUMENTS)
     except LookupError:  # vLLM is on another machine; there it is asked again
         known = None
-    for name in options:
+    for name, value in options.items():
         if name in elsewhere:
             raise RolloutError(f"engine_options: {name!r} is not set here; it is {elsewhere[name]}")
-        if known is not None and name not in known:
+        if known is None:
+            continue
+        if name not in known:
             raise RolloutError(f"engine_options: vLLM has no option {name!r}{nearest(name, known)}")
+        plain = set(known[name].split(" | ")) <= PLAIN
+        if plain and (fault := trainer_fields.mismatch(known[name], value)) is not None:
+            raise RolloutError(f"engine_options: {name!r} {fault}")

@@ -60,6 +60,12 @@ def test_a_seed_decides_the_whole_call(engine: Engine, prompts: list[list[int]])
     assert {rollout.finish for rollout in cut} == {Finish.LENGTH}
 
 
-def test_an_option_that_vllm_lacks_is_refused_before_anything_is_loaded(calculator: Path) -> None:
-    with pytest.raises(RolloutError, match="did you mean 'max_model_len'"):
-        open_engine(RolloutSpec(engine="vllm", engine_options={"max_modl_len": 8}), str(calculator), 0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"max_modl_len": 8}, "did you mean 'max_model_len'"), ({"max_num_seqs": "many"}, "'max_num_seqs' wants int")],
+)
+def test_an_option_that_vllm_lacks_is_refused_before_anything_is_loaded(
+    calculator: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RolloutError, match=message):
+        open_engine(RolloutSpec(engine="vllm", engine_options=options), str(calculator), 0)
