@@ -7,9 +7,11 @@ The prompts are the questions of the corpus that the model was trained on, drawn
 past the end of its answer (as documents follow each other in pre-training), so that all ways do the same work. The ways
 take turns and the figures are medians. `plain` is transformers' `generate` on the same class, with absorbed decoding.
 
-On a GPU, with vLLM's method `mtp` beside ours (the model must have MLA's widths there, so `small` or larger):
+On a GPU, with vLLM's method `mtp` beside ours (its kernels there want MLA's published widths, which `small` has):
 
-    python -m benchmarks.speculative runs/small --device cuda --vllm --batches 1 8 32 128
+    zero2r1 run benchmarks/speculative.yaml name=speculative-small stages.base.model.preset=small \\
+        stages.base.trainer.max_steps=3000 stages.base.trainer.learning_rate=1e-3
+    python -m benchmarks.speculative runs/speculative-small --device cuda --vllm --batches 1 8 32 128
 """
 
 from __future__ import annotations

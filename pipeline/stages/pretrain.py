@@ -54,7 +54,7 @@ class PretrainConfig(StageConfig):
         length: tokens a row.
         precision: `fp8` multiplies in FP8, block by block, as DeepSeek-V3 was trained (H100, H200; simulated on a CPU);
             `trainer` leaves it to `trainer.bf16`.
-        mtp: how the shape's blocks of multi-token prediction are trained along, if it has any.
+        mtp: how the shape's blocks of multi-token prediction are trained along; DeepSeek-V3's way if not given.
         routing: how the experts are balanced.
         trainer: fields of TRL's SFTConfig.
     """
@@ -71,7 +71,7 @@ class PretrainConfig(StageConfig):
     corpus: CorpusField
     length: Annotated[int, Field(gt=1)]
     precision: Precision = "trainer"
-    mtp: MtpSpec = MtpSpec()
+    mtp: MtpSpec | None = None
     routing: Routing = Routing()
     trainer: dict[str, Any] = Field(default_factory=dict)
 
@@ -90,6 +90,8 @@ class PretrainConfig(StageConfig):
             raise ValueError(f"length={self.length} exceeds the model's max_position_embeddings={limit}")
         if self.precision == "fp8" and not shape.experts_fit_fp8:
             raise ValueError(f"precision: fp8 wants hidden_size and moe_intermediate_size as multiples of {FP8_BLOCK}")
+        if self.mtp is not None and not presets.load(self.model).num_nextn_predict_layers:
+            raise ValueError("mtp: the model has no blocks of multi-token prediction: set its num_nextn_predict_layers")
         return self
 
     def faults(self, base: Path) -> Iterator[Fault]:
@@ -124,7 +126,7 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
         args=setup.arguments(SFTConfig, context, DEFAULTS, fixed),
         train_dataset=dataset,
         processing_class=tokenizer,
-        mtp=config.mtp if shape.num_nextn_predict_layers else None,
+        mtp=(config.mtp or MtpSpec()) if shape.num_nextn_predict_layers else None,
         document_ends=(tokenizer.eos_token_id,),
     )
     setup.set_precision(trainer.model, config.precision)
