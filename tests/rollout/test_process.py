@@ -39,7 +39,7 @@ def spec(**process: object) -> RolloutSpec:
 
 @pytest.fixture(scope="module")
 def there(calculator: Path) -> Iterator[ProcessEngine]:
-    made = open_engine(spec(deadline=5.0, restarts=1), str(calculator), seed=0, logprobs=True)
+    made = open_engine(spec(deadline=8.0, restarts=1), str(calculator), seed=0, logprobs=True)
     assert isinstance(made, ProcessEngine)
     yield made
     made.close()
@@ -66,25 +66,22 @@ def test_what_it_gives_is_what_the_engine_gives_here(there: ProcessEngine, here:
     assert there.dtype == here.dtype == "float32"
 
 
-@pytest.mark.parametrize(
-    ("number", "factor"), [(signal.SIGKILL, 1.1), (signal.SIGSTOP, 1.2)], ids=["killed", "hanging"]
-)
-def test_a_lost_engine_is_replaced_with_its_weights_and_the_answer_is_the_same(
-    there: ProcessEngine, here: TransformersEngine, calculator: Path, number: int, factor: float
+def test_a_hanging_engine_is_replaced_with_its_weights_and_the_answer_is_the_same(
+    there: ProcessEngine, here: TransformersEngine, calculator: Path
 ) -> None:
-    """SIGKILL is what the kernel sends when memory runs out; a stopped process is one that hangs."""
+    """A stopped process is one that hangs; `tests/training/test_rollouts.py` has one that is killed."""
     model = AutoModelForCausalLM.from_pretrained(calculator)
     with torch.no_grad():
-        model.model.layers[0].mlp.down_proj.weight.mul_(factor)
-    before, lost = here.generate(PROMPTS, LONG), there.restarts
+        model.model.layers[0].mlp.down_proj.weight.mul_(1.2)
+    before = here.generate(PROMPTS, LONG)
     here.load_weights(official_weights(model))
     there.push(official_weights(model))
     expected = here.generate(PROMPTS, LONG)
     assert expected != before
-    killer = after_steps(there, lambda pid: os.kill(pid, number))
+    stopper = after_steps(there, lambda pid: os.kill(pid, signal.SIGSTOP))
     assert there.generate(PROMPTS, LONG) == expected
-    killer.join()
-    assert there.restarts == lost + 1
+    stopper.join()
+    assert there.restarts == 1
     assert there.generate(PROMPTS, LONG) == expected, "and it goes on with those weights"
 
 
