@@ -10,6 +10,7 @@ flash kernel on a GPU, and one causal SDPA call a sequence elsewhere; neither ca
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -123,9 +124,17 @@ def attention(
 def _kernel_can(query: torch.Tensor, dropout: float) -> bool:
     if query.device.type != "cuda" or dropout or query.size(-1) > _KERNEL_HEAD or query.size(-1) % 8:
         return False
-    from torch.nn.attention import varlen
+    return _dtype(query) in _KERNEL_DTYPES and _kernel_exists()
 
-    return _dtype(query) in _KERNEL_DTYPES and "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
+
+@cache
+def _kernel_exists() -> bool:
+    """Whether this torch has the kernel, for grouped queries too."""
+    try:
+        from torch.nn.attention import varlen
+    except ImportError:
+        return False
+    return "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
 
 
 def _dtype(query: torch.Tensor) -> torch.dtype:
