@@ -61,12 +61,12 @@ class Sequences(NamedTuple):
     """Where the sequences of a batch lie among its tokens.
 
     Attributes:
-        index_T: number of the sequence that each token of the flattened batch is part of; `count` for padding.
-        count: how many there are; some may be empty.
+        index_T: number of the sequence that each token of the flattened batch is part of; `number` for padding.
+        number: how many there are; some may be empty.
     """
 
     index_T: Tensor
-    count: int
+    number: int
 
     @classmethod
     def rows(cls, hidden_BTD: Tensor) -> Sequences:
@@ -76,7 +76,7 @@ class Sequences(NamedTuple):
         return cls(torch.arange(rows, device=hidden_BTD.device).repeat_interleave(length), rows)
 
     @classmethod
-    def of(cls, ids_BT: Tensor, mask: Any, position_ids: Tensor | None) -> Sequences:
+    def of(cls, ids_BT: Any, mask: Any, position_ids: Tensor | None) -> Sequences:
         """Sequences as the arguments of a forward pass tell them.
 
         Args:
@@ -116,8 +116,8 @@ def balance_loss(affinity_TE: Tensor, counted_TE: Tensor, sequences: Sequences) 
         sequences: which tokens belong together.
     """
     share_TE = affinity_TE / affinity_TE.sum(-1, keepdim=True)
-    experts, padding = affinity_TE.shape[1], sequences.count
-    zeros_SE = affinity_TE.new_zeros(sequences.count + 1, experts)
+    experts, padding = affinity_TE.shape[1], sequences.number
+    zeros_SE = affinity_TE.new_zeros(sequences.number + 1, experts)
     counts_SE = zeros_SE.index_add(0, sequences.index_T, counted_TE)[:padding]
     shares_SE = zeros_SE.index_add(0, sequences.index_T, share_TE)[:padding]
     choices_S = counts_SE.sum(-1).clamp(min=1)
@@ -133,14 +133,14 @@ def attach(
     """The affinities unchanged; when their gradient arrives, the load is counted and the balance loss joins it."""
     balance = router.balance
     with torch.no_grad():
-        load_E = (sequences.index_T < sequences.count).to(chosen_TE.dtype) @ chosen_TE
+        load_E = (sequences.index_T < sequences.number).to(chosen_TE.dtype) @ chosen_TE
     loss = None
     if balance.loss is not BalanceLoss.NONE and balance.alpha:
         if balance.loss is BalanceLoss.SWITCH:
-            whole_T = (sequences.index_T == sequences.count).long()
+            whole_T = (sequences.index_T == sequences.number).long()
             sequences = Sequences(whole_T, 1)
         loss = balance.alpha * balance_loss(affinity_TE, counted_TE, sequences)
-    attached: Tensor = _Attached.apply(affinity_TE, loss, router, load_E, balance.scale)
+    attached: Tensor = _Attached.apply(affinity_TE, loss, router, load_E, balance.scale)  # type: ignore[no-untyped-call]
     return attached
 
 
@@ -206,7 +206,7 @@ def update_bias(
     for gate, load_E in zip(gates.values(), load_LE, strict=True):
         gate.load_E = None
         if gate.e_score_correction_bias is not None and speed:
-            gate.e_score_correction_bias += speed * (load_E.mean() - load_E).sign()
+            gate.e_score_correction_bias.add_(speed * (load_E.mean() - load_E).sign())
     return dict(zip(gates, load_LE.unbind(), strict=True))
 
 

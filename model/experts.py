@@ -30,7 +30,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (place_S,) = ctx.saved_tensors
-        return gradients[0].index_select(0, place_S).unflatten(0, (ctx.tokens, -1)).sum(1), None, None
+        return gradients[0].index_select(0, place_S).view(ctx.tokens, -1, gradients[0].shape[1]).sum(1), None, None
 
 
 class _Gather(torch.autograd.Function):
@@ -39,7 +39,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y_SD: Tensor, token_S: Tensor, place_S: Tensor, tokens: int) -> Tensor:
         ctx.save_for_backward(token_S)
-        return y_SD.index_select(0, place_S).unflatten(0, (tokens, -1)).sum(1)
+        return y_SD.index_select(0, place_S).view(tokens, -1, y_SD.shape[1]).sum(1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -86,10 +86,11 @@ class V3Experts(DeepseekV3Experts):  # type: ignore[misc]
         experts_E = torch.arange(len(self.gate_up_proj), device=device)
         ends_E = torch.searchsorted(sorted_S, experts_E, right=True).int()
         token_S = order_S // chosen
-        x_SD: Tensor = _Spread.apply(hidden_TD.to(dtype), token_S, place_S)
+        x_SD: Tensor = _Spread.apply(hidden_TD.to(dtype), token_S, place_S)  # type: ignore[no-untyped-call]
         inner_SJ = F.grouped_mm(x_SD, self.gate_up_proj.to(dtype).transpose(1, 2), offs=ends_E)
         weight_S = weights_TK.flatten().index_select(0, order_S)
-        inner_SI = _SwiGlu.apply(*inner_SJ.chunk(2, dim=-1)) * weight_S.unsqueeze(-1).to(dtype)
+        inner_SI: Tensor = _SwiGlu.apply(*inner_SJ.chunk(2, dim=-1))  # type: ignore[no-untyped-call]
+        inner_SI = inner_SI * weight_S.unsqueeze(-1).to(dtype)
         y_SD = F.grouped_mm(inner_SI, self.down_proj.to(dtype).transpose(1, 2), offs=ends_E)
-        out_TD: Tensor = _Gather.apply(y_SD, token_S, place_S, tokens)
+        out_TD: Tensor = _Gather.apply(y_SD, token_S, place_S, tokens)  # type: ignore[no-untyped-call]
         return out_TD.to(hidden_TD.dtype)

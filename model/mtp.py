@@ -239,7 +239,7 @@ def documents(ids_BT: Tensor, mask: Any, position_ids: Tensor | None, ends: Sequ
     """
     sequences = Sequences.of(ids_BT, mask, position_ids)
     index_BT = sequences.index_T.view(ids_BT.shape)
-    padding_BT = index_BT == sequences.count
+    padding_BT = index_BT == sequences.number
     if ends:
         ended_BT = torch.isin(ids_BT, torch.tensor(list(ends), device=ids_BT.device)).long()
         index_BT = index_BT * (ids_BT.shape[1] + 1) + ended_BT.cumsum(1) - ended_BT

@@ -35,6 +35,6 @@ class V3RMSNorm(DeepseekV3RMSNorm):  # type: ignore[misc]
         """Normalise the last dimension."""
         fast = hidden_states.device.type == "cpu" and hidden_states.dtype == self.weight.dtype == torch.float32
         if fast:  # with and without gradients, so that what is recomputed comes out the same to the bit
-            normed: Tensor = _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)
+            normed: Tensor = _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
             return normed
         return super().forward(hidden_states)  # type: ignore[no-any-return]

@@ -39,10 +39,11 @@ def within_groups(scores_TE: Tensor, groups: int, best: int, experts_a_group: in
     """
     if best == groups:
         return scores_TE
-    scores_TGe = scores_TE.unflatten(-1, (groups, -1))
+    scores_TGe = scores_TE.view(len(scores_TE), groups, -1)
     scores_TG = scores_TGe.topk(experts_a_group, dim=-1).values.sum(-1)
     allowed_TG = chosen_mask(scores_TG.topk(best, dim=-1, sorted=False).indices, groups).bool()
-    return scores_TGe.masked_fill(~allowed_TG.unsqueeze(-1), float("-inf")).flatten(-2)
+    limited_TGe: Tensor = scores_TGe.masked_fill(~allowed_TG.unsqueeze(-1), float("-inf"))
+    return limited_TGe.flatten(-2)
 
 
 class V3Router(nn.Module):
@@ -75,10 +76,10 @@ class V3Router(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> V3Router:
         """Move or cast the gate; the bias stays in float32, whose spacing its small updates need."""
         kept = self.e_score_correction_bias
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         moved = self.e_score_correction_bias
         if kept is not None and moved is not None and moved.dtype != torch.float32:
-            self.e_score_correction_bias = kept.to(moved.device, torch.float32)
+            self.e_score_correction_bias = nn.Buffer(kept.to(moved.device, torch.float32))
         return self
 
     def forward(self, hidden_BTD: Tensor, sequences: Sequences | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,6 +132,6 @@ class V3MoE(DeepseekV3MoE):  # type: ignore[misc]
     def forward(self, hidden_BTD: Tensor, sequences: Sequences | None = None) -> Tensor:
         """The experts' output; see `V3Router.forward`."""
         _, weights_TK, experts_TK = self.gate(hidden_BTD, sequences)
-        routed_TD = self.experts(hidden_BTD.flatten(0, -2), experts_TK, weights_TK)
+        routed_TD: Tensor = self.experts(hidden_BTD.flatten(0, -2), experts_TK, weights_TK)
         shared_BTD: Tensor = self.shared_experts(hidden_BTD)
         return shared_BTD + routed_TD.view_as(hidden_BTD)

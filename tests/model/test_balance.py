@@ -176,10 +176,10 @@ def test_documents_begin_where_positions_do_not_count_on() -> None:
     ids_BT = torch.zeros(2, 5)
     positions_BT = torch.tensor([[0, 1, 2, 0, 1], [0, 0, 1, 2, 3]])
     found = Sequences.of(ids_BT, None, positions_BT)
-    assert (found.index_T.tolist(), found.count) == ([0, 0, 0, 1, 1, 2, 3, 3, 3, 3], 4)
+    assert (found.index_T.tolist(), found.number) == ([0, 0, 0, 1, 1, 2, 3, 3, 3, 3], 4)
     mask_BT = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
     padded = Sequences.of(ids_BT, mask_BT, None)
-    assert (padded.index_T.tolist(), padded.count) == ([2, 0, 0, 0, 0, 1, 1, 1, 1, 2], 2)
+    assert (padded.index_T.tolist(), padded.number) == ([2, 0, 0, 0, 0, 1, 1, 1, 1, 2], 2)
 
 
 def gate_gradients(model: Any, ids_BT: torch.Tensor, only_balance: bool = True) -> dict[str, torch.Tensor]:
