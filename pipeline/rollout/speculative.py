@@ -37,21 +37,18 @@ def counted_by_vllm(metrics: Iterable[Any]) -> Speculation:
     return Speculation(*(int(values.get(f"vllm:spec_decode_{counter}", 0)) for counter in COUNTERS))
 
 
-def load_speculating(path: str, spec: SpeculativeSpec, dtype: Any) -> Any:
-    """Load a model that drafts for itself.
+def check_blocks(model: Any, path: str) -> None:
+    """Make sure that a model can draft for itself.
 
     Raises:
         RolloutError: it has no blocks of multi-token prediction.
     """
-    from model.modeling import load
     from model.mtp import blocks
 
-    model = load(path, dtype=dtype)
-    if spec.draft is None and not blocks(model):
+    if not blocks(model):
         raise RolloutError(
             f"rollout.speculative: {path} has no blocks of multi-token prediction: train some, or name a `draft`"
         )
-    return model
 
 
 def facts(told: Speculation | None) -> dict[str, float]:
@@ -80,8 +77,12 @@ class Assistant:
             num_assistant_tokens=tokens, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
         )
         self.passes = self.drafted = 0
-        main.register_forward_hook(self._verified)
         self.model.register_forward_hook(self._drafted)
+        self.watch(main)
+
+    def watch(self, main: Any) -> None:
+        """Count the passes of this model, which verifies."""
+        main.register_forward_hook(self._verified)
 
     def _verified(self, *_: Any) -> None:
         self.passes += 1

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoTokenizer, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from model.modeling import load
 from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick
-from pipeline.rollout.speculative import Assistant, load_speculating
+from pipeline.rollout.speculative import Assistant, check_blocks
 from pipeline.stages.base import SpeculativeSpec
 
 if TYPE_CHECKING:
@@ -50,14 +51,12 @@ class TransformersEngine:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
-        if speculative is None:
-            self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(self.device).eval()
-        else:
-            self.model = load_speculating(path, speculative, dtype).to(self.device).eval()
+        self.model = load(path, dtype=dtype).to(self.device).eval()
         self.speculation: Speculation | None = None
         self.drafting: dict[str, Any] = {}
         self.assistant: Assistant | None = None
         if speculative is not None and speculative.draft is None:
+            check_blocks(self.model, path)
             self.drafting = {"use_mtp": True, "num_assistant_tokens": speculative.tokens}
         elif speculative is not None and speculative.draft is not None and speculative.tokens is not None:
             self.assistant, batch_size = Assistant(self.model, speculative.draft, speculative.tokens), 1
@@ -108,6 +107,8 @@ class TransformersEngine:
                 raise RolloutError(f"the new weights have {fault.replace('_', ' ')}: {sorted(map(str, report[fault]))}")
         self.model = model.to(self.device).eval()
         self.model.generation_config = GenerationConfig()
+        if self.assistant is not None:
+            self.assistant.watch(self.model)
 
     def close(self) -> None:
         """Free the model's memory."""

@@ -89,3 +89,21 @@ def test_vllms_counters_are_read() -> None:
     names = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
     metrics = [Counter(f"vllm:spec_decode_{name}", value) for name, value in zip(names, (10, 20, 15), strict=True)]
     assert facts(counted_by_vllm([Counter("vllm:other", 3), *metrics])) == {"acceptance": 0.75, "tokens_per_pass": 2.5}
+
+
+def test_new_weights_reach_the_blocks(foreseeing: Path) -> None:
+    """And an engine that does not draft takes them too."""
+    from model import V3ForCausalLM
+
+    model = V3ForCausalLM.from_pretrained(foreseeing)
+    with torch.no_grad():
+        model.model.layers[2].eh_proj.weight.add_(1.0)
+    for rollout in (spec(), spec(tokens=1)):
+        engine = open_engine(rollout, str(foreseeing), seed=0)
+        from transformers.core_model_loading import revert_weight_conversion
+
+        engine.load_weights(revert_weight_conversion(model, dict(model.state_dict())).items())  # type: ignore[attr-defined]
+        held = engine.model.model.layers[2].eh_proj.weight  # type: ignore[attr-defined]
+        assert held.equal(model.model.layers[2].eh_proj.weight)
+        assert engine.generate(PROMPTS, sampling(rollout, 1, seed=1))
+        engine.close()
