@@ -23,7 +23,7 @@ def stage(processes: int) -> dict[str, Any]:
     """Six steps of eight rows, divided by the processes."""
     return {
         "kind": "pretrain",
-        "model": TINY,
+        "model": {**TINY, "num_nextn_predict_layers": 1},
         "vocabulary": {"kind": "words", "tokens": ["<think>", "</think>", "<answer>", "</answer>"]},
         "corpus": {"use": "corpus.py:Sums", "documents": 400},
         "length": 32,
