@@ -149,6 +149,8 @@ def watch(trainer: Any, clock: Clock) -> list[dict[str, float]]:
     clock.wrap(trainer, "_get_per_token_logps_and_entropies", of_pass)
     if getattr(trainer, "vllm_generation", None) is not None:
         clock.wrap(trainer.vllm_generation, "sync_weights", "sync")
+    if getattr(trainer, "rollouts", None) is not None:
+        clock.wrap(trainer.rollouts, "take", "generation")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Steps())
     return logs
