@@ -88,6 +88,30 @@ def test_fine_tuning_teaches_what_the_assistant_says(teacher: tuple[Path, Output
     assert tokenizer.decode(said) == "User: 3 <answer> 4 </answer> <eos>"
 
 
+def selection_bias(folder: Path) -> Any:
+    """The bias of the only gate in a model's folder."""
+    from safetensors.torch import load_file
+
+    (bias_E,) = (v for k, v in load_file(folder / "model" / "model.safetensors").items() if k.endswith("_bias"))
+    return bias_E
+
+
+def test_pretraining_balances_the_experts_and_fine_tuning_leaves_the_bias_alone(
+    chain: Drive, base: Path, teacher: tuple[Path, Outputs]
+) -> None:
+    bias_E = selection_bias(base)
+    assert 0 < float(bias_E.abs().max()) <= 30 * 1e-3 + 1e-6  # 30 steps of 0.001
+    assert selection_bias(teacher[0]).equal(bias_E)
+    trainer = {"max_steps": 2, "gradient_accumulation_steps": 2, "logging_steps": 1}
+    routing = {"bias_update_speed": 0.5, "balance": "switch", "balance_alpha": 0.01}
+    moved, _ = chain(
+        "moved", {"kind": "sft", "model": "@base", "data": ["answers.jsonl"], "trainer": trainer, "routing": routing}
+    )
+    assert {round(abs(float(step)), 4) for step in selection_bias(moved) - bias_E} <= {0.0, 0.5, 1.0}
+    events = (chain.folder / "moved-scratch" / "events.jsonl").read_text().splitlines()  # type: ignore[attr-defined]
+    assert all(0 <= json.loads(line)["routing/max_violation/1"] <= 1 for line in events)  # 2 of 4 experts: at most 1
+
+
 def test_grpo_raises_the_reward_and_shows_samples_with_their_verdicts(chain: Drive) -> None:
     out, outputs = chain("grpo", GRPO)
     assert outputs.metrics["steps"] == 5
