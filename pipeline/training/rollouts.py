@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from pipeline.rollout.base import Finish, Rollout, Sampling, complete, derived_seed
+from pipeline.rollout.base import Finish, Rollout, RolloutError, Sampling, complete, derived_seed
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.weights import official_weights
 
@@ -149,6 +149,7 @@ class Rollouts:
             Such rows; others where groups were given up. `generate` then returns their rollouts.
 
         Raises:
+            RolloutError: the engine was lost too often, or gave up on groups that are needed.
             RuntimeError: the trainer does not go through the dataset as planned.
         """
         if self._plan is None:
@@ -162,6 +163,8 @@ class Rollouts:
         groups = self._finish(ahead)
         self._log(ahead, groups, time.perf_counter() - started)
         chosen = [at for at, group in enumerate(groups) if complete(group)][: len(rows)]
+        if len(chosen) < len(rows):
+            raise RolloutError(f"the engine gave up on {len(rows) - len(chosen)} of the {len(rows)} groups of a batch")
         self._taken = [self._prompts(ahead.rows)[at] for at in chosen], [groups[at] for at in chosen]
         self._batch, self._others, self.ahead = self._batch + 1, 0, None
         if self.overlap and self._batch < self._plan.end:
