@@ -3,8 +3,8 @@
     python -m benchmarks.routing --out benchmarks/results/routing.json     # trains: 5 ways x 3 seeds
     python -m benchmarks.routing --plot benchmarks/results/routing.json docs/routing.svg
 
-Each run is a `pretrain` stage of its own: the corpus, batch and learning rate of recipes/nano, STEPS steps. The load is
-that of single optimizer steps (768 tokens, 192 an expert), so that chance alone leaves some imbalance.
+Each run is a `pretrain` stage of its own: corpus and learning rate of recipes/nano, half its batch, STEPS steps. The
+load is that of single optimizer steps (384 tokens, 96 an expert), so that chance alone leaves some imbalance.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import yaml
 from pipeline.stages.base import StageContext
 from pipeline.stages.pretrain import PretrainConfig, run
 
-STEPS = 300
+STEPS = 220
 LAST = 60
 """Steps at the end that loss and load are averaged over."""
 SEEDS = (0, 1, 2)
@@ -44,12 +44,12 @@ def train(way: Mapping[str, Any], seed: int) -> dict[str, Any]:
         "kind": "pretrain",
         "model": {**preset, "num_hidden_layers": preset["num_hidden_layers"] + 1},
         "vocabulary": {"kind": "words"},
-        "corpus": {"use": "chain", "documents": STEPS * 45},
+        "corpus": {"use": "chain", "documents": STEPS * 20},
         "length": 64,
         "routing": dict(way),
         "trainer": {
             "max_steps": STEPS,
-            "per_device_train_batch_size": 12,
+            "per_device_train_batch_size": 6,
             "learning_rate": 3e-3,
             "lr_scheduler_kwargs": {"min_lr_rate": 0.05},
             "weight_decay": 0.01,
