@@ -98,7 +98,7 @@ def plot(results: Mapping[str, list[Mapping[str, Any]]], path: Path) -> None:
         axis.set_xlabel("step")
     axes[0].set_ylabel("MaxVio")
     axes[0].set_ylim(bottom=0)
-    axes[-1].legend(frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 
