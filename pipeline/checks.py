@@ -21,7 +21,7 @@ from pipeline.data.templates import TemplateError, prompt_template
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.options import check_options
 from pipeline.source import Issue, Loc, Source
-from pipeline.stages.base import Fault, InputFile, Product, Ref, RewardSpec, RolloutSpec, StageConfig, TaskSpec
+from pipeline.stages.base import Fault, InputFile, Product, Ref, RewardSpec, RolloutSpec, StageConfig, TaskSpec, exists
 from pipeline.tasks import base as tasks
 from pipeline.tasks.resolve import merged
 from rewards import registry
@@ -97,7 +97,7 @@ def input_files(config: BaseModel, base: Path) -> Iterator[tuple[Loc, Path]]:
         )
         marked = leaf.marker(InputFile)
         if (marked is not None and (marked.required or _looks_local(leaf.value))) or (
-            len(leaf.value) < 4096 and "\n" not in leaf.value and _in_options(leaf.loc) and path.expanduser().exists()
+            _in_options(leaf.loc) and exists(path)
         ):
             yield leaf.loc, path.expanduser()
 

@@ -299,7 +299,10 @@ class StageContext(Generic[C]):
         return (self.base / ref).expanduser().resolve()
 
     def resolved(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options with every `@stage` in them replaced by the path of what that stage published."""
+        """Options in which every `@stage` is the path of what that stage published, and every relative path absolute.
+
+        A path is what has a slash and exists beside the recipe.
+        """
         return {name: self._resolved(value) for name, value in options.items()}
 
     def _resolved(self, value: Any) -> Any:
@@ -310,6 +313,8 @@ class StageContext(Generic[C]):
         if isinstance(value, str) and value.startswith("@"):
             folder = self.inputs[value[1:]]
             return str(folder / "model" if (folder / "model").is_dir() else folder / "data.jsonl")
+        if isinstance(value, str) and "/" in value and exists(local := self.base / value):
+            return str(local.expanduser().resolve())
         return value
 
     @property
@@ -322,6 +327,14 @@ class StageContext(Generic[C]):
         line = json.dumps({"step": step, "total": total, "time": round(time.time(), 3), **metrics})
         with self.events.open("a", encoding="utf-8") as sink:
             sink.write(line + "\n")
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; not an error for text that could be no path."""
+    try:
+        return path.expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long, the home of nobody, a zero byte
+        return False
 
 
 def config_class(kind: str) -> type[StageConfig]:
