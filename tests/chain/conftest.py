@@ -28,7 +28,9 @@ SHORT = (
     "stages.judge={kind: reward_model, model: '@dev1', data: [PAIRS]}",
     f"stages.judge.{TRAINED}",
     "stages.brought={kind: import_model, model: '@r1', after: [student]}",
-    "stages.out={kind: export, model: '@brought'}",
+    "stages.wide={kind: extend_context, model: '@brought', context: 512, corpus: {use: chain, documents: 2000}}",
+    f"stages.wide.{TRAINED}",
+    "stages.out={kind: export, model: '@brought', after: [wide]}",
     "stages.score.after=[out]",
 )
 """Overrides; with them the chain takes two to three minutes on two idle cores."""

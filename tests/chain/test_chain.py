@@ -64,7 +64,7 @@ def test_training_changed_every_model(uninterrupted: Chain) -> None:
     weights = {
         name: manifest["files"]["model/model.safetensors"]["sha256"]
         for name, manifest in published.items()
-        if manifest["kind"] in ("pretrain", "sft", "grpo", "distill")
+        if manifest["kind"] in ("pretrain", "extend_context", "sft", "grpo", "distill")
     }
     assert len(weights) >= 8
     assert len(set(weights.values())) == len(weights), weights
@@ -155,6 +155,7 @@ VICTIMS: dict[str, tuple[str, Callable[[Path], bool], str]] = {
     "judge": ("reward_model", trained(3), "runner"),
     "student": ("distill", trained(3), "runner"),
     "brought": ("import_model", started, "stage"),
+    "wide": ("extend_context", trained(3), "stage"),
     "out": ("export", started, "runner"),
     "score": ("evaluate", sampled, "stage"),
 }
@@ -247,7 +248,7 @@ def test_killed_everywhere_equals_untouched(uninterrupted: Chain, tmp_path: Path
         assert artifact is not None
         assert artifact.manifest["kind"] == kind
         assert artifact.manifest["resumed"] >= 1, f"{stage} was not resumed"
-        if kind in ("pretrain", "grpo", "sft", "reward_model", "distill"):
+        if kind in ("pretrain", "extend_context", "grpo", "sft", "reward_model", "distill"):
             steps = [event["step"] for event in events(artifact.path) if "loss" in event]
             assert steps.count(min(steps)) == 1, f"{stage} began again instead of going on: {steps}"
     assert outcome(chain) == outcome(uninterrupted)

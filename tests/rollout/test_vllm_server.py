@@ -12,7 +12,6 @@ import pytest
 
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Sampling, derived_seed
-from pipeline.rollout.vllm import check_options
 from pipeline.rollout.vllm_server import VllmServerEngine
 from pipeline.stages.base import RolloutSpec
 
@@ -115,19 +114,6 @@ def test_errors_name_the_server_and_its_words(server: Server) -> None:
         engine.generate([[1]], Sampling())
     with pytest.raises(RolloutError, match=r"127.0.0.1:9/v1/models does not answer"):
         VllmServerEngine("policy", "http://127.0.0.1:9")
-
-
-def test_options_of_the_engine_are_checked_by_name() -> None:
-    known = ["dtype", "max_model_len", "enforce_eager", "seed", "model"]
-    check_options({"dtype": "float32", "max_model_len": 64}, known)
-    for name, words in (
-        ("max_modl_len", "did you mean 'max_model_len'"),
-        ("seed", "the stage's `seed:`"),
-        ("gpu_memory_utilization", r"rollout\.gpu_memory"),
-        ("generation_config", "no hidden sampling defaults"),
-    ):
-        with pytest.raises(RolloutError, match=words):
-            check_options({name: 1}, known)
 
 
 def test_seeds_of_parts_are_stable_and_apart() -> None:

@@ -72,6 +72,7 @@ def test_a_difference_that_grows_is_told_and_one_that_stays_is_not() -> None:
     [
         ({"seed": 3}, False, "it is the stage's `seed:`"),
         ({"gpu_memory_utilization": 0.5}, True, "it is `rollout.gpu_memory`"),
+        ({"generation_config": "auto"}, False, "no hidden sampling defaults"),
         ({"enable_sleep_mode": True}, True, "it is `trainer.vllm_enable_sleep_mode`"),
         ({"tensor_parallel_size": 2}, True, "it is `trainer.vllm_tensor_parallel_size`"),
         ({"logprobs_mode": "raw_logprobs"}, True, "importance weights"),
