@@ -182,18 +182,23 @@ def model_class(model_type: str) -> type[DeepseekV3ForCausalLM]:
     return DeepseekV2ForCausalLM if model_type == V2Config.model_type else DeepseekV3ForCausalLM
 
 
-def is_ours(path: str) -> bool:
+def is_ours(path: str, revision: str | None = None) -> bool:
     """Whether a folder's or a hub id's config is that of a DeepSeek-V3 or V2 model."""
-    return AutoConfig.from_pretrained(path).model_type in (V3Config.model_type, V2Config.model_type)
+    return _model_type(path, revision) in (V3Config.model_type, V2Config.model_type)
 
 
-def load(path: str, **options: Any) -> Any:
+def load(path: str, revision: str | None = None, **options: Any) -> Any:
     """Load a causal language model: as our class if it is a DeepSeek-V3 or V2, as transformers' if not.
 
     Args:
         path: a folder, or a hub id.
-        options: arguments of `from_pretrained`.
+        revision: branch, tag or commit on the hub.
+        options: further arguments of `from_pretrained`.
     """
-    if not is_ours(path):
-        return AutoModelForCausalLM.from_pretrained(path, **options)
-    return model_class(AutoConfig.from_pretrained(path).model_type).from_pretrained(path, **options)
+    ours = is_ours(path, revision)
+    loader = model_class(_model_type(path, revision)) if ours else AutoModelForCausalLM
+    return loader.from_pretrained(path, revision=revision, **options)
+
+
+def _model_type(path: str, revision: str | None) -> str:
+    return str(AutoConfig.from_pretrained(path, revision=revision).model_type)

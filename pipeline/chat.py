@@ -25,12 +25,14 @@ class Conversation:
 
         setup.prepare()
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
+
+        from model.modeling import load
 
         self.template, self.sampling = prompt_template(template), sampling
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").to(self.device).eval()
+        self.model = load(path, dtype="auto").to(self.device).eval()
         self.chat: Chat = []
         torch.manual_seed(sampling.seed)
 

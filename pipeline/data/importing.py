@@ -55,12 +55,12 @@ def copied(source: str, target: Path, revision: str | None) -> None:
 def converted(source: str, target: Path, dtype: str, revision: str | None = None, shard: str = SHARD) -> None:
     """Load a model and save it in another precision (`auto`: its own), in files of at most `shard` bytes (`5GB`)."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from model.modeling import load  # keeps a DeepSeek-V3's prediction blocks, which transformers' class leaves out
 
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
-    AutoModelForCausalLM.from_pretrained(source, dtype=wanted, revision=revision).save_pretrained(
-        target, max_shard_size=shard
-    )
+    load(source, dtype=wanted, revision=revision).save_pretrained(target, max_shard_size=shard)
     AutoTokenizer.from_pretrained(source, revision=revision).save_pretrained(target)
 
 

@@ -102,9 +102,8 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
 
     from model import yarn
     from pipeline.data import examples
-    from pipeline.training import experts, models
+    from pipeline.training import models, sft
     from pipeline.training.fit import fit
-    from pipeline.training.sft import SftTrainer
 
     config = context.config
     path = context.model_path(config.model)
@@ -127,7 +126,8 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
         "model_init_kwargs": {**config.trainer.get("model_init_kwargs", {}), **changes},
     }
     args = setup.arguments(SFTConfig, context, DEFAULTS, fixed)
-    trainer = SftTrainer(
+    trainer = sft.build(
+        config,
         model=models.policy(path, args),
         args=args,
         train_dataset=dataset,
@@ -135,8 +135,6 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
         mtp=config.mtp,
         document_ends=(tokenizer.eos_token_id,),
     )
-    setup.set_precision(trainer.model, config.precision)
-    experts.balance(trainer, config.routing)
     return Outputs(
         {
             **fit(trainer, context),

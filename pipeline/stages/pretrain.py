@@ -107,9 +107,8 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     from trl import SFTConfig
 
     from pipeline.data import examples, vocabulary
-    from pipeline.training import experts
+    from pipeline.training import sft
     from pipeline.training.fit import fit
-    from pipeline.training.sft import SftTrainer
 
     config = context.config
     texts = list(corpora.texts(config.corpus, context))
@@ -121,7 +120,8 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     model = presets.build(shape, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, context.seed)
     dataset, account = examples.documents(tokenizer, texts)
     fixed = {"max_length": config.length, "packing": True, "packing_strategy": "wrapped"}
-    trainer = SftTrainer(
+    trainer = sft.build(
+        config,
         model=model,
         args=setup.arguments(SFTConfig, context, DEFAULTS, fixed),
         train_dataset=dataset,
@@ -129,8 +129,6 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
         mtp=(config.mtp or MtpSpec()) if shape.num_nextn_predict_layers else None,
         document_ends=(tokenizer.eos_token_id,),
     )
-    setup.set_precision(trainer.model, config.precision)
-    experts.balance(trainer, config.routing)
     summary = fit(trainer, context)
     size = presets.count(shape, len(tokenizer))
     return Outputs(

@@ -111,9 +111,8 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
     from trl import SFTConfig
 
     from pipeline.data import examples, mixture
-    from pipeline.training import experts, models
+    from pipeline.training import models, sft
     from pipeline.training.fit import fit
-    from pipeline.training.sft import SftTrainer
 
     config: FinetuneConfig = context.config
     model = context.model_path(config.model)
@@ -127,13 +126,12 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
         "packing_strategy": "bfd",  # would cut what is longer than a row, but nothing is
     }
     args = setup.arguments(SFTConfig, context, defaults, fixed)
-    trainer = SftTrainer(
+    trainer = sft.build(
+        config,
         model=models.policy(model, args),
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,
         mtp=config.mtp,
     )
-    setup.set_precision(trainer.model, config.precision)
-    experts.balance(trainer, config.routing)
     return Outputs({**fit(trainer, context), **account.metrics()})

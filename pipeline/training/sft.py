@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trl import SFTTrainer
 
+from pipeline.training import experts, setup
 from pipeline.training.mtp import MultiToken
 from pipeline.training.resumable import Resumable
 
 
 class SftTrainer(MultiToken, Resumable, SFTTrainer):  # type: ignore[misc]
     """`trl.SFTTrainer`, resumable to the bit on one device, with multi-token prediction."""
+
+
+def build(config: Any, **arguments: Any) -> SftTrainer:
+    """The trainer of a stage, with the precision and the balancing of experts that its config asks for.
+
+    Args:
+        config: has `precision` and `routing`.
+        arguments: those of `SftTrainer`.
+    """
+    trainer = SftTrainer(**arguments)
+    setup.set_precision(trainer.model, config.precision)
+    experts.balance(trainer, config.routing)
+    return trainer

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.stages.base import Outputs, run_function
-from tests.stages.driving import context_of
+from tests.stages.driving import TINY, context_of
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,27 @@ def test_a_precision_is_converted(tmp_path: Path, foreign: Path) -> None:
     model, outputs = bring(tmp_path, foreign, dtype="bfloat16")
     assert outputs.metrics["dtype"] == "BF16"
     assert_same_weights(state(model), state(foreign))
+
+
+def test_a_converted_deepseek_v3_keeps_its_prediction_blocks(tmp_path: Path, foreign: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from model import presets
+
+    shape = presets.load({**TINY, "num_nextn_predict_layers": 1})
+    source = tmp_path / "source"
+    shutil.copytree(foreign, source)
+    presets.build(shape, 400, eos_token_id=1, pad_token_id=0, seed=0).save_pretrained(source)
+    before = load_file(source / "model.safetensors")
+    assert any("eh_proj" in name for name in before)
+
+    model, _ = bring(tmp_path, source, dtype="bfloat16")
+    after = load_file(model / "model.safetensors")
+    assert after.keys() == before.keys()
+    for name, weight in before.items():
+        kept = torch.float32 if "e_score_correction_bias" in name else torch.bfloat16
+        assert after[name].equal(weight.to(kept)), name
 
 
 def test_a_chat_template_of_ours_or_of_a_file_is_set(tmp_path: Path, foreign: Path) -> None:
