@@ -3,6 +3,8 @@
 # Tests run in WORKERS processes.
 .POSIX:
 .SUFFIXES:
+# Without compiled modules every process compiles PyTorch's and transformers' anew, 16 s for each stage of a chain.
+unexport PYTHONDONTWRITEBYTECODE
 
 ARGS =
 WORKERS = 2

@@ -220,9 +220,10 @@ class _Scheduler:
         return _Process(node, scratch, popen, time.time(), attempt, seen)
 
     def _poll(self) -> list[str]:
-        """Wait a moment, pass on events, and publish what has ended; returns the names of published stages."""
-        time.sleep(POLL_SECONDS)
-        published = []
+        """Wait a moment if anything runs, pass on events, and publish what has ended; returns its names."""
+        published: list[str] = []
+        if self.running:
+            time.sleep(POLL_SECONDS)
         for process in list(self.running):
             code = process.popen.poll()
             for event in process.events():

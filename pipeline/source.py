@@ -14,6 +14,11 @@ from typing import Any
 
 import yaml
 
+try:
+    from yaml import CSafeLoader as _Safe  # an eighth of the time
+except ImportError:  # PyYAML was built without libyaml
+    from yaml import SafeLoader as _Safe  # type: ignore[assignment]
+
 Loc = tuple[str | int, ...]
 """Where a value stands: keys and list indices from the root."""
 
@@ -171,7 +176,7 @@ def _reason(error: yaml.YAMLError) -> str:
     return str(getattr(error, "problem", None) or error)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(_Safe):
     """PyYAML's safe loader with YAML 1.2's idea of numbers and booleans."""
 
 
@@ -182,7 +187,7 @@ _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _OURS = {"tag:yaml.org,2002:float", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"}
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OURS]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    for first, resolvers in _Safe.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{_FLOAT.pattern})$"), list("-+0123456789."))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(rf"^(?:{_BOOL.pattern})$"), list("tTfF"))

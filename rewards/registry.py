@@ -21,6 +21,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -90,8 +91,12 @@ class Found:
 
 def names() -> dict[str, str]:
     """Every reward that can be used by name, with where it comes from."""
-    plugged = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    return {**plugged, **BUILTIN}
+    return {**_plugged(tuple(sys.path)), **BUILTIN}
+
+
+@lru_cache(maxsize=1)  # a look through all installed packages takes 20 ms, and a recipe names many rewards
+def _plugged(path: tuple[str, ...]) -> Mapping[str, str]:
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
 
 
 def find(use: str, base: Path | None = None) -> Found:

@@ -16,9 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipeline import artifacts
+from pipeline import artifacts, source
 from pipeline.report.text import finite
 
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
@@ -119,7 +117,7 @@ def read_run(path: Path) -> Run:
     """
     record = json.loads((path / artifacts.RUN_RECORD).read_text(encoding="utf-8"))
     file = path / "recipe.yaml"
-    recipe = mapping(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    recipe = mapping(source.read(file).data) if file.is_file() else {}
     configs = mapping(recipe.get("stages"))
     stages = {entry["name"]: _stage(path, entry, mapping(configs.get(entry["name"]))) for entry in record["stages"]}
     return Run(path, record["name"], str(record.get("description") or ""), in_order(stages), recipe, record)
