@@ -124,17 +124,15 @@ def attention(
 def _kernel_can(query: torch.Tensor, dropout: float) -> bool:
     if query.device.type != "cuda" or dropout or query.size(-1) > _KERNEL_HEAD or query.size(-1) % 8:
         return False
-    return _dtype(query) in _KERNEL_DTYPES and _kernel_exists()
+    return _dtype(query) in _KERNEL_DTYPES
 
 
 @cache
-def _kernel_exists() -> bool:
-    """Whether this torch has the kernel, for grouped queries too."""
-    try:
-        from torch.nn.attention import varlen
-    except ImportError:
-        return False
-    return "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
+def _kernel_groups() -> bool:
+    """Whether this torch's kernel takes fewer keys than queries; 2.11's does not."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _dtype(query: torch.Tensor) -> torch.dtype:
@@ -148,14 +146,16 @@ def _kernel(
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    width = value.size(-1)
+    width, groups = value.size(-1), query.size(1) // key.size(1)
     value = pad(value, (0, query.size(-1) - width))  # latent attention has narrower values; the kernel wants one width
+    grouped = {"enable_gqa": groups > 1} if _kernel_groups() else {}
+    if not grouped and groups > 1:
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     q_THD, k_THD, v_THD = (part[0].transpose(0, 1).to(_dtype(query)).contiguous() for part in (query, key, value))
     scale = query.size(-1) ** -0.5 if scale is None else scale
-    gqa = key.size(1) != query.size(1)
     causal = (-1, 0)
     out_THD: Any = varlen_attn(
-        q_THD, k_THD, v_THD, ends_S, ends_S, longest, longest, scale=scale, window_size=causal, enable_gqa=gqa
+        q_THD, k_THD, v_THD, ends_S, ends_S, longest, longest, scale=scale, window_size=causal, **grouped
     )
     result: torch.Tensor = out_THD[..., :width].unsqueeze(0)
     return result

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
 from pipeline.training import varlen
@@ -166,6 +168,40 @@ def test_passes_are_within_the_budget_whole_and_balanced(lengths: list[int], bud
     assert max(sizes) - min(sizes) <= max(lengths)
 
 
+def one_call_a_sequence(
+    q: Any, k: Any, v: Any, ends: Any, _: Any, *longest: int, scale: float, window_size: Any
+) -> Any:
+    """torch 2.11's `varlen_attn`, which takes as many keys as queries, and knows no `enable_gqa`."""
+    assert q.shape == k.shape == v.shape and window_size == (-1, 0) and set(longest) == {int(ends.diff().max())}
+    parts = [slice(start, end) for start, end in pairwise(ends.tolist())]
+    rows = [[x[part].transpose(0, 1) for x in (q, k, v)] for part in parts]
+    return torch.cat([scaled_dot_product_attention(*row, is_causal=True, scale=scale).transpose(0, 1) for row in rows])
+
+
+def grouped_call_a_sequence(q: Any, k: Any, v: Any, *args: Any, enable_gqa: bool = False, **kwargs: Any) -> Any:
+    """The newer one: fewer keys than queries if it is told so."""
+    assert enable_gqa == (len(q[0]) > len(k[0]))
+    groups = len(q[0]) // len(k[0])
+    return one_call_a_sequence(q, *(x.repeat_interleave(groups, dim=1) for x in (k, v)), *args, **kwargs)
+
+
+@pytest.mark.parametrize("kernel", [one_call_a_sequence, grouped_call_a_sequence])
+@pytest.mark.parametrize(("keys", "width"), [(2, 16), (4, 8), (1, 16)])
+def test_every_torchs_kernel_is_asked_for_the_same(
+    kernel: Any, keys: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    varlen._kernel_groups.cache_clear()
+    told = varlen.boundaries([4, 1, 7], torch.device("cpu"))
+    query, key = torch.randn(1, 4, 12, 16), torch.randn(1, keys, 12, 16)
+    value = torch.randn(1, keys, 12, width)
+    expected, _ = varlen.attention(None, query, key, value, None, **{k: v for k, v in told.items() if "_q" in k})
+    found = varlen._kernel(query, key, value, told["cu_seq_lens_q"], told["max_length_q"], None)
+    varlen._kernel_groups.cache_clear()
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_kernel_agrees_with_one_call_a_sequence() -> None:
@@ -177,6 +213,7 @@ def test_the_kernel_agrees_with_one_call_a_sequence() -> None:
         shape = (sum(lengths), width)
         query, key = (torch.randn(1, n, *shape, device="cuda", dtype=dtype, requires_grad=True) for n in (8, heads))
         value = torch.randn(1, heads, sum(lengths), values, device="cuda", dtype=dtype, requires_grad=True)
+        assert varlen._kernel_can(query, dropout=0.0)
         results = []
         for double in (False, True):
             inputs = [
