@@ -148,7 +148,7 @@ def _kernel(
 
     width, groups = value.size(-1), query.size(1) // key.size(1)
     value = pad(value, (0, query.size(-1) - width))  # latent attention has narrower values; the kernel wants one width
-    grouped = {"enable_gqa": groups > 1} if _kernel_groups() else {}
+    grouped: dict[str, Any] = {"enable_gqa": groups > 1} if _kernel_groups() else {}
     if not grouped and groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     q_THD, k_THD, v_THD = (part[0].transpose(0, 1).to(_dtype(query)).contiguous() for part in (query, key, value))
