@@ -16,12 +16,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from pipeline import trainer_fields
+from pipeline import source, trainer_fields
 from pipeline.data.templates import TemplateError, prompt_template
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.options import check_options
 from pipeline.source import Issue, Loc, Source
-from pipeline.stages.base import Fault, InputFile, Product, Ref, RewardSpec, RolloutSpec, StageConfig, TaskSpec, exists
+from pipeline.stages.base import (
+    SFT_CONFIG,
+    Fault,
+    InputFile,
+    Product,
+    Ref,
+    RewardSpec,
+    RolloutSpec,
+    StageConfig,
+    TaskSpec,
+    exists,
+)
 from pipeline.tasks import base as tasks
 from pipeline.tasks.resolve import merged
 from rewards import registry
@@ -276,11 +287,22 @@ def _check_launch(config: StageConfig, base: Path) -> Iterator[Fault]:
         return
     if not config.distributed:
         yield ("launch", "accelerate"), f"the stage kind {config.kind} runs in one process"
-    elif accelerate_config(name, base) is None:
+    elif (file := accelerate_config(name, base)) is None:
         known = sorted(
             path.name.removesuffix(".yaml") for path in (Path(str(files("configs"))) / "accelerate").glob("*")
         )
         yield ("launch", "accelerate"), f"there is no accelerate config {name!r}{nearest(name, known)}"
+    elif _divides_experts(file):
+        if config.trainer_class != SFT_CONFIG:
+            yield ("launch", "accelerate"), f"{name} divides experts among processes, which only SFTTrainer can train"
+        elif getattr(config, "precision", "trainer") == "fp8":
+            yield ("precision",), f"experts that {name} divides among processes are not multiplied in FP8"
+
+
+def _divides_experts(file: Path) -> bool:
+    text = source.read(file).data
+    sizes = text.get("parallelism_config") if isinstance(text, dict) else None
+    return isinstance(sizes, dict) and sizes.get("parallelism_config_tp_size", 1) != 1
 
 
 def _check_engines(config: StageConfig) -> Iterator[Fault]:

@@ -69,6 +69,8 @@ DataRef = Annotated[str, Ref(Product.DATASET), InputFile()]
 """`@stage`, or a JSONL file (relative to the recipe)."""
 
 
+SFT_CONFIG = "trl.trainer.sft_config:SFTConfig"
+"""The `trainer_class` of stages that TRL's SFTTrainer trains."""
 Precision = Literal["trainer", "fp8"]
 """What a training stage multiplies in: what `trainer:` says (`bf16`, `tf32`), or FP8, block by block (`model.fp8`)."""
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.data.mixture import DataField
-from pipeline.stages.base import ModelRef, Outputs, RolloutSpec, StageContext
+from pipeline.stages.base import SFT_CONFIG, ModelRef, Outputs, RolloutSpec, StageContext
 from pipeline.stages.grpo import SAMPLING_RESERVED, generation_fields
 from pipeline.stages.sft import DEFAULTS as SFT_DEFAULTS
 from pipeline.stages.sft import FinetuneConfig, finetune
@@ -64,7 +64,7 @@ class DistillConfig(FinetuneConfig):
     def trainer_class(self) -> str:  # type: ignore[override]
         """Which of TRL's config classes `trainer` is passed to."""
         if self.teacher is None:
-            return "trl.trainer.sft_config:SFTConfig"
+            return SFT_CONFIG
         return "trl.trainer.distillation_config:DistillationConfig"
 
     @property

@@ -29,7 +29,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.stages import corpora
-from pipeline.stages.base import Fault, ModelRef, Outputs, Precision, Product, StageConfig, StageContext
+from pipeline.stages.base import SFT_CONFIG, Fault, ModelRef, Outputs, Precision, Product, StageConfig, StageContext
 from pipeline.stages.corpora import TEXT_RESERVED, CorpusField
 from pipeline.stages.routing import FinetuneRouting
 from pipeline.training.mtp import MtpSpec
@@ -67,7 +67,7 @@ class ExtendContextConfig(StageConfig):
 
     product: ClassVar[Product] = Product.MODEL
     distributed: ClassVar[bool] = True
-    trainer_class: ClassVar[str | None] = "trl.trainer.sft_config:SFTConfig"
+    trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = TEXT_RESERVED
 
     kind: Literal["extend_context"] = "extend_context"

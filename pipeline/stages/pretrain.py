@@ -24,7 +24,7 @@ from model import presets
 from model.presets import FP8_BLOCK
 from pipeline.data.vocabulary import VocabularySpec
 from pipeline.stages import corpora
-from pipeline.stages.base import Fault, ModelRef, Outputs, Precision, Product, StageConfig, StageContext
+from pipeline.stages.base import SFT_CONFIG, Fault, ModelRef, Outputs, Precision, Product, StageConfig, StageContext
 from pipeline.stages.corpora import TEXT_RESERVED, CorpusField
 from pipeline.stages.routing import Routing
 from pipeline.training.mtp import MtpSpec
@@ -61,7 +61,7 @@ class PretrainConfig(StageConfig):
 
     product: ClassVar[Product] = Product.MODEL
     distributed: ClassVar[bool] = True
-    trainer_class: ClassVar[str | None] = "trl.trainer.sft_config:SFTConfig"
+    trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = TEXT_RESERVED
 
     kind: Literal["pretrain"] = "pretrain"
@@ -107,7 +107,7 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     from trl import SFTConfig
 
     from pipeline.data import examples, vocabulary
-    from pipeline.training import sft
+    from pipeline.training import models, sft
     from pipeline.training.fit import fit
 
     config = context.config
@@ -120,10 +120,11 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     model = presets.build(shape, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, context.seed)
     dataset, account = examples.documents(tokenizer, texts)
     fixed = {"max_length": config.length, "packing": True, "packing_strategy": "wrapped"}
+    args = setup.arguments(SFTConfig, context, DEFAULTS, fixed)
     trainer = sft.build(
         config,
-        model=model,
-        args=setup.arguments(SFTConfig, context, DEFAULTS, fixed),
+        model=models.divided(model, context.scratch / "undivided"),
+        args=args,
         train_dataset=dataset,
         processing_class=tokenizer,
         mtp=(config.mtp or MtpSpec()) if shape.num_nextn_predict_layers else None,

@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.data.mixture import DataField, DataSource
-from pipeline.stages.base import ModelRef, Outputs, Precision, Product, StageConfig, StageContext
+from pipeline.stages.base import SFT_CONFIG, ModelRef, Outputs, Precision, Product, StageConfig, StageContext
 from pipeline.stages.routing import FinetuneRouting
 from pipeline.training.fields import RESERVED
 from pipeline.training.mtp import MtpSpec
@@ -68,7 +68,7 @@ class FinetuneConfig(StageConfig):
 
     product: ClassVar[Product] = Product.MODEL
     distributed: ClassVar[bool] = True
-    trainer_class: ClassVar[str | None] = "trl.trainer.sft_config:SFTConfig"
+    trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = {**RESERVED, **DATA_RESERVED}
 
     model: ModelRef

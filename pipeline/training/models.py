@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from model.modeling import is_ours, load
+from pipeline.training.divided import division, expert_ranks
 
 
 def policy(path: str, args: Any) -> Any:
@@ -17,11 +19,34 @@ def policy(path: str, args: Any) -> Any:
         args: the trainer's arguments; their `model_init_kwargs` are used here, and taken out.
 
     Returns:
-        A DeepSeek-V3 or V2 model as an instance of our class, in float32 unless asked otherwise (as TRL does it); the
-        path itself for all other models.
+        A DeepSeek-V3 or V2 model as an instance of our class, in float32 unless asked otherwise (as TRL does it), its
+        experts divided among the processes if the accelerate config says so; the path itself for all other models.
+
+    Raises:
+        ValueError: experts are to be divided, and the model is no DeepSeek-V3 or V2.
     """
     if not is_ours(path):
+        if expert_ranks() > 1:
+            raise ValueError(f"{path}: experts are divided among processes for DeepSeek-V3 and V2 models alone")
         return path
     options = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
     args.model_init_kwargs = None  # TRL would warn that they are ignored
-    return load(path, **options)
+    return load(path, **options, **division())
+
+
+def divided(model: Any, scratch: Path) -> Any:
+    """A new model with its experts divided among the processes, if the accelerate config says so.
+
+    Args:
+        model: the same on every rank.
+        scratch: a folder that all ranks see.
+    """
+    if expert_ranks() == 1:
+        return model
+    from accelerate import PartialState
+
+    ranks = PartialState()
+    if ranks.is_main_process:
+        model.save_pretrained(scratch)
+    ranks.wait_for_everyone()
+    return load(str(scratch), dtype=model.dtype, **division())

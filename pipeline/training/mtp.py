@@ -113,8 +113,10 @@ class MultiToken:
             return (labels_BT != IGNORED).sum() * self.current_gradient_accumulation_steps
         import torch
 
-        shared = self.args.average_tokens_across_devices
-        return torch.as_tensor(in_step) / (self.accelerator.num_processes if shared else 1)
+        from pipeline.training.divided import expert_ranks
+
+        batches = self.accelerator.num_processes // expert_ranks() if self.args.average_tokens_across_devices else 1
+        return torch.as_tensor(in_step) / batches
 
     def _log_depths(self, weight: float) -> None:
         import torch

@@ -21,6 +21,7 @@ from torch import Generator
 from torch.utils.data import Sampler
 
 from pipeline.training import checkpoints
+from pipeline.training.divided import division
 
 
 class EpochSampler(Sampler[int]):
@@ -77,5 +78,5 @@ class Resumable:
         if sharded or model is not None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
             return
-        saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+        saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype, **division())
         self.model.load_state_dict(saved.state_dict())

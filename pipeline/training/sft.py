@@ -7,12 +7,13 @@ from typing import Any
 from trl import SFTTrainer
 
 from pipeline.training import experts, setup
+from pipeline.training.divided import Divided
 from pipeline.training.mtp import MultiToken
 from pipeline.training.resumable import Resumable
 
 
-class SftTrainer(MultiToken, Resumable, SFTTrainer):  # type: ignore[misc]
-    """`trl.SFTTrainer`, resumable to the bit on one device, with multi-token prediction."""
+class SftTrainer(MultiToken, Resumable, Divided, SFTTrainer):  # type: ignore[misc]
+    """`trl.SFTTrainer`, resumable to the bit on one device, with multi-token prediction and experts on several."""
 
 
 def build(config: Any, **arguments: Any) -> SftTrainer:

@@ -189,6 +189,12 @@ CASES = {
     "an accelerate config that is not there": case(
         "    length: 32", "    length: 32\n    launch: {accelerate: none.yaml} #!", "none.yaml"
     ),
+    "divided experts in FP8": case(
+        "kind: sft", "kind: sft\n    launch: {accelerate: ep-1node}\n    precision: fp8 #!", "not multiplied in FP8"
+    ),
+    "divided experts in reinforcement": case(
+        "kind: grpo", "kind: grpo\n    launch: {accelerate: ep-1node} #!", "which only SFTTrainer can train"
+    ),
 }
 
 

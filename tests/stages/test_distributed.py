@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from pipeline.checks import accelerate_config
 from pipeline.stages.base import StageContext, run_function
+from pipeline.training import checkpoints
 from tests.stages.driving import CORPUS, TINY, context_of
 
 ROWS = 8
@@ -29,6 +34,7 @@ def stage(processes: int) -> dict[str, Any]:
         "length": 32,
         "trainer": {
             "max_steps": 6,
+            "save_steps": 3,
             "learning_rate": 5e-3,
             "warmup_steps": 0,
             "adam_epsilon": 1e-4,
@@ -45,23 +51,94 @@ def assert_alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], t
         assert (weight.float() - other[name].float()).abs().max() <= tolerance * weight.abs().max(), name
 
 
-def rank(number: int, context: StageContext, processes: int) -> None:
+def join_ranks(number: int, processes: int, port: int) -> None:
     os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(processes))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29713")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
+
+
+def rank(number: int, context: StageContext, processes: int) -> None:
+    join_ranks(number, processes, 29713)
     run_function("pretrain")(context)
     torch.distributed.destroy_process_group()
 
 
+def weights(context: StageContext) -> dict[str, torch.Tensor]:
+    return load_file(context.output / "model" / "model.safetensors")
+
+
+def again(context: StageContext, name: str) -> StageContext:
+    """The same stage, interrupted after its checkpoint of step 3, with an output folder of its own."""
+    scratch = context.scratch.with_name(f"{name}-scratch")
+    shutil.copytree(context.scratch, scratch)
+    shutil.rmtree(scratch / context.checkpoints.name / f"{checkpoints.PREFIX}6")
+    return dataclasses.replace(context, output=context.output.with_name(name), scratch=scratch)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
+    """One process has run the stage."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "corpus.py").write_text(CORPUS)
+    context = context_of(folder, "one", stage(1), {})
+    run_function("pretrain")(context)
+    return context
+
+
 @pytest.mark.slow
-def test_two_cpu_processes_publish_what_one_does(tmp_path: Path) -> None:
+def test_two_cpu_processes_publish_what_one_does(tmp_path: Path, alone: StageContext) -> None:
     """`accelerate launch` starts several processes on GPUs alone: here the ranks are started as torchrun would."""
     (tmp_path / "corpus.py").write_text(CORPUS)
-    alone, shared = (context_of(tmp_path, name, stage(n), {}) for name, n in (("one", 1), ("two", 2)))
-    run_function("pretrain")(alone)
+    shared = context_of(tmp_path, "two", stage(2), {})
     torch.multiprocessing.spawn(rank, (shared, 2), nprocs=2)
-    one, two = (load_file(context.output / "model" / "model.safetensors") for context in (alone, shared))
-    assert_alike(one, two, tolerance=1e-3)
+    assert_alike(weights(alone), weights(shared), tolerance=1e-3)
+
+
+def launched(name: str) -> dict[str, str]:
+    """What `accelerate launch` tells the processes that it starts with a config of ours."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    given = launch_command_parser().parse_args(["--config_file", str(accelerate_config(name, Path())), "worker.py"])
+    told = prepare_multi_gpu_env(_validate_launch_command(given)[0])
+    return {key: value for key, value in told.items() if key.startswith(("ACCELERATE_", "PARALLELISM_CONFIG_"))}
+
+
+def rank_with_experts(number: int, context: StageContext, processes: int, told: Mapping[str, str]) -> None:
+    """Run the stage, then resume it from the middle."""
+    from accelerate import Accelerator
+    from accelerate.state import PartialState
+
+    join_ranks(number, processes, 29714)
+    os.environ.update(told)
+    Accelerator.multi_device = property(lambda self: True)  # accelerate divides no model on CPUs ...
+    # ... and calls the CPU of several ranks cpu:0, which torch.load does not know.
+    PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+    run_function("pretrain")(context)
+    resumed = dataclasses.replace(
+        context,
+        output=context.output.with_name("resumed"),
+        scratch=context.scratch.with_name("resumed-scratch"),
+    )
+    if number == 0:
+        again(context, "resumed")
+    torch.distributed.barrier()
+    run_function("pretrain")(resumed)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_experts_divided_between_two_processes_learn_what_they_do_in_one(tmp_path: Path, alone: StageContext) -> None:
+    """Trained, saved and resumed; a checkpoint of both is one that a single process goes on from."""
+    (tmp_path / "corpus.py").write_text(CORPUS)
+    spread = context_of(tmp_path, "spread", stage(1), {})
+    torch.multiprocessing.spawn(rank_with_experts, (spread, 2, launched("ep-1node")), nprocs=2)
+    assert_alike(weights(alone), weights(spread), tolerance=1e-5)
+    resumed = dataclasses.replace(spread, output=spread.output.with_name("resumed"))
+    assert_alike(weights(spread), weights(resumed), tolerance=1e-6)
+    gathered = again(spread, "gathered")
+    run_function("pretrain")(gathered)
+    assert_alike(weights(spread), weights(gathered), tolerance=1e-5)
 
 
 def published(folder: Path, processes: int, launch: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -72,14 +149,15 @@ def published(folder: Path, processes: int, launch: dict[str, Any]) -> dict[str,
     command = [sys.executable, "-m", "pipeline.cli", "run", str(folder / "recipe.yaml"), "--runs", str(folder / "runs")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    (weights,) = (folder / "runs").glob("**/base/*/model/model.safetensors")
-    return load_file(weights)
+    (saved,) = (folder / "runs").glob("**/base/*/model/model.safetensors")
+    return load_file(saved)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("launch", ["ddp", "fsdp2-1node"])
-def test_two_gpus_publish_what_one_does(tmp_path: Path, launch: str) -> None:
+@pytest.mark.parametrize(("launch", "batches"), [("ddp", 2), ("fsdp2-1node", 2), ("ep-1node", 1)])
+def test_two_gpus_publish_what_one_does(tmp_path: Path, launch: str, batches: int) -> None:
     if torch.cuda.device_count() != 2:
         pytest.skip("the recipe divides its batch by two GPUs")
     one = {"env": {"CUDA_VISIBLE_DEVICES": "0"}}
-    assert_alike(published(tmp_path / "one", 1, one), published(tmp_path / "two", 2, {"accelerate": launch}), 1e-2)
+    two = published(tmp_path / "two", batches, {"accelerate": launch})
+    assert_alike(published(tmp_path / "one", 1, one), two, 1e-2)
