@@ -60,11 +60,13 @@ def load_weights(llm: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
         weights: what `official_weights` yields; consumed one by one.
 
     Raises:
-        RolloutError: the engine has weights that were not given: its answers would be those of a mixture.
+        RolloutError: the engine has weights that were not given, or is still sampling: its answers would be those of a
+            mixture.
         ValueError: a weight was given that the engine does not know.
     """
     llm.collective_rpc(_reload, args=(weights,))
-    llm.reset_prefix_cache()
+    if not llm.reset_prefix_cache():
+        raise RolloutError("the engine is still sampling: what it has cached of prompts would be the old weights'")
 
 
 def keep_weights_loadable() -> None:
