@@ -1,7 +1,8 @@
 """The longest completion, as a function of the optimizer step.
 
 R1-Zero sampled up to 32,768 tokens, and up to 65,536 from step 8,200 on. The length depends on the step alone, so that
-a resumed run has that of an uninterrupted one; it changes when the next generation batch is sampled.
+a resumed run has that of an uninterrupted one. A generation batch has the length of the first step that trains on it,
+also where it is sampled ahead.
 """
 
 from __future__ import annotations
@@ -28,9 +29,14 @@ class Lengths:
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         if self.length_schedule:
-            self._set_length(length_at(self.args.max_completion_length, self.length_schedule, self.state.global_step))
+            self._set_length(self.length_at(self.state.global_step))
             self._metrics["train" if self.model.training else "eval"]["max_tokens"].append(self.max_completion_length)
         return super()._generate_and_score_completions(inputs)  # type: ignore[misc, no-any-return]
+
+    def length_at(self, step: int) -> int:
+        """The longest completion, in tokens, of a batch that is trained on after `step` optimizer steps."""
+        changes = reversed(self.length_schedule)
+        return next((c.max_tokens for c in changes if step >= c.step), self.args.max_completion_length)
 
     def _set_length(self, tokens: int) -> None:
         self.max_completion_length = tokens
@@ -38,8 +44,3 @@ class Lengths:
             self.vllm_generation.max_completion_length = tokens
         else:
             self.generation_config.max_new_tokens = self.generation_kwargs["max_new_tokens"] = tokens
-
-
-def length_at(first: int, schedule: Sequence[LengthChange], step: int) -> int:
-    """The longest completion, in tokens, of a batch that is sampled after `step` optimizer steps."""
-    return next((change.max_tokens for change in reversed(schedule) if step >= change.step), first)

@@ -69,6 +69,7 @@ class Plan:
         self.trainer, args = trainer, trainer.args
         self.repeats = args.steps_per_generation * trainer.num_iterations
         self.epoch_batches = len(trainer._get_train_sampler()) // (args.generation_batch_size * self.repeats)
+        self._epoch_steps = max(1, math.ceil(self.epoch_batches * self.repeats / args.gradient_accumulation_steps))
         self.end = self.number_at(trainer.state.max_steps)
         self._next = self.number_at(trainer.state.global_step)
         self._batches = self._from(self._next)
@@ -77,9 +78,14 @@ class Plan:
     def number_at(self, step: int) -> int:
         """Number of the generation batch that training needs next after so many optimizer steps."""
         accumulation = self.trainer.args.gradient_accumulation_steps
-        micro_batches = self.epoch_batches * self.repeats
-        epoch, rest = divmod(step, max(1, math.ceil(micro_batches / accumulation)))
+        epoch, rest = divmod(step, self._epoch_steps)
         return int(epoch * self.epoch_batches + math.ceil(rest * accumulation / self.repeats))
+
+    def step_at(self, number: int) -> int:
+        """Optimizer steps after which training needs a generation batch."""
+        accumulation = self.trainer.args.gradient_accumulation_steps
+        epoch, rest = divmod(number, self.epoch_batches)
+        return int(epoch * self._epoch_steps + rest * self.repeats // accumulation)
 
     def rows(self, number: int) -> list[int]:
         """Rows of a generation batch, each once. Only for the one asked for last, and later ones."""
@@ -194,7 +200,8 @@ class Rollouts:
             others = sorted(set(range(len(self.trainer.train_dataset))) - set(rows))
             rows += random.Random(seed).sample(others, min(len(others), math.ceil(self.spare * wanted)))
         self._push()
-        sampling = self._sampling(self.trainer.num_generations, seed, wanted if self.spare else None)
+        longest = self.trainer.length_at(self._plan.step_at(number))
+        sampling = self._sampling(self.trainer.num_generations, longest, seed, wanted if self.spare else None)
         self.engine.submit(self._prompts(rows), sampling)
         return Ahead(number, rows, self.trainer.state.global_step)
 
@@ -210,7 +217,7 @@ class Rollouts:
         self._push()
         seed = derived_seed(self.trainer.args.seed, "others", self._batch, self._others)
         self._others += 1
-        return self.engine.generate(prompts, self._sampling(n, seed, None))
+        return self.engine.generate(prompts, self._sampling(n, self.max_completion_length, seed, None))
 
     def _push(self) -> None:
         if self._weights_of == self.trainer.state.global_step:
@@ -224,11 +231,11 @@ class Rollouts:
         prompts, *_ = self.trainer._tokenize_prompts([self.trainer.train_dataset[row]["prompt"] for row in rows])
         return prompts
 
-    def _sampling(self, n: int, seed: int, enough: int | None) -> Sampling:
+    def _sampling(self, n: int, max_tokens: int, seed: int, enough: int | None) -> Sampling:
         asked = self.trainer
         return Sampling(
             n=n,
-            max_tokens=self.max_completion_length,
+            max_tokens=max_tokens,
             temperature=asked.temperature,
             top_p=asked.top_p,
             top_k=asked.top_k,

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import GRPOConfig
 
-from pipeline.training.efficiency import STOCK
+from pipeline.training.efficiency import STOCK, LengthChange
 from pipeline.training.grpo import GrpoTrainer, Samples
 
 STEPS, GROUP, PROMPTS = 5, 4, 2
@@ -41,6 +41,7 @@ class Run:
         temperature: float = 1.3,
         overlap: bool = False,
         spare: float = 0.0,
+        length_schedule: Sequence[LengthChange] = (),
         **fields: Any,
     ) -> None:
         settings: dict[str, Any] = {
@@ -76,6 +77,7 @@ class Run:
             engine=engine,
             overlap=overlap,
             spare=spare,
+            length_schedule=length_schedule,
         )
         self.trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         self.weights = {name: tensor.clone() for name, tensor in self.trainer.model.state_dict().items()}

@@ -14,7 +14,6 @@ import torch
 
 from pipeline.stages.base import config_class
 from pipeline.training.efficiency import STOCK, Efficiency, LengthChange
-from pipeline.training.lengths import length_at
 from pipeline.training.overlap import Recorded
 from pipeline.training.refill import extra_prompt, join, split
 from rewards import Batch, Part
@@ -180,9 +179,10 @@ def test_overlapped_rewards_change_nothing(models: Path, tmp_path: Path) -> None
 
 def test_the_length_follows_the_step(models: Path, tmp_path: Path) -> None:
     changes = [LengthChange(step=2, max_tokens=7), LengthChange(step=3, max_tokens=3)]
-    assert [length_at(5, changes, step) for step in range(5)] == [5, 5, 7, 3, 3]
     fields = {"max_completion_length": 5, "max_steps": 4, "length_schedule": changes, "replayed": False}
-    history = history_of(trainer_of(models / "dense", tmp_path, STOCK, PROMPTS, **fields))
+    trainer = trainer_of(models / "dense", tmp_path, STOCK, PROMPTS, **fields)
+    assert [trainer.length_at(step) for step in range(5)] == [5, 5, 7, 3, 3]
+    history = history_of(trainer)
     steps = [entry for entry in history.logs if "loss" in entry]
     assert [entry["max_tokens"] for entry in steps] == [5, 5, 7, 3]
     assert [entry["completions/max_length"] for entry in steps] == [5, 5, 7, 3]

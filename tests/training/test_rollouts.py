@@ -23,6 +23,7 @@ from pipeline.rollout.transformers import TransformersEngine
 from pipeline.stages import grpo
 from pipeline.stages.base import RolloutSpec, config_class
 from pipeline.tasks.grading import composite
+from pipeline.training.efficiency import LengthChange
 from pipeline.training.overlap import Recorded
 from pipeline.training.rollouts import SAMPLED_AHEAD, Plan, Rollouts
 from tests.stages.driving import context_of
@@ -84,11 +85,19 @@ def test_one_batch_ahead_is_training_on_rollouts_of_the_weights_before(
 def test_without_learning_it_makes_no_difference_to_be_ahead_and_to_evaluate_meanwhile(
     calculator: Path, engine: ProcessEngine, tmp_path: Path
 ) -> None:
-    still = {"learning_rate": 0.0, "max_steps": 4}
+    lengths = [LengthChange(step=1, max_tokens=30), LengthChange(step=3, max_tokens=6)]
+    still = {"learning_rate": 0.0, "max_steps": 4, "length_schedule": lengths}
     on_policy = Run(calculator, tmp_path / "on-policy", engine, **still)
     evaluated = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": GROUP}
     ours = Run(calculator, tmp_path / "ours", engine, overlap=True, **still, **evaluated)
-    for metric in ("reward", "completions/mean_length", "sampling/sampling_logp_difference/max"):
+    assert ours.logged("max_tokens") == [24, 30, 30, 6]
+    assert ours.logged("completions/max_length")[-1] == 6
+    for metric in (
+        "reward",
+        "completions/mean_length",
+        "completions/max_length",
+        "sampling/sampling_logp_difference/max",
+    ):
         assert ours.logged(metric) == on_policy.logged(metric)
     assert ours.logged("rollout/staleness") == [0, 1, 1, 1]
     assert sum("eval_reward" in entry for entry in ours.trainer.state.log_history) == 4
@@ -163,6 +172,10 @@ def test_the_plan_is_the_order_of_the_trainer_over_epochs(ahead: Run) -> None:
         assert [plan.rows(number) for number in range(first, 9)] == seen[first:]
         assert plan.rows(8) == seen[8]
     assert plan.end == STEPS
+    assert [plan.step_at(number) for number in range(9)] == list(range(9)), "a batch a step, three batches an epoch"
+    plan.repeats, plan.epoch_batches, plan._epoch_steps = 4, 3, 2  # a batch serves half a step: the last one is halved
+    trainer.args.gradient_accumulation_steps = 8
+    assert [plan.step_at(number) for number in range(7)] == [0, 0, 1, 2, 2, 3, 4]
 
 
 def test_a_stage_opens_what_its_recipe_says(calculator: Path, tmp_path: Path) -> None:
