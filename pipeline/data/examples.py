@@ -7,9 +7,12 @@ what is trained is what is sampled, whatever the template does with earlier turn
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from pipeline.data.mixture import DataError, Row
@@ -88,6 +91,28 @@ def documents(tokenizer: Any, texts: Iterable[str]) -> tuple[Dataset, Account]:
                 yield [], [*ids, tokenizer.eos_token_id]
 
     return _collect(pairs(), None, "error")
+
+
+def shared(folder: Path, args: Any, make: Callable[[], tuple[Dataset, Account]]) -> tuple[Dataset, Account]:
+    """Examples that one process tokenises, and all of a stage's processes read from disk; a resumed stage does, too.
+
+    Args:
+        folder: where they are kept, on a file system that all processes see.
+        args: transformers' training arguments, which know the processes.
+        make: tokenises them.
+    """
+    from datasets import load_from_disk
+
+    account = folder / "account.json"
+    with args.main_process_first(local=False):
+        if not folder.exists():
+            dataset, made = make()
+            unfinished = folder.with_name(f"{folder.name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            dataset.save_to_disk(unfinished)
+            (unfinished / account.name).write_text(json.dumps(asdict(made)), encoding="utf-8")
+            unfinished.rename(folder)
+    return load_from_disk(folder), Account(**json.loads(account.read_text(encoding="utf-8")))
 
 
 def _turns(row: Row) -> Iterator[tuple[Chat | str, str]]:

@@ -324,6 +324,11 @@ class StageContext(Generic[C]):
         """Folder for trainer checkpoints; what is in it when the stage starts is what it resumes from."""
         return self.scratch / "checkpoints"
 
+    @property
+    def examples(self) -> Path:
+        """Folder for what is tokenised once and read by all processes and attempts."""
+        return self.scratch / "examples"
+
     def log(self, step: int, total: int | None = None, **metrics: float | int | str) -> None:
         """Report progress and live metrics: one JSON line that the runner shows and the report plots."""
         line = json.dumps({"step": step, "total": total, "time": round(time.time(), 3), **metrics})

@@ -111,13 +111,6 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
     after = yarn.extended(before, config.context, config.factor)
     tokenizer = setup.load_tokenizer(path)
     tokenizer.model_max_length = max(tokenizer.model_max_length, config.context)
-    dataset, account = examples.documents(tokenizer, corpora.texts(config.corpus, context))
-    if account.longest <= before.max_position_embeddings:
-        logger.warning(
-            "the longest document has %d tokens and the model reads %d already: nothing teaches it to look further",
-            account.longest,
-            before.max_position_embeddings,
-        )
     changes = {"max_position_embeddings": config.context, "rope_parameters": after.rope_parameters}
     fixed = {
         "max_length": config.length or config.context,
@@ -126,6 +119,15 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
         "model_init_kwargs": {**config.trainer.get("model_init_kwargs", {}), **changes},
     }
     args = setup.arguments(SFTConfig, context, DEFAULTS, fixed)
+    dataset, account = examples.shared(
+        context.examples, args, lambda: examples.documents(tokenizer, corpora.texts(config.corpus, context))
+    )
+    if account.longest <= before.max_position_embeddings:
+        logger.warning(
+            "the longest document has %d tokens and the model reads %d already: nothing teaches it to look further",
+            account.longest,
+            before.max_position_embeddings,
+        )
     trainer = sft.build(
         config,
         model=models.policy(path, args),

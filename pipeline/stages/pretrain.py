@@ -118,9 +118,9 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
         tokenizer = setup.load_tokenizer(context.model_path(str(config.tokenizer)))
     shape = presets.load(config.model)
     model = presets.build(shape, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, context.seed)
-    dataset, account = examples.documents(tokenizer, texts)
     fixed = {"max_length": config.length, "packing": True, "packing_strategy": "wrapped"}
     args = setup.arguments(SFTConfig, context, DEFAULTS, fixed)
+    dataset, account = examples.shared(context.examples, args, lambda: examples.documents(tokenizer, texts))
     trainer = sft.build(
         config,
         model=models.divided(model, context.scratch / "undivided"),

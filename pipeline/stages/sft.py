@@ -118,14 +118,18 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
     model = context.model_path(config.model)
     tokenizer = setup.load_tokenizer(model)
     max_length = config.max_length or setup.context_length(model)
-    dataset, account = examples.completions(tokenizer, mixture.mixed(data, context), max_length, config.too_long)
-    setup.warn_if_dropped(account, max_length)
     fixed = {
         "max_length": max_length if config.packing else None,
         "packing": config.packing,
         "packing_strategy": "bfd",  # would cut what is longer than a row, but nothing is
     }
     args = setup.arguments(SFTConfig, context, defaults, fixed)
+    dataset, account = examples.shared(
+        context.examples,
+        args,
+        lambda: examples.completions(tokenizer, mixture.mixed(data, context), max_length, config.too_long),
+    )
+    setup.warn_if_dropped(account, max_length)
     trainer = sft.build(
         config,
         model=models.policy(model, args),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -269,13 +268,10 @@ def _rank(rank: int, port: int, results: Any) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_count_together_and_move_as_one_process_does() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def test_two_ranks_count_together_and_move_as_one_process_does(free_port: int) -> None:
     with mp.get_context("fork").Manager() as manager:
         results = manager.dict()
-        mp.start_processes(_rank, (port, results), nprocs=2, start_method="fork")
+        mp.start_processes(_rank, (free_port, results), nprocs=2, start_method="fork")
         found = dict(results)
     model = build()
     step(model, batch())

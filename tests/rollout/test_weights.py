@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +93,9 @@ def sharded(rank: int, port: int, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
-def test_every_process_of_a_sharded_policy_gives_out_the_whole(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_every_process_of_a_sharded_policy_gives_out_the_whole(tmp_path: Path, free_port: int) -> None:
     context = multiprocessing.get_context("fork")  # torch and transformers are imported already
-    processes = [context.Process(target=sharded, args=(rank, port, tmp_path)) for rank in range(RANKS)]
+    processes = [context.Process(target=sharded, args=(rank, free_port, tmp_path)) for rank in range(RANKS)]
     for process in processes:
         process.start()
     for process in processes:

@@ -57,8 +57,8 @@ def join_ranks(number: int, processes: int, port: int) -> None:
     torch.set_num_threads(1)
 
 
-def rank(number: int, context: StageContext, processes: int) -> None:
-    join_ranks(number, processes, 29713)
+def rank(number: int, context: StageContext, processes: int, port: int) -> None:
+    join_ranks(number, processes, port)
     run_function("pretrain")(context)
     torch.distributed.destroy_process_group()
 
@@ -86,11 +86,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
 
 
 @pytest.mark.slow
-def test_two_cpu_processes_publish_what_one_does(tmp_path: Path, alone: StageContext) -> None:
+def test_two_cpu_processes_publish_what_one_does(tmp_path: Path, alone: StageContext, free_port: int) -> None:
     """`accelerate launch` starts several processes on GPUs alone: here the ranks are started as torchrun would."""
     (tmp_path / "corpus.py").write_text(CORPUS)
     shared = context_of(tmp_path, "two", stage(2), {})
-    torch.multiprocessing.spawn(rank, (shared, 2), nprocs=2)
+    torch.multiprocessing.spawn(rank, (shared, 2, free_port), nprocs=2)
     assert_alike(weights(alone), weights(shared), tolerance=1e-3)
 
 
@@ -104,12 +104,12 @@ def launched(name: str) -> dict[str, str]:
     return {key: value for key, value in told.items() if key.startswith(("ACCELERATE_", "PARALLELISM_CONFIG_"))}
 
 
-def rank_with_experts(number: int, context: StageContext, processes: int, told: Mapping[str, str]) -> None:
+def rank_with_experts(number: int, context: StageContext, processes: int, port: int, told: Mapping[str, str]) -> None:
     """Run the stage, then resume it from the middle."""
     from accelerate import Accelerator
     from accelerate.state import PartialState
 
-    join_ranks(number, processes, 29714)
+    join_ranks(number, processes, port)
     os.environ.update(told)
     Accelerator.multi_device = property(lambda self: True)  # accelerate divides no model on CPUs ...
     # ... and calls the CPU of several ranks cpu:0, which torch.load does not know.
@@ -128,11 +128,13 @@ def rank_with_experts(number: int, context: StageContext, processes: int, told: 
 
 
 @pytest.mark.slow
-def test_experts_divided_between_two_processes_learn_what_they_do_in_one(tmp_path: Path, alone: StageContext) -> None:
+def test_experts_divided_between_two_processes_learn_what_they_do_in_one(
+    tmp_path: Path, alone: StageContext, free_port: int
+) -> None:
     """Trained, saved and resumed; a checkpoint of both is one that a single process goes on from."""
     (tmp_path / "corpus.py").write_text(CORPUS)
     spread = context_of(tmp_path, "spread", stage(1), {})
-    torch.multiprocessing.spawn(rank_with_experts, (spread, 2, launched("ep-1node")), nprocs=2)
+    torch.multiprocessing.spawn(rank_with_experts, (spread, 2, free_port, launched("ep-1node")), nprocs=2)
     assert_alike(weights(alone), weights(spread), tolerance=1e-5)
     resumed = dataclasses.replace(spread, output=spread.output.with_name("resumed"))
     assert_alike(weights(spread), weights(resumed), tolerance=1e-6)

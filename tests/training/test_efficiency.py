@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -219,13 +218,6 @@ RANK_SECONDS = 240
 """A process that takes longer waits for ever; on an idle machine it is a matter of seconds."""
 
 
-def free_port() -> int:
-    """A port for the processes to meet at."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return int(found.getsockname()[1])
-
-
 def rank(number: int, port: int, model: Path, folder: Path) -> None:
     """One of two processes: stock, packed and refilled runs on its share of the rollouts."""
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
@@ -240,12 +232,12 @@ def rank(number: int, port: int, model: Path, folder: Path) -> None:
 
 
 @pytest.mark.timeout(2 * RANK_SECONDS + 60)
-def test_two_processes_agree_and_none_waits_for_ever(models: Path, tmp_path: Path) -> None:
+def test_two_processes_agree_and_none_waits_for_ever(models: Path, tmp_path: Path, free_port: int) -> None:
     """Rollouts differ between them, and so do the passes they need and the rows they drop."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.replay"])
-    port = free_port()
-    processes = [context.Process(target=rank, args=(number, port, models / "dense", tmp_path)) for number in range(2)]
+    arguments = free_port, models / "dense", tmp_path
+    processes = [context.Process(target=rank, args=(number, *arguments)) for number in range(2)]
     for process in processes:
         process.start()
     for process in processes:

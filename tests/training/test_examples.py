@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
+from transformers import TrainingArguments
 
-from pipeline.data.examples import IGNORED, completions, documents
+from pipeline.data.examples import IGNORED, Account, completions, documents, shared
 from pipeline.data.mixture import DataError
 from pipeline.data.vocabulary import VocabularySpec, build
 
@@ -113,3 +116,26 @@ def test_documents_are_learnt_whole(tokenizer: Any) -> None:
     assert (account.examples, account.tokens) == (2, 5)
     with pytest.raises(DataError, match="nothing to train on"):
         documents(tokenizer, [])
+
+
+def test_examples_are_tokenised_once_and_never_half(tokenizer: Any, tmp_path: Path) -> None:
+    folder, args = tmp_path / "examples", TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    made: list[int] = []
+
+    def make() -> tuple[Dataset, Account]:
+        made.append(1)
+        return documents(tokenizer, ["2 + 2", "four"])
+
+    def broken() -> tuple[Dataset, Account]:
+        raise DataError("row 7")
+
+    with pytest.raises(DataError, match="row 7"):
+        shared(folder, args, broken)
+    (tmp_path / "examples.unfinished").mkdir()  # what a kill leaves
+    (tmp_path / "examples.unfinished" / "data-00000-of-00001.arrow").write_bytes(b"half")
+    first, again = (shared(folder, args, make) for _ in range(2))
+    assert len(made) == 1
+    expected, account = make()
+    assert first[0].to_list() == again[0].to_list() == expected.to_list()
+    assert first[1] == again[1] == account
+    assert {path.name for path in tmp_path.iterdir()} == {"examples"}
