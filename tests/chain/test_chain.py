@@ -93,7 +93,7 @@ def test_a_finished_run_is_recognised_at_once_and_without_torch(
 ) -> None:
     stages = uninterrupted.path / "stages"
     before = {path: path.stat().st_mtime_ns for path in stages.rglob("*") if path.is_file()}
-    told = timed(*uninterrupted.command())
+    told = timed(*uninterrupted.command(), limit=AGAIN_SECONDS)
     assert "0 to run" in told.output
     assert told.seconds <= AGAIN_SECONDS
     assert before == {path: path.stat().st_mtime_ns for path in stages.rglob("*") if path.is_file()}
