@@ -13,10 +13,12 @@ of the loss below 0.25 % (arXiv 2412.19437, section 3.3).
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import logging
 import math
+import statistics
 import sys
 import time
 from contextlib import nullcontext
@@ -74,11 +76,14 @@ def rate(step: int, options: argparse.Namespace) -> float:
 
 def train(mode: str, data_N: torch.Tensor, options: argparse.Namespace) -> dict[str, Any]:
     """Train one model and keep its losses: `plain`, `jitter` or `fp8`."""
-    from model import balance, fp8, presets
+    from model import balance, factory, fp8, presets
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        gc.collect()  # the run before lives in cycles: a schedule and its optimizer know each other
+        torch.cuda.reset_peak_memory_stats()
     shape = presets.load(options.preset or TINY)
-    model = presets.build(shape, BYTES, eos_token_id=0, pad_token_id=0, seed=options.seed).to(device).train()
+    model = factory.build(shape, BYTES, eos_token_id=0, pad_token_id=0, seed=options.seed).to(device).train()
     if mode == "jitter":
         with torch.no_grad():
             for weight in model.parameters():
@@ -88,8 +93,9 @@ def train(mode: str, data_N: torch.Tensor, options: argparse.Namespace) -> dict[
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, options))
     precision = torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
-    losses, started = [], time.perf_counter()
+    losses, seconds = [], []
     for step, ids_BT in enumerate(batches(data_N, options, device)):
+        started = time.perf_counter()
         with precision:
             loss = model(input_ids=ids_BT, labels=ids_BT).loss
         loss.backward()
@@ -99,12 +105,12 @@ def train(mode: str, data_N: torch.Tensor, options: argparse.Namespace) -> dict[
         optimizer.zero_grad()
         balance.update_bias(model)
         losses.append(loss.item())
+        seconds.append(time.perf_counter() - started)
         if step % SMOOTHED == 0:
             logging.info("%s step %d loss %.4f", mode, step, losses[-1])
-    seconds = time.perf_counter() - started
     return {
         "losses": [round(loss, 5) for loss in losses],
-        "tokens_per_second": round(options.steps * options.rows * options.length / seconds, 1),
+        "tokens_per_second": round(options.rows * options.length / statistics.median(seconds), 1),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if device == "cuda" else None,
     }
 

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from model import balance, presets
+from model import balance, factory, presets
+from model.balance_loss import Balance, BalanceLoss
 
 VOCABULARY = 128
 IMPLEMENTATIONS = ("grouped_mm", "eager")
@@ -35,8 +36,8 @@ def stepper(kind: str, options: argparse.Namespace) -> Callable[[], None]:
     shape, device = presets.load(options.preset), torch.device(options.device)
     torch.manual_seed(0)
     if kind == "ours":
-        model = presets.build(shape, VOCABULARY, eos_token_id=1, pad_token_id=0, seed=0)
-        balance.configure(model, balance.Balance(balance.BalanceLoss.SEQUENCE))
+        model = factory.build(shape, VOCABULARY, eos_token_id=1, pad_token_id=0, seed=0)
+        balance.configure(model, Balance(BalanceLoss.SEQUENCE))
     else:
         config = DeepseekV3Config(**presets.fields(shape), vocab_size=VOCABULARY, eos_token_id=1, pad_token_id=0)
         model = DeepseekV3ForCausalLM(config)
@@ -67,15 +68,16 @@ def seconds(step: Callable[[], None], device: str) -> float:
     return clock() - started
 
 
-def peak(kind: str, options: argparse.Namespace, answer: Any) -> None:
-    """Put the memory of a few steps, in bytes, into `answer`."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: what importing took does not count
+def peak(kind: str, options: argparse.Namespace) -> int:
+    """The memory of a few steps in bytes; to be called in a fresh process."""
+    cuda = options.device == "cuda"
+    if not cuda:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: what importing took does not count
     before = resident("VmRSS")
     step = stepper(kind, options)
     for _ in range(WARMUP):
         step()
-    cuda = options.device == "cuda"
-    answer.put(torch.cuda.max_memory_allocated() if cuda else resident("VmHWM") - before)
+    return torch.cuda.max_memory_allocated() if cuda else resident("VmHWM") - before
 
 
 def resident(which: str) -> int:
@@ -86,13 +88,8 @@ def resident(which: str) -> int:
 
 def memory(kind: str, options: argparse.Namespace) -> int:
     """Peak memory in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    process = context.Process(target=peak, args=(kind, options, answer))
-    process.start()
-    found = int(answer.get())
-    process.join()
-    return found
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(peak, kind, options).result()
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as official
 
 from model.attention import V3Attention
-from model.balance import Sequences
+from model.balance_loss import Sequences
 from model.config import V2Config, V3Config
 from model.norm import V3RMSNorm
 from model.routing import V3MoE, V3Router

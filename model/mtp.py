@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.masking_utils import create_causal_mask
 
-from model.balance import Sequences
+from model.balance_loss import Sequences
 
 IGNORED = -100
 """The label of a token that nothing is learnt from."""

@@ -1,9 +1,9 @@
 """Shapes of DeepSeek-V3 models: presets are small YAML files under `configs/model/`, whose fields a recipe may change.
 
-    >>> from model import presets
+    >>> from model import factory, presets
     >>> shape = presets.load("nano")
-    >>> model = presets.build(shape, vocab_size=96, eos_token_id=1, pad_token_id=0, seed=0)
-    >>> presets.count(shape, vocab_size=96).active
+    >>> model = factory.build(shape, vocab_size=96, eos_token_id=1, pad_token_id=0, seed=0)
+    >>> factory.count(shape, vocab_size=96).active
 
 A shape is checked before torch is imported, so that a recipe with an impossible model fails at once.
 """
@@ -11,16 +11,12 @@ A shape is checked before torch is imported, so that a recipe with an impossible
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-if TYPE_CHECKING:
-    from model import V3Config, V3ForCausalLM
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -164,21 +160,6 @@ class Shape(BaseModel):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """How many weights a model has.
-
-    Attributes:
-        total: all of the model's, without `mtp`, as published figures count them.
-        active: those that one token meets: everything but the routed experts it is not sent to.
-        mtp: those of the blocks of multi-token prediction, which share the model's embedding and head.
-    """
-
-    total: int
-    active: int
-    mtp: int
-
-
 def names() -> list[str]:
     """The presets under `configs/model/`."""
     return sorted(path.stem for path in _folder().glob("*.yaml"))
@@ -217,8 +198,8 @@ def fields(shape: Shape) -> dict[str, Any]:
     }
 
 
-def check_vllm(config: Shape | V3Config) -> str | None:
-    """Why vLLM's GPU kernels cannot serve a model's latent attention, if they cannot."""
+def check_vllm(config: Any) -> str | None:
+    """Why vLLM's GPU kernels cannot serve the latent attention of a shape or a config, if they cannot."""
     wrong = {name: getattr(config, name) for name, width in VLLM_WIDTHS.items() if getattr(config, name) != width}
     if not wrong:
         return None
@@ -226,43 +207,6 @@ def check_vllm(config: Shape | V3Config) -> str | None:
         f"vLLM's kernels for latent attention on GPUs want {_listed({name: VLLM_WIDTHS[name] for name in wrong})}, and"
         f" this model has {_listed(wrong)}: set VLLM_MLA_DISABLE=1 to serve it with ordinary attention"
     )
-
-
-def config(shape: Shape, vocab_size: int, eos_token_id: int, pad_token_id: int) -> V3Config:
-    """The config of a shape, written so that vLLM can serve the saved model."""
-    from model.config import config_class
-
-    tokens = {"vocab_size": vocab_size, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
-    return config_class(shape.topk_method)(**fields(shape), **tokens)
-
-
-def build(shape: Shape, vocab_size: int, eos_token_id: int, pad_token_id: int, seed: int) -> V3ForCausalLM:
-    """A randomly initialised model in float32; the same seed gives the same weights."""
-    import torch
-
-    from model.modeling import model_class
-
-    torch.manual_seed(seed)
-    described = config(shape, vocab_size, eos_token_id, pad_token_id)
-    return model_class(described.model_type)(described)
-
-
-def count(shape: Shape, vocab_size: int) -> Parameters:
-    """Count the weights of a shape without allocating them."""
-    import torch
-
-    from model.modeling import model_class
-
-    described = config(shape, vocab_size, eos_token_id=0, pad_token_id=0)
-    with torch.device("meta"):
-        model = model_class(described.model_type)(described)
-    ahead = [f"model.layers.{shape.num_hidden_layers + block}." for block in range(shape.num_nextn_predict_layers)]
-    sizes = {name: weight.numel() for name, weight in model.named_parameters()}
-    main = {name: size for name, size in sizes.items() if not name.startswith(tuple(ahead))}
-    total = sum(main.values())
-    routed = sum(size for name, size in main.items() if ".mlp.experts." in name)
-    idle = routed * (shape.n_routed_experts - shape.num_experts_per_tok) // shape.n_routed_experts
-    return Parameters(total, total - idle, sum(sizes.values()) - total)
 
 
 def _listed(widths: Mapping[str, int]) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.utils.generic import maybe_autocast
 
-from model.balance import Balance, BalanceLoss, Sequences, attach, chosen_mask
+from model.balance_loss import Balance, BalanceLoss, Sequences, attach, chosen_mask
 from model.experts import V3Experts
 from model.presets import GROUP_SCORE_EXPERTS
 

@@ -106,6 +106,7 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     setup.prepare()
     from trl import SFTConfig
 
+    from model import factory
     from pipeline.data import examples, vocabulary
     from pipeline.training import models, sft
     from pipeline.training.fit import fit
@@ -117,7 +118,7 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     else:
         tokenizer = setup.load_tokenizer(context.model_path(str(config.tokenizer)))
     shape = presets.load(config.model)
-    model = presets.build(shape, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, context.seed)
+    model = factory.build(shape, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, context.seed)
     fixed = {"max_length": config.length, "packing": True, "packing_strategy": "wrapped"}
     args = setup.arguments(SFTConfig, context, DEFAULTS, fixed)
     dataset, account = examples.shared(context.examples, args, lambda: examples.documents(tokenizer, texts))
@@ -131,7 +132,7 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
         document_ends=(tokenizer.eos_token_id,),
     )
     summary = fit(trainer, context)
-    size = presets.count(shape, len(tokenizer))
+    size = factory.count(shape, len(tokenizer))
     return Outputs(
         {
             **summary,

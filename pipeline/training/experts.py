@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from model.balance import Balance, BalanceLoss, configure, max_violation, routers, update_bias
+from model.balance import configure, max_violation, routers, update_bias
+from model.balance_loss import Balance, BalanceLoss
 from pipeline.stages.routing import Routing
 
 METRIC = "routing/max_violation"

@@ -70,9 +70,10 @@ def model_of(stage: Stage, **options: Any) -> Any:
     """
     options = {"num_nextn_predict_layers": 0, **options}
     from model import V3ForCausalLM, balance
+    from model.balance_loss import Balance, BalanceLoss
 
     model = V3ForCausalLM.from_pretrained(stage.folder, **options).to(stage.device).train()
-    balance.configure(model, balance.Balance(balance.BalanceLoss.SEQUENCE, alpha=0.1))
+    balance.configure(model, Balance(BalanceLoss.SEQUENCE, alpha=0.1))
     return model
 
 

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from model import balance, presets
-from model.balance import Balance, BalanceLoss, Sequences, balance_loss, chosen_mask
+from model import balance, factory, presets
+from model.balance_loss import Balance, BalanceLoss, Sequences, balance_loss, chosen_mask
 from tests.model.test_modeling import SHAPE, V2, VOCABULARY
 
 EXPERTS = SHAPE["n_routed_experts"]
@@ -20,7 +20,7 @@ EXPERTS = SHAPE["n_routed_experts"]
 def build(**changes: Any) -> Any:
     """A small model in training mode, with unequal loads."""
     shape = presets.load({**SHAPE, "n_group": 1, "topk_group": 1, **changes})
-    return presets.build(shape, VOCABULARY, eos_token_id=1, pad_token_id=0, seed=1).train()
+    return factory.build(shape, VOCABULARY, eos_token_id=1, pad_token_id=0, seed=1).train()
 
 
 def batch(rows: int = 4, length: int = 9, seed: int = 0) -> torch.Tensor:

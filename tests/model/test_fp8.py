@@ -303,6 +303,7 @@ def test_a_weight_whose_scale_is_lost_is_an_error(published: Path, tmp_path: Pat
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_torchao_computes_what_the_reference_computes() -> None:
     pytest.importorskip("torchao")
     from model.fp8.linear import torchao

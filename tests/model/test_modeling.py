@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, DeepseekV2ForCausalLM, DeepseekV3ForCausalLM
 
-from model import V3ForCausalLM, presets
+from model import V3ForCausalLM, factory, presets
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,
@@ -42,7 +42,7 @@ VOCABULARY = 50
 
 def build(**changes: Any) -> Any:
     """A small model whose biases are not zero."""
-    model = presets.build(presets.load({**SHAPE, **changes}), VOCABULARY, eos_token_id=1, pad_token_id=0, seed=1)
+    model = factory.build(presets.load({**SHAPE, **changes}), VOCABULARY, eos_token_id=1, pad_token_id=0, seed=1)
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             buffer.normal_(std=0.5)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model import presets
+from model import factory, presets
 
 NANO = presets.load("nano").model_dump()
 
@@ -25,21 +25,21 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_have_the_published_size(name: str) -> None:
     vocabulary, total, low, high = PUBLISHED[name]
-    size = presets.count(presets.load(name), vocabulary)
+    size = factory.count(presets.load(name), vocabulary)
     assert round(size.total / 1e9) == total
     assert low < size.active / 1e9 < high
 
 
 def test_prediction_blocks_are_counted_apart() -> None:
     """DeepSeek-V3's block has 14B, of which 1.9B are copies of embedding and head (the hub's README, section 2)."""
-    size = presets.count(presets.load("v3-671b"), 129_280)
+    size = factory.count(presets.load("v3-671b"), 129_280)
     assert round((size.mtp + 2 * 129_280 * 7168) / 1e9, 1) == 13.5
-    assert presets.count(presets.load("nano"), 80).mtp == 0
+    assert factory.count(presets.load("nano"), 80).mtp == 0
 
 
 def test_the_small_model_has_a_hundred_million_active_parameters_that_vllm_can_serve() -> None:
     shape = presets.load("small")
-    assert round(presets.count(shape, 100).active / 1e6) == 101
+    assert round(factory.count(shape, 100).active / 1e6) == 101
     assert presets.check_vllm(shape) is None
     assert "kv_lora_rank=512, and this model has" in str(presets.check_vllm(presets.load("nano")))
     assert "VLLM_MLA_DISABLE=1" in str(presets.check_vllm(presets.load({"preset": "small", "v_head_dim": 64})))
@@ -51,7 +51,7 @@ def test_every_preset_is_possible(name: str) -> None:
 
 
 def test_the_student_is_less_than_a_third_of_the_base() -> None:
-    base, student = (presets.count(presets.load(name), 80).total for name in ("nano", "nano-student"))
+    base, student = (factory.count(presets.load(name), 80).total for name in ("nano", "nano-student"))
     assert student * 3 <= base
 
 
@@ -88,12 +88,12 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
 def test_the_saved_config_can_be_served_and_read_back(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = presets.build(presets.load("nano"), vocab_size=40, eos_token_id=1, pad_token_id=0, seed=3)
+    model = factory.build(presets.load("nano"), vocab_size=40, eos_token_id=1, pad_token_id=0, seed=3)
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert (saved["topk_method"], saved["scoring_func"]) == ("noaux_tc", "sigmoid")
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(again).__name__ == "DeepseekV3ForCausalLM"
-    same = presets.build(presets.load("nano"), vocab_size=40, eos_token_id=1, pad_token_id=0, seed=3)
+    same = factory.build(presets.load("nano"), vocab_size=40, eos_token_id=1, pad_token_id=0, seed=3)
     for (name, weight), other in zip(again.named_parameters(), same.parameters(), strict=True):
         assert weight.equal(other), name

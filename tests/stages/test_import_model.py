@@ -115,12 +115,12 @@ def test_a_converted_deepseek_v3_keeps_its_prediction_blocks(tmp_path: Path, for
     import torch
     from safetensors.torch import load_file
 
-    from model import presets
+    from model import factory, presets
 
     shape = presets.load({**TINY, "num_nextn_predict_layers": 1})
     source = tmp_path / "source"
     shutil.copytree(foreign, source)
-    presets.build(shape, 400, eos_token_id=1, pad_token_id=0, seed=0).save_pretrained(source)
+    factory.build(shape, 400, eos_token_id=1, pad_token_id=0, seed=0).save_pretrained(source)
     before = load_file(source / "model.safetensors")
     assert any("eh_proj" in name for name in before)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from model import presets
+from model import factory, presets
 from tests.stages.driving import TINY, Drive, start
 
 pytestmark = pytest.mark.slow
@@ -134,7 +134,7 @@ def folder(chain: Drive, base: Path) -> Path:
     (where / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (where / "sums.py").write_text(SUMS)
     shutil.copytree(base / "model", where / "elder")
-    presets.build(presets.load(TINY), 20, eos_token_id=1, pad_token_id=0, seed=99).save_pretrained(where / "elder")
+    factory.build(presets.load(TINY), 20, eos_token_id=1, pad_token_id=0, seed=99).save_pretrained(where / "elder")
     return where
 
 

@@ -15,7 +15,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from model import presets
+    from model import factory, presets
     from pipeline.data.vocabulary import VocabularySpec, build
     from pipeline.training import setup
     from tests.stages.driving import TINY
@@ -30,7 +30,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=None, **shape, **heads, **ends)
         LlamaForCausalLM(config).save_pretrained(folder / "dense")
-    presets.build(presets.load(TINY), len(tokenizer), **ends, seed=1).save_pretrained(folder / "v3")
+    factory.build(presets.load(TINY), len(tokenizer), **ends, seed=1).save_pretrained(folder / "v3")
     for name in ("dense", "v3"):
         tokenizer.save_pretrained(folder / name)
     return folder
