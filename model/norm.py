@@ -29,12 +29,18 @@ class _RmsNorm(torch.autograd.Function):
 
 
 class V3RMSNorm(DeepseekV3RMSNorm):  # type: ignore[misc]
-    """transformers' norm; on a CPU in float32 with fewer passes over memory, where they are what it costs."""
+    """transformers' norm; on a CPU in float32 with fewer passes over memory, where they are what it costs.
+
+    Attributes:
+        fused: off where a backward pass is split, which torch 2.11 cannot do at a function of ours.
+    """
+
+    fused = True
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise the last dimension."""
         fast = hidden_states.device.type == "cpu" and hidden_states.dtype == self.weight.dtype == torch.float32
-        if fast:  # with and without gradients, so that what is recomputed comes out the same to the bit
+        if fast and self.fused:  # with and without gradients, so that what is recomputed comes out the same to the bit
             normed: Tensor = _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
             return normed
         return super().forward(hidden_states)  # type: ignore[no-any-return]

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
 
 from model import balance
+from model.norm import V3RMSNorm
 
 IGNORED = -100
 """Label of positions that are not trained on."""
@@ -122,6 +123,9 @@ class Pipeline:
         count = ranks * (2 if in_v else 1)
         ranges = split(config.num_hidden_layers, count)
         own = [rank, count - 1 - rank] if in_v else [rank]
+        for module in model.modules():
+            if isinstance(module, V3RMSNorm):
+                module.fused = not in_v
         self.parts = [Part(model, ranges[index]) for index in own]
         self.last_rank = 0 if in_v else ranks - 1
         self.batch = (microbatches * rows, length)
@@ -134,7 +138,8 @@ class Pipeline:
             for part, index in zip(self.parts, own, strict=True)
         ]
         kind: Any = get_schedule_class(schedule)
-        self.schedule = kind(stages if in_v else stages[0], microbatches, loss_fn=_loss, scale_grads=False)
+        self.schedule = kind(stages if in_v else stages[0], microbatches, loss_fn=self._loss, scale_grads=False)
+        self._tokens: Tensor | None = None
 
     def step(self, input_ids_BT: Tensor, labels_BT: Tensor, **batch: Tensor) -> Tensor:
         """Forward and backward over a batch; gradients are added to those that are there.
@@ -154,12 +159,12 @@ class Pipeline:
             raise ValueError(f"the pipeline was made for batches of {self.batch}, not {tuple(input_ids_BT.shape)}")
         first, last = (any(getattr(part, end) for part in self.parts) for end in ("first", "last"))
         losses: list[Tensor] = []
+        self._tokens = (labels_BT[:, 1:] != IGNORED).sum()
         self.schedule.step(
             *([input_ids_BT] if first else []),
             target=labels_BT if last else None,
             losses=losses,
             return_outputs=False,
-            loss_kwargs={"tokens": (labels_BT[:, 1:] != IGNORED).sum()},
             **batch,
         )
         loss = torch.stack(losses).sum().detach() if last else torch.zeros((), device=input_ids_BT.device)
@@ -187,9 +192,23 @@ class Pipeline:
             loads |= balance.update_bias(part, speed, group=self.alone)
         return loads
 
+    def _loss(self, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+        """A micro-batch's share of the mean over all tokens of the batch."""
+        assert self._tokens is not None
+        logits, labels = logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten()
+        return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / self._tokens
+
     def _gates(self) -> Iterator[Any]:
         for part in self.parts:
             yield from balance.routers(part).values()
+
+
+class _Stage(PipelineStage):
+    """A stage that opens connections to other processes alone."""
+
+    def _get_init_p2p_neighbors_ops(self) -> list[dist.P2POp]:
+        """torch 2.11 sends a greeting to the stage before and behind, even to one of this process: gloo cannot."""
+        return [op for op in super()._get_init_p2p_neighbors_ops() if op.group_peer != self.group_rank]
 
 
 def _stage(
@@ -200,7 +219,7 @@ def _stage(
     ids = torch.empty(shape, dtype=torch.long, device="meta")
     hidden = torch.empty(*shape, model.config.hidden_size, dtype=dtype, device="meta", requires_grad=True)
     logits = torch.empty(*shape, model.config.vocab_size, dtype=dtype, device="meta", requires_grad=True)
-    return PipelineStage(
+    return _Stage(
         part,
         index,
         count,
@@ -209,9 +228,3 @@ def _stage(
         output_args=(logits if part.last else hidden,),
         group=group,
     )
-
-
-def _loss(logits_BTV: Tensor, labels_BT: Tensor, tokens: Tensor) -> Tensor:
-    """A micro-batch's share of the mean over all `tokens` of the batch."""
-    logits, labels = logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten()
-    return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / tokens
