@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,10 @@ def measure_vllm(path: str, rows: list[list[int]], arguments: argparse.Namespace
     results = []
     for drafts in (0, *arguments.drafts):
         speculative = SpeculativeSpec(tokens=drafts) if drafts else None
-        spec = RolloutSpec(engine="vllm", max_tokens=TOKENS, temperature=0.0, speculative=speculative)
+        options = arguments.engine_options
+        spec = RolloutSpec(
+            engine="vllm", max_tokens=TOKENS, temperature=0.0, speculative=speculative, engine_options=options
+        )
         engine = open_engine(spec, path, seed=0)
         for size in arguments.batches:
             seconds, tokens = [], 0
@@ -135,6 +139,7 @@ def main() -> None:
     parser.add_argument("--drafts", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--vllm", action="store_true", help="measure vLLM too")
+    parser.add_argument("--engine-options", type=json.loads, default={}, help="vLLM's: '{\"enforce_eager\": true}'")
     arguments = parser.parse_args()
     folder = arguments.run
     if not (folder / "config.json").is_file():
@@ -146,7 +151,7 @@ def main() -> None:
     model = load(str(folder), dtype=dtype).to(arguments.device).eval()
     rows = prompts(tokenizer, max(arguments.batches))
     result = {
-        "command": f"python -m benchmarks.speculative {arguments.run} --rounds {arguments.rounds}",
+        "command": " ".join(["python -m benchmarks.speculative", *sys.argv[1:]]),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "blocks": model.config.num_nextn_predict_layers,
         "tokens_a_row": TOKENS,
