@@ -280,6 +280,8 @@ def _check_trainer(config: StageConfig) -> Iterator[Fault]:
             yield ("trainer", key), f"{name} has no field {key!r}{nearest(key, known)}"
         elif (fault := trainer_fields.mismatch(known[key], value)) is not None:
             yield ("trainer", key), fault
+        elif key == "model_init_kwargs" and "distributed_config" in (value or {}):
+            yield ("trainer", key, "distributed_config"), "set launch: {accelerate: ep-1node}, or a config like it"
 
 
 def _check_launch(config: StageConfig, base: Path) -> Iterator[Fault]:

@@ -14,7 +14,7 @@ cross the border between two documents, as in DeepSeek-V3's own pre-training (ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -112,8 +112,9 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     from pipeline.training.fit import fit
 
     config = context.config
-    texts = list(corpora.texts(config.corpus, context))
+    texts: Iterable[str] = corpora.texts(config.corpus, context)
     if config.vocabulary is not None:
+        texts = list(texts)
         tokenizer = vocabulary.build(config.vocabulary, texts)
     else:
         tokenizer = setup.load_tokenizer(context.model_path(str(config.tokenizer)))

@@ -9,6 +9,7 @@ any number of them.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -55,17 +56,18 @@ class Divided:
 
 
 def _join(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    moments = {
-        index: {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in entry.items()}
-        for index, entry in state["state"].items()
-    }
-    return {**state, "state": moments}
+    return _changed(state, lambda _, moment: moment.full_tensor() if isinstance(moment, DTensor) else moment)
 
 
 def _divide(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    return _changed(state, lambda index, moment: _like(weights[index], moment))
+
+
+def _changed(state: dict[str, Any], change: Callable[[int, Any], Any]) -> dict[str, Any]:
+    """An optimizer's state dict with other moments, given each by the number of its weight."""
     moments = {
-        index: {name: _like(weights[index], value) for name, value in entry.items()}
+        index: {name: change(index, moment) for name, moment in entry.items()}
         for index, entry in state["state"].items()
     }
     return {**state, "state": moments}

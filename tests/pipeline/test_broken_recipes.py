@@ -192,6 +192,9 @@ CASES = {
     "divided experts in FP8": case(
         "kind: sft", "kind: sft\n    launch: {accelerate: ep-1node}\n    precision: fp8 #!", "not multiplied in FP8"
     ),
+    "experts divided by hand": case(
+        "num_train_epochs: 1", "num_train_epochs: 1, model_init_kwargs: {distributed_config: {tp_size: 2}}", "ep-1node"
+    ),
     "divided experts in reinforcement": case(
         "kind: grpo", "kind: grpo\n    launch: {accelerate: ep-1node} #!", "which only SFTTrainer can train"
     ),

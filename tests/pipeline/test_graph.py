@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
-from pipeline import artifacts, graph
+from pipeline import artifacts, display, graph, runner
 from pipeline.graph import State
 from pipeline.recipe import load
 
@@ -199,3 +202,11 @@ def test_a_new_version_of_a_stage_kind_makes_it_stale(recipe: Path, monkeypatch:
     before = fingerprints(recipe)
     monkeypatch.setattr(GrpoConfig, "version", GrpoConfig.version + 1)
     assert changed(before, fingerprints(recipe)) == AFTER_ZERO
+
+
+def test_nobody_waits_for_a_run_that_is_finished(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked, run = load(recipe), tmp_path / "run"
+    publish(run, graph.build(checked), *ALL)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"sleeps {seconds} s"))
+    with display.observer(Console(file=io.StringIO()), as_json=False) as observer:
+        assert runner.execute(checked, run, observer).ran == ()
