@@ -155,11 +155,17 @@ def published(folder: Path, processes: int, launch: dict[str, Any]) -> dict[str,
     return load_file(saved)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize(("launch", "batches"), [("ddp", 2), ("fsdp2-1node", 2), ("ep-1node", 1)])
-def test_two_gpus_publish_what_one_does(tmp_path: Path, launch: str, batches: int) -> None:
+@pytest.fixture(scope="module")
+def one_gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights that one GPU publishes."""
     if torch.cuda.device_count() != 2:
         pytest.skip("the recipe divides its batch by two GPUs")
-    one = {"env": {"CUDA_VISIBLE_DEVICES": "0"}}
-    two = published(tmp_path / "two", batches, {"accelerate": launch})
-    assert_alike(published(tmp_path / "one", 1, one), two, 1e-2)
+    return published(tmp_path_factory.mktemp("one-gpu") / "one", 1, {"env": {"CUDA_VISIBLE_DEVICES": "0"}})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("launch", "batches"), [("ddp", 2), ("fsdp2-1node", 2), ("ep-1node", 1)])
+def test_two_gpus_publish_what_one_does(
+    tmp_path: Path, one_gpu: dict[str, torch.Tensor], launch: str, batches: int
+) -> None:
+    assert_alike(one_gpu, published(tmp_path / "two", batches, {"accelerate": launch}), 1e-2)
