@@ -297,11 +297,13 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def merged(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with one micro-batch a step: the loss of the stage's default type is the same, and passes are fuller."""
-    rows = config["trainer"]["per_device_train_batch_size"] * config["trainer"]["gradient_accumulation_steps"]
-    one = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}
-    return {**config, "trainer": {**config["trainer"], **one}}
+def of_ours(config: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """What only a recipe can set: vLLM's own options, and one micro-batch a step (its loss is the same)."""
+    trainer = dict(config["trainer"])
+    if options.one_micro_batch:
+        trainer["per_device_train_batch_size"] *= trainer["gradient_accumulation_steps"]
+        trainer["gradient_accumulation_steps"] = 1
+    return {**config, "trainer": trainer, "rollout": {**config["rollout"], "engine_options": options.engine_options}}
 
 
 def in_child(kind: str, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -370,6 +372,7 @@ def main() -> None:
     parser.add_argument("--refill-rounds", type=int, default=0)
     parser.add_argument("--target", type=float, default=0.35, help="accuracy whose time is told")
     parser.add_argument("--one-micro-batch", action="store_true", help="ours only: a step's rollouts at once")
+    parser.add_argument("--engine-options", type=json.loads, default={}, help="ours only: vLLM's, as JSON")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -381,12 +384,14 @@ def main() -> None:
     if options.smoke:
         options.steps = 2
     config = stage(options)
+    configs = {"stock": config, "ours": of_ours(config, options)}
     runs: dict[str, list[dict[str, Any]]] = {"stock": [], "ours": []}
     for seed in range(options.seeds):
         for kind, found in runs.items():
-            found.append(in_child(kind, merged(config) if options.one_micro_batch and kind == "ours" else config, seed))
+            found.append(in_child(kind, configs[kind], seed))
             print(kind, "seed", seed, json.dumps({k: v for k, v in found[-1].items() if not isinstance(v, list)}))
-    result = {"engine": in_child("engine", config, 0), "runs": runs, "settings": config, "versions": versions()}
+    result = {"engine": in_child("engine", config, 0), "runs": runs}
+    result |= {"settings": configs["ours"], "versions": versions()}
     result["command"] = "python -m benchmarks.grpo " + " ".join(sys.argv[1:])
     if not any("failed" in run for found in runs.values() for run in found):
         result = {**compare(runs, options.target), **result}
