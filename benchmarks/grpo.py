@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pipeline.stages.base import StageContext, config_class
+from pipeline.stages.base import VISIBLE, StageContext, config_class
 
 WARM_UP = 2
 """Steps at the start that are not counted."""
@@ -151,6 +152,7 @@ def watch(trainer: Any, clock: Clock) -> list[dict[str, float]]:
         clock.wrap(trainer.vllm_generation, "sync_weights", "sync")
     if getattr(trainer, "rollouts", None) is not None:
         clock.wrap(trainer.rollouts, "take", "generation")
+        clock.wrap(trainer.rollouts, "_push", "sync")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Steps())
     return logs
@@ -231,6 +233,8 @@ def train(kind: str, config: Mapping[str, Any], seed: int, folder: Path) -> dict
         trainer.train()
     finally:
         reward.close()
+        if kind == "ours":
+            trainer.close_engine()
     steps = len(clock.steps)
     return summarise(clock, logs, trainer.args.generation_batch_size, memory.stop(), min(WARM_UP, steps - 1))
 
@@ -298,12 +302,17 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_ours(config: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """What only a recipe can set: vLLM's own options, and one micro-batch a step (its loss is the same)."""
+    """What only a recipe can set: engines, vLLM's own options, and one micro-batch a step (its loss is the same)."""
     trainer = dict(config["trainer"])
+    rollout = {**config["rollout"], "engine_options": options.engine_options}
     if options.one_micro_batch:
         trainer["per_device_train_batch_size"] *= trainer["gradient_accumulation_steps"]
         trainer["gradient_accumulation_steps"] = 1
-    return {**config, "trainer": trainer, "rollout": {**config["rollout"], "engine_options": options.engine_options}}
+    if options.engines:
+        rollout["process"] = {"devices": [os.environ.get(VISIBLE, "0")] * options.engines}
+        if "gpu_memory" in rollout:
+            rollout["gpu_memory"] /= options.engines
+    return {**config, "trainer": trainer, "rollout": rollout}
 
 
 def in_child(kind: str, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -372,6 +381,7 @@ def main() -> None:
     parser.add_argument("--refill-rounds", type=int, default=0)
     parser.add_argument("--target", type=float, default=0.35, help="accuracy whose time is told")
     parser.add_argument("--one-micro-batch", action="store_true", help="ours only: a step's rollouts at once")
+    parser.add_argument("--engines", type=int, default=0, help="ours only: engines in processes of their own")
     parser.add_argument("--engine-options", type=json.loads, default={}, help="ours only: vLLM's, as JSON")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--smoke", action="store_true")

@@ -8,10 +8,15 @@ engine.close()
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from pipeline.rollout.base import Engine, RolloutError, Sampling, Updatable
 from pipeline.rollout.speculative import vllm_options
 from pipeline.stages.base import RolloutSpec
+
+if TYPE_CHECKING:
+    from pipeline.rollout.fleet import Fleet
+    from pipeline.rollout.process import ProcessEngine
 
 TRANSFORMERS, VLLM, VLLM_SERVER = "transformers", "vllm", "vllm_server"
 
@@ -42,9 +47,7 @@ def open_engine(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = 
     if engine_name(spec) != VLLM_SERVER:
         if spec.process is None:
             return open_updatable(spec, model_path, seed, logprobs)
-        from pipeline.rollout.process import ProcessEngine
-
-        return ProcessEngine(spec, model_path, seed, logprobs)
+        return open_processes(spec, model_path, seed, logprobs)
     from pipeline.rollout.vllm_server import VllmServerEngine
 
     if spec.server is None:
@@ -54,6 +57,21 @@ def open_engine(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = 
     if spec.process is not None:
         raise RolloutError("rollout.process is for engines that this run starts; a vLLM server is a process already")
     return VllmServerEngine(model_path, spec.server, logprobs)
+
+
+def open_processes(
+    spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = False, for_trainer: bool = False
+) -> ProcessEngine | Fleet:
+    """Load a model into an engine in a process of its own, or into several; at once, in the background.
+
+    Args:
+        spec, model_path, seed, logprobs, for_trainer: see `open_updatable`.
+    """
+    from pipeline.rollout.fleet import Fleet
+    from pipeline.rollout.process import ProcessEngine
+
+    several = spec.process is not None and spec.process.devices
+    return (Fleet if several else ProcessEngine)(spec, model_path, seed, logprobs, for_trainer)
 
 
 def open_updatable(

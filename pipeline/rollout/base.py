@@ -64,7 +64,7 @@ class Rollout:
     """One sampled completion.
 
     Attributes:
-        text: decoded without special tokens.
+        text: decoded without special tokens; vLLM leaves it out where it samples for a trainer.
         token_ids: what was sampled, with the end-of-sequence token if there was one.
         finish: why it ended.
         logprobs: log-probability of each sampled token, if the engine gave them: under the model at temperature 1, or

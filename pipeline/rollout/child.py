@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.rollout import open_updatable
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.process import Job, Opening
-from pipeline.rollout.shared import Board, Box, WeightFile
+from pipeline.rollout.shared import Board, Box, Turn, WeightFile
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +35,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
     pipe = Connection(descriptors[0])
     request, answer = Box(descriptors[1]), Box(descriptors[2])
-    files = (WeightFile(descriptors[4]), WeightFile(descriptors[5]))
+    files = (WeightFile(descriptors[5]), WeightFile(descriptors[6]))
     opening: Opening = pipe.recv()
     try:
-        engine = open_updatable(opening.spec, opening.path, opening.seed, opening.logprobs, opening.for_trainer)
+        with Turn(descriptors[4]).held():
+            engine = open_updatable(opening.spec, opening.path, opening.seed, opening.logprobs, opening.for_trainer)
     except RolloutError as error:
         pipe.send(("refused", str(error)))
         return

@@ -1,6 +1,6 @@
 """An engine in a process of its own: on another GPU, beside the trainer, and replaceable when it dies.
 
-    engine = ProcessEngine(RolloutSpec(process=ProcessSpec(env={"CUDA_VISIBLE_DEVICES": "1"})), "path/to/model", seed=0)
+    engine = ProcessEngine(RolloutSpec(process=ProcessSpec().on("1")), "path/to/model", seed=0)
     engine.push(weights)                  # for what is asked from now on
     engine.submit(prompts, sampling)      # returns at once
     groups = engine.collect()             # waits
@@ -11,8 +11,7 @@ kernel that hangs, a stopped process). Then it is started again with the last we
 request carries its seed, so the answer is what it would have been. The process dies with the one that started it.
 
 Only single words go over the pipe. Requests, answers and weights lie in shared memory, so that nobody ever waits for a
-process that has stopped in the middle of a message. The weights take turns in two files: those that the engine may
-still read stay as they are while the next ones are written.
+process that has stopped in the middle of a message. Several engines may share what is pushed: see `fleet`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from multiprocessing import Pipe
 from typing import TYPE_CHECKING
 
 from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling
-from pipeline.rollout.shared import Board, Box, Place, WeightFile
+from pipeline.rollout.shared import Board, Box, PushedWeights, Snapshot, Turn
 from pipeline.stages.base import ProcessSpec, RolloutSpec
 
 if TYPE_CHECKING:
@@ -62,19 +61,6 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Weights that were pushed.
-
-    Attributes:
-        version: 1 for the first push, and so on.
-        places: where they lie in the file of this version.
-    """
-
-    version: int
-    places: tuple[Place, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
     """A request: what `Engine.generate` takes, and the weights to sample with, if not those of the model's folder."""
 
@@ -98,6 +84,8 @@ class ProcessEngine:
         seed: seed of the engine.
         logprobs: whether rollouts carry the log-probabilities of their tokens.
         for_trainer: whether those are at the temperature of sampling.
+        weights: the memory that weights are pushed into; of its own if not given.
+        turn: held while the engine starts, which measures the memory that is free on its GPU.
 
     Attributes:
         spec: what is open.
@@ -105,14 +93,23 @@ class ProcessEngine:
     """
 
     def __init__(
-        self, spec: RolloutSpec, path: str, seed: int = 0, logprobs: bool = False, for_trainer: bool = False
+        self,
+        spec: RolloutSpec,
+        path: str,
+        seed: int = 0,
+        logprobs: bool = False,
+        for_trainer: bool = False,
+        weights: PushedWeights | None = None,
+        turn: Turn | None = None,
     ) -> None:
         self.spec, self.settings = spec, spec.process or ProcessSpec()
         self.restarts = 0
         self._opening = Opening(spec.model_copy(update={"process": None}), path, seed, logprobs, for_trainer)
         self._request, self._answer, self._board = Box(), Box(), Board()
-        self._files = (WeightFile(), WeightFile())
-        self._weights: Snapshot | None = None
+        self._weights, self._turn = weights or PushedWeights(), turn or Turn()
+        self._own = [self._request.close, self._answer.close, self._board.close]
+        self._own += [] if weights else [self._weights.close]
+        self._own += [] if turn else [self._turn.close]
         self._job: Job | None = None
         self._dtype: str | None = None
         self._closed = False
@@ -143,13 +140,13 @@ class ProcessEngine:
     def push(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Sample with these weights from the next request on. They are copied before this returns."""
         self._must_be_idle()
-        version = 1 if self._weights is None else self._weights.version + 1
-        self._weights = Snapshot(version, self._files[version % 2].write(weights))
+        self._weights.push(weights)
 
     def submit(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
         """Ask for rollouts without waiting for them; one request at a time."""
         self._must_be_idle()
-        self._job = Job(prompts, sampling, self._weights)
+        self._job = Job(prompts, sampling, self._weights.last)
+        self._board.progress(0, len(prompts) * sampling.n)
         self._request.put(self._job)
         self._ask()
 
@@ -171,6 +168,11 @@ class ProcessEngine:
         return groups
 
     @property
+    def progress(self) -> tuple[int, int]:
+        """Sequences finished, and sequences in all, of what was submitted last."""
+        return self._board.read()[1:]
+
+    @property
     def busy(self) -> bool:
         """Whether something was submitted and not yet collected."""
         return self._job is not None
@@ -185,8 +187,8 @@ class ProcessEngine:
             self._let_end()
         self._kill()
         self._job = None
-        for shared in (self._request, self._answer, self._board, *self._files):
-            shared.close()
+        for close in self._own:
+            close()
 
     def _must_be_idle(self) -> None:
         if self._closed:
@@ -197,8 +199,8 @@ class ProcessEngine:
     def _start(self) -> None:
         self._pipe, theirs = Pipe()
         self._dtype = None
-        descriptors = [theirs.fileno(), *(shared.fd for shared in (self._request, self._answer, self._board))]
-        descriptors += [file.fd for file in self._files]
+        shared = (self._request, self._answer, self._board, self._turn, *self._weights.files)
+        descriptors = [theirs.fileno(), *(each.fd for each in shared)]
         command = [sys.executable, "-c", _START, json.dumps(sys.path), str(os.getpid()), *map(str, descriptors)]
         self._process = subprocess.Popen(
             command,

@@ -1,4 +1,4 @@
-"""Memory that two processes share: values, signs of life, and weights, in files without a name.
+"""What processes share: values, signs of life, weights and turns, in files without a name.
 
 The files are made with `memfd_create` and handed on as open descriptors. Nothing of them lies in a folder, so nothing
 stays behind whichever process is killed, and the small `/dev/shm` of containers does not limit them. Linux only.
@@ -6,16 +6,21 @@ stays behind whichever process is killed, and the small `/dev/shm` of containers
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import math
 import mmap
 import os
 import pickle
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 ALIGNMENT = 64
 """Bytes at whose multiples tensors begin: a cache line, and enough for every type."""
@@ -80,6 +85,30 @@ class Board:
         os.close(self.fd)
 
 
+class Turn:
+    """A lock that processes take one after another. The kernel frees it when its holder ends, in whatever way.
+
+    Args:
+        fd: descriptor of a lock that the parent made; a new one if not given.
+    """
+
+    def __init__(self, fd: int | None = None) -> None:
+        self.fd = os.memfd_create("zero2r1-turn") if fd is None else fd
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Wait for the lock, and hold it."""
+        fcntl.lockf(self.fd, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self.fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Give this process's descriptor back."""
+        os.close(self.fd)
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a tensor lies in a `WeightFile`.
@@ -100,12 +129,17 @@ class Place:
 class WeightFile:
     """All weights of a model, one after another.
 
+    The first time they are written, the file grows with them. From then on they go through memory that is mapped once,
+    and, where there is a GPU, pinned: it then copies straight into it, and out of it.
+
     Args:
         fd: descriptor of a file that the parent made; a new one if not given.
     """
 
     def __init__(self, fd: int | None = None) -> None:
         self.fd = os.memfd_create("zero2r1-weights") if fd is None else fd
+        self._bytes: torch.Tensor | None = None
+        self._pinned = False
 
     def write(self, weights: Iterable[tuple[str, torch.Tensor]]) -> tuple[Place, ...]:
         """Write weights over what is there, from any device, one at a time.
@@ -115,26 +149,104 @@ class WeightFile:
         """
         import torch
 
-        places, offset = [], 0
+        held, places, offset = self._mapped(), [], 0
         for name, tensor in weights:
-            data = tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data
+            flat = tensor.detach().contiguous().flatten().view(torch.uint8)
             places.append(Place(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset))
-            written = 0
-            while written < len(data):  # one call writes 2 GiB at most
-                written += os.pwrite(self.fd, data[written:], offset + written)
-            offset += -(-len(data) // ALIGNMENT) * ALIGNMENT
+            if held is not None and offset + flat.numel() <= held.numel():
+                held[offset : offset + flat.numel()].copy_(flat, non_blocking=True)
+            else:
+                self._append(flat, offset)
+            offset += -(-flat.numel() // ALIGNMENT) * ALIGNMENT
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the copies, before anybody is told of them
         return tuple(places)
 
     def read(self, places: Iterable[Place]) -> Iterator[tuple[str, torch.Tensor]]:
         """The weights as they lie there, without a copy: only until they are written over."""
         import torch
 
-        memory = mmap.mmap(self.fd, 0)
+        held = self._mapped()
         for place in places:
             dtype: torch.dtype = getattr(torch, place.dtype)
-            flat = torch.frombuffer(memory, dtype=dtype, count=math.prod(place.shape), offset=place.offset)
-            yield place.name, flat.view(place.shape)
+            size = math.prod(place.shape) * dtype.itemsize
+            if held is None or place.offset + size > held.numel():
+                raise ValueError(f"{place.name} lies beyond the end of the file")
+            yield place.name, held[place.offset : place.offset + size].view(dtype).view(place.shape)
 
     def close(self) -> None:
-        """Give this process's descriptor back."""
+        """Give this process's descriptor and its memory back."""
+        self._forget()
         os.close(self.fd)
+
+    def _append(self, flat: torch.Tensor, offset: int) -> None:
+        data, written = flat.cpu().numpy().data, 0
+        while written < len(data):  # one call writes 2 GiB at most
+            written += os.pwrite(self.fd, data[written:], offset + written)
+
+    def _mapped(self) -> torch.Tensor | None:
+        """The whole file as bytes; `None` as long as it is empty."""
+        import torch
+
+        size = os.fstat(self.fd).st_size
+        if self._bytes is not None and self._bytes.numel() != size:
+            self._forget()
+        if self._bytes is None and size:
+            self._bytes = torch.frombuffer(mmap.mmap(self.fd, size), dtype=torch.uint8)
+        if self._bytes is not None and not self._pinned and torch.cuda.is_available():
+            self._pinned = int(_cuda().cudaHostRegister(self._bytes.data_ptr(), size, 0)) == 0
+            if not self._pinned:
+                log.warning("CUDA does not pin the memory of weights: pushing them will be slower")
+        return self._bytes
+
+    def _forget(self) -> None:
+        """Let go of the mapped memory; what was read from it keeps it alive."""
+        if self._pinned:
+            assert self._bytes is not None
+            _cuda().cudaHostUnregister(self._bytes.data_ptr())
+        self._bytes, self._pinned = None, False
+
+
+def _cuda() -> Any:
+    """CUDA's runtime."""
+    import torch
+
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Weights that were pushed.
+
+    Attributes:
+        version: 1 for the first push, and so on.
+        places: where they lie in the file of this version.
+    """
+
+    version: int
+    places: tuple[Place, ...]
+
+
+class PushedWeights:
+    """Weights for engines in other processes.
+
+    They take turns in two files: those that an engine may still read stay as they are while the next ones are written.
+
+    Attributes:
+        files: both of them.
+        last: the weights pushed last, if any were.
+    """
+
+    def __init__(self) -> None:
+        self.files = (WeightFile(), WeightFile())
+        self.last: Snapshot | None = None
+
+    def push(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Keep a copy of weights; those of the last push but one are gone."""
+        version = 1 if self.last is None else self.last.version + 1
+        self.last = Snapshot(version, self.files[version % 2].write(weights))
+
+    def close(self) -> None:
+        """Give this process's descriptors and memory back."""
+        for file in self.files:
+            file.close()

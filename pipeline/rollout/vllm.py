@@ -37,7 +37,8 @@ class VllmEngine:
         logprobs: whether rollouts carry the log-probabilities of their tokens, as the model gave them before
             temperature and truncation; costs up to 40 % of the speed.
         options: further fields of vLLM's `EngineArgs`, such as `max_model_len` or `dtype`.
-        for_trainer: whether log-probabilities are at the temperature of sampling, and weights will be replaced.
+        for_trainer: whether log-probabilities are at the temperature of sampling, weights will be replaced, and texts
+            are left out: the trainer decodes what it needs.
 
     Raises:
         RolloutError: vLLM has no such option, or it is set elsewhere.
@@ -63,7 +64,7 @@ class VllmEngine:
         if for_trainer:
             keep_weights_loadable()
             settings["logprobs_mode"] = "processed_logprobs"
-        self.logprobs = logprobs
+        self.logprobs, self.decodes = logprobs, not for_trainer
         self.llm = LLM(model=path, seed=seed, **settings)
         self.tokenizer = self.llm.get_tokenizer()
         self.dtype = str(self.llm.llm_engine.model_config.dtype).removeprefix("torch.")
@@ -90,8 +91,7 @@ class VllmEngine:
         _seed_everything(sampling.seed)
         done = self._run(prompts, params, sampling.enough, progress)
         samples = [sample for output in done.values() for sample in output.outputs]
-        texts = self.tokenizer.batch_decode([sample.token_ids for sample in samples], skip_special_tokens=True)
-        rollouts = map(self._rollout, samples, texts)
+        rollouts = map(self._rollout, samples, self._texts([sample.token_ids for sample in samples]))
         groups = {index: list(islice(rollouts, sampling.n)) for index in done}
         given_up = [Rollout("", (), Finish.ABORT, () if self.logprobs else None)] * sampling.n
         return [groups.get(index, given_up) for index in range(len(prompts))]
@@ -143,6 +143,12 @@ class VllmEngine:
             if engine.has_unfinished_requests():
                 engine.abort_request(names)
         return dict(sorted(done.items()))
+
+    def _texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        if not self.decodes:
+            return [""] * len(ids)
+        texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return texts
 
     def _rollout(self, sample: Any, text: str) -> Rollout:
         logprobs = tuple(token_logprobs(sample)) if self.logprobs else None

@@ -134,11 +134,11 @@ def _reload(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
                 drafted.append((name, tensor))
 
     with set_current_vllm_config(config):
-        wanted = dict(model.named_parameters()).keys()
+        wanted = {name for name, _ in model.named_parameters()}
         for each in models:
             _repack_experts(each)
             initialize_layerwise_reload(each)
-        wanted &= dict(model.named_parameters()).keys()  # those that are made from others are gone now
+        wanted &= {name for name, _ in model.named_parameters()}  # those that are made from others are gone now
         loaded = model.load_weights(kept())
         for each in models[1:]:
             each.load_weights(drafted)

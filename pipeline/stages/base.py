@@ -21,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 KINDS: Mapping[str, str] = {
     "import_model": "pipeline.stages.import_model:ImportModelConfig",
@@ -69,6 +69,7 @@ DataRef = Annotated[str, Ref(Product.DATASET), InputFile()]
 """`@stage`, or a JSONL file (relative to the recipe)."""
 
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 SFT_CONFIG = "trl.trainer.sft_config:SFTConfig"
 """The `trainer_class` of stages that TRL's SFTTrainer trains."""
 Precision = Literal["trainer", "fp8"]
@@ -180,14 +181,33 @@ class ProcessSpec(Strict):
     """A process of its own for an engine. One that dies or hangs is started again, and what it was asked is redone.
 
     Attributes:
-        env: environment variables of that process: `CUDA_VISIBLE_DEVICES` puts the engine on another GPU.
-        deadline: seconds without a step of the engine after which it counts as hung.
+        devices: the GPUs of each engine, as `CUDA_VISIBLE_DEVICES` has them; several engines share the prompts. `[1]`
+            is one engine on the second GPU, `[1, 2]` are two on a GPU each, `[0, 0]` two that share one, and `["1,2"]`
+            is one on two (with `engine_options: {tensor_parallel_size: 2}`). Those of this process if not given.
+        env: environment variables of the engines' processes.
+        deadline: seconds without a step of an engine after which it counts as hung.
         restarts: how often in a row it is started again for one request before the stage fails.
     """
 
+    devices: list[str] = Field(default_factory=list)
     env: dict[str, str] = Field(default_factory=dict)
     deadline: Annotated[float, Field(gt=0)] = 300.0
     restarts: Annotated[int, Field(ge=0)] = 3
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _as_texts(cls, devices: Any) -> Any:
+        return [str(device) if isinstance(device, int) else device for device in devices] if devices else []
+
+    @model_validator(mode="after")
+    def _told_once(self) -> ProcessSpec:
+        if self.devices and VISIBLE in self.env:
+            raise ValueError(f"`devices` and env.{VISIBLE} both say where the engine is: leave one out")
+        return self
+
+    def on(self, device: str) -> ProcessSpec:
+        """The same for one engine on these GPUs."""
+        return self.model_copy(update={"devices": [], "env": {**self.env, VISIBLE: device}})
 
 
 class SpeculativeSpec(Strict):
@@ -222,7 +242,7 @@ class RolloutSpec(Strict):
         gpu_memory: share of the GPU's memory that vLLM may take.
         server: address of the vLLM server, such as http://localhost:8000.
         engine_options: further arguments of `vllm.LLM`, for sampling and for the engine of a trainer.
-        process: a process of its own for the transformers or vLLM engine; `{}` takes the defaults.
+        process: a process of its own for the transformers or vLLM engine, or several; `{}` takes the defaults.
         speculative: draft tokens and verify several at once; `{}` drafts with the model's own prediction blocks.
     """
 

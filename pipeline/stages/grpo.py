@@ -21,7 +21,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.stages.base import ModelRef, Outputs, Product, RewardSpec, RolloutSpec, StageConfig, StageContext
+from pipeline.stages.base import (
+    VISIBLE,
+    ModelRef,
+    Outputs,
+    ProcessSpec,
+    Product,
+    RewardSpec,
+    RolloutSpec,
+    StageConfig,
+    StageContext,
+)
 from pipeline.stages.routing import PolicyRouting
 from pipeline.tasks.resolve import TaskField
 from pipeline.training.efficiency import Efficiency, LengthChange, check_efficiency, check_lengths
@@ -210,15 +220,18 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
 
 
 def open_process(context: StageContext[GrpoConfig]) -> Any:
-    """The engine in a process of its own, if the stage wants one.
+    """The engine, or engines, in processes of their own, if the stage wants them.
+
+    One that shares the trainer's GPU has started when this returns: it measures the memory that is free, and the
+    trainer takes its own afterwards.
 
     Raises:
+        RolloutError: the engine does not start.
         ValueError: there is a GPU for it, but the trainer would take that one, too.
     """
     import torch
 
-    from pipeline.rollout import engine_name
-    from pipeline.rollout.process import ProcessEngine
+    from pipeline.rollout import engine_name, open_processes
 
     rollout = context.config.rollout
     if not rollout.in_process:
@@ -226,10 +239,19 @@ def open_process(context: StageContext[GrpoConfig]) -> Any:
     if torch.cuda.device_count() > 1:
         raise ValueError(
             "the trainer would spread over all GPUs: give it one with launch: {env: {CUDA_VISIBLE_DEVICES: '0'}}, and"
-            " the engine another with rollout: {process: {env: {CUDA_VISIBLE_DEVICES: '1'}}}"
+            " the engine another with rollout: {process: {devices: [1]}}"
         )
     spec = context.rollout(rollout).model_copy(update={"engine": engine_name(rollout)})
-    return ProcessEngine(spec, context.model_path(context.config.model), context.seed, logprobs=True, for_trainer=True)
+    engine = open_processes(spec, context.model_path(context.config.model), context.seed, True, True)
+    if torch.cuda.is_available() and shares_gpu(spec.process or ProcessSpec(), os.environ.get(VISIBLE, "0")):
+        _ = engine.dtype
+    return engine
+
+
+def shares_gpu(process: ProcessSpec, ours: str) -> bool:
+    """Whether an engine sees a GPU that this process sees, too; `ours` as `CUDA_VISIBLE_DEVICES` has it."""
+    seen = process.devices or [process.env.get(VISIBLE, ours)]
+    return any(set(device.split(",")) & set(ours.split(",")) for device in seen)
 
 
 def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
@@ -243,6 +265,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
 
     config = context.config
     model = context.model_path(config.model)
+    engine = open_process(context)
     args = arguments(context)
     speculation = vllm_options(context.rollout(config.rollout).speculative) if args.use_vllm else {}
     trainer = GrpoTrainer(
@@ -256,7 +279,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
         length_schedule=config.length_schedule,
         mtp=config.mtp,
         engine_options={**speculation, **config.rollout.engine_options},
-        engine=open_process(context),
+        engine=engine,
         overlap=config.rollout.overlap,
         spare=config.rollout.spare,
     )

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from pipeline.rollout.base import Finish, Rollout, RolloutError, Sampling, complete, derived_seed
+from pipeline.rollout.fleet import Fleet
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.weights import official_weights
 
@@ -118,7 +119,7 @@ class Rollouts:
             others are given up: the long ones.
     """
 
-    def __init__(self, trainer: Any, engine: ProcessEngine, overlap: bool, spare: float) -> None:
+    def __init__(self, trainer: Any, engine: ProcessEngine | Fleet, overlap: bool, spare: float) -> None:
         self.trainer, self.engine, self.overlap, self.spare = trainer, engine, overlap, spare
         self.max_completion_length: int = trainer.max_completion_length
         self.ahead: Ahead | None = None
@@ -273,7 +274,12 @@ class EngineRollouts:
     args: Any
 
     def __init__(
-        self, *args: Any, engine: ProcessEngine | None = None, overlap: bool = False, spare: float = 0.0, **kwargs: Any
+        self,
+        *args: Any,
+        engine: ProcessEngine | Fleet | None = None,
+        overlap: bool = False,
+        spare: float = 0.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         if engine is None:

@@ -1,0 +1,158 @@
+"""Engines that share the prompts, against the same engine in this process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM
+
+from pipeline.rollout import RolloutError, open_engine
+from pipeline.rollout.base import Finish, Rollout, Sampling
+from pipeline.rollout.fleet import Fleet, seed_of
+from pipeline.rollout.shared import Turn, WeightFile
+from pipeline.rollout.transformers import TransformersEngine
+from pipeline.rollout.weights import official_weights
+from pipeline.stages.base import ProcessSpec, RolloutSpec
+from pipeline.stages.grpo import shares_gpu
+
+PROMPTS = [[7, 8, 9], [5], [6, 7], [8], [9, 5]]
+LONG = Sampling(n=3, max_tokens=30, seed=3)
+NO_GPU = ["", -1]
+"""Two ways to see none."""
+
+
+@pytest.fixture(scope="module")
+def here(calculator: Path) -> TransformersEngine:
+    """The reference: the engine in this process."""
+    return TransformersEngine(str(calculator), batch_size=4, logprobs=True)
+
+
+@pytest.fixture(scope="module")
+def fleet(calculator: Path) -> Iterator[Fleet]:
+    process = ProcessSpec.model_validate({"devices": NO_GPU, "restarts": 1})
+    spec = RolloutSpec(engine="transformers", batch_size=4, process=process)
+    made = open_engine(spec, str(calculator), seed=0, logprobs=True)
+    assert isinstance(made, Fleet)
+    yield made
+    made.close()
+
+
+def by_two(here: TransformersEngine, prompts: list[list[int]]) -> list[list[Rollout]]:
+    """What two engines should give: every second prompt each, with seeds of their own."""
+    first = here.generate(prompts[::2], LONG)
+    second = here.generate(prompts[1::2], Sampling(n=3, max_tokens=30, seed=seed_of(3, 1)))
+    return [(first, second)[at % 2][at // 2] for at in range(len(prompts))]
+
+
+def test_they_give_what_each_gives_for_its_share(fleet: Fleet, here: TransformersEngine) -> None:
+    seen: list[tuple[int, int]] = []
+    assert fleet.generate(PROMPTS, LONG, lambda *counts: seen.append(counts)) == by_two(here, PROMPTS)
+    assert all(total == 15 for _, total in seen)
+    assert all(before <= after for before, after in pairwise(seen))
+    assert fleet.generate(PROMPTS[:1], LONG) == here.generate(PROMPTS[:1], LONG), "one prompt is for the first alone"
+    assert fleet.generate([], LONG) == []
+    assert fleet.dtype == "float32"
+
+
+def test_weights_are_pushed_once_and_a_killed_engine_is_replaced_with_them(
+    fleet: Fleet, here: TransformersEngine, calculator: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(calculator)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(1.2)
+    before = by_two(here, PROMPTS)
+    here.load_weights(official_weights(model))
+    fleet.push(official_weights(model))
+    fleet.submit(PROMPTS, LONG)
+    with pytest.raises(RolloutError, match="still at work"):
+        fleet.push(official_weights(model))
+    with pytest.raises(RolloutError, match="still at work"):
+        fleet.submit(PROMPTS, LONG)
+    os.kill(fleet._engines[1]._process.pid, 9)
+    found = fleet.collect()
+    assert found == by_two(here, PROMPTS) != before
+    assert fleet.restarts == 1
+
+
+def test_what_one_refuses_leaves_the_others_idle(fleet: Fleet, here: TransformersEngine) -> None:
+    with pytest.raises(RolloutError, match="nothing was submitted"):
+        fleet.collect()
+    weights = dict(official_weights(here.model))
+    fleet.push((name, weight) for name, weight in weights.items() if "lm_head" not in name)
+    with pytest.raises(RolloutError, match="lm_head"):
+        fleet.generate(PROMPTS, LONG)
+    assert not fleet.busy
+    fleet.push(weights.items())
+    assert fleet.generate(PROMPTS, LONG) == by_two(here, PROMPTS)
+
+
+def test_enough_is_divided_so_that_there_is_enough(fleet: Fleet) -> None:
+    groups = fleet.generate(PROMPTS, Sampling(n=1, max_tokens=30, seed=3, enough=3))
+    complete = [group for group in groups if group[0].finish is not Finish.ABORT]
+    assert 3 <= len(complete) <= 5
+
+
+def test_a_turn_is_free_again_when_its_holder_is_killed() -> None:
+    turn = Turn()
+    code = (
+        "import time\n"
+        "from pipeline.rollout.shared import Turn\n"
+        f"with Turn({turn.fd}).held():\n"
+        "    print(1, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, pass_fds=[turn.fd])
+    assert holder.stdout is not None and holder.stdout.readline() == b"1\n"
+    waiting = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, pass_fds=[turn.fd])
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(1.0)
+    holder.kill()
+    assert waiting.stdout is not None and waiting.stdout.readline() == b"1\n"
+    for process in (holder, waiting):
+        process.kill()
+        process.communicate()
+    turn.close()
+
+
+def test_weights_that_grow_or_change_their_kind_arrive_whole() -> None:
+    """The first time they are appended; then they are copied through mapped memory, as far as that goes."""
+    ours = WeightFile()
+    theirs = WeightFile(os.dup(ours.fd))
+    for sizes in ((3, 100), (3, 100), (50, 100, 5000), (2, 7)):
+        tensors = {str(at): torch.randn(size, 3).bfloat16().T for at, size in enumerate(sizes)}
+        tensors["scalar"] = torch.tensor(len(sizes))
+        places = ours.write(tensors.items())
+        found = dict(theirs.read(places))
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    ours.close()
+    theirs.close()
+
+
+def test_devices_are_texts_and_exclude_the_variable() -> None:
+    assert ProcessSpec.model_validate({"devices": [0, "1,2"]}).devices == ["0", "1,2"]
+    assert ProcessSpec(devices=["1"]).on("1").env == {"CUDA_VISIBLE_DEVICES": "1"}
+    with pytest.raises(ValidationError, match="both say where the engine is"):
+        ProcessSpec(devices=["1"], env={"CUDA_VISIBLE_DEVICES": "1"})
+
+
+@pytest.mark.parametrize(
+    ("process", "ours", "shared"),
+    [
+        ({}, "0", True),
+        ({"env": {"CUDA_VISIBLE_DEVICES": "1"}}, "0", False),
+        ({"devices": ["1", "0"]}, "0", True),
+        ({"devices": ["2,3"]}, "0,1", False),
+    ],
+)
+def test_an_engine_on_the_trainers_gpu_is_noticed(process: dict[str, Any], ours: str, shared: bool) -> None:
+    assert shares_gpu(ProcessSpec(**process), ours) == shared
