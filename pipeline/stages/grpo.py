@@ -16,13 +16,15 @@ that hardly ever binds, and a small KL term against a reference that is replaced
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.stages.base import (
     VISIBLE,
+    Fault,
     ModelRef,
     Outputs,
     ProcessSpec,
@@ -34,7 +36,7 @@ from pipeline.stages.base import (
 )
 from pipeline.stages.routing import PolicyRouting
 from pipeline.tasks.resolve import TaskField
-from pipeline.training.efficiency import Efficiency, LengthChange, check_efficiency, check_lengths
+from pipeline.training.efficiency import Efficiency, LengthChange, check_efficiency, check_lengths, kernels_fault
 from pipeline.training.fields import RESERVED
 from pipeline.training.mtp import DraftSpec
 from pipeline.training.schedule import check_cycle
@@ -84,6 +86,8 @@ GRPO_RESERVED: Mapping[str, str] = {
     "remove_unused_columns": "rewards need the columns",
     "use_transformers_continuous_batching": "it would turn the trained weights into bf16 for good",
     "use_transformers_paged": "it would turn the trained weights into bf16 for good",
+    "use_liger_kernel": "set `efficiency.fused_kernels`: this leaves the reference, and unknown models, as they are",
+    "liger_kernel_config": "set `efficiency.fused_kernels`, which takes the kernels that packing works with",
 }
 
 
@@ -181,6 +185,11 @@ class GrpoConfig(StageConfig):
             raise ValueError("trainer.sync_ref_model needs a reference model, and with beta: 0 there is none")
         return self
 
+    def faults(self, base: Path) -> Iterator[Fault]:
+        """Fused kernels for a policy that cannot have them."""
+        if self.efficiency.fused_kernels and (why := kernels_fault((base / self.model).expanduser())) is not None:
+            yield ("efficiency", "fused_kernels"), why
+
     @property
     def switches(self) -> Efficiency:
         """`efficiency` for the trainer, which does not see the stage's other fields."""
@@ -201,11 +210,16 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
     from pipeline.training import setup
 
     setup.prepare()
+    from transformers import AutoConfig
+
     from pipeline.tasks.grading import composite
+    from pipeline.training import fused
     from pipeline.training.fit import fit
     from pipeline.training.overlap import Recorded
 
     config = context.config
+    if config.efficiency.fused_kernels:
+        fused.check(AutoConfig.from_pretrained(context.model_path(config.model)))
     reward = Recorded(composite(config.rewards, config.tasks, context).parts, context.base)
     reward.prepare()
     trainer = build(context, reward)

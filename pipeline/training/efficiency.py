@@ -9,13 +9,16 @@
       overlap_rewards: true    # rewards are judged while log-probabilities are computed
       whole_groups: true       # vLLM in this process samples a group as one request, and keeps numbers as arrays
       reload_weights: true     # and takes new weights by its own reload, with all that it derives from them
+      fused_kernels: false     # norms, rotary positions and MLPs of the trained model are Liger's kernels
 
 All of them off is TRL, to the bit. Imported with the stages' configs, so nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -48,6 +51,9 @@ class Efficiency(Strict):
         reload_weights: vLLM in this process takes new weights through its own reload, experts one by one and buffers
             such as the routing bias included. TRL writes parameters into the engine's model, which leaves stale what
             vLLM derived from the old ones (latent attention, packed or quantised weights), and knows no fused experts.
+        fused_kernels: the trained model's RMSNorm, rotary positions and gated MLP, and those of the reference, are
+            Liger's Triton kernels, which save time and memory and round differently. Needs a GPU, the package
+            liger-kernel (the extra `kernels`), and an architecture that Liger knows; for DeepSeek-V3 it is refused.
     """
 
     packing: bool = True
@@ -59,6 +65,7 @@ class Efficiency(Strict):
     overlap_rewards: bool = True
     whole_groups: bool = True
     reload_weights: bool = True
+    fused_kernels: bool = False
 
 
 STOCK = Efficiency(
@@ -70,6 +77,9 @@ STOCK = Efficiency(
     reload_weights=False,
 )
 """Everything off: plain TRL."""
+
+OUR_CLASSES = ("deepseek_v2", "deepseek_v3")
+"""Model types that `model.modeling` computes. Liger lists them too, but its kernels are for transformers' classes."""
 
 
 class LengthChange(Strict):
@@ -95,6 +105,20 @@ def check_efficiency(efficiency: Efficiency, trainer: Mapping[str, Any], besides
             raise ValueError("efficiency.refill_rounds: with scale_rewards=batch, advantages depend on replaced groups")
         if _aggregation(trainer) != "sum_then_normalize":
             raise ValueError("efficiency.refill_rounds needs multi_objective_aggregation: sum_then_normalize")
+
+
+def kernels_fault(folder: Path) -> str | None:
+    """Why a model cannot have `fused_kernels`, as far as the config in its folder tells it already."""
+    try:
+        kind = json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):  # no folder but a stage or a hub id: the stage itself will see
+        return None
+    return own_class(kind) if kind in OUR_CLASSES else None
+
+
+def own_class(kind: str) -> str:
+    """Why a model that is trained as our own class cannot have `fused_kernels`."""
+    return f"efficiency.fused_kernels: {kind} models are trained as a class that Liger does not know; set it to false"
 
 
 def drops(efficiency: Efficiency, trainer: Mapping[str, Any]) -> bool:

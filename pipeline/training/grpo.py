@@ -19,6 +19,7 @@ from pipeline.training.colocated import Colocated
 from pipeline.training.dropping import Dropping
 from pipeline.training.efficiency import STOCK, Efficiency, LengthChange
 from pipeline.training.folding import Folding
+from pipeline.training.fused import Fused
 from pipeline.training.lengths import Lengths
 from pipeline.training.mtp import MultiToken
 from pipeline.training.overlap import Overlap
@@ -85,6 +86,7 @@ class GrpoTrainer(
     Passes,
     Folding,
     Packing,
+    Fused,
     Colocated,
     Resumable,
     GRPOTrainer,  # type: ignore[misc]
@@ -100,8 +102,9 @@ class GrpoTrainer(
         length_schedule: from which steps on completions may be longer.
 
     Raises:
-        ValueError: groups or checkpoints do not fit the generation batches, or the synced reference model could not
-            be restored from a checkpoint.
+        ValueError: groups or checkpoints do not fit the generation batches, the synced reference model could not be
+            restored from a checkpoint, or fused kernels do not fit the model.
+        RuntimeError: fused kernels cannot run here.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class GrpoTrainer(
     ) -> None:
         self.efficiency, self.length_schedule = efficiency, length_schedule
         super().__init__(*args, **kwargs)
+        self.prepare_fused(self.model, self.ref_model)
         self.prepare_packing(self.model, self.ref_model)
         self.prepare_dropping()
         self.prepare_refill()
