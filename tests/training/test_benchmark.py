@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import grpo, grpo_replay
+from benchmarks.counting import FEWEST, MOST, Counting
 
 OPTIONS = argparse.Namespace(
     problems=None, steps=2, beta=0.0, gpu_memory=0.1, tokens_per_pass=512, refill_rounds=0, long=False, smoke=True
@@ -50,6 +52,15 @@ def test_long_and_short_differ_in_what_they_should(config: dict[str, Any]) -> No
     assert short["trainer"]["per_device_train_batch_size"] * short["trainer"]["gradient_accumulation_steps"] == 512
     assert (short["rollout"]["max_tokens"], long["rollout"]["max_tokens"]) == (400, 8192)
     assert long["trainer"]["gradient_checkpointing"]
+
+
+def test_long_problems_are_as_uneven_as_they_say() -> None:
+    train, test = (Counting().problems(split, seed=1) for split in ("train", "test"))
+    assert not {problem.id for problem in train} & {problem.id for problem in test}
+    assert [problem.id for problem in train] == [problem.id for problem in Counting().problems("train", 10**6, seed=1)]
+    first = [int(problem.answer) for seed in range(40) for problem in Counting().problems("train", 16, seed)]
+    below = sum(number < math.sqrt(FEWEST * MOST) for number in first) / len(first)
+    assert below == pytest.approx(0.5, abs=0.06)
 
 
 def test_replayed_kinds_train_as_stock_does(monkeypatch: pytest.MonkeyPatch) -> None:
