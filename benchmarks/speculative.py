@@ -112,21 +112,26 @@ def measure_vllm(path: str, rows: list[list[int]], arguments: argparse.Namespace
         spec = RolloutSpec(
             engine="vllm", max_tokens=TOKENS, temperature=0.0, speculative=speculative, engine_options=options
         )
-        engine = open_engine(spec, path, seed=0)
+        engine: Any = open_engine(spec, path, seed=0)
         for size in arguments.batches:
-            seconds, tokens = [], 0
+            seconds, tokens, before = [], 0, engine.speculation or Speculation()
             for round_ in range(arguments.rounds + 1):
                 started = time.perf_counter()
                 groups = engine.generate(rows[:size], sampling(spec, 1, round_))
                 if round_:
                     seconds.append(time.perf_counter() - started)
                 tokens = sum(len(rollout.token_ids) for group in groups for rollout in group)
-            told = facts(getattr(engine, "speculation", None))
+            told = facts(since(before, engine.speculation or Speculation()))
             entry = {"batch": size, "drafts": drafts, "tokens_per_s": round(tokens / statistics.median(seconds), 1)}
             print(json.dumps(entry | told))
             results.append(entry | told)
         engine.close()
     return results
+
+
+def since(before: Speculation, now: Speculation) -> Speculation:
+    """What came in between; vLLM counts from the start of the engine."""
+    return Speculation(now.rounds - before.rounds, now.drafted - before.drafted, now.accepted - before.accepted)
 
 
 def main() -> None:
