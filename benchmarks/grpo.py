@@ -38,7 +38,7 @@ WARM_UP = 2
 """Steps at the start that are not counted."""
 WINDOW = 3
 """Steps over which accuracy is averaged before it is compared with the target."""
-PACKAGES = ("torch", "transformers", "trl", "vllm", "accelerate")
+PACKAGES = ("torch", "transformers", "trl", "vllm", "accelerate", "liger-kernel")
 MEMORY_EVERY_S = 0.05
 
 
@@ -314,7 +314,8 @@ def of_ours(config: Mapping[str, Any], options: argparse.Namespace) -> dict[str,
         rollout["process"] = {"devices": [os.environ.get(VISIBLE, "0")] * options.engines}
         if "gpu_memory" in rollout:
             rollout["gpu_memory"] /= options.engines
-    return {**config, "trainer": trainer, "rollout": rollout}
+    efficiency = {**config["efficiency"], "fused_kernels": options.fused_kernels}
+    return {**config, "trainer": trainer, "rollout": rollout, "efficiency": efficiency}
 
 
 def in_child(kind: str, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -385,6 +386,7 @@ def main() -> None:
     parser.add_argument("--one-micro-batch", action="store_true", help="ours only: a step's rollouts at once")
     parser.add_argument("--engines", type=int, default=0, help="ours only: engines in processes of their own")
     parser.add_argument("--engine-options", type=json.loads, default={}, help="ours only: vLLM's, as JSON")
+    parser.add_argument("--fused-kernels", action="store_true", help="ours only: Liger's, for the trained model")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path)
