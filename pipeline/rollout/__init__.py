@@ -74,6 +74,14 @@ def open_processes(
     return (Fleet if several else ProcessEngine)(spec, model_path, seed, logprobs, for_trainer)
 
 
+def preload(spec: RolloutSpec) -> None:
+    """Import vLLM, if that is what a spec means: it takes many seconds, and nobody else has to wait for it."""
+    if engine_name(spec) == VLLM and find_spec("vllm") is not None:
+        from pipeline.rollout.vllm import imported
+
+        imported()
+
+
 def open_updatable(
     spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = False, for_trainer: bool = False
 ) -> Updatable:

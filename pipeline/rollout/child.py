@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from pipeline.rollout import open_updatable
+from pipeline.rollout import open_updatable, preload
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.process import Job, Opening
 from pipeline.rollout.shared import Board, Box, Turn, WeightFile
@@ -37,6 +37,7 @@ def main() -> None:
     request, answer = Box(descriptors[1]), Box(descriptors[2])
     files = (WeightFile(descriptors[5]), WeightFile(descriptors[6]))
     opening: Opening = pipe.recv()
+    preload(opening.spec)
     try:
         with Turn(descriptors[4]).held():
             engine = open_updatable(opening.spec, opening.path, opening.seed, opening.logprobs, opening.for_trainer)

@@ -9,6 +9,7 @@ Texts are decoded here, all at once: vLLM would decode token by token, in Python
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,17 +56,14 @@ class VllmEngine:
         options: Mapping[str, Any] | None = None,
         for_trainer: bool = False,
     ) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         check_options(options or {})
-        from vllm import LLM
-
+        vllm = imported()
         settings = {"gpu_memory_utilization": gpu_memory, "generation_config": "vllm", **(options or {})}
         if for_trainer:
             keep_weights_loadable()
             settings["logprobs_mode"] = "processed_logprobs"
         self.logprobs, self.decodes = logprobs, not for_trainer
-        self.llm = LLM(model=path, seed=seed, **settings)
+        self.llm = vllm.LLM(model=path, seed=seed, **settings)
         self.tokenizer = self.llm.get_tokenizer()
         self.dtype = str(self.llm.llm_engine.model_config.dtype).removeprefix("torch.")
 
@@ -153,6 +151,13 @@ class VllmEngine:
     def _rollout(self, sample: Any, text: str) -> Rollout:
         logprobs = tuple(token_logprobs(sample)) if self.logprobs else None
         return Rollout(text, tuple(sample.token_ids), finish_reason(sample.finish_reason), logprobs)
+
+
+def imported() -> Any:
+    """vLLM, imported with what it reads from the environment; that takes many seconds the first time."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    return importlib.import_module("vllm")
 
 
 def token_logprobs(sample: Any) -> list[float]:
