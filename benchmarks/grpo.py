@@ -18,20 +18,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.grpo_clock import Clock, Memory, profile, summarise, watch
 from pipeline.stages.base import VISIBLE, StageContext, config_class
 
 WARM_UP = 2
@@ -39,154 +36,8 @@ WARM_UP = 2
 WINDOW = 3
 """Steps over which accuracy is averaged before it is compared with the target."""
 PACKAGES = ("torch", "transformers", "trl", "vllm", "accelerate", "liger-kernel")
-MEMORY_EVERY_S = 0.05
-
-
-class Clock:
-    """Seconds spent in named parts of a trainer.
-
-    Attributes:
-        steps: one mapping an optimizer step: part -> seconds.
-        now: the same for the step that is under way.
-
-    Args:
-        seconds: the clock's own clock, such as that of the process's processor time.
-    """
-
-    def __init__(self, seconds: Callable[[], float] = time.perf_counter) -> None:
-        self._seconds = seconds
-        self.steps: list[dict[str, float]] = []
-        self.now: defaultdict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Count what happens within to a part."""
-        started = self.time()
-        try:
-            yield
-        finally:
-            self.now[name] += self.time() - started
-
-    def wrap(self, owner: Any, method: str, name: str | Callable[..., str]) -> None:
-        """Count a method of an object to a part; a function is asked for the part's name at each call."""
-        inner = getattr(owner, method)
-
-        def outer(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name if isinstance(name, str) else name(*args, **kwargs)):
-                return inner(*args, **kwargs)
-
-        setattr(owner, method, outer)
-
-    def end_of_step(self) -> None:
-        """Begin the next step."""
-        self.steps.append(dict(self.now))
-        self.now.clear()
-
-    def time(self) -> float:
-        """Seconds, once the device has done what it was given."""
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return self._seconds()
-
-
-class Memory(threading.Thread):
-    """The peak of what is in use on the device, whoever uses it; the process's own peak without a GPU.
-
-    Attributes:
-        peak: bytes.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak, self._ended = 0, threading.Event()
-
-    def run(self) -> None:
-        """Look at the device until told to stop."""
-        import torch
-
-        while torch.cuda.is_available() and not self._ended.wait(MEMORY_EVERY_S):
-            free, total = torch.cuda.mem_get_info()
-            self.peak = max(self.peak, total - free)
-
-    def stop(self) -> float:
-        """Stop looking. Returns the peak in GB."""
-        self._ended.set()
-        self.join()
-        return (self.peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 1e9
-
-
-def watch(trainer: Any, clock: Clock) -> list[dict[str, float]]:
-    """Let a clock follow a trainer. Returns the list that its logs will be in, one entry a step."""
-    from transformers import PrinterCallback, TrainerCallback
-
-    logs: list[dict[str, float]] = []
-
-    class Steps(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.started = clock.time()
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            clock.now["step"] = clock.time() - self.started
-            clock.end_of_step()
-
-        def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
-            if "loss" in logs:
-                entries.append(logs)
-
-    entries = logs
-
-    def of_pass(model: Any, *args: Any, **kwargs: Any) -> str:
-        import torch
-
-        if torch.is_grad_enabled():
-            return "forward"
-        return "old_logprobs" if trainer.accelerator.unwrap_model(model) is trainer.model else "reference"
-
-    clock.wrap(trainer, "training_step", "training_step")
-    clock.wrap(trainer, "_generate_and_score_completions", "rollout")
-    clock.wrap(trainer, "_generate", "generation")
-    clock.wrap(trainer, "_calculate_rewards", "rewards")
-    clock.wrap(trainer, "_get_per_token_logps_and_entropies", of_pass)
-    if getattr(trainer, "vllm_generation", None) is not None:
-        clock.wrap(trainer.vllm_generation, "sync_weights", "sync")
-    if getattr(trainer, "rollouts", None) is not None:
-        clock.wrap(trainer.rollouts, "take", "generation")
-        clock.wrap(trainer.rollouts, "_push", "sync")
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Steps())
-    return logs
-
-
-def split(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Where the time of a step goes, in seconds; what is left over is the backward pass, and then the optimizer."""
-    mean = {name: fmean(step.get(name, 0.0) for step in steps) for name in {n for step in steps for n in step}}
-    part = {name: mean.get(name, 0.0) for name in ("sync", "rewards", "old_logprobs", "reference", "forward")}
-    part["generation"] = mean["generation"] - part["sync"]
-    part["backward"] = mean["training_step"] - mean["rollout"] - part["forward"]
-    part["optimizer_and_rest"] = mean["step"] - mean["training_step"]
-    return {name: round(seconds, 3) for name, seconds in part.items()}
-
-
-def summarise(
-    clock: Clock, logs: Sequence[Mapping[str, float]], rows: int, peak_gb: float, warm: int
-) -> dict[str, Any]:
-    """The numbers of one run, its first `warm` steps left out of the speeds; `rows` are rollouts a step."""
-    counted = clock.steps[warm:]
-    seconds = sum(step["step"] for step in counted)
-    tokens = sum(entry["completions/mean_length"] * rows for entry in logs[warm:] if "completions/mean_length" in entry)
-    elapsed = [sum(step["step"] for step in clock.steps[: index + 1]) for index in range(len(clock.steps))]
-    return {
-        "seconds_a_step": round(seconds / len(counted), 3),
-        "samples_per_s": round(rows * len(counted) / seconds, 2),
-        "tokens_per_s": round(tokens / seconds, 1),
-        "peak_gb": round(peak_gb, 2),
-        "split": split(counted),
-        "accuracy": [round(entry["reward"], 4) for entry in logs if entry.get("reward") is not None],
-        "length": [round(entry["completions/mean_length"], 1) for entry in logs if "completions/mean_length" in entry],
-        "elapsed": [round(value, 2) for value in elapsed],
-    }
+PROFILE = " profile"
+"""Follows the kind of a run that is profiled."""
 
 
 def context_of(config: Mapping[str, Any], seed: int, folder: Path) -> StageContext[Any]:
@@ -198,8 +49,8 @@ def context_of(config: Mapping[str, Any], seed: int, folder: Path) -> StageConte
     return StageContext("benchmark", checked, {}, output, scratch, Path.cwd(), seed, scratch / "events.jsonl")
 
 
-def train(kind: str, config: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """Train with `stock` TRL or with `ours`, and tell how it went."""
+def train(kind: str, config: Mapping[str, Any], seed: int, folder: Path, profiled: bool = False) -> dict[str, Any]:
+    """Train with `stock` TRL or with `ours`, and tell how it went, or where the time of the last step went."""
     from pipeline.training import setup
 
     setup.prepare()
@@ -230,12 +81,15 @@ def train(kind: str, config: Mapping[str, Any], seed: int, folder: Path) -> dict
         )
     clock = Clock()
     logs = watch(trainer, clock)
+    profiles = profile(trainer, context.config.trainer["max_steps"] - 1) if profiled else {}
     try:
         trainer.train()
     finally:
         reward.close()
         if kind == "ours":
             trainer.close_engine()
+    if profiled:
+        return profiles
     steps = len(clock.steps)
     return summarise(clock, logs, trainer.args.generation_batch_size, memory.stop(), min(WARM_UP, steps - 1))
 
@@ -334,8 +188,11 @@ def child(job: str) -> None:
     """What a child process does; see `in_child`."""
     task = json.loads(job)
     folder = Path(task["folder"])
-    run = engine if task["kind"] == "engine" else lambda *args: train(task["kind"], *args)
-    found = run(task["config"], task["seed"], folder / "work")
+    told = (task["config"], task["seed"], folder / "work")
+    if task["kind"] == "engine":
+        found = engine(*told)
+    else:
+        found = train(task["kind"].removesuffix(PROFILE), *told, profiled=task["kind"].endswith(PROFILE))
     (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -387,6 +244,7 @@ def main() -> None:
     parser.add_argument("--engines", type=int, default=0, help="ours only: engines in processes of their own")
     parser.add_argument("--engine-options", type=json.loads, default={}, help="ours only: vLLM's, as JSON")
     parser.add_argument("--fused-kernels", action="store_true", help="ours only: Liger's, for the trained model")
+    parser.add_argument("--profile", action="store_true", help="and where the time of one step of ours goes")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -405,6 +263,9 @@ def main() -> None:
             found.append(in_child(kind, configs[kind], seed))
             print(kind, "seed", seed, json.dumps({k: v for k, v in found[-1].items() if not isinstance(v, list)}))
     result = {"engine": in_child("engine", config, 0), "runs": runs}
+    if options.profile:
+        few = {**configs["ours"], "trainer": {**configs["ours"]["trainer"], "max_steps": WARM_UP + 1}}
+        result["profile"] = in_child("ours" + PROFILE, few, 0)
     result |= {"settings": configs["ours"], "versions": versions()}
     result["command"] = "python -m benchmarks.grpo " + " ".join(sys.argv[1:])
     if not any("failed" in run for found in runs.values() for run in found):

@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.grpo import Clock, versions, watch
+from benchmarks.grpo import versions
+from benchmarks.grpo_clock import Clock, watch
 from pipeline.training.efficiency import STOCK, Efficiency
 
 GROUP, PROMPTS, MICRO, ACCUMULATION = 8, 8, 16, 4

@@ -6,8 +6,9 @@
 
 The settings are those of `benchmarks.grpo`; each way runs in a process of its own with the same seed. *one* has vLLM in
 the trainer's process, *turns* has it in a process of its own on the second GPU, where it and the trainer wait for each
-other, and *ahead* is `rollout.overlap`. Reported, besides what `benchmarks.grpo` reports: the rates of samples/s, and
-the speed of pushing weights into the memory that the processes share.
+other, and *ahead* is `rollout.overlap`. `--engines 2` has two engines on the engine's GPU. Reported, besides what
+`benchmarks.grpo` reports: the rates of samples/s, and the speed of pushing weights into the memory that the processes
+share.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ PUSHES = 3
 """The first one has to get the memory, too."""
 
 
-def ways(rollout: dict[str, Any], smoke: bool) -> dict[str, dict[str, Any]]:
+def ways(rollout: dict[str, Any], engines: int, smoke: bool) -> dict[str, dict[str, Any]]:
     """What is compared -> the `rollout:` block of its recipe."""
-    process: dict[str, Any] = {"env": {} if smoke else {"CUDA_VISIBLE_DEVICES": "1"}}
+    process: dict[str, Any] = {"devices": ["" if smoke else "1"] * engines}
     if not smoke:
-        rollout = {**rollout, "gpu_memory": 0.8}
+        rollout = {**rollout, "gpu_memory": 0.8 / engines}
     return {
         "turns": {**rollout, "process": process},
         "ahead": {**rollout, "process": process, "overlap": True},
@@ -61,19 +62,21 @@ def main() -> None:
     parser.add_argument("--problems", help="folder with GSM8K's train.jsonl; from the hub if not given")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--gpu-memory", type=float, default=0.15, help="vLLM's share of the GPU that it shares")
+    parser.add_argument("--tokens-per-pass", type=int, default=8192)
+    parser.add_argument("--engines", type=int, default=1, help="on the second GPU")
     parser.add_argument("--long", action="store_true", help="completions of up to 8,192 tokens")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--weights-mb", type=int, default=1000, help="size of the pushed weights")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    options.beta, options.tokens_per_pass, options.refill_rounds = 0.0, 8192, 0
+    options.beta, options.refill_rounds = 0.0, 0
     if options.smoke:
         options.steps = 4
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # the trainer's; the engine's process has another
     config = stage(options)
     runs = {"one": in_child("ours", config, 0)}
-    for name, rollout in ways(config["rollout"], options.smoke).items():
+    for name, rollout in ways(config["rollout"], options.engines, options.smoke).items():
         runs[name] = in_child("ours", {**config, "rollout": rollout}, 0)
     for name, run in runs.items():
         print(name, json.dumps({key: value for key, value in run.items() if not isinstance(value, list)}))

@@ -40,6 +40,14 @@ def test_stock_and_ours_are_measured_alike(config: dict[str, Any], tmp_path: Pat
     assert grpo.engine(config, 0, tmp_path / "engine")["tokens_per_s"] > 0
 
 
+def test_a_profile_adds_up(config: dict[str, Any], tmp_path: Path) -> None:
+    found = grpo.train("ours", config, 0, tmp_path / "profiled", profiled=True)
+    seconds = [row[2] for row in found["by_processor"]]
+    assert seconds == sorted(seconds, reverse=True)
+    assert 0 < sum(seconds) <= found["processor_s"] + 0.01
+    assert any(name.startswith("aten::") for name, *_ in found["by_processor"])
+
+
 def test_the_target_is_reached_by_the_mean_of_several_steps() -> None:
     run = {"accuracy": [0.1, 0.9, 0.2, 0.5, 0.6], "elapsed": [1.0, 2.0, 3.0, 4.0, 5.0]}
     assert grpo.reached(run, 0.5) == 4.0
