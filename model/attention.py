@@ -20,9 +20,17 @@ from torch import nn
 from transformers import Cache
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as official
 
+from model.norm import KernelRMSNorm
+
 
 class V3Attention(official.DeepseekV3Attention):  # type: ignore[misc]
     """MLA with transformers' parameters, kernels and caches, and an absorbed form for decoding."""
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        for name, norm in list(self.named_children()):
+            if isinstance(norm, official.DeepseekV3RMSNorm):
+                self.add_module(name, KernelRMSNorm(norm.weight.numel(), norm.variance_epsilon))
 
     def forward(
         self,

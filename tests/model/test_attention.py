@@ -13,8 +13,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DeepseekV3Config, DynamicCache, StaticCache
 from transformers import DeepseekV3ForCausalLM as Official
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RMSNorm
 
 from model import V3Config, V3ForCausalLM
+from model.norm import KernelRMSNorm, V3RMSNorm
 
 ORIGINAL = 16
 YARN = {
@@ -335,3 +337,25 @@ def test_kernels_of_the_gpu_train_and_decode_the_published_heads(implementation:
         fast(ids[:, :120], past_key_values=cache)
         steps = [fast(ids[:, t : t + 1], past_key_values=cache).logits for t in range(120, 128)]
     assert (torch.cat(steps, dim=1).float() - whole).norm() < 0.05 * whole.norm()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [KernelRMSNorm, V3RMSNorm])
+def test_norms_are_transformers(kind: type, dtype: torch.dtype, device: str) -> None:
+    """Output and both gradients, also of rows that are views; in bfloat16 to a rounding of it."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    torch.manual_seed(0)
+    weight, data, towards = torch.randn(48), torch.randn(2, 3, 96), torch.randn(2, 3, 48)
+    found = []
+    for norm in (kind(48, 1e-5), DeepseekV3RMSNorm(48, 1e-5)):
+        norm.weight.data = weight.clone()
+        norm.to(device, dtype)
+        x = data.to(device, dtype).requires_grad_()
+        y = norm(x[..., ::2])
+        y.backward(towards.to(device, dtype))
+        found.append([y, x.grad, norm.weight.grad])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert (ours - theirs).norm() <= (1e-6 if dtype == torch.float32 else 5e-3) * theirs.norm()
