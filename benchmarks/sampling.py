@@ -30,6 +30,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from pipeline.rollout import open_engine, sampling
 from pipeline.stages.base import RolloutSpec
 
@@ -113,23 +115,42 @@ def speeds(calls: dict[str, Callable[[], int]], rounds: int, clock: Callable[[],
 
 
 def extraction(rounds: int) -> dict[str, float]:
-    """Processor seconds for a million tokens: filling what vLLM holds, and reading it, in TRL's way and in ours."""
+    """Processor seconds for a million tokens: filling what vLLM holds, and reading it; ours does both at once."""
     from trl.generation.vllm_generation import extract_logprobs
     from vllm.logprobs import append_logprobs_for_next_position, create_sample_logprobs
 
-    from pipeline.rollout.vllm import token_logprobs
+    from pipeline.rollout.scores import Scores
 
     completions, length = EXTRACTED
     share = MILLION / (completions * length)
 
-    def held(flat: bool) -> list[Any]:
+    def held() -> list[Any]:
         samples = []
         for _ in range(completions):
-            values = create_sample_logprobs(flat)
+            values = create_sample_logprobs(False)
             for token in range(length):
                 append_logprobs_for_next_position(values, [token], [-0.5], [None], 1, 0)
             samples.append(SimpleNamespace(token_ids=list(range(length)), logprobs=values))
         return samples
+
+    def ours() -> list[list[float]]:
+        rows = {str(index): index for index in range(completions)}
+        requests = {name: SimpleNamespace(request_id=name, num_output_tokens=0) for name in rows}
+
+        def step(*_: Any) -> None:
+            for request in requests.values():
+                request.num_output_tokens += 1
+
+        scheduler = SimpleNamespace(requests=requests, add_request=lambda _: None, update_from_output=step)
+        core = SimpleNamespace(engine_core=SimpleNamespace(scheduler=scheduler))
+        scores = Scores(SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core)))
+        with scores:
+            for request in requests.values():
+                scheduler.add_request(request)
+            for _ in range(length):
+                told = SimpleNamespace(logprobs=np.full((completions, 1), -0.5), cu_num_generated_tokens=None)
+                scheduler.update_from_output(None, SimpleNamespace(logprobs=told, req_id_to_index=rows))
+        return scores.of([range(length)] * completions)
 
     def timed(call: Callable[[], Any]) -> tuple[float, Any]:
         started = time.process_time()
@@ -138,13 +159,12 @@ def extraction(rounds: int) -> dict[str, float]:
 
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
-        fill, samples = timed(lambda: held(False))
+        fill, samples = timed(held)
         outputs = [SimpleNamespace(outputs=[sample]) for sample in samples]
         read, trl = timed(lambda: [[at[0] for at in one] for one in extract_logprobs(outputs)[0]])  # noqa: B023
-        flat_fill, flat = timed(lambda: held(True))
-        flat_read, ours = timed(lambda: [token_logprobs(sample) for sample in flat])  # noqa: B023
-        assert trl == ours
-        times = {"trl_fill": fill, "trl_read": read, "ours_fill": flat_fill, "ours_read": flat_read}
+        both, here = timed(ours)
+        assert trl == here
+        times = {"trl_fill": fill, "trl_read": read, "ours": both}
         for name, seconds in times.items():
             found.setdefault(name, []).append(seconds)
     return {name: round(statistics.median(values), 4) for name, values in found.items()}

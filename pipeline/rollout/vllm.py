@@ -13,14 +13,16 @@ import importlib
 import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from contextlib import nullcontext
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick, finish_reason
+from pipeline.rollout.base import Finish, Progress, Rollout, Sampling, Tick, finish_reason
 from pipeline.rollout.options import check_options
+from pipeline.rollout.scores import Scores
 from pipeline.rollout.speculative import counted_by_vllm
 from pipeline.rollout.weights import keep_weights_loadable, load_weights
 
@@ -62,8 +64,9 @@ class VllmEngine:
         if for_trainer:
             keep_weights_loadable()
             settings["logprobs_mode"] = "processed_logprobs"
-        self.logprobs, self.decodes = logprobs, not for_trainer
+        self.decodes = not for_trainer
         self.llm = vllm.LLM(model=path, seed=seed, **settings)
+        self.scores = Scores(self.llm) if logprobs else None
         self.tokenizer = self.llm.get_tokenizer()
         self.dtype = str(self.llm.llm_engine.model_config.dtype).removeprefix("torch.")
 
@@ -81,17 +84,26 @@ class VllmEngine:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
-            logprobs=0 if self.logprobs else None,
-            flat_logprobs=True,
+            logprobs=None if self.scores is None else 0,
+            flat_logprobs=True,  # they stay empty; the other kind would be made for every token all the same
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         _seed_everything(sampling.seed)
-        done = self._run(prompts, params, sampling.enough, progress)
+        with self.scores or nullcontext():
+            done = self._run(prompts, params, sampling.enough, progress)
         samples = [sample for output in done.values() for sample in output.outputs]
-        rollouts = map(self._rollout, samples, self._texts([sample.token_ids for sample in samples]))
+        ids = [sample.token_ids for sample in samples]
+        texts: Iterable[str] = (
+            self.tokenizer.batch_decode(ids, skip_special_tokens=True) if self.decodes else repeat("")
+        )
+        logprobs: Iterable[Any] = repeat(None)
+        if self.scores is not None:
+            asked = [number for index in done for number in range(index * sampling.n, (index + 1) * sampling.n)]
+            logprobs = map(tuple, self.scores.of(ids, asked))
+        rollouts = map(_rollout, samples, texts, logprobs)
         groups = {index: list(islice(rollouts, sampling.n)) for index in done}
-        given_up = [Rollout("", (), Finish.ABORT, () if self.logprobs else None)] * sampling.n
+        given_up = [Rollout("", (), Finish.ABORT, () if self.scores is not None else None)] * sampling.n
         return [groups.get(index, given_up) for index in range(len(prompts))]
 
     @property
@@ -142,15 +154,9 @@ class VllmEngine:
                 engine.abort_request(names)
         return dict(sorted(done.items()))
 
-    def _texts(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        if not self.decodes:
-            return [""] * len(ids)
-        texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return texts
 
-    def _rollout(self, sample: Any, text: str) -> Rollout:
-        logprobs = tuple(token_logprobs(sample)) if self.logprobs else None
-        return Rollout(text, tuple(sample.token_ids), finish_reason(sample.finish_reason), logprobs)
+def _rollout(sample: Any, text: str, logprobs: tuple[float, ...] | None) -> Rollout:
+    return Rollout(text, tuple(sample.token_ids), finish_reason(sample.finish_reason), logprobs)
 
 
 def imported() -> Any:
@@ -158,20 +164,6 @@ def imported() -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     return importlib.import_module("vllm")
-
-
-def token_logprobs(sample: Any) -> list[float]:
-    """Log-probabilities of a completion's tokens, from a request with `logprobs=0, flat_logprobs=True`.
-
-    vLLM then keeps them in one list, instead of an object and a dictionary for every token.
-
-    Raises:
-        RolloutError: there is not one for every token.
-    """
-    values: list[float] = sample.logprobs.logprobs
-    if len(values) != len(sample.token_ids):
-        raise RolloutError(f"vLLM gave {len(values)} log-probabilities for {len(sample.token_ids)} tokens")
-    return values
 
 
 def _seed_everything(seed: int) -> None:

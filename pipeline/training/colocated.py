@@ -19,7 +19,7 @@ from trl.generation import vllm_generation
 from trl.trainer import grpo_trainer
 
 from pipeline.rollout.base import derived_seed
-from pipeline.rollout.vllm import token_logprobs
+from pipeline.rollout.scores import Scores
 from pipeline.rollout.weights import keep_weights_loadable, load_weights, official_weights
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Groups:
     """
 
     def __init__(self, llm: Any) -> None:
-        self.llm = llm
+        self.llm, self.scores = llm, Scores(llm)
         self.taken: list[list[float]] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -151,14 +151,15 @@ class Groups:
         The completions, one after another, are those of the prompts. They carry no log-probabilities: see `take`.
         """
         groups = [list(group) for _, group in groupby(prompts)]
-        outputs = self.llm.generate(
-            [group[0] for group in groups],
-            sampling_params=[_for_group(sampling_params, len(group)) for group in groups],
-            use_tqdm=use_tqdm,
-        )
+        with self.scores:
+            outputs = self.llm.generate(
+                [group[0] for group in groups],
+                sampling_params=[_for_group(sampling_params, len(group)) for group in groups],
+                use_tqdm=use_tqdm,
+            )
         samples = [sample for output in outputs for sample in output.outputs]
         wanted = sampling_params.logprobs is not None
-        self.taken = [token_logprobs(sample) for sample in samples] if wanted else None
+        self.taken = self.scores.of([sample.token_ids for sample in samples]) if wanted else None
         for sample in samples:
             sample.logprobs = None
         return list(outputs)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from pipeline.data.templates import encode, prompt_template, render
 from pipeline.rollout import RolloutError, open_engine
@@ -58,6 +62,47 @@ def test_a_seed_decides_the_whole_call(engine: Engine, prompts: list[list[int]])
     assert len({rollout.token_ids for rollout in first[0]}) > 1
     (cut,) = engine.generate(prompts[:1], Sampling(n=2, max_tokens=2))
     assert {rollout.finish for rollout in cut} == {Finish.LENGTH}
+
+
+def raw(engine: Any, prompts: list[list[int]], how: Sampling) -> list[tuple[tuple[int, ...], list[float]]]:
+    """What vLLM itself says: tokens and their log-probabilities, sequence by sequence."""
+    from vllm import SamplingParams
+
+    random.seed(how.seed)
+    np.random.seed(how.seed)
+    torch.manual_seed(how.seed)
+    params = SamplingParams(n=how.n, max_tokens=how.max_tokens, logprobs=0, flat_logprobs=True, detokenize=False)
+    outputs = engine.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    return [(tuple(one.token_ids), list(one.logprobs.logprobs)) for output in outputs for one in output.outputs]
+
+
+def test_log_probabilities_are_those_that_vllm_would_give(engine: Engine, prompts: list[list[int]]) -> None:
+    how = Sampling(n=3, max_tokens=10, seed=7)
+    ours = [(one.token_ids, list(one.logprobs or ())) for group in engine.generate(prompts, how) for one in group]
+    assert ours == raw(engine, prompts, how)
+    assert len({len(logprobs) for _, logprobs in ours}) > 1
+
+
+def test_log_probabilities_survive_that_sequences_are_put_off(calculator: Path, reference: TransformersEngine) -> None:
+    """With room for a few sequences only, vLLM throws out some that have begun, and computes them anew."""
+    options = {**OPTIONS, "block_size": 32, "num_gpu_blocks_override": 9, "enable_prefix_caching": False}
+    spec = RolloutSpec(engine="vllm", gpu_memory=0.1, engine_options=options)
+    small: Any = open_engine(spec, str(calculator), seed=0, logprobs=True)
+    scheduler = small.llm.llm_engine.engine_core.engine_core.scheduler
+    put_off, preempt = [], scheduler._preempt_request
+    scheduler._preempt_request = lambda *args, **kwargs: (put_off.append(args), preempt(*args, **kwargs))
+    prompt = [5, 6, 7] * 10  # two more tokens fill a block
+    try:
+        groups = small.generate([prompt] * 2, Sampling(n=4, max_tokens=30, seed=1))
+    finally:
+        small.close()
+    assert put_off
+    for rollout in (one for group in groups for one in group):
+        ids = torch.tensor([[*prompt, *rollout.token_ids]])
+        with torch.no_grad():
+            logprobs_TV = reference.model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected = logprobs_TV.gather(-1, ids[0, len(prompt) :, None])[:, 0].tolist()
+        assert rollout.logprobs == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize(

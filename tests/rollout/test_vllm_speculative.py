@@ -60,8 +60,9 @@ def test_vllm_drafts_what_we_draft(folder: Path, drafts: int, monkeypatch: pytes
             engine_options=options,
             speculative=SpeculativeSpec(tokens=drafts),
         )
-        engine = open_engine(spec, str(folder), seed=0)
-        said.append([group[0].token_ids for group in engine.generate(PROMPTS, sampling(spec, 1, 0))])
+        engine = open_engine(spec, str(folder), seed=0, logprobs=name == "vllm")
+        rollouts = [group[0] for group in engine.generate(PROMPTS, sampling(spec, 1, 0))]
+        said.append([rollout.token_ids for rollout in rollouts])
         told.append(engine.speculation)  # type: ignore[attr-defined]
         engine.close()
     assert said[0] == said[1] and all(len(ids) == 40 for ids in said[0])
@@ -69,3 +70,10 @@ def test_vllm_drafts_what_we_draft(folder: Path, drafts: int, monkeypatch: pytes
     assert 0.1 < ours.acceptance < 1
     assert (ours.rounds, ours.drafted) == (theirs.rounds, theirs.drafted)
     assert abs(ours.accepted - theirs.accepted) <= 1  # two drafts that are nearly as good may change places
+    model = V3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for prompt, rollout in zip(PROMPTS, rollouts, strict=True):
+        ids = torch.tensor([[*prompt, *rollout.token_ids]])
+        with torch.no_grad():
+            logprobs_TV = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected = logprobs_TV.gather(-1, ids[0, len(prompt) :, None])[:, 0].tolist()
+        assert rollout.logprobs == pytest.approx(expected, abs=1e-4)

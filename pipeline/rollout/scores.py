@@ -1,0 +1,81 @@
+"""Log-probabilities of sampled tokens, taken from vLLM a step at a time.
+
+vLLM has them as one array a step, for all sequences. It cuts the array into one piece a sequence, hands each through
+two layers, and appends it to that sequence's list, all in Python, at every token of every sequence; a small model waits
+for that. Here the array of a step is read once, before vLLM cuts it, and vLLM finds none.
+
+    scores = Scores(llm)                   # whose engine core runs in this process
+    with scores:
+        outputs = llm.generate(prompts, SamplingParams(logprobs=0, ...))
+    scores.of(token_ids)                   # a list a sequence, in the order in which they were asked for
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.rollout.base import RolloutError
+
+
+class Scores:
+    """Watches an engine's scheduler, through which every step's results and every new sequence go.
+
+    As a context manager: what is asked for within has its log-probabilities here, and none in vLLM's outputs.
+
+    Args:
+        llm: a `vllm.LLM` whose engine core runs in this process.
+    """
+
+    def __init__(self, llm: Any) -> None:
+        self._scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+        # Name of a sequence -> vLLM's request, and the log-probabilities of its tokens so far.
+        self._asked: dict[str, tuple[Any, list[float]]] = {}
+        self._watches = False
+        self._add, self._update = self._scheduler.add_request, self._scheduler.update_from_output
+        self._scheduler.add_request, self._scheduler.update_from_output = self._added, self._updated
+
+    def __enter__(self) -> None:
+        self._asked, self._watches = {}, True
+
+    def __exit__(self, *_: object) -> None:
+        self._watches = False
+
+    def of(self, token_ids: Sequence[Sequence[int]], asked: Sequence[int] | None = None) -> list[list[float]]:
+        """The log-probabilities of what was sampled last, in the order in which it was asked for.
+
+        Args:
+            token_ids: the sampled tokens of each sequence.
+            asked: numbers of these sequences among those that were asked for; all of them if not given.
+
+        Raises:
+            RolloutError: there is not one for every token.
+        """
+        values = [scored for _, scored in self._asked.values()]
+        found = values if asked is None else [values[number] for number in asked]
+        for scored, ids in zip(found, token_ids, strict=True):
+            if len(scored) != len(ids):
+                raise RolloutError(f"vLLM gave {len(scored)} log-probabilities for {len(ids)} tokens")
+        return found
+
+    def _added(self, request: Any) -> None:
+        if self._watches:
+            self._asked[request.request_id] = request, []
+        self._add(request)
+
+    def _updated(self, scheduled: Any, output: Any) -> Any:
+        if output.logprobs is None or not self._watches:
+            return self._update(scheduled, output)
+        scores, output.logprobs = output.logprobs, None
+        told = self._update(scheduled, output)
+        first = scores.logprobs[:, 0].tolist()  # of the sampled tokens; others would follow
+        starts = scores.cu_num_generated_tokens  # with speculation, rows are tokens instead of sequences
+        for name, index in output.req_id_to_index.items():
+            if name not in self._asked:  # given up, and still under way
+                continue
+            request, values = self._asked[name]
+            # One, or several with speculation; none in a prompt, or where a sequence that was put off starts anew.
+            if added := request.num_output_tokens - len(values):
+                start = index if starts is None else starts[index]
+                values += first[start : start + added]
+        return told
