@@ -38,7 +38,7 @@ class VllmEngine:
         seed: seed of the engine.
         gpu_memory: share of the GPU's memory for weights and KV cache.
         logprobs: whether rollouts carry the log-probabilities of their tokens, as the model gave them before
-            temperature and truncation; costs up to 40 % of the speed.
+            temperature and truncation; costs speed.
         options: further fields of vLLM's `EngineArgs`, such as `max_model_len` or `dtype`.
         for_trainer: whether log-probabilities are at the temperature of sampling, weights will be replaced, and texts
             are left out: the trainer decodes what it needs.

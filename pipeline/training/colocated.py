@@ -105,7 +105,7 @@ class Generation(vllm_generation.VLLMGeneration):  # type: ignore[misc]
             return Groups(llm) if whole_groups else llm
 
         if whole_groups and not self.correction:
-            self.logprobs = None  # TRL asks for them and throws them away; without them vLLM is up to 40 % faster
+            self.logprobs = None  # TRL asks for them and throws them away; vLLM is faster without them
         if self.switches.reload_weights:
             keep_weights_loadable()
         with replaced(vllm_generation, "LLM", engine):
