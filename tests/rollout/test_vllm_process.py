@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline.rollout.base import Finish, Sampling, complete
+from pipeline.rollout.fleet import Fleet
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.weights import official_weights
 from pipeline.stages.base import ProcessSpec, RolloutSpec
@@ -88,3 +89,18 @@ def test_grpo_trains_one_batch_ahead_with_it(engine: ProcessEngine, calculator: 
     assert first < ROUNDING
     assert all(difference > ROUNDING for difference in later), "the policy has moved on"
     assert all(share in (0.0, 1 / 3) for share in run.logged("rollout/groups_given_up"))
+
+
+def test_two_engines_on_one_device_sample_with_the_policys_weights(calculator: Path, tmp_path: Path) -> None:
+    """They start one after another, share every batch, and have the weights of each step."""
+    from tests.training.engine_runs import Run
+
+    process = ProcessSpec(devices=["0", "0"], restarts=0)
+    spec = RolloutSpec(engine="vllm", gpu_memory=0.1, engine_options=OPTIONS, process=process)
+    fleet = Fleet(spec, str(calculator), seed=0, logprobs=True, for_trainer=True)
+    try:
+        run = Run(calculator, tmp_path, fleet, overlap=False, spare=0.0, max_steps=3)
+    finally:
+        fleet.close()
+    assert run.logged("rollout/staleness") == [0, 0, 0]
+    assert all(difference < ROUNDING for difference in run.logged("sampling/sampling_logp_difference/max"))
