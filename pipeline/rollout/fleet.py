@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling, derived_seed
-from pipeline.rollout.process import ProcessEngine
+from pipeline.rollout.process import Deferred, ProcessEngine
 from pipeline.rollout.shared import PushedWeights, Turn
 from pipeline.stages.base import ProcessSpec, RolloutSpec
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Fleet:
+class Fleet(Deferred):
     """Engines in processes of their own behind the interface of one; see `pipeline.rollout.process.ProcessEngine`.
 
     Args:
@@ -74,17 +74,6 @@ class Fleet:
     def busy(self) -> bool:
         """Whether something was submitted and not yet collected."""
         return any(engine.busy for engine in self._engines)
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Rollout]]:
-        """One group of `sampling.n` rollouts a prompt; see `Engine.generate`.
-
-        Raises:
-            RolloutError: an engine refuses the request, or was lost too often.
-        """
-        self.submit(prompts, sampling)
-        return self.collect(progress)
 
     def push(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Sample with these weights from the next request on. They are copied, once for all, before this returns."""

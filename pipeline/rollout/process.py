@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -73,7 +74,30 @@ class _LostError(Exception):
     """The engine's process has ended or hangs; the message goes on after "it"."""
 
 
-class ProcessEngine:
+class Deferred(ABC):
+    """Sampling in two parts, between which something else can be done."""
+
+    @abstractmethod
+    def submit(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        """Ask for rollouts without waiting for them; one request at a time."""
+
+    @abstractmethod
+    def collect(self, progress: Progress | None = None) -> list[list[Rollout]]:
+        """Wait for what was submitted.
+
+        Raises:
+            RolloutError: an engine refuses the request, or was lost too often.
+        """
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Rollout]]:
+        """Both; see `Engine.generate`."""
+        self.submit(prompts, sampling)
+        return self.collect(progress)
+
+
+class ProcessEngine(Deferred):
     """An engine in a process of its own; see `pipeline.rollout.base.Engine`. It starts at once, in the background.
 
     To be made in a thread that lives as long as the engine is wanted: the kernel ends the process with that thread.
@@ -125,17 +149,6 @@ class ProcessEngine:
         self._insist(self._be_ready)
         assert self._dtype is not None
         return self._dtype
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Rollout]]:
-        """One group of `sampling.n` rollouts a prompt; see `Engine.generate`.
-
-        Raises:
-            RolloutError: the engine refuses the request, or was lost too often.
-        """
-        self.submit(prompts, sampling)
-        return self.collect(progress)
 
     def push(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Sample with these weights from the next request on. They are copied before this returns."""

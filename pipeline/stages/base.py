@@ -197,7 +197,7 @@ class ProcessSpec(Strict):
     @field_validator("devices", mode="before")
     @classmethod
     def _as_texts(cls, devices: Any) -> Any:
-        return [str(device) if isinstance(device, int) else device for device in devices] if devices else []
+        return [str(one) if type(one) is int else one for one in devices] if isinstance(devices, list) else devices
 
     @model_validator(mode="after")
     def _told_once(self) -> ProcessSpec:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Rollout, Sampling
 from pipeline.rollout.fleet import Fleet, seed_of
+from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.shared import Turn, WeightFile
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.rollout.weights import official_weights
@@ -96,9 +97,11 @@ def test_what_one_refuses_leaves_the_others_idle(fleet: Fleet, here: Transformer
 
 
 def test_enough_is_divided_so_that_there_is_enough(fleet: Fleet) -> None:
-    groups = fleet.generate(PROMPTS, Sampling(n=1, max_tokens=30, seed=3, enough=3))
-    complete = [group for group in groups if group[0].finish is not Finish.ABORT]
-    assert 3 <= len(complete) <= 5
+    for enough in (1, 2, 4):
+        groups = fleet.generate(PROMPTS, Sampling(n=1, max_tokens=30, seed=3, enough=enough))
+        complete = [group for group in groups if group[0].finish is not Finish.ABORT]
+        assert enough <= len(complete)
+        assert enough == 4 or len(complete) < len(PROMPTS)
 
 
 def test_a_turn_is_free_again_when_its_holder_is_killed() -> None:
@@ -123,6 +126,19 @@ def test_a_turn_is_free_again_when_its_holder_is_killed() -> None:
     turn.close()
 
 
+def test_an_engine_waits_for_its_turn_to_start(tmp_path: Path) -> None:
+    """One that refuses at once what it is to open, but only when it is its turn."""
+    spec, turn = RolloutSpec(engine="transformers", engine_options={"dtype": "float32"}), Turn()
+    with turn.held():
+        engine = ProcessEngine(spec, str(tmp_path), turn=turn)
+        assert not engine._pipe.poll(4.0)
+    assert engine._pipe.poll(60.0)
+    with pytest.raises(RolloutError, match="engine_options are for vLLM"):
+        _ = engine.dtype
+    engine.close()
+    turn.close()
+
+
 def test_weights_that_grow_or_change_their_kind_arrive_whole() -> None:
     """The first time they are appended; then they are copied through mapped memory, as far as that goes."""
     ours = WeightFile()
@@ -141,6 +157,9 @@ def test_weights_that_grow_or_change_their_kind_arrive_whole() -> None:
 def test_devices_are_texts_and_exclude_the_variable() -> None:
     assert ProcessSpec.model_validate({"devices": [0, "1,2"]}).devices == ["0", "1,2"]
     assert ProcessSpec(devices=["1"]).on("1").env == {"CUDA_VISIBLE_DEVICES": "1"}
+    for wrong in (1, [True], None):
+        with pytest.raises(ValidationError, match="devices"):
+            ProcessSpec.model_validate({"devices": wrong})
     with pytest.raises(ValidationError, match="both say where the engine is"):
         ProcessSpec(devices=["1"], env={"CUDA_VISIBLE_DEVICES": "1"})
 
