@@ -7,7 +7,7 @@
 training, `trl` asks as TRL 1.16 does (each completion a request, log-probabilities out of an object for each token),
 `groups` as `efficiency.whole_groups` does, and `groups_unscored` without log-probabilities. The ways take turns, and
 medians of `--rounds` rounds count. `extraction` is what becomes of a million tokens' log-probabilities alone: seconds
-of Python from what vLLM holds to the lists that the trainer wants.
+of Python in which vLLM files them and TRL reads them, and those in which ours takes them from the arrays of the steps.
 
 `--smoke` makes a tiny model with random weights for a CPU (variables as in scripts/test-vllm.sh): its forward pass
 costs little, so that the differences are those of everything around it. Without a GPU, seconds are processor time of

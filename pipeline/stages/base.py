@@ -182,8 +182,8 @@ class ProcessSpec(Strict):
 
     Attributes:
         devices: the GPUs of each engine, as `CUDA_VISIBLE_DEVICES` has them; several engines share the prompts. `[1]`
-            is one engine on the second GPU, `[1, 2]` are two on a GPU each, `[0, 0]` two that share one, and `["1,2"]`
-            is one on two (with `engine_options: {tensor_parallel_size: 2}`). Those of this process if not given.
+            is one engine on the second GPU, `[1, 2]` are two on a GPU each, and `[0, 0]` two that share one. Those of
+            this process if not given.
         env: environment variables of the engines' processes.
         deadline: seconds without a step of an engine after which it counts as hung.
         restarts: how often in a row it is started again for one request before the stage fails.

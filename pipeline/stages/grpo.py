@@ -165,6 +165,8 @@ class GrpoConfig(StageConfig):
                 "rollout.process, overlap and spare are for one trainer with an engine of its own: with"
                 " launch.accelerate or the engine vllm_server, completions come from TRL's own vLLM"
             )
+        if rollout.in_process and rollout.engine_options.get("tensor_parallel_size", 1) != 1:
+            raise ValueError("rollout.engine_options: no weights could be pushed to tensor_parallel_size > 1")
         if rollout.overlap and not self.trainer.get("vllm_importance_sampling_correction", True):
             raise ValueError("rollout.overlap trains on rollouts of older weights, so importance weights must stay on")
         if rollout.batch_size != RolloutSpec().batch_size and not rollout.in_process:

@@ -201,6 +201,10 @@ def test_a_stage_opens_what_its_recipe_says(calculator: Path, tmp_path: Path) ->
     ("changes", "words"),
     [
         ({"rollout": {"overlap": True, "engine": "vllm_server", "server": "http://x"}}, "an engine of its own"),
+        (
+            {"rollout": {"process": {}, "engine": "vllm", "engine_options": {"tensor_parallel_size": 2}}},
+            "no weights could be pushed",
+        ),
         ({"rollout": {"process": {}}, "launch": {"accelerate": "fsdp2-1node"}}, "an engine of its own"),
         ({"rollout": {"spare": 1.5}}, "less than or equal to 1"),
         (
