@@ -5,7 +5,8 @@
 
 `raw` is `vllm.LLM.generate` as its documentation shows it, `rejection_sample` is our engine as that stage uses it. For
 training, `trl` asks as TRL 1.16 does (each completion a request, log-probabilities out of an object for each token),
-`groups` as `efficiency.whole_groups` does, and `groups_unscored` without log-probabilities. The ways take turns, and
+`groups` as `efficiency.whole_groups` does, and `groups_unscored` without log-probabilities. `raw` and `trl` have all of
+vLLM's bookkeeping, the others `efficiency.plain_steps`. The ways take turns, and
 medians of `--rounds` rounds count. `extraction` is what becomes of a million tokens' log-probabilities alone: seconds
 of Python in which vLLM files them and TRL reads them, and those in which ours takes them from the arrays of the steps.
 
@@ -80,23 +81,30 @@ def ways(engine: Any, prompts: Sequence[Sequence[int]], spec: RolloutSpec, n: in
     def tokens(outputs: Sequence[Any]) -> int:
         return sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
 
+    def raw() -> int:
+        engine.steps.on = False
+        return tokens(llm.generate(rows, SamplingParams(n=n, **how), use_tqdm=False))
+
     def ours() -> int:
+        engine.steps.on = True
         groups = engine.generate(prompts, sampling(spec, n, seed=1))
         return sum(len(rollout.token_ids) for group in groups for rollout in group)
 
     def trl() -> int:
+        engine.steps.on = False
         outputs = llm.generate(repeated, SamplingParams(n=1, logprobs=0, **how), use_tqdm=False)
         scored, _ = extract_logprobs(outputs)
         return sum(len(sequence) for sequence in [[at[0] for at in sequence] for sequence in scored])
 
     def groups(logprobs: int | None) -> int:
+        engine.steps.on = True
         asked = Groups(llm)
         outputs = asked.generate(repeated, SamplingParams(n=1, logprobs=logprobs, **how), use_tqdm=False)
         asked.take()
         return tokens(outputs)
 
     return {
-        "raw": lambda: tokens(llm.generate(rows, SamplingParams(n=n, **how), use_tqdm=False)),
+        "raw": raw,
         "rejection_sample": ours,
         "trl": trl,
         "groups": lambda: groups(0),

@@ -24,6 +24,7 @@ from pipeline.rollout.base import Finish, Progress, Rollout, Sampling, Tick, fin
 from pipeline.rollout.options import check_options
 from pipeline.rollout.scores import Scores
 from pipeline.rollout.speculative import counted_by_vllm
+from pipeline.rollout.steps import PlainSteps
 from pipeline.rollout.weights import keep_weights_loadable, load_weights
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class VllmEngine:
             settings["logprobs_mode"] = "processed_logprobs"
         self.decodes = not for_trainer
         self.llm = vllm.LLM(model=path, seed=seed, **settings)
+        self.steps = PlainSteps(self.llm)  # before the scores, which have to see every step first
         self.scores = Scores(self.llm) if logprobs else None
         self.tokenizer = self.llm.get_tokenizer()
         self.dtype = str(self.llm.llm_engine.model_config.dtype).removeprefix("torch.")

@@ -20,6 +20,7 @@ from trl.trainer import grpo_trainer
 
 from pipeline.rollout.base import derived_seed
 from pipeline.rollout.scores import Scores
+from pipeline.rollout.steps import PlainSteps
 from pipeline.rollout.weights import keep_weights_loadable, load_weights, official_weights
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class Generation(vllm_generation.VLLMGeneration):  # type: ignore[misc]
 
         def engine(**settings: Any) -> Any:
             llm = make(**{**settings, **ours})
+            if self.switches.plain_steps:
+                PlainSteps(llm)
             return Groups(llm) if whole_groups else llm
 
         if whole_groups and not self.correction:

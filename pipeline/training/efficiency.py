@@ -8,6 +8,7 @@
       fold_old_logprobs: true  # no pass of its own for log-probabilities that the training pass computes anyway
       overlap_rewards: true    # rewards are judged while log-probabilities are computed
       whole_groups: true       # vLLM in this process samples a group as one request, and keeps numbers as arrays
+      plain_steps: true        # and keeps no books of tokens that only make a sequence longer
       reload_weights: true     # and takes new weights by its own reload, with all that it derives from them
       fused_kernels: false     # norms, rotary positions and MLPs of the trained model are Liger's kernels
 
@@ -48,6 +49,9 @@ class Efficiency(Strict):
         overlap_rewards: rewards are judged in the background while log-probabilities are computed.
         whole_groups: vLLM in this process is asked for the rollouts of a prompt in one request, decodes no text, and
             gives log-probabilities only if something needs them, as lists of numbers.
+        plain_steps: vLLM in this process writes a token that only makes its sequence longer down, without the twenty
+            calls of its scheduler; it samples what it would have sampled. An engine in a process of its own, and the
+            engines of other stages, always do so.
         reload_weights: vLLM in this process takes new weights through its own reload, experts one by one and buffers
             such as the routing bias included. TRL writes parameters into the engine's model, which leaves stale what
             vLLM derived from the old ones (latent attention, packed or quantised weights), and knows no fused experts.
@@ -64,6 +68,7 @@ class Efficiency(Strict):
     fold_old_logprobs: bool = True
     overlap_rewards: bool = True
     whole_groups: bool = True
+    plain_steps: bool = True
     reload_weights: bool = True
     fused_kernels: bool = False
 
@@ -74,6 +79,7 @@ STOCK = Efficiency(
     fold_old_logprobs=False,
     overlap_rewards=False,
     whole_groups=False,
+    plain_steps=False,
     reload_weights=False,
 )
 """Everything off: plain TRL."""

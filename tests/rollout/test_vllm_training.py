@@ -201,7 +201,11 @@ def test_without_an_importance_correction_no_log_probabilities_are_asked_for(
 def test_stock_is_trls_own(calculator: Path, trainer: Callable[..., Trainer]) -> None:
     """All switches off: TRL's engine as it is, which asks for log-probabilities whether they are used or not."""
     trained = trainer(calculator, efficiency=STOCK, vllm_importance_sampling_correction=False)
-    assert not isinstance(trained.vllm_generation.llm, Groups)
+    llm = trained.vllm_generation.llm
+    assert not isinstance(llm, Groups)
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    assert scheduler.update_from_output.__self__ is scheduler
+    assert scheduler.kv_cache_manager.allocate_slots.__self__ is scheduler.kv_cache_manager
     assert trained.vllm_generation.logprobs == 0
 
 
