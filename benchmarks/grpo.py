@@ -23,8 +23,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from queue import Queue
 from statistics import fmean
 from typing import Any
 
@@ -38,6 +41,25 @@ WINDOW = 3
 PACKAGES = ("torch", "transformers", "trl", "vllm", "accelerate", "liger-kernel")
 PROFILE = " profile"
 """Follows the kind of a run that is profiled."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is: a GPU, and its share of the processor's cores; everywhere if nothing is given."""
+
+    device: str | None = None
+    cores: tuple[int, ...] = ()
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What its process is told."""
+        return {} if self.device is None else {VISIBLE: self.device}
+
+
+def places(devices: Sequence[str]) -> list[Place]:
+    """One for each GPU; they share the cores evenly."""
+    cores, count = sorted(os.sched_getaffinity(0)), len(devices)
+    return [Place(device, tuple(cores[index::count])) for index, device in enumerate(devices)] or [Place()]
 
 
 def context_of(config: Mapping[str, Any], seed: int, folder: Path) -> StageContext[Any]:
@@ -157,7 +179,7 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def of_ours(config: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def of_ours(config: Mapping[str, Any], options: argparse.Namespace, device: str | None = None) -> dict[str, Any]:
     """What only a recipe can set: engines, vLLM's own options, and one micro-batch a step (its loss is the same)."""
     trainer = dict(config["trainer"])
     rollout = {**config["rollout"], "engine_options": options.engine_options}
@@ -165,19 +187,21 @@ def of_ours(config: Mapping[str, Any], options: argparse.Namespace) -> dict[str,
         trainer["per_device_train_batch_size"] *= trainer["gradient_accumulation_steps"]
         trainer["gradient_accumulation_steps"] = 1
     if options.engines:
-        rollout["process"] = {"devices": [os.environ.get(VISIBLE, "0")] * options.engines}
+        rollout["process"] = {"devices": [device or os.environ.get(VISIBLE, "0")] * options.engines}
         if "gpu_memory" in rollout:
             rollout["gpu_memory"] /= options.engines
     efficiency = {**config["efficiency"], "fused_kernels": options.fused_kernels}
     return {**config, "trainer": trainer, "rollout": rollout, "efficiency": efficiency}
 
 
-def in_child(kind: str, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def in_child(kind: str, config: Mapping[str, Any], seed: int, place: Place | None = None) -> dict[str, Any]:
     """One run in a process of its own: what `train` or `engine` returns, or why there is nothing."""
+    place = place or Place()
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.json"
-        job = json.dumps({"kind": kind, "config": config, "seed": seed, "folder": folder})
-        done = subprocess.run([sys.executable, "-m", "benchmarks.grpo", "--child", job], check=False)
+        job = json.dumps({"kind": kind, "config": config, "seed": seed, "folder": folder, "cores": place.cores})
+        command = [sys.executable, "-m", "benchmarks.grpo", "--child", job]
+        done = subprocess.run(command, check=False, env=os.environ | place.env)
         if done.returncode or not found.exists():
             return {"failed": f"exit code {done.returncode}"}
         result: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
@@ -187,6 +211,7 @@ def in_child(kind: str, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
 def child(job: str) -> None:
     """What a child process does; see `in_child`."""
     task = json.loads(job)
+    os.sched_setaffinity(0, task["cores"] or os.sched_getaffinity(0))
     folder = Path(task["folder"])
     told = (task["config"], task["seed"], folder / "work")
     if task["kind"] == "engine":
@@ -194,6 +219,27 @@ def child(job: str) -> None:
     else:
         found = train(task["kind"].removesuffix(PROFILE), *told, profiled=task["kind"].endswith(PROFILE))
     (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def all_runs(config: Mapping[str, Any], options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Every seed of both kinds, in the order of the seeds; as many at a time as there are GPUs."""
+    free: Queue[Place] = Queue()
+    for place in places(options.devices):
+        free.put(place)
+
+    def run(kind: str, seed: int) -> dict[str, Any]:
+        place = free.get()
+        try:
+            found = in_child(kind, config if kind == "stock" else of_ours(config, options, place.device), seed, place)
+        finally:
+            free.put(place)
+        print(kind, "seed", seed, json.dumps({k: v for k, v in found.items() if not isinstance(v, list)}), flush=True)
+        return found
+
+    with ThreadPoolExecutor(free.qsize()) as pool:
+        seeds = range(options.seeds)
+        jobs = [(kind, pool.submit(run, kind, seed)) for seed in seeds for kind in ("ours", "stock")]
+        return {kind: [job.result() for each, job in jobs if each == kind] for kind in ("stock", "ours")}
 
 
 def reached(run: Mapping[str, Any], target: float) -> float | None:
@@ -235,6 +281,7 @@ def main() -> None:
     parser.add_argument("--problems", help="folder with GSM8K's train.jsonl; from the hub if not given")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--devices", nargs="+", default=[], help="GPUs: runs go side by side, one on each")
     parser.add_argument("--beta", type=float, default=0.0)
     parser.add_argument("--gpu-memory", type=float, default=0.15, help="vLLM's share of the GPU, for both")
     parser.add_argument("--tokens-per-pass", type=int, default=8192)
@@ -245,6 +292,7 @@ def main() -> None:
     parser.add_argument("--engine-options", type=json.loads, default={}, help="ours only: vLLM's, as JSON")
     parser.add_argument("--fused-kernels", action="store_true", help="ours only: Liger's, for the trained model")
     parser.add_argument("--profile", action="store_true", help="and where the time of one step of ours goes")
+    parser.add_argument("--raw-engine", action=argparse.BooleanOptionalAction, default=True, help="its speed alone")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -256,21 +304,21 @@ def main() -> None:
     if options.smoke:
         options.steps = 2
     config = stage(options)
-    configs = {"stock": config, "ours": of_ours(config, options)}
-    runs: dict[str, list[dict[str, Any]]] = {"stock": [], "ours": []}
-    for seed in range(options.seeds):
-        for kind, found in runs.items():
-            found.append(in_child(kind, configs[kind], seed))
-            print(kind, "seed", seed, json.dumps({k: v for k, v in found[-1].items() if not isinstance(v, list)}))
-    result = {"engine": in_child("engine", config, 0), "runs": runs}
+    ours = of_ours(config, options, *options.devices[:1])
+    runs = all_runs(config, options)
+    first = places(options.devices)[0]
+    result: dict[str, Any] = {"runs": runs}
+    if options.raw_engine:
+        result["engine"] = in_child("engine", config, 0, first)
     if options.profile:
-        few = {**configs["ours"], "trainer": {**configs["ours"]["trainer"], "max_steps": WARM_UP + 1}}
-        result["profile"] = in_child("ours" + PROFILE, few, 0)
-    result |= {"settings": configs["ours"], "versions": versions()}
+        few = {**ours, "trainer": {**ours["trainer"], "max_steps": WARM_UP + 1}}
+        result["profile"] = in_child("ours" + PROFILE, few, 0, first)
+    result |= {"settings": ours, "versions": versions()}
     result["command"] = "python -m benchmarks.grpo " + " ".join(sys.argv[1:])
     if not any("failed" in run for found in runs.values() for run in found):
         result = {**compare(runs, options.target), **result}
-        print({name: result[name] for name in ("speedup", "peak_gb", "stock_peak_gb", "seconds_to_target", "engine")})
+        named = ("speedup", "peak_gb", "stock_peak_gb", "seconds_to_target", "engine")
+        print({name: result[name] for name in named if name in result})
     if options.out is not None:
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if "speedup" not in result:

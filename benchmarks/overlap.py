@@ -4,11 +4,11 @@
         --out benchmarks/results/overlap-h200-x2.json
     python -m benchmarks.overlap --smoke --model path/to/tiny --problems path/to/gsm8k      # on a CPU, a few steps
 
-The settings are those of `benchmarks.grpo`; each way runs in a process of its own with the same seed. *one* has vLLM in
-the trainer's process, *turns* has it in a process of its own on the second GPU, where it and the trainer wait for each
-other, and *ahead* is `rollout.overlap`. `--engines 2` has two engines on the engine's GPU. Reported, besides what
-`benchmarks.grpo` reports: the rates of samples/s, and the speed of pushing weights into the memory that the processes
-share.
+The settings are those of `benchmarks.grpo`; each way runs in a process of its own with the same seed. *one* has vLLM on
+the trainer's GPU (`--one-engines 2`: two engines in processes of their own, else one in the trainer's process), *turns*
+has it in a process of its own on the second GPU, where it and the trainer wait for each other, and *ahead* is
+`rollout.overlap`. `--engines 2` has two engines on the second GPU. Reported, besides what `benchmarks.grpo` reports:
+the rates of samples/s, and the speed of pushing weights into the memory that the processes share.
 """
 
 from __future__ import annotations
@@ -21,21 +21,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.grpo import in_child, stage, versions
+from benchmarks.grpo import in_child, of_ours, stage, versions
 
 PUSHES = 3
 """The first one has to get the memory, too."""
 
 
-def ways(rollout: dict[str, Any], engines: int, smoke: bool) -> dict[str, dict[str, Any]]:
-    """What is compared -> the `rollout:` block of its recipe."""
-    process: dict[str, Any] = {"devices": ["" if smoke else "1"] * engines}
-    if not smoke:
-        rollout = {**rollout, "gpu_memory": 0.8 / engines}
-    return {
-        "turns": {**rollout, "process": process},
-        "ahead": {**rollout, "process": process, "overlap": True},
+def ways(config: dict[str, Any], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What is compared -> the config of the stage."""
+    rollout: dict[str, Any] = {**config["rollout"], "engine_options": options.engine_options}
+    if not options.smoke:
+        rollout["gpu_memory"] = 0.8 / options.engines
+    rollout["process"] = {"devices": ["" if options.smoke else "1"] * options.engines}
+    asked = argparse.Namespace(**vars(options) | {"engines": options.one_engines, "one_micro_batch": False})
+    one = of_ours(config, asked, "0")
+    found = {
+        "one": one,
+        "turns": {**one, "rollout": rollout},
+        "ahead": {**one, "rollout": {**rollout, "overlap": True}},
     }
+    return {name: found[name] for name in ("one", *options.ways)}
 
 
 def push_gb_per_s(megabytes: int) -> float:
@@ -64,6 +69,10 @@ def main() -> None:
     parser.add_argument("--gpu-memory", type=float, default=0.15, help="vLLM's share of the GPU that it shares")
     parser.add_argument("--tokens-per-pass", type=int, default=8192)
     parser.add_argument("--engines", type=int, default=1, help="on the second GPU")
+    parser.add_argument("--one-engines", type=int, default=0, help="where there is one GPU")
+    parser.add_argument("--engine-options", type=json.loads, default={}, help="vLLM's, as JSON")
+    parser.add_argument("--ways", nargs="+", choices=("turns", "ahead"), default=["turns", "ahead"])
+    parser.add_argument("--fused-kernels", action="store_true", help="Liger's, for the trained model")
     parser.add_argument("--long", action="store_true", help="completions of up to 8,192 tokens")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--weights-mb", type=int, default=1000, help="size of the pushed weights")
@@ -75,12 +84,12 @@ def main() -> None:
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # the trainer's; the engine's process has another
     config = stage(options)
-    runs = {"one": in_child("ours", config, 0)}
-    for name, rollout in ways(config["rollout"], options.engines, options.smoke).items():
-        runs[name] = in_child("ours", {**config, "rollout": rollout}, 0)
-    for name, run in runs.items():
+    compared = ways(config, options)
+    runs = {}
+    for name, each in compared.items():
+        runs[name] = run = in_child("ours", each, 0)
         print(name, json.dumps({key: value for key, value in run.items() if not isinstance(value, list)}))
-    result: dict[str, Any] = {"runs": runs, "settings": config, "versions": versions()}
+    result: dict[str, Any] = {"runs": runs, "settings": compared, "versions": versions()}
     result["command"] = "python -m benchmarks.overlap " + " ".join(sys.argv[1:])
     result["push_gb_per_s"] = push_gb_per_s(options.weights_mb)
     failed = [name for name, run in runs.items() if "failed" in run]

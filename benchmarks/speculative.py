@@ -17,11 +17,14 @@ On a GPU, with vLLM's method `mtp` beside ours (its kernels there want MLA's pub
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -100,33 +103,48 @@ def measure(model: Any, rows: list[list[int]], pad: int, arguments: argparse.Nam
     return results
 
 
-def measure_vllm(path: str, rows: list[list[int]], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The same through vLLM's method `mtp`, one engine a number of drafts."""
+def measure_vllm(drafts: int, path: str, rows: list[list[int]], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The same through vLLM's method `mtp`, with one number of drafts."""
     from pipeline.rollout import open_engine, sampling
     from pipeline.stages.base import RolloutSpec, SpeculativeSpec
 
     results = []
-    for drafts in (0, *arguments.drafts):
-        speculative = SpeculativeSpec(tokens=drafts) if drafts else None
-        options = arguments.engine_options
-        spec = RolloutSpec(
-            engine="vllm", max_tokens=TOKENS, temperature=0.0, speculative=speculative, engine_options=options
-        )
-        engine: Any = open_engine(spec, path, seed=0)
-        for size in arguments.batches:
-            seconds, tokens, before = [], 0, engine.speculation or Speculation()
-            for round_ in range(arguments.rounds + 1):
-                started = time.perf_counter()
-                groups = engine.generate(rows[:size], sampling(spec, 1, round_))
-                if round_:
-                    seconds.append(time.perf_counter() - started)
-                tokens = sum(len(rollout.token_ids) for group in groups for rollout in group)
-            told = facts(since(before, engine.speculation or Speculation()))
-            entry = {"batch": size, "drafts": drafts, "tokens_per_s": round(tokens / statistics.median(seconds), 1)}
-            print(json.dumps(entry | told))
-            results.append(entry | told)
-        engine.close()
+    speculative = SpeculativeSpec(tokens=drafts) if drafts else None
+    options = arguments.engine_options
+    spec = RolloutSpec(
+        engine="vllm", max_tokens=TOKENS, temperature=0.0, speculative=speculative, engine_options=options
+    )
+    engine: Any = open_engine(spec, path, seed=0)
+    for size in arguments.batches:
+        seconds, tokens, before = [], 0, engine.speculation or Speculation()
+        for round_ in range(arguments.rounds + 1):
+            started = time.perf_counter()
+            groups = engine.generate(rows[:size], sampling(spec, 1, round_))
+            if round_:
+                seconds.append(time.perf_counter() - started)
+            tokens = sum(len(rollout.token_ids) for group in groups for rollout in group)
+        told = facts(since(before, engine.speculation or Speculation()))
+        entry = {"batch": size, "drafts": drafts, "tokens_per_s": round(tokens / statistics.median(seconds), 1)}
+        print(json.dumps(entry | told))
+        results.append(entry | told)
+    engine.close()
     return results
+
+
+def in_children(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """`measure_vllm` for each number of drafts, in a process of its own: torch allows graphs to one engine in each."""
+    results = []
+    for drafts in (0, *arguments.drafts):
+        with tempfile.TemporaryDirectory() as scratch:
+            out = Path(scratch) / "out.json"
+            words = [*sys.argv[1:], "--vllm-alone", str(drafts), "--out", str(out)]
+            subprocess.run([sys.executable, "-m", "benchmarks.speculative", *words], check=True)
+            results += json.loads(out.read_text(encoding="utf-8"))
+    plain = {entry["batch"]: entry["tokens_per_s"] for entry in results if not entry["drafts"]}
+    return [
+        {**entry, "times_plain": round(entry["tokens_per_s"] / plain[entry["batch"]], 3)} if entry["drafts"] else entry
+        for entry in results
+    ]
 
 
 def since(before: Speculation, now: Speculation) -> Speculation:
@@ -145,16 +163,21 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--vllm", action="store_true", help="measure vLLM too")
     parser.add_argument("--engine-options", type=json.loads, default={}, help="vLLM's: '{\"enforce_eager\": true}'")
+    parser.add_argument("--vllm-alone", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     folder = arguments.run
     if not (folder / "config.json").is_file():
-        found = artifacts.current(folder)["base"]
-        assert found is not None, f"{folder} has no finished stage `base`"
-        folder = found.path / "model"
+        base = artifacts.current(folder)["base"]
+        assert base is not None, f"{folder} has no finished stage `base`"
+        folder = base.path / "model"
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    rows = prompts(tokenizer, max(arguments.batches))
+    if arguments.vllm_alone is not None:
+        found = measure_vllm(arguments.vllm_alone, str(folder), rows, arguments)
+        arguments.out.write_text(json.dumps(found), encoding="utf-8")
+        return
     dtype = torch.float32 if arguments.device == "cpu" else torch.bfloat16
     model = load(str(folder), dtype=dtype).to(arguments.device).eval()
-    rows = prompts(tokenizer, max(arguments.batches))
     result = {
         "command": " ".join(["python -m benchmarks.speculative", *sys.argv[1:]]),
         "parameters": sum(weight.numel() for weight in model.parameters()),
@@ -170,7 +193,9 @@ def main() -> None:
     }
     if arguments.vllm:
         del model
-        result["vllm"] = measure_vllm(str(folder), rows, arguments)
+        gc.collect()
+        torch.cuda.empty_cache()
+        result["vllm"] = in_children(folder, arguments)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

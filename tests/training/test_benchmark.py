@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,29 @@ def test_the_target_is_reached_by_the_mean_of_several_steps() -> None:
     run = {"accuracy": [0.1, 0.9, 0.2, 0.5, 0.6], "elapsed": [1.0, 2.0, 3.0, 4.0, 5.0]}
     assert grpo.reached(run, 0.5) == 4.0
     assert grpo.reached(run, 0.7) is None
+
+
+def test_seeds_run_side_by_side_one_on_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = threading.Barrier(2, timeout=60)
+    seen: list[tuple[str, int, str | None, Any]] = []
+
+    def in_child(kind: str, config: dict[str, Any], seed: int, place: grpo.Place) -> dict[str, Any]:
+        began.wait()  # two are under way at once, or this one never ends
+        seen.append((kind, seed, place.device, config["rollout"].get("process")))
+        return {"seed": seed}
+
+    monkeypatch.setattr(grpo, "in_child", in_child)
+    values = {**vars(OPTIONS), "model": "m", "smoke": False, "seeds": 3, "devices": ["4", "7"], "engines": 2}
+    values |= {"engine_options": {}, "one_micro_batch": False, "fused_kernels": False}
+    options = argparse.Namespace(**values)
+    runs = grpo.all_runs(grpo.stage(options), options)
+    assert runs == {kind: [{"seed": seed} for seed in range(3)] for kind in ("stock", "ours")}
+    assert {device for _, _, device, _ in seen} == {"4", "7"}
+    for kind, _, device, process in seen:
+        assert process == ({"devices": [device] * 2} if kind == "ours" else None)
+    cores = [place.cores for place in grpo.places(["4", "7"])]
+    assert set(cores[0]) | set(cores[1]) == os.sched_getaffinity(0)
+    assert not set(cores[0]) & set(cores[1])
 
 
 def test_long_and_short_differ_in_what_they_should(config: dict[str, Any]) -> None:
