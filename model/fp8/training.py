@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 Backend = Literal["torchao", "reference"]
 
+TRIED = {"num_warps": 4, "num_stages": 2}
+"""Of the ways to launch one of torchao's quantisation kernels, those that are tried."""
 HOPPER = 9
 """Compute capability, its major number, of the GPUs that multiply FP8 with a scale for every block."""
 
@@ -36,6 +38,23 @@ def usable_backend() -> Backend:
     if find_spec("torchao") is None:
         raise RuntimeError("FP8 training needs torchao: pip install 'zero2r1[fp8]'")
     return "torchao"
+
+
+def tune_quickly() -> int:
+    """Let torchao try fewer ways to launch each of its quantisation kernels; returns how many kernels that concerns.
+
+    It would compile up to 45 for every kernel and width before the first step is done, one after another: more than
+    four minutes for the preset `small` on an H200. The kernels wait for memory, whatever the way.
+    """
+    from torchao.prototype.blockwise_fp8_training import kernels
+
+    tuned = [kernel for name, kernel in vars(kernels).items() if "_quant_" in name and hasattr(kernel, "configs")]
+    for kernel in tuned:
+        few = [
+            config for config in kernel.configs if all(getattr(config, key) == value for key, value in TRIED.items())
+        ]
+        kernel.configs = few or kernel.configs
+    return len(tuned)
 
 
 def fp8_training(model: Any, backend: Backend) -> Sequence[str]:
@@ -63,6 +82,8 @@ def fp8_training(model: Any, backend: Backend) -> Sequence[str]:
         _, hidden, width = model.get_submodule(name).down_proj.shape
         if hidden % BLOCK or width % BLOCK:
             raise ValueError(f"{name}: experts in FP8 need a hidden size and a width that are multiples of {BLOCK}")
+    if backend == "torchao":
+        tune_quickly()
     if experts:
         from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 

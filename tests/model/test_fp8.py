@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from model import V3Config, V3ForCausalLM, fp8
 from model.fp8.linear import FP8Linear, reference
 from model.fp8.quantise import COLUMN, E4M3, ROW, SQUARE, dequantise, quantise, rounded
+from model.fp8.training import tune_quickly
 
 HALF_STEP = 2.0**-4
 """Half a step of E4M3's three bits of mantissa, relative to the number."""
@@ -300,6 +301,17 @@ def test_a_weight_whose_scale_is_lost_is_an_error(published: Path, tmp_path: Pat
     save_file(lost, broken / "model.safetensors")
     with pytest.raises(ValueError, match=r"o_proj\.weight is FP8, but no file holds"):
         fp8.read(broken, tmp_path / "out")
+
+
+def test_torchao_tries_few_ways_to_launch_a_kernel() -> None:
+    """Its tuner reads `configs` at each new width; that those are still there is what this test is for."""
+    kernels = pytest.importorskip("torchao.prototype.blockwise_fp8_training.kernels")
+    assert tune_quickly() == 5
+    assert tune_quickly() == 5, "again, it stays as it is"
+    for name in ("act_quant_lhs", "act_quant_rhs", "act_quant_transposed_lhs", "weight_quant_rhs"):
+        configs = getattr(kernels, f"triton_fp8_blockwise_{name}_kernel").configs
+        assert 1 <= len(configs) <= 5
+        assert all((config.num_warps, config.num_stages) == (4, 2) for config in configs)
 
 
 @pytest.mark.gpu
