@@ -35,6 +35,14 @@ class Level(StrEnum):
     ERROR = "error"
 
 
+FOR_GPUS = (
+    ("vllm", Level.WARNING, "rollouts will be slow (pip install 'zero2r1[vllm]')"),
+    ("liger-kernel", Level.OK, "efficiency.fused_kernels needs it (pip install 'zero2r1[kernels]')"),
+    ("torchao", Level.OK, "precision: fp8 needs it (pip install 'zero2r1[fp8]')"),
+)
+"""Packages that only a GPU has a use for, how bad it is to lack one, and why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was looked at."""
@@ -96,10 +104,11 @@ def _device() -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield Finding(Level.OK, f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-    if importlib.util.find_spec("vllm") is None:
-        yield Finding(Level.WARNING, "vllm", "not installed: rollouts will be slow (pip install 'zero2r1[vllm]')")
-    else:
-        yield Finding(Level.OK, "vllm", version("vllm"))
+    for name, level, without in FOR_GPUS:
+        try:
+            yield Finding(Level.OK, name, version(name))
+        except PackageNotFoundError:
+            yield Finding(level, name, f"not installed: {without}")
 
 
 def model(path: str) -> Iterator[Finding]:
@@ -198,7 +207,9 @@ def recipe(checked: Recipe, limit: int = 2000) -> Iterator[Finding]:
                 yield Finding(Level.ERROR, resolved.label, str(error))
                 continue
             refused = resolved.task.validate(problems)
-            if refused:
+            if not problems:
+                yield Finding(Level.WARNING, resolved.label, f"there are no problems in its split {leaf.value.split}")
+            elif refused:
                 problem, verdict = refused[0]
                 example = f"{problem.id}: {problem.answer!r} ({verdict.status}: {verdict.detail})"
                 level = Level.ERROR if len(refused) == len(problems) else Level.WARNING

@@ -1,0 +1,172 @@
+"""The doctor finds what it is there for, and says what to do about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline import doctor
+from pipeline.cli import app
+from pipeline.doctor import Finding, Level
+from pipeline.recipe import load
+
+TURNS = "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ end }}{% endfor %}"
+
+
+def of(findings: Iterable[Finding], subject: str) -> Finding:
+    """The finding about a subject; there is one."""
+    (found,) = [finding for finding in findings if finding.subject == subject]
+    return found
+
+
+def test_this_environment_is_fine() -> None:
+    findings = list(doctor.environment())
+    assert [finding for finding in findings if finding.level is Level.ERROR] == []
+    assert {"python", "torch", "trl"} <= {finding.subject for finding in findings}
+
+
+@pytest.mark.parametrize(
+    ("installed", "said"),
+    [({}, "not installed; zero2r1 needs trl"), ({"trl": "0.9.0"}, "0.9.0 is installed; zero2r1 needs ==1.16")],
+)
+def test_a_package_of_another_version_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], said: str
+) -> None:
+    def version(name: str) -> str:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(doctor, "version", version)
+    found = of(doctor.environment(), "trl")
+    assert found.level is Level.ERROR
+    assert found.message.startswith(said)
+
+
+def test_on_a_gpu_the_packages_for_it_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    versions = {"vllm": "0.26.0"}
+
+    def version(name: str) -> str:
+        try:
+            return versions[name]
+        except KeyError:
+            raise PackageNotFoundError(name) from None
+
+    card = SimpleNamespace(name="NVIDIA H200", total_memory=141 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(doctor, "version", version)
+    findings = list(doctor._device())
+    assert of(findings, "cuda:0").message == "NVIDIA H200, 141 GiB"
+    assert of(findings, "vllm") == Finding(Level.OK, "vllm", "0.26.0")
+    assert "zero2r1[kernels]" in of(findings, "liger-kernel").message
+    assert "zero2r1[fp8]" in of(findings, "torchao").message
+    versions.clear()
+    assert of(doctor._device(), "vllm").level is Level.WARNING
+
+
+def tokenizer(folder: Path, **changes: Any) -> str:
+    """A tokenizer whose chat ends turns with `<eos>`, with attributes of it changed."""
+    from pipeline.data.vocabulary import VocabularySpec, build
+
+    made = build(VocabularySpec(kind="words"), ["user: assistant: 1 + 1? two <done>"])
+    made.chat_template = TURNS.replace("{{ end }}", "<eos>")
+    for name, value in changes.items():
+        setattr(made, name, value)
+    made.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_turn_that_ends_with_what_stops_generation_is_fine(tmp_path: Path) -> None:
+    assert of(doctor.model(tokenizer(tmp_path)), "chat template").level is Level.OK
+
+
+def test_a_turn_that_does_not_stop_generation_is_an_error(tmp_path: Path) -> None:
+    """What tokenizers from GGUF files have: every completion would run to its limit and be counted as cut off."""
+    path = tokenizer(tmp_path, chat_template=TURNS.replace("{{ end }}", " <done>"))
+    found = of(doctor.model(path), "chat template")
+    assert found.level is Level.ERROR
+    assert "'<done>'" in found.message
+    assert "'<eos>'" in found.message
+    ids = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [ids["<done>"]]}))
+    assert of(doctor.model(path), "chat template").level is Level.OK
+
+
+def test_what_a_tokenizer_lacks_is_told(tmp_path: Path) -> None:
+    assert of(doctor.model(tokenizer(tmp_path / "a", chat_template=None)), "chat template").level is Level.WARNING
+    assert of(doctor.model(tokenizer(tmp_path / "b", pad_token=None)), "pad").level is Level.WARNING
+    one = of(doctor.model(tokenizer(tmp_path / "c", pad_token="<eos>")), "pad")
+    assert "one token" in one.message
+    assert of(doctor.model(tokenizer(tmp_path / "d", eos_token=None)), "eos").level is Level.ERROR
+    assert of(doctor.model(str(tmp_path / "nothing")), "tokenizer").level is Level.ERROR
+
+
+def recipe_with(folder: Path, answers: list[str]) -> Path:
+    """A recipe whose task's golds are these, in a file of test problems."""
+    rows = [{"question": f"{index} + 1", "answer": answer} for index, answer in enumerate(answers)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "recipe.yaml").write_text(
+        "name: sums\n"
+        "tasks: {sums: {use: jsonl, options: {path: sums.jsonl, test_path: sums.jsonl, grader: math}}}\n"
+        "stages:\n"
+        "  score: {kind: evaluate, model: none, tasks: [sums]}\n"
+    )
+    return folder / "recipe.yaml"
+
+
+@pytest.mark.parametrize(
+    ("answers", "level", "said"),
+    [
+        (["2", "x + 1"], Level.OK, "accepts all 2 golds"),
+        (["2", "\\frac{1"], Level.WARNING, "refuses 1 of 2 golds"),
+        (["\\frac{1"], Level.ERROR, "refuses 1 of 1 golds"),
+        ([], Level.WARNING, "no problems in its split test"),
+    ],
+)
+def test_golds_that_their_grader_refuses_are_found(tmp_path: Path, answers: list[str], level: Level, said: str) -> None:
+    (found,) = doctor.recipe(load(recipe_with(tmp_path, answers)))
+    assert found.level is level
+    assert said in found.message
+
+
+@pytest.mark.parametrize(
+    ("dead", "score", "said"),
+    [
+        (0.5, 0.5, None),
+        (0.9, 0.02, "almost everything scores 0"),
+        (0.9, 0.97, "almost everything scores 1"),
+        (0.9, 0.5, "groups may be too small"),
+    ],
+)
+def test_groups_that_teach_nothing_are_explained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dead: float, score: float, said: str | None
+) -> None:
+    from pipeline.report import run_data
+
+    logged = [{"frac_reward_zero_std": 0.0, "reward": 0.5}] * 5 + [{"frac_reward_zero_std": dead, "reward": score}] * 20
+    stage = SimpleNamespace(name="zero")
+    monkeypatch.setattr(run_data, "read_run", lambda folder: SimpleNamespace(stages={"zero": stage}))
+    monkeypatch.setattr(run_data, "events", lambda of: [{"step": 1}, *logged])
+    (found,) = doctor.run(tmp_path)
+    assert found.message.startswith(f"{dead:.0%} of the groups"), "the last twenty steps, not all"
+    assert found.level is (Level.OK if said is None else Level.WARNING)
+    assert said is None or said in found.message
+
+
+def test_an_error_is_the_exit_code(tmp_path: Path) -> None:
+    path = tokenizer(tmp_path, chat_template=TURNS.replace("{{ end }}", " <done>"))
+    done = CliRunner().invoke(app, ["doctor", "--model", path, "--json"])
+    assert done.exit_code == 1
+    assert {"level": "error", "subject": "chat template"}.items() <= json.loads(done.stdout)[-1].items()
+    assert CliRunner().invoke(app, ["doctor"]).exit_code == 0
