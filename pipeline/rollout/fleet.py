@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -123,8 +124,8 @@ class Fleet(Deferred):
         if self._closed:
             return
         self._closed = True
-        for engine in self._engines:
-            engine.close()
+        with ThreadPoolExecutor(len(self._engines)) as pool:  # each may wait for its process to end
+            list(pool.map(ProcessEngine.close, self._engines))
         self._weights.close()
         for turn in self._turns.values():
             turn.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -62,6 +64,21 @@ def test_they_give_what_each_gives_for_its_share(fleet: Fleet, here: Transformer
     assert fleet.generate(PROMPTS[:1], LONG) == here.generate(PROMPTS[:1], LONG), "one prompt is for the first alone"
     assert fleet.generate([], LONG) == []
     assert fleet.dtype == "float32"
+
+
+def test_they_are_closed_at_once(calculator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that have stopped are waited for side by side, and then killed."""
+    monkeypatch.setattr("pipeline.rollout.process.CLOSE_SECONDS", 3.0)
+    process = ProcessSpec.model_validate({"devices": [*NO_GPU, "-1"]})
+    made = Fleet(RolloutSpec(engine="transformers", process=process), str(calculator))
+    assert made.dtype == "float32"  # all of them have started
+    pids = [engine._process.pid for engine in made._engines]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    made.close()
+    assert 3 <= time.monotonic() - began < 6
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_weights_are_pushed_once_and_a_killed_engine_is_replaced_with_them(
