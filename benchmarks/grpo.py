@@ -6,11 +6,11 @@
     python -m benchmarks.grpo --smoke --model path/to/tiny --problems path/to/gsm8k      # on a CPU, two steps
 
 64 problems x 8 rollouts a step, 400 tokens at most, 64 x 8 accumulation, bf16, vLLM in the process; `--long`: 16 x 8
-rollouts of up to 8,192 tokens (see `counting`), with gradient checkpointing. *Stock* is `trl.GRPOTrainer`; *ours* is
-the `grpo` stage's trainer with the default `efficiency`. Both get the same GRPOConfig, model, reward and seed. Each
-runs in a process of its own; the first steps, which warm up kernels and caches, are not counted. Reported: samples/s,
-tokens/s, where a step's time goes, the peak of the device's memory, the accuracy of each step's rollouts, and the
-engine's own speed.
+rollouts of up to 8,192 tokens that count (see `counting`), every second of them paid, with gradient checkpointing.
+*Stock* is `trl.GRPOTrainer`; *ours* is the `grpo` stage's trainer with the default `efficiency`. Both get the same
+GRPOConfig, model, reward and seed. Each runs in a process of its own; the first steps, which warm up kernels and
+caches, are not counted. Reported: samples/s, tokens/s, where a step's time goes, the peak of the device's memory, the
+accuracy of each step's rollouts, and the engine's own speed.
 """
 
 from __future__ import annotations
@@ -166,13 +166,14 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
         trainer |= {"num_generations": 4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
         rollout = {"engine": "transformers", "max_tokens": 16}
     task: dict[str, Any] = {"use": "gsm8k", "options": {"path": options.problems} if options.problems else {}}
+    task["template"], reward = "boxed", "accuracy"
     if options.long:
-        task = {"use": "benchmarks/counting.py:Counting"}
+        task, reward = {"use": "benchmarks/counting.py:Counting"}, "benchmarks/counting.py:every_second"
     return {
         "kind": "grpo",
         "model": options.model,
-        "tasks": [{**task, "template": "boxed"}],
-        "rewards": ["accuracy"],
+        "tasks": [task],
+        "rewards": [reward],
         "rollout": rollout,
         "efficiency": {"tokens_per_pass": options.tokens_per_pass, "refill_rounds": options.refill_rounds},
         "trainer": trainer,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks import grpo, grpo_replay
-from benchmarks.counting import FEWEST, MOST, Counting
+from benchmarks.counting import FEWEST, MOST, Counting, every_second
 
 OPTIONS = argparse.Namespace(
     problems=None, steps=2, beta=0.0, gpu_memory=0.1, tokens_per_pass=512, refill_rounds=0, long=False, smoke=True
@@ -85,6 +85,16 @@ def test_long_and_short_differ_in_what_they_should(config: dict[str, Any]) -> No
     assert short["trainer"]["per_device_train_batch_size"] * short["trainer"]["gradient_accumulation_steps"] == 512
     assert (short["rollout"]["max_tokens"], long["rollout"]["max_tokens"]) == (400, 8192)
     assert long["trainer"]["gradient_checkpointing"]
+
+
+def test_long_rollouts_teach_whatever_they_say(config: dict[str, Any], tmp_path: Path) -> None:
+    """A group in which all count well, or none, would be left out of our training passes, and the speed be a lie."""
+    options = argparse.Namespace(**{**vars(OPTIONS), "model": config["model"], "long": True})
+    long = grpo.stage(options)
+    assert long["tasks"] == [{"use": "benchmarks/counting.py:Counting"}]
+    found = grpo.train("ours", long, 0, tmp_path / "long")
+    assert found["accuracy"] == [0.5, 0.5]
+    assert every_second(["a"] * 4, prompts=["p"] * 4) == [0.0, 1.0, 0.0, 1.0]
 
 
 def test_long_problems_are_as_uneven_as_they_say() -> None:
