@@ -208,7 +208,7 @@ def recipe(checked: Recipe, limit: int = 2000) -> Iterator[Finding]:
                 continue
             refused = resolved.task.validate(problems)
             if not problems:
-                yield Finding(Level.WARNING, resolved.label, f"there are no problems in its split {leaf.value.split}")
+                yield Finding(Level.ERROR, resolved.label, f"there are no problems in its split {leaf.value.split}")
             elif refused:
                 problem, verdict = refused[0]
                 example = f"{problem.id}: {problem.answer!r} ({verdict.status}: {verdict.detail})"

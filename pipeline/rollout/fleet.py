@@ -2,10 +2,9 @@
 
     fleet = Fleet(RolloutSpec(process=ProcessSpec(devices=["1", "1"])), "path/to/model", seed=0)
 
-It is used as one `ProcessEngine` is. vLLM spends a step of a small model on scheduling, in Python, on one processor
-core, while the GPU waits; two engines on one GPU schedule on two cores. Each has its own copy of the weights and its
-own cache, and `gpu_memory` is the share of each. Engines of one GPU start one after another, since each measures the
-memory that is free.
+It is used as one `ProcessEngine` is. Each has its own copy of the weights and its own cache, and `gpu_memory` is the
+share of each. Engines of one GPU take turns on it, and start one after another, since each measures the memory that is
+free.
 
 Which engine samples a prompt, and with what seed, follows from the prompt's place and the number of engines, so the
 same request gives the same answer again. Another number of engines gives another one, as likely.

@@ -66,19 +66,20 @@ class PlainSteps:
     """
 
     def __init__(self, llm: Any) -> None:
+        from vllm.sampling_params import RequestOutputKind
         from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
         from vllm.v1.request import RequestStatus
 
         self._scheduler = scheduler = llm.llm_engine.engine_core.engine_core.scheduler
         self.on = True
-        self._running = RequestStatus.RUNNING
+        self._running, self._whole = RequestStatus.RUNNING, RequestOutputKind.FINAL_ONLY
         self._kept: dict[str, Kept] = {}
         caches = scheduler.kv_cache_manager.coordinator.single_type_managers
         if [type(cache) for cache in caches] != [FullAttentionManager] or scheduler.num_lookahead_tokens:
             log.info("every token takes vLLM's own way: the cache is not one group of blocks, or tokens are drafted")
             return
         self._block, self._files = caches[0].block_size, scheduler.kv_cache_manager.enable_caching
-        self._stale = STALE[0]
+        self._stale = STALE[0]  # which of them this vLLM has, its requests tell
         self._nothing = scheduler.kv_cache_manager.empty_kv_cache_blocks
         self._add, self._update = scheduler.add_request, scheduler.update_from_output
         self._allocate = scheduler.kv_cache_manager.allocate_slots
@@ -86,15 +87,13 @@ class PlainSteps:
         scheduler.kv_cache_manager.allocate_slots = self._allocated
 
     def _added(self, request: Any) -> None:
-        from vllm.sampling_params import RequestOutputKind
-
         if not self._scheduler.requests:
             self._kept.clear()  # of what was given up
         params = request.sampling_params
         plain = (
             self.on
             and params is not None
-            and params.output_kind is RequestOutputKind.FINAL_ONLY
+            and params.output_kind is self._whole
             and not params.stop
             and not getattr(params, "repetition_detection", None)
             and not (request.structured_output_request or request.mm_features or request.resumable)

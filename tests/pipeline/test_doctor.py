@@ -131,7 +131,7 @@ def recipe_with(folder: Path, answers: list[str]) -> Path:
         (["2", "x + 1"], Level.OK, "accepts all 2 golds"),
         (["2", "\\frac{1"], Level.WARNING, "refuses 1 of 2 golds"),
         (["\\frac{1"], Level.ERROR, "refuses 1 of 1 golds"),
-        ([], Level.WARNING, "no problems in its split test"),
+        ([], Level.ERROR, "no problems in its split test"),
     ],
 )
 def test_golds_that_their_grader_refuses_are_found(tmp_path: Path, answers: list[str], level: Level, said: str) -> None:
