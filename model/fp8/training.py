@@ -44,7 +44,7 @@ def tune_quickly() -> int:
     """Let torchao try fewer ways to launch each of its quantisation kernels; returns how many kernels that concerns.
 
     It would compile up to 45 for every kernel and width before the first step is done, one after another: more than
-    four minutes for the preset `small` on an H200. The kernels wait for memory, whatever the way.
+    two minutes for the preset `small` on an H200. The kernels wait for memory, whatever the way.
     """
     from torchao.prototype.blockwise_fp8_training import kernels
 
