@@ -5,8 +5,7 @@
 
 The logarithm of the number is evenly spread, so that lengths are as uneven as those of chains of thought: Qwen's
 tokenizer takes a token for each digit, and one for each space before it, so that counting to 100 or to 1,600 is 290 or
-7,000 tokens. How it is asked matters: asked to think, or to write a program's output, Qwen2.5-Coder-1.5B-Instruct
-describes how one would count.
+7,000 tokens. How it is asked matters: asked to think, Qwen2.5-Coder-1.5B-Instruct rather tells how one would count.
 """
 
 from __future__ import annotations
