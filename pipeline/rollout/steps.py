@@ -6,10 +6,10 @@ a front end that wants the finished completion. With hundreds of sequences of a 
 
     PlainSteps(llm)                        # whose engine core runs in this process
 
-From then on a token that neither ends its sequence nor crosses into a new block of the cache is written down and
-nothing else; it is handed on with the next one that does. Everything else takes vLLM's own way: prompts, speculation,
-preemption, structured output, stop words, log-probabilities that vLLM has to pass on (see `scores`). Which tokens are
-sampled does not change.
+From then on a token that does not end its sequence is written down, and handed on with the one that does; blocks are
+hashed when they are full, and looked for and filed when the next one is begun. Everything else takes vLLM's own way:
+prompts, speculation, preemption, structured output, stop words, log-probabilities that vLLM has to pass on (see
+`scores`). Which tokens are sampled does not change.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ PASSED_ON = (
 )
 """What a step may bring besides tokens, in one vLLM or another; vLLM deals with such a step alone."""
 STALE = ("num_stale_output_tokens", "async_tokens_to_discard")
-"""How a request counts the tokens under way that it will not take, in vLLM 0.31 and in 0.26."""
+"""How a request counts the tokens under way that it will not take, in vLLM 0.31 and in 0.26. One that counts them in
+another way is of a vLLM that this was not written for, and is left to it."""
 
 
 class Kept(NamedTuple):
@@ -79,7 +80,7 @@ class PlainSteps:
             log.info("every token takes vLLM's own way: the cache is not one group of blocks, or tokens are drafted")
             return
         self._block, self._files = caches[0].block_size, scheduler.kv_cache_manager.enable_caching
-        self._stale = STALE[0]  # which of them this vLLM has, its requests tell
+        self._stale = STALE[0]
         self._nothing = scheduler.kv_cache_manager.empty_kv_cache_blocks
         self._add, self._update = scheduler.add_request, scheduler.update_from_output
         self._allocate = scheduler.kv_cache_manager.allocate_slots
@@ -90,29 +91,31 @@ class PlainSteps:
         if not self._scheduler.requests:
             self._kept.clear()  # of what was given up
         params = request.sampling_params
+        known = [name for name in STALE if hasattr(request, name)]
         plain = (
             self.on
+            and known
             and params is not None
             and params.output_kind is self._whole
             and not params.stop
             and not getattr(params, "repetition_detection", None)
             and not (request.structured_output_request or request.mm_features or request.resumable)
         )
-        self._stale = next(name for name in STALE if hasattr(request, name))
         if plain:
+            self._stale = known[0]
             ends = frozenset({params.eos_token_id, *(params.stop_token_ids or ())})
             length = min(request.num_prompt_tokens + request.max_tokens, self._scheduler.max_model_len)
             self._kept[request.request_id] = Kept(request, ends, length, [])
         self._add(request)
 
-    def _allocated(self, request: Any, num_new_tokens: int, num_lookahead_tokens: int = 0, **others: Any) -> Any:
+    def _allocated(self, request: Any, num_new_tokens: int, *args: Any, **others: Any) -> Any:
         """vLLM's `allocate_slots`; a token whose predecessor is in the same block needs none."""
         begun = request.num_computed_tokens % self._block
         full = self._files and begun == self._block - 1  # with this token, and may be filed
         plain = request.request_id in self._kept and request.status is self._running
         if plain and num_new_tokens == 1 and begun and not full:
             return self._nothing
-        return self._allocate(request, num_new_tokens, num_lookahead_tokens=num_lookahead_tokens, **others)
+        return self._allocate(request, num_new_tokens, *args, **others)
 
     def _updated(self, scheduled: Any, output: Any) -> Any:
         """vLLM's `update_from_output`, which is told of the sequences that are more than one token longer."""
@@ -140,7 +143,6 @@ class PlainSteps:
                     and request.status is running
                     and ids[0] not in ends
                     and after < length
-                    and not (files and after % block == 1)
                     and not getattr(request, stale)
                 ):
                     tokens.append(ids[0])

@@ -106,7 +106,7 @@ def test_tokens_and_log_probabilities_are_the_same(engine: Any, monkeypatch: pyt
     assert {rollout.finish for rollout in rollouts} == {Finish.STOP, Finish.LENGTH}
     tokens = sum(len(rollout.token_ids) for rollout in rollouts)
     assert tokens > 500
-    assert to_vllm < tokens / 3, "a prompt, a full block and the end take the long way"
+    assert to_vllm < tokens / 3, "a prompt and the end take the long way"
 
 
 def test_the_longest_completion_ends_where_vllm_ends_it(engine: Any) -> None:
@@ -158,6 +158,16 @@ def test_what_needs_every_token_gets_every_token(engine: Any) -> None:
     scored = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True, logprobs=1)
     (told,) = engine.llm.generate([prompt], scored, use_tqdm=False)
     assert len(told.outputs[0].logprobs) == 40
+
+
+def test_a_vllm_that_counts_otherwise_is_left_alone(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its requests have neither of the counters that we know."""
+    seen = tokens_vllm_saw(engine, monkeypatch)
+    monkeypatch.setattr("pipeline.rollout.steps.STALE", ("a_counter_to_come",))
+    (group,) = engine.generate(PROMPTS[1:2], Sampling(n=4, max_tokens=20, seed=2))
+    assert sum(seen) >= sum(len(rollout.token_ids) for rollout in group)
+    monkeypatch.undo()
+    assert engine.generate(PROMPTS[1:2], Sampling(n=4, max_tokens=20, seed=2)) == [group]
 
 
 def test_what_is_given_up_leaves_nothing_behind(engine: Any) -> None:
