@@ -150,7 +150,7 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
         "num_generations": 8,
         "per_device_train_batch_size": 64,
         "gradient_accumulation_steps": 8,
-        "learning_rate": 5e-6,
+        "learning_rate": options.learning_rate,
         "beta": options.beta,
         "epsilon": 0.2,
         "max_steps": options.steps,
@@ -160,7 +160,7 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
     }
     rollout: dict[str, Any] = {"engine": "vllm", "max_tokens": 400, "gpu_memory": options.gpu_memory}
     if options.long:
-        trainer |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 16, "gradient_checkpointing": True}
+        trainer |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 32, "gradient_checkpointing": True}
         rollout["max_tokens"] = 8192
     if options.smoke:
         trainer |= {"num_generations": 4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
@@ -238,8 +238,7 @@ def all_runs(config: Mapping[str, Any], options: argparse.Namespace) -> dict[str
         return found
 
     with ThreadPoolExecutor(free.qsize()) as pool:
-        seeds = range(options.seeds)
-        jobs = [(kind, pool.submit(run, kind, seed)) for seed in seeds for kind in ("ours", "stock")]
+        jobs = [(kind, pool.submit(run, kind, seed)) for seed in options.seeds for kind in ("ours", "stock")]
         return {kind: [job.result() for each, job in jobs if each == kind] for kind in ("stock", "ours")}
 
 
@@ -275,14 +274,37 @@ def versions() -> dict[str, str]:
     return found
 
 
+def merged(results: Sequence[Mapping[str, Any]], target: float) -> dict[str, Any]:
+    """Results of the same settings with other seeds as one; what only some of them have comes from the first that does.
+
+    Raises:
+        SystemExit: their settings or versions differ.
+    """
+    for name in ("settings", "versions"):
+        if any(result[name] != results[0][name] for result in results):
+            sys.exit(f"--merge: not the same {name} in all of them")
+    runs = {kind: [run for result in results for run in result["runs"][kind]] for kind in ("stock", "ours")}
+    rest = {name: value for result in reversed(results) for name, value in result.items()}
+    return {**rest, **compare(runs, target), "runs": runs, "command": [result["command"] for result in results]}
+
+
+def tell(result: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Print what a result comes to, and write it."""
+    named = ("speedup", "peak_gb", "stock_peak_gb", "seconds_to_target", "engine")
+    print({name: result[name] for name in named if name in result})
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Parse the command line, run, print, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="Qwen/Qwen2.5-Coder-0.5B-Instruct")
     parser.add_argument("--problems", help="folder with GSM8K's train.jsonl; from the hub if not given")
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--devices", nargs="+", default=[], help="GPUs: runs go side by side, one on each")
+    parser.add_argument("--learning-rate", type=float, default=5e-6)
     parser.add_argument("--beta", type=float, default=0.0)
     parser.add_argument("--gpu-memory", type=float, default=0.15, help="vLLM's share of the GPU, for both")
     parser.add_argument("--tokens-per-pass", type=int, default=8192)
@@ -297,10 +319,14 @@ def main() -> None:
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--merge", nargs="+", type=Path, help="results of single seeds to put into one; nothing runs")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options.child)
+        return
+    if options.merge:
+        tell(merged([json.loads(path.read_text(encoding="utf-8")) for path in options.merge], options.target), options)
         return
     if options.smoke:
         options.steps = 2
@@ -318,10 +344,7 @@ def main() -> None:
     result["command"] = "python -m benchmarks.grpo " + " ".join(sys.argv[1:])
     if not any("failed" in run for found in runs.values() for run in found):
         result = {**compare(runs, options.target), **result}
-        named = ("speedup", "peak_gb", "stock_peak_gb", "seconds_to_target", "engine")
-        print({name: result[name] for name in named if name in result})
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    tell(result, options)
     if "speedup" not in result:
         sys.exit("a run failed: see above")
 

@@ -16,7 +16,15 @@ from benchmarks import grpo, grpo_replay
 from benchmarks.counting import FEWEST, MOST, Counting, every_second
 
 OPTIONS = argparse.Namespace(
-    problems=None, steps=2, beta=0.0, gpu_memory=0.1, tokens_per_pass=512, refill_rounds=0, long=False, smoke=True
+    problems=None,
+    steps=2,
+    learning_rate=5e-6,
+    beta=0.0,
+    gpu_memory=0.1,
+    tokens_per_pass=512,
+    refill_rounds=0,
+    long=False,
+    smoke=True,
 )
 
 
@@ -56,6 +64,33 @@ def test_the_target_is_reached_by_the_mean_of_several_steps() -> None:
     assert grpo.reached(run, 0.7) is None
 
 
+def test_results_of_single_seeds_become_one(config: dict[str, Any]) -> None:
+    def result(seed: int, speed: float, **more: Any) -> dict[str, Any]:
+        run = {
+            "samples_per_s": speed,
+            "peak_gb": 10.0 + seed,
+            "accuracy": [0.1] * 3 + [0.5] * 3,
+            "elapsed": [*range(6)],
+        }
+        runs = {"ours": [run], "stock": [{**run, "samples_per_s": 10.0}]}
+        return {
+            **grpo.compare(runs, 0.5),
+            "runs": runs,
+            "settings": config,
+            "versions": {},
+            "command": f"{seed}",
+            **more,
+        }
+
+    found = grpo.merged([result(0, 30.0), result(1, 20.0, profile={"by_processor": []}), result(2, 40.0)], 0.5)
+    assert found["speedup"] == 3.0 and found["peak_gb"] == 12.0 and found["command"] == ["0", "1", "2"]
+    assert found["seconds_to_target"] == {"stock": [5.0] * 3, "ours": [5.0] * 3}
+    assert [run["samples_per_s"] for run in found["runs"]["ours"]] == [30.0, 20.0, 40.0]
+    assert found["profile"] == {"by_processor": []}
+    with pytest.raises(SystemExit, match="settings"):
+        grpo.merged([result(0, 30.0), {**result(1, 30.0), "settings": {}}], 0.5)
+
+
 def test_seeds_run_side_by_side_one_on_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     began = threading.Barrier(2, timeout=60)
     seen: list[tuple[str, int, str | None, Any]] = []
@@ -66,7 +101,7 @@ def test_seeds_run_side_by_side_one_on_each_gpu(monkeypatch: pytest.MonkeyPatch)
         return {"seed": seed}
 
     monkeypatch.setattr(grpo, "in_child", in_child)
-    values = {**vars(OPTIONS), "model": "m", "smoke": False, "seeds": 3, "devices": ["4", "7"], "engines": 2}
+    values = {**vars(OPTIONS), "model": "m", "smoke": False, "seeds": [0, 1, 2], "devices": ["4", "7"], "engines": 2}
     values |= {"engine_options": {}, "one_micro_batch": False, "fused_kernels": False}
     options = argparse.Namespace(**values)
     runs = grpo.all_runs(grpo.stage(options), options)
