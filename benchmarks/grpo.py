@@ -227,6 +227,7 @@ def all_runs(config: Mapping[str, Any], options: argparse.Namespace) -> dict[str
     free: Queue[Place] = Queue()
     for place in places(options.devices):
         free.put(place)
+    done: list[dict[str, Any]] = []
 
     def run(kind: str, seed: int) -> dict[str, Any]:
         place = free.get()
@@ -235,6 +236,9 @@ def all_runs(config: Mapping[str, Any], options: argparse.Namespace) -> dict[str
         finally:
             free.put(place)
         print(kind, "seed", seed, json.dumps({k: v for k, v in found.items() if not isinstance(v, list)}), flush=True)
+        done.append({"kind": kind, "seed": seed, **found})
+        if options.out is not None:  # should something stop the others, or the machine
+            options.out.write_text(json.dumps({"so_far": done}, indent=1) + "\n", encoding="utf-8")
         return found
 
     with ThreadPoolExecutor(free.qsize()) as pool:
@@ -257,6 +261,7 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]], target: float) -> d
         "speedup": round(speeds["ours"] / speeds["stock"], 2),
         "peak_gb": max(run["peak_gb"] for run in runs["ours"]),
         "stock_peak_gb": max(run["peak_gb"] for run in runs["stock"]),
+        "target": target,
         "seconds_to_target": {kind: [reached(run, target) for run in found] for kind, found in runs.items()},
     }
 

@@ -40,7 +40,7 @@ def ways(config: dict[str, Any], options: argparse.Namespace) -> dict[str, dict[
         "turns": {**one, "rollout": rollout},
         "ahead": {**one, "rollout": {**rollout, "overlap": True}},
     }
-    return {name: found[name] for name in ("one", *options.ways)}
+    return {name: found[name] for name in (["one"] if options.one else []) + options.ways}
 
 
 def push_gb_per_s(megabytes: int) -> float:
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--one-engines", type=int, default=0, help="where there is one GPU")
     parser.add_argument("--engine-options", type=json.loads, default={}, help="vLLM's, as JSON")
     parser.add_argument("--ways", nargs="+", choices=("turns", "ahead"), default=["turns", "ahead"])
+    parser.add_argument("--one", action=argparse.BooleanOptionalAction, default=True, help="run on one GPU, too")
     parser.add_argument("--fused-kernels", action="store_true", help="Liger's, for the trained model")
     parser.add_argument("--long", action="store_true", help="completions of up to 8,192 tokens")
     parser.add_argument("--smoke", action="store_true")
@@ -88,12 +89,12 @@ def main() -> None:
     runs = {}
     for name, each in compared.items():
         runs[name] = run = in_child("ours", each, 0)
-        print(name, json.dumps({key: value for key, value in run.items() if not isinstance(value, list)}))
+        print(name, json.dumps({key: value for key, value in run.items() if not isinstance(value, list)}), flush=True)
     result: dict[str, Any] = {"runs": runs, "settings": compared, "versions": versions()}
     result["command"] = "python -m benchmarks.overlap " + " ".join(sys.argv[1:])
     result["push_gb_per_s"] = push_gb_per_s(options.weights_mb)
     failed = [name for name, run in runs.items() if "failed" in run]
-    if not failed:
+    if not failed and "one" in runs:
         result["speedup"] = {
             name: round(run["samples_per_s"] / runs["one"]["samples_per_s"], 2) for name, run in runs.items()
         }

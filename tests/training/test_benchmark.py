@@ -91,7 +91,7 @@ def test_results_of_single_seeds_become_one(config: dict[str, Any]) -> None:
         grpo.merged([result(0, 30.0), {**result(1, 30.0), "settings": {}}], 0.5)
 
 
-def test_seeds_run_side_by_side_one_on_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeds_run_side_by_side_one_on_each_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     began = threading.Barrier(2, timeout=60)
     seen: list[tuple[str, int, str | None, Any]] = []
 
@@ -101,7 +101,15 @@ def test_seeds_run_side_by_side_one_on_each_gpu(monkeypatch: pytest.MonkeyPatch)
         return {"seed": seed}
 
     monkeypatch.setattr(grpo, "in_child", in_child)
-    values = {**vars(OPTIONS), "model": "m", "smoke": False, "seeds": [0, 1, 2], "devices": ["4", "7"], "engines": 2}
+    values = {
+        **vars(OPTIONS),
+        "model": "m",
+        "smoke": False,
+        "seeds": [0, 1, 2],
+        "devices": ["4", "7"],
+        "engines": 2,
+        "out": None,
+    }
     values |= {"engine_options": {}, "one_micro_batch": False, "fused_kernels": False}
     options = argparse.Namespace(**values)
     runs = grpo.all_runs(grpo.stage(options), options)
@@ -109,6 +117,8 @@ def test_seeds_run_side_by_side_one_on_each_gpu(monkeypatch: pytest.MonkeyPatch)
     assert {device for _, _, device, _ in seen} == {"4", "7"}
     for kind, _, device, process in seen:
         assert process == ({"devices": [device] * 2} if kind == "ours" else None)
+    kept = json.loads(options.out.read_text())["so_far"]  # what there is, should the rest not come to its end
+    assert {(run["kind"], run["seed"]) for run in kept} == {(kind, seed) for kind in runs for seed in range(3)}
     cores = [place.cores for place in grpo.places(["4", "7"])]
     assert set(cores[0]) | set(cores[1]) == os.sched_getaffinity(0)
     assert not set(cores[0]) & set(cores[1])
