@@ -29,6 +29,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import Queue
 from statistics import fmean
+from threading import Lock
 from typing import Any
 
 from benchmarks.grpo_clock import Clock, Memory, profile, summarise, watch
@@ -228,6 +229,7 @@ def all_runs(config: Mapping[str, Any], options: argparse.Namespace) -> dict[str
     for place in places(options.devices):
         free.put(place)
     done: list[dict[str, Any]] = []
+    writing = Lock()
 
     def run(kind: str, seed: int) -> dict[str, Any]:
         place = free.get()
@@ -236,9 +238,10 @@ def all_runs(config: Mapping[str, Any], options: argparse.Namespace) -> dict[str
         finally:
             free.put(place)
         print(kind, "seed", seed, json.dumps({k: v for k, v in found.items() if not isinstance(v, list)}), flush=True)
-        done.append({"kind": kind, "seed": seed, **found})
-        if options.out is not None:  # should something stop the others, or the machine
-            options.out.write_text(json.dumps({"so_far": done}, indent=1) + "\n", encoding="utf-8")
+        with writing:
+            done.append({"kind": kind, "seed": seed, **found})
+            if options.out is not None:  # should something stop the others, or the machine
+                options.out.write_text(json.dumps({"so_far": done}, indent=1) + "\n", encoding="utf-8")
         return found
 
     with ThreadPoolExecutor(free.qsize()) as pool:

@@ -108,7 +108,7 @@ def test_seeds_run_side_by_side_one_on_each_gpu(monkeypatch: pytest.MonkeyPatch,
         "seeds": [0, 1, 2],
         "devices": ["4", "7"],
         "engines": 2,
-        "out": None,
+        "out": tmp_path / "out.json",
     }
     values |= {"engine_options": {}, "one_micro_batch": False, "fused_kernels": False}
     options = argparse.Namespace(**values)
