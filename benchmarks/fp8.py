@@ -21,6 +21,7 @@ import hashlib
 import json
 import logging
 import math
+import shlex
 import statistics
 import sys
 import time
@@ -161,7 +162,7 @@ def main() -> None:
     data_N = documents(options.model) if options.model else text()
     runs = {mode: train(mode, data_N, options) for mode in ("plain", "fp8", "jitter")}
     result = {
-        "command": " ".join(["python -m benchmarks.fp8", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.fp8", *sys.argv[1:]]),
         "options": {name: str(value) for name, value in vars(options).items()},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,

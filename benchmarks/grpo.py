@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -282,6 +283,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def this() -> str:
+    """The command that runs, as one would write it."""
+    return shlex.join(["python", "-m", "benchmarks.grpo", *sys.argv[1:]])
+
+
 def merged(results: Sequence[Mapping[str, Any]], target: float) -> dict[str, Any]:
     """Results of the same settings with other seeds as one; what only some of them have comes from the first that does.
 
@@ -293,7 +299,12 @@ def merged(results: Sequence[Mapping[str, Any]], target: float) -> dict[str, Any
             sys.exit(f"--merge: not the same {name} in all of them")
     runs = {kind: [run for result in results for run in result["runs"][kind]] for kind in ("stock", "ours")}
     rest = {name: value for result in reversed(results) for name, value in result.items()}
-    return {**rest, **compare(runs, target), "runs": runs, "command": [result["command"] for result in results]}
+    return {
+        **rest,
+        **compare(runs, target),
+        "runs": runs,
+        "command": " && ".join([*(result["command"] for result in results), this()]),
+    }
 
 
 def tell(result: Mapping[str, Any], options: argparse.Namespace) -> None:
@@ -349,7 +360,7 @@ def main() -> None:
         few = {**ours, "trainer": {**ours["trainer"], "max_steps": WARM_UP + 1}}
         result["profile"] = in_child("ours" + PROFILE, few, 0, first)
     result |= {"settings": ours, "versions": versions()}
-    result["command"] = "python -m benchmarks.grpo " + " ".join(sys.argv[1:])
+    result["command"] = this()
     if not any("failed" in run for found in runs.values() for run in found):
         result = {**compare(runs, options.target), **result}
     tell(result, options)

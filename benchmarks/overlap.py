@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -91,7 +92,7 @@ def main() -> None:
         runs[name] = run = in_child("ours", each, 0)
         print(name, json.dumps({key: value for key, value in run.items() if not isinstance(value, list)}), flush=True)
     result: dict[str, Any] = {"runs": runs, "settings": compared, "versions": versions()}
-    result["command"] = "python -m benchmarks.overlap " + " ".join(sys.argv[1:])
+    result["command"] = shlex.join(["python", "-m", "benchmarks.overlap", *sys.argv[1:]])
     result["push_gb_per_s"] = push_gb_per_s(options.weights_mb)
     failed = [name for name, run in runs.items() if "failed" in run]
     if not failed and "one" in runs:

@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import tempfile
@@ -231,7 +232,7 @@ def main() -> None:
         | {"model": asked.model or "tiny random Llama", "engine_options": options, "clock": clock.__name__},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "versions": installed(),
-        "command": " ".join(["python", "-m", "benchmarks.sampling", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.sampling", *sys.argv[1:]]),
     }
     print(json.dumps(result, indent=2))
     if asked.out:

@@ -21,6 +21,7 @@ import gc
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -179,7 +180,7 @@ def main() -> None:
     dtype = torch.float32 if arguments.device == "cpu" else torch.bfloat16
     model = load(str(folder), dtype=dtype).to(arguments.device).eval()
     result = {
-        "command": " ".join(["python -m benchmarks.speculative", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.speculative", *sys.argv[1:]]),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "blocks": model.config.num_nextn_predict_layers,
         "tokens_a_row": TOKENS,

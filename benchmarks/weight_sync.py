@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -118,7 +119,7 @@ def main() -> None:
         "settings": {"steps": asked.steps, "smoke": asked.smoke},
         "versions": installed(),
         "machine": platform.machine(),
-        "command": " ".join(["python", "-m", "benchmarks.weight_sync", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.weight_sync", *sys.argv[1:]]),
     }
     if asked.out:
         asked.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -359,7 +359,7 @@ def generation_fields(rollout: RolloutSpec) -> dict[str, Any]:
         drafts = {"use_mtp": True, "num_assistant_tokens": rollout.speculative.tokens}
         fields["generation_kwargs"] = {name: value for name, value in drafts.items() if value is not None}
     if chosen == VLLM:
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine shares this process's GPU memory
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine is in this process, whose weights it takes
         fields |= {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": rollout.gpu_memory}
     if chosen == VLLM_SERVER:
         fields |= {"vllm_mode": "server", "vllm_server_base_url": rollout.server}

@@ -83,7 +83,7 @@ def test_results_of_single_seeds_become_one(config: dict[str, Any]) -> None:
         }
 
     found = grpo.merged([result(0, 30.0), result(1, 20.0, profile={"by_processor": []}), result(2, 40.0)], 0.5)
-    assert found["speedup"] == 3.0 and found["peak_gb"] == 12.0 and found["command"] == ["0", "1", "2"]
+    assert found["speedup"] == 3.0 and found["peak_gb"] == 12.0 and found["command"].startswith("0 && 1 && 2 && ")
     assert found["seconds_to_target"] == {"stock": [5.0] * 3, "ours": [5.0] * 3}
     assert [run["samples_per_s"] for run in found["runs"]["ours"]] == [30.0, 20.0, 40.0]
     assert found["profile"] == {"by_processor": []}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from trl.trainer import grpo_trainer
 
 from pipeline.rollout import RolloutError
 from pipeline.rollout.options import check_options
+from pipeline.stages.base import RolloutSpec
+from pipeline.stages.grpo import generation_fields
 from pipeline.training.colocated import DIFFERENCE, DRIFT_STEPS, Drift
 
 
@@ -85,3 +88,9 @@ def test_what_another_field_sets_is_no_engine_option(options: dict[str, Any], tr
 
 def test_what_only_a_trainer_decides_is_free_elsewhere() -> None:
     check_options({"tensor_parallel_size": 2, "max_num_seqs": 64})
+
+
+def test_the_engine_is_in_the_trainers_process_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    generation_fields(RolloutSpec(engine="vllm"))
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
