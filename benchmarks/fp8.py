@@ -3,14 +3,13 @@
 python -m benchmarks.fp8 --steps 200 --out benchmarks/results/fp8-cpu.json
 python -m benchmarks.fp8 --constant --out benchmarks/results/fp8-cpu-constant.json
 python -m benchmarks.fp8 --preset small --rows 16 --length 1024 --steps 250 --learning-rate 4.2e-4 --out FILE
-python -m benchmarks.fp8 --model FOLDER --rows 16 --length 1024 --steps 250 --constant --learning-rate 1e-4 --out FILE
+python -m benchmarks.fp8 --model FOLDER --rows 64 --length 256 --steps 250 --constant --learning-rate 1e-4 --out FILE
 
-The text is this repository's own (Python and Markdown files), as bytes; a trained model (`--model`) goes on with new
-documents of the corpus of `v3-small` and `nano`. Early in training two runs part by rounding alone, which the third run
-tells; a trained model tells FP8 from that. On a CPU FP8 is simulated, exact in its numbers
-and slow, and compared with FP32; on a GPU it is torchao's kernels, compared with BF16. A third run starts from weights
-that differ by a millionth: how far two runs part by rounding alone. The DeepSeek-V3 report has a relative error
-of the loss below 0.25 % (arXiv 2412.19437, section 3.3).
+The text is this repository's own (Python and Markdown files), as bytes; the base model of `v3-small/r1-zero`
+(`--model`) goes on with new documents of its corpus, in rows as long as it is used to. On a CPU FP8 is simulated,
+exact in its numbers and slow, and compared with FP32; on a GPU it is torchao's kernels, compared with BF16. A third
+run starts from weights that differ by a millionth: how far two runs part by rounding alone, which early in training
+is far. The DeepSeek-V3 report has a relative error of the loss below 0.25 % (arXiv 2412.19437, section 3.3).
 """
 
 from __future__ import annotations
@@ -35,7 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("docs", "model", "pipeline", "rewards")
 BYTES = 256
 JITTER = 1e-6
-DOCUMENTS = 100_000
+DOCUMENTS, STEPS = 100_000, 12
+"""New documents, and how long their chains are, as in the recipe `v3-small/r1-zero`."""
 SMOOTHED = 50
 """Steps that a loss is averaged over before two curves are compared."""
 
@@ -65,13 +65,13 @@ def text() -> torch.Tensor:
 
 
 def documents(folder: str) -> torch.Tensor:
-    """New documents of the corpus that the recipes' base models are trained on, as a model's tokenizer has them."""
+    """New documents of the corpus that the base of `v3-small/r1-zero` learns, as a model's tokenizer has them."""
     from transformers import AutoTokenizer
 
     from pipeline.data.chain_corpus import ChainCorpus
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer(list(ChainCorpus().documents(DOCUMENTS, seed=1)), add_special_tokens=False).input_ids
+    ids = tokenizer(list(ChainCorpus(length=STEPS).documents(DOCUMENTS, seed=1)), add_special_tokens=False).input_ids
     return torch.tensor([token for row in ids for token in [*row, tokenizer.eos_token_id]])
 
 

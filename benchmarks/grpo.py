@@ -41,6 +41,7 @@ WARM_UP = 2
 WINDOW = 3
 """Steps over which accuracy is averaged before it is compared with the target."""
 PACKAGES = ("torch", "transformers", "trl", "vllm", "accelerate", "liger-kernel")
+KINDS = ("ours", "stock")
 PROFILE = " profile"
 """Follows the kind of a run that is profiled."""
 
@@ -246,8 +247,10 @@ def all_runs(config: Mapping[str, Any], options: argparse.Namespace) -> dict[str
         return found
 
     with ThreadPoolExecutor(free.qsize()) as pool:
-        jobs = [(kind, pool.submit(run, kind, seed)) for seed in options.seeds for kind in ("ours", "stock")]
-        return {kind: [job.result() for each, job in jobs if each == kind] for kind in ("stock", "ours")}
+        jobs = [(kind, pool.submit(run, kind, seed)) for seed in options.seeds for kind in options.kinds]
+        return {
+            kind: [job.result() for each, job in jobs if each == kind] for kind in sorted(options.kinds, reverse=True)
+        }
 
 
 def reached(run: Mapping[str, Any], target: float) -> float | None:
@@ -289,7 +292,7 @@ def this() -> str:
 
 
 def merged(results: Sequence[Mapping[str, Any]], target: float) -> dict[str, Any]:
-    """Results of the same settings with other seeds as one; what only some of them have comes from the first that does.
+    """Results of other seeds or kinds with the same settings as one; what only some have comes from the first of them.
 
     Raises:
         SystemExit: their settings or versions differ.
@@ -297,7 +300,7 @@ def merged(results: Sequence[Mapping[str, Any]], target: float) -> dict[str, Any
     for name in ("settings", "versions"):
         if any(result[name] != results[0][name] for result in results):
             sys.exit(f"--merge: not the same {name} in all of them")
-    runs = {kind: [run for result in results for run in result["runs"][kind]] for kind in ("stock", "ours")}
+    runs = {kind: [run for result in results for run in result["runs"].get(kind, ())] for kind in KINDS}
     rest = {name: value for result in reversed(results) for name, value in result.items()}
     return {
         **rest,
@@ -322,6 +325,7 @@ def main() -> None:
     parser.add_argument("--problems", help="folder with GSM8K's train.jsonl; from the hub if not given")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--devices", nargs="+", default=[], help="GPUs: runs go side by side, one on each")
     parser.add_argument("--learning-rate", type=float, default=5e-6)
     parser.add_argument("--beta", type=float, default=0.0)
@@ -338,7 +342,7 @@ def main() -> None:
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--merge", nargs="+", type=Path, help="results of single seeds to put into one; nothing runs")
+    parser.add_argument("--merge", nargs="+", type=Path, help="results of single seeds, or kinds, to put into one")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -361,10 +365,11 @@ def main() -> None:
         result["profile"] = in_child("ours" + PROFILE, few, 0, first)
     result |= {"settings": ours, "versions": versions()}
     result["command"] = this()
-    if not any("failed" in run for found in runs.values() for run in found):
+    failed = any("failed" in run for found in runs.values() for run in found)
+    if not failed and len(runs) == len(KINDS):
         result = {**compare(runs, options.target), **result}
     tell(result, options)
-    if "speedup" not in result:
+    if failed:
         sys.exit("a run failed: see above")
 
 

@@ -87,6 +87,8 @@ def test_results_of_single_seeds_become_one(config: dict[str, Any]) -> None:
     assert found["seconds_to_target"] == {"stock": [5.0] * 3, "ours": [5.0] * 3}
     assert [run["samples_per_s"] for run in found["runs"]["ours"]] == [30.0, 20.0, 40.0]
     assert found["profile"] == {"by_processor": []}
+    halves = [{**half, "runs": {kind: half["runs"][kind]}} for half in [result(0, 30.0)] for kind in grpo.KINDS]
+    assert grpo.merged(halves, 0.5)["speedup"] == 3.0
     with pytest.raises(SystemExit, match="settings"):
         grpo.merged([result(0, 30.0), {**result(1, 30.0), "settings": {}}], 0.5)
 
@@ -109,6 +111,7 @@ def test_seeds_run_side_by_side_one_on_each_gpu(monkeypatch: pytest.MonkeyPatch,
         "devices": ["4", "7"],
         "engines": 2,
         "out": tmp_path / "out.json",
+        "kinds": grpo.KINDS,
     }
     values |= {"engine_options": {}, "one_micro_batch": False, "fused_kernels": False}
     options = argparse.Namespace(**values)
