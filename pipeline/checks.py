@@ -246,6 +246,7 @@ def _check_rewards(config: StageConfig, base: Path) -> Iterator[Fault]:
     for leaf in walk(config):
         if isinstance(leaf.value, list) and leaf.value and all(isinstance(item, RewardSpec) for item in leaf.value):
             yield from _check_gates(leaf)
+            yield from _check_routes(leaf, [spec.use for spec in getattr(config, "tasks", None) or ()])
         if isinstance(leaf.value, RewardSpec) and leaf.value.use != ACCURACY:
             try:
                 registry.check(leaf.value.use, leaf.value.options, base)
@@ -265,6 +266,15 @@ def _check_gates(rewards: Leaf) -> Iterator[Fault]:
         if spec.clip is not None and spec.clip[0] > spec.clip[1]:
             yield (*rewards.loc, index, "clip"), "wants [low, high]"
         earlier.append(spec.label)
+
+
+def _check_routes(rewards: Leaf, known: list[str]) -> Iterator[Fault]:
+    for index, spec in enumerate(rewards.value):
+        wanted = spec.where.get("task", [])
+        for name in wanted if isinstance(wanted, list) else [wanted]:
+            if known and name not in known:
+                hint = nearest(str(name), known) or f"; it has: {', '.join(known)}"
+                yield (*rewards.loc, index, "where", "task"), f"the stage has no task {name!r}{hint}"
 
 
 def _check_trainer(config: StageConfig) -> Iterator[Fault]:

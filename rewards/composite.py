@@ -53,6 +53,11 @@ class Part:
         return self.name or self.use.rpartition(":")[2]
 
 
+def matches(value: Any, wanted: Any) -> bool:
+    """Whether a row whose column has this value goes to a part whose `where` wants that, or one of those."""
+    return bool(value in wanted if isinstance(wanted, list | tuple | set) else value == wanted)
+
+
 class Composite:
     """A weighted sum of rewards that behaves as one TRL reward function. Picklable.
 
@@ -135,8 +140,7 @@ class Composite:
         for column, wanted in part.where.items():
             if column not in batch.columns:
                 raise ValueError(f"reward {part.label!r} is routed by column {column!r}, which the data lacks")
-            value = batch.columns[column][row]
-            if value not in wanted if isinstance(wanted, list | tuple | set) else value != wanted:
+            if not matches(batch.columns[column][row], wanted):
                 return False
         if part.gate is None:
             return True

@@ -38,6 +38,15 @@ def _object(line: str, place: str) -> dict[str, Any]:
     return row
 
 
+def whole_row(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line, or `None` for a broken one: what was being written when a process ended."""
+    try:
+        found = json.loads(line.decode("utf-8", "replace"))
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSONL file at once: it appears whole under its name, or not at all."""
     partial = path.with_name(path.name + ".part")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts, source
+from pipeline.data.rows import whole_row
 from pipeline.report.text import finite
 
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
@@ -143,7 +144,7 @@ def _stage(path: Path, entry: Mapping[str, Any], config: Mapping[str, Any]) -> S
     if not scratch.is_dir():
         return Stage(name, kind, inputs, config)
     job = scratch / "job.json"
-    resolved = mapping(mapping(_object(job.read_bytes())).get("config")) if job.is_file() else {}
+    resolved = mapping(mapping(whole_row(job.read_bytes())).get("config")) if job.is_file() else {}
     return Stage(name, kind, inputs, resolved or config, State.UNFINISHED, scratch)
 
 
@@ -171,7 +172,7 @@ def rows_with_offsets(stage: Stage, name: str) -> Iterator[tuple[int, dict[str, 
     with path.open("rb") as source:
         offset = 0
         for line in source:
-            row = _object(line)
+            row = whole_row(line)
             if row is not None:
                 yield offset, row
             offset += len(line)
@@ -181,7 +182,7 @@ def row_at(path: Path, offset: int) -> dict[str, Any]:
     """The object at a byte offset that `rows_with_offsets` gave."""
     with path.open("rb") as source:
         source.seek(offset)
-        return _object(source.readline()) or {}
+        return whole_row(source.readline()) or {}
 
 
 def data_file(stage: Stage, name: str) -> Path | None:
@@ -213,7 +214,7 @@ def _parameters_in(path: Path) -> int:
     with path.open("rb") as source:
         head = source.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        header = _object(source.read(length)) if 0 < length <= SAFETENSORS_HEADER_LIMIT else None
+        header = whole_row(source.read(length)) if 0 < length <= SAFETENSORS_HEADER_LIMIT else None
     shapes = [mapping(entry).get("shape") for name, entry in (header or {}).items() if name != "__metadata__"]
     return sum(math.prod(int(edge) for edge in shape) for shape in shapes if isinstance(shape, list))
 
@@ -230,11 +231,3 @@ def _epoch(value: object) -> float | None:
     except ValueError:
         return None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _object(text: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(text.decode("utf-8", "replace"))
-    except (json.JSONDecodeError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None

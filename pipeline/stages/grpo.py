@@ -16,7 +16,7 @@ that hardly ever binds, and a small KL term against a reference that is replaced
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -281,14 +281,16 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
 
     config = context.config
     model = context.model_path(config.model)
-    engine = open_process(context)
     args = arguments(context)
+    rows = prompt_rows(config.tasks, context)
+    check_problems(rows, config.rewards, args)
+    engine = open_process(context)
     speculation = vllm_options(context.rollout(config.rollout).speculative) if args.use_vllm else {}
     trainer = GrpoTrainer(
         model=models.policy(model, args),
         reward_funcs=reward,
         args=args,
-        train_dataset=Dataset.from_list(prompt_rows(config.tasks, context)),
+        train_dataset=Dataset.from_list(rows),
         processing_class=setup.load_tokenizer(model),
         samples=Samples(context.scratch / "samples.jsonl", config.sample_every, config.samples),
         efficiency=config.switches,
@@ -301,6 +303,25 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     )
     experts.balance(trainer, config.routing)
     return trainer
+
+
+def check_problems(rows: Sequence[Mapping[str, Any]], rewards: Sequence[RewardSpec], args: Any) -> None:
+    """Make sure that there is something to train on: a whole generation batch, and a problem for every reward.
+
+    Raises:
+        ValueError: TRL would drop the only batch, which is not full, or a reward would never be asked.
+    """
+    from rewards.composite import matches
+
+    needed = args.generation_batch_size // args.num_generations
+    if len(rows) < needed:
+        raise ValueError(
+            f"tasks: {len(rows)} problems do not fill a generation batch, which takes {needed}: take more, or lower"
+            " trainer.per_device_train_batch_size or trainer.gradient_accumulation_steps"
+        )
+    for spec in rewards:
+        if not any(all(matches(row.get(column), wanted) for column, wanted in spec.where.items()) for row in rows):
+            raise ValueError(f"rewards: {spec.label!r} is asked about no problem: none has {spec.where}")
 
 
 def arguments(context: StageContext[GrpoConfig]) -> Any:

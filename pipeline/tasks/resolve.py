@@ -132,7 +132,10 @@ def prompt_rows(specs: Sequence[TaskSpec], context: StageContext[Any]) -> list[d
     for spec in specs:
         resolved = resolve(spec, context.tasks, context.base)
         own = problem_rows(resolved, context.seed)
-        whole, part = divmod(round(spec.weight * len(own)), len(own))
+        drawn = round(spec.weight * len(own))
+        if not drawn:
+            raise TaskError(f"{resolved.label} has {len(own)} problems, of which weight {spec.weight:g} leaves none")
+        whole, part = divmod(drawn, len(own))
         rows += own * whole + own[:part]
     keys = list(dict.fromkeys(key for row in rows for key in row))
     random.Random(context.seed).shuffle(rows)

@@ -35,6 +35,9 @@ def fit(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
     Returns:
         `steps`; the first and last values of the metrics that tell how training went; `tokens_per_second` unless
         it was resumed.
+
+    Raises:
+        ValueError: there was nothing to train on.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Events(context))
@@ -47,6 +50,8 @@ def fit(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - started
+    if not trainer.state.global_step:
+        raise ValueError("not one step was trained: the data does not fill a batch, or there are to be no steps")
     save_model(trainer, context.output / "model")
     history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
     summary: dict[str, Any] = {"steps": trainer.state.global_step}

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
+from pipeline.data.rows import whole_row, write_rows
 from pipeline.training.colocated import Colocated
 from pipeline.training.dropping import Dropping
 from pipeline.training.efficiency import STOCK, Efficiency, LengthChange
@@ -60,10 +61,11 @@ class Samples:
         return self.count > 0 and step % self.every == 0
 
     def rewind(self, step: int) -> None:
-        """Forget what was sampled after a step that training goes back to."""
+        """Forget what was sampled after a step that training goes back to, and a line that was not finished."""
         if self.path.exists():
-            kept = [line for line in self.path.read_text("utf-8").splitlines() if json.loads(line)["step"] < step]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            with self.path.open("rb") as source:
+                rows = [row for row in map(whole_row, source) if row is not None]
+            write_rows(self.path, (row for row in rows if row["step"] < step))
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Append rows; all of a step at once."""

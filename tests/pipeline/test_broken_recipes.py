@@ -170,6 +170,9 @@ CASES = {
     ),
     "a gate that comes later": case("gate: accuracy", "gate: brevity #!\n        ", "no earlier reward", "accuracy"),
     "two rewards of one name": case('- "rewards.py:brevity"', "- accuracy #!", "two rewards", "'accuracy'"),
+    "a reward for a task that the stage lacks": case(
+        "gate: accuracy", "where: {task: sms} #!\n        ", "no task 'sms'", "did you mean 'sums'?"
+    ),
     "a clip the wrong way round": case("gate: accuracy", "clip: [1.0, 0.0] #!\n        ", "[low, high]"),
     "a weight that is text": case("weight: 0.1", "weight: heavy #!\n         ", "weight", "number"),
     # The trainer.

@@ -107,6 +107,11 @@ def test_a_weight_says_how_often_a_problem_comes_up(tmp_path: Path) -> None:
     assert rows != prompt_rows(mixed, context(tmp_path, seed=1))
 
 
+def test_a_weight_that_leaves_no_problem_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="leaves none"):
+        prompt_rows([spec({"use": "chain", "problems": 5, "weight": 0.001})], context(tmp_path))
+
+
 def test_columns_may_not_take_the_place_of_what_every_row_has(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN_TASK.replace('"shape"', '"prompt"'))
     with pytest.raises(TaskError, match="reserved names"):
