@@ -171,9 +171,9 @@ class GrpoTrainer(
     def _watch_groups(self, rewards_BF: torch.Tensor) -> None:
         """Log the shares of groups in which every rollout failed, or every one succeeded, and warn of too many."""
         same_P = equal_groups(rewards_BF, self.num_generations)
-        first_P = rewards_BF.nansum(dim=1)[:: self.num_generations]
-        failed = (same_P & (first_P <= 0)).float().mean().item()
-        solved = (same_P & (first_P > 0)).float().mean().item()
+        best_P = rewards_BF.nansum(dim=1).view(-1, self.num_generations).amax(dim=1)  # the first may have no score
+        failed = (same_P & (best_P <= 0)).float().mean().item()
+        solved = (same_P & (best_P > 0)).float().mean().item()
         self._metrics["train"]["groups/all_failed"].append(failed)
         self._metrics["train"]["groups/all_equal_above_zero"].append(solved)
         self.dead = [*self.dead, (failed, solved)][-DEAD_STEPS:]

@@ -55,9 +55,16 @@ def share(loss_type: str, part: Mapping[str, Any], whole: Mapping[str, Any]) -> 
 
 
 def equal_groups(rewards_BF: torch.Tensor, group: int) -> torch.Tensor:
-    """(groups,) True where all rollouts of a group have the same reward, so that it teaches nothing."""
-    groups_PG = rewards_BF.nansum(dim=1).view(-1, group)
-    return (groups_PG == groups_PG[:, :1]).all(dim=1)
+    """(groups,) True where all rollouts of a group that have a reward have the same one, so that it teaches nothing.
+
+    Args:
+        rewards_BF: (rows, rewards), NaN where a reward gave no score. A row without any score is not compared.
+        group: rollouts a group.
+    """
+    unscored_PG = rewards_BF.isnan().all(dim=1).view(-1, group)
+    rewards_PG = rewards_BF.nansum(dim=1).view(-1, group)
+    highest_P = rewards_PG.masked_fill(unscored_PG, -torch.inf).amax(dim=1)
+    return highest_P <= rewards_PG.masked_fill(unscored_PG, torch.inf).amin(dim=1)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.training import varlen
 from pipeline.training.efficiency import STOCK, Efficiency
-from pipeline.training.rows import balanced
+from pipeline.training.rows import balanced, equal_groups
 from tests.training.replay import distance, graded, half_dead, history_of, trainer_of
 
 STRINGS = ["what is 2", "you are kind what is 2 + two", "hello", "what four you are you are you are"] * 2
@@ -90,6 +90,41 @@ def test_a_batch_without_any_live_group_gives_no_gradient(models: Path, tmp_path
         trainer_of(models / "dense", tmp_path, dropping, STRINGS, lambda prompts, **_: [1.1] * len(prompts))
     )
     assert all(not gradient.any() for gradient in dead.gradients)
+
+
+def test_rows_without_a_score_do_not_make_a_group_alive(models: Path, tmp_path: Path) -> None:
+    """A judge that failed on the first rollout of each group, and gave 1.1 to all others."""
+
+    def broken(prompts: list[Any], **columns: Any) -> list[float | None]:
+        return [1.1 if row % 4 else None for row in range(len(prompts))]
+
+    dropping = STOCK.model_copy(update={"drop_dead_groups": True})
+    dead = history_of(trainer_of(models / "dense", tmp_path, dropping, STRINGS, broken))
+    assert all(not gradient.any() for gradient in dead.gradients)
+    steps = [entry for entry in dead.logs if "loss" in entry]
+    assert [entry["groups/dropped_rows"] for entry in steps] == [1.0] * len(steps)
+    assert {entry["groups/all_equal_above_zero"] for entry in dead.logs if "groups/all_failed" in entry} == {1.0}
+    assert {entry["groups/all_failed"] for entry in dead.logs if "groups/all_failed" in entry} == {0.0}
+
+
+def test_groups_are_compared_by_the_rows_that_have_a_score() -> None:
+    nan = float("nan")
+    groups = {
+        (nan, 0.9, 0.9): True,
+        (0.9, nan, 0.9): True,
+        (nan, -0.9, -0.9): True,
+        (nan, 0.9, nan): True,
+        (nan, nan, nan): True,
+        (nan, 0.0, 0.9): False,
+        (nan, 0.9, 0.0): False,
+        (0.0, 0.0, 0.0): True,
+        (0.3, 0.3, 0.1): False,
+    }
+    rewards_BF = torch.tensor(list(groups)).view(-1, 1)
+    assert equal_groups(rewards_BF, 3).tolist() == list(groups.values())
+    partly_BF = torch.tensor([[0.5, nan], [nan, 0.5], [nan, nan], [0.5, 0.5]])
+    assert equal_groups(partly_BF, 2).tolist() == [True, True], "one reward of several is a score"
+    assert equal_groups(torch.cat([partly_BF[:1], partly_BF[3:]]), 2).tolist() == [False]
 
 
 @pytest.mark.parametrize("how", ["boundaries", "positions"])
