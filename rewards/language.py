@@ -6,9 +6,10 @@ CoT" (arXiv 2501.12948). Here, words are told apart by the Unicode script they a
     Dividing both sides by two, 我们得到 $x = 5$.     target en: 5 words of 9
 
 Han, Kana, Hangul, Thai, Lao, Khmer and Burmese letters count one each, since no space ends a word there. Numbers and
-symbols, code, LaTeX, tags and addresses belong to no language: they are not counted. Scripts see a few foreign words
-anywhere in a long text, which whole-text language identifiers do not; but they cannot tell English from German. The
-option `detect` asks an identifier about each sentence for that.
+symbols, code, LaTeX, tags and addresses belong to no language: they are not counted. But no formula or identifier is
+made of those letters, so they count there too, and only a closed code block hides them. Scripts see a few foreign
+words anywhere in a long text, which whole-text language identifiers do not; but they cannot tell English from German.
+The option `detect` asks an identifier about each sentence for that.
 """
 
 from __future__ import annotations
@@ -61,9 +62,8 @@ _INSIDE_WORD = r"\p{M}'’\u200c\u200d\u0640"
 _BODY = r"[^\\]*+(?:\\(?!begin\{|end\{)[^\\]*+)*+"
 _NOT_LANGUAGE = re.compile(
     # Every alternative stops at its own opening or closing mark: a text full of unclosed marks takes linear time.
-    r"```[\s\S]*?(?:```|\Z)"
-    r"|~~~[\s\S]*?(?:~~~|\Z)"
-    r"|`[^`\n]++`"
+    r"(?P<block>```[\s\S]*?```|~~~[\s\S]*?~~~)"  # at most one mark is unclosed, so that few searches end in vain
+    r"|(?<!`)(?P<ticks>`{1,2})[^`\n]++(?P=ticks)"
     r"|\\\((?<!\\\\\()[^\\]*+(?:\\[^()][^\\]*+)*+\\\)"
     r"|\\\[(?<!\\\\\[)[^\\]*+(?:\\[^\[\]][^\\]*+)*+\\\]"
     rf"|\\begin\{{\w++\*?\}}{_BODY}(?:\\begin\{{\w++\*?\}}{_BODY}\\end\{{\w++\*?\}}{_BODY})*+\\end\{{\w++\*?\}}"
@@ -75,6 +75,8 @@ _NOT_LANGUAGE = re.compile(
     r"|<[/A-Za-z|｜!][^<>\n]*+>"
     r"|&\#?\w{1,10}+;"
 )
+_NO_WORD_ANYWHERE = regex.compile(rf"[^{_SPACELESS}。！？\n]++")
+"""What is left out of formulas, tags and the like: not the letters that count one each, nor the ends of sentences."""
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n+")
 
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
@@ -180,8 +182,11 @@ def known_language(tag: str) -> str:
 
 
 def prose(text: str) -> str:
-    """The text without what belongs to no language: code, LaTeX, URLs, tags and HTML entities."""
-    return _NOT_LANGUAGE.sub(" ", text)
+    """The text without what belongs to no language: code, LaTeX, URLs, tags and HTML entities.
+
+    Of all these but closed code blocks the letters of scripts without spaces stay, as in `\\text{我们得到}`.
+    """
+    return _NOT_LANGUAGE.sub(lambda m: " " if m["block"] else f" {_NO_WORD_ANYWHERE.sub(' ', m[0])} ", text)
 
 
 def count_words(text: str, language: str) -> tuple[int, int]:

@@ -67,6 +67,7 @@ def test_digits_symbols_and_variables_are_no_language() -> None:
         "`print(total_price)`",
         r"\(\text{total} = \frac{price}{2}\)",
         r"\[\begin{aligned} cost &= price \\[4pt] \text{половина} \end{aligned}\]",
+        "``print(total_price)``",
         r"$total_{price} + \mathrm{cost}$",
         "$$\ntotal = \\sqrt{price}\n$$",
         r"\begin{align*} price &= \begin{cases} one \\ two \end{cases} \end{align*}",
@@ -83,7 +84,46 @@ def test_what_only_looks_like_latex_is_counted() -> None:
     assert count_words(prose("It costs $5 for one and $10 for two, so a < b and c > d."), "en")[0] == 13
     assert count_words(prose(r"So \boxed{the answer} holds"), "en") == (4, 4)
     assert count_words(prose("an unclosed $ or \\( or \\[ or $$ mark"), "en") == (6, 6)
-    assert count_words(prose("one ``` two"), "en") == (1, 1), "an unclosed fence runs to the end"
+    assert count_words(prose("one `` two ` three `four`"), "en") == (3, 3)
+
+
+@pytest.mark.parametrize("fence", ["```", "~~~", "```python\n", "````", "```x``` ```"])
+@pytest.mark.parametrize("foreign", [CHINESE, RUSSIAN, ARABIC, THAI])
+def test_an_unclosed_fence_hides_nothing(fence: str, foreign: str) -> None:
+    own, total = count_words(prose(f"{ENGLISH} {fence} {foreign}\n{foreign}"), "en")
+    # The language that a fence names is read as a word where the block turns out to be none.
+    named = "python" in fence
+    assert (own, total) == (10 + named, 10 + named + 2 * count_words(foreign, "en")[1])
+    assert judge(f"<think>{ENGLISH} {fence} {foreign * 9}</think>5").score < 0.5  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("foreign", [CHINESE, JAPANESE, KOREAN, THAI])
+@pytest.mark.parametrize(
+    "around",
+    [
+        "`{}`",
+        "``{}``",
+        r"\text{{{}}}",
+        r"$\text{{{}}}$",
+        "${}$",
+        "$$\nx = {}\n$$",
+        r"\( {} \)",
+        r"\[ {} \]",
+        r"\begin{{align}} x &= {} \end{{align}}",
+        "<a title='{}'>",
+        "<!-- {} -->",
+        "https://example.org/{}",
+        "www.{}",
+    ],
+)
+def test_letters_that_need_no_space_count_wherever_they_stand(foreign: str, around: str) -> None:
+    letters = count_words(foreign, "en")[1]
+    assert count_words(prose(f"{ENGLISH} {around.format(foreign)}"), "en") == (10, 10 + letters)
+
+
+def test_a_thought_in_one_formula_is_still_sentences() -> None:
+    assert judge(f"`{CHINESE}。{JAPANESE}。`", "zh").score == 8 / 17
+    assert judge(f"$$\n{CHINESE}\n{JAPANESE}\n$$", "zh").score == 8 / 17
 
 
 def test_ten_per_cent_of_mixing_costs_ten_per_cent() -> None:
@@ -155,7 +195,12 @@ def test_same_script_languages_are_told_apart_by_sentence_when_asked() -> None:
 
 MARKS = [
     "```",
+    "```` ~~~ ",
+    "~~~~ ",
     "`a",
+    "``a",
+    "`漢 ",
+    "$漢`",
     r"\(",
     r"\[",
     r"\\[",
