@@ -24,7 +24,12 @@ from rewards.registry import nearest
 
 SPLITS: tuple[str, ...] = get_args(Split)
 ROW_KEYS = ("prompt", "answer", "task", "id", "question")
-"""Keys of a prompt row that no column of a task may have."""
+"""Keys that every prompt row has."""
+TRL_KEYS = (
+    *("prompts", "completions", "completion", "completion_ids", "completions_ids", "image", "images"),
+    *("trainer_state", "log_metric", "log_extra", "environments", "self"),
+)
+"""What TRL's trainer reads from a row, or what a reward is called with beside the columns."""
 
 
 def parse(value: Any, split: Split = "train") -> Any:
@@ -80,7 +85,7 @@ class Resolved:
 
     def row(self, problem: Problem) -> dict[str, Any]:
         """The prompt row of one problem."""
-        if clash := [name for name in problem.columns if name in ROW_KEYS]:
+        if clash := [name for name in problem.columns if name in (*ROW_KEYS, *TRL_KEYS)]:
             raise TaskError(f"task {self.name!r}: problem {problem.id} has columns with reserved names: {clash}")
         return {
             "prompt": self.template(problem.question),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -14,7 +16,7 @@ from pipeline.stages.base import RewardSpec, StageConfig, StageContext, TaskSpec
 from pipeline.tasks.base import TaskError
 from pipeline.tasks.grading import Accuracy, accuracy_options, composite
 from pipeline.tasks.resolve import TaskField, TestTaskField, prompt_rows, resolve
-from rewards import Item, Status
+from rewards import Item, RewardFunction, Status
 
 OWN_TASK = """
 from pipeline.tasks.base import Problem, Task
@@ -112,10 +114,17 @@ def test_a_weight_that_leaves_no_problem_is_refused(tmp_path: Path) -> None:
         prompt_rows([spec({"use": "chain", "problems": 5, "weight": 0.001})], context(tmp_path))
 
 
-def test_columns_may_not_take_the_place_of_what_every_row_has(tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(OWN_TASK.replace('"shape"', '"prompt"'))
-    with pytest.raises(TaskError, match="reserved names"):
-        prompt_rows([spec("own.py:Letters")], context(tmp_path))
+TRL_READS = {"image", "images", "completion", "environments"}
+REWARD_TAKES = set(inspect.signature(RewardFunction.__call__).parameters) - {"columns"}
+
+
+@pytest.mark.parametrize("name", sorted({"prompt", "answer", "question"} | TRL_READS | REWARD_TAKES))
+def test_columns_may_not_take_the_place_of_what_is_there_already(tmp_path: Path, name: str) -> None:
+    row = {"question": "What is 2 + 3?", "answer": "5", "field": "x"}
+    (tmp_path / "problems.jsonl").write_text(json.dumps(row) + "\n")
+    options = {"path": str(tmp_path / "problems.jsonl"), "test_share": 0.0, "columns": {name: "field"}}
+    with pytest.raises(TaskError, match=rf"reserved names: \['{name}'\]"):
+        prompt_rows([spec({"use": "jsonl", "options": options})], context(tmp_path))
 
 
 def test_accuracy_is_each_tasks_own_grader(tmp_path: Path) -> None:
