@@ -53,7 +53,8 @@ class Batch:
         names = sorted({name for item in items for name in item.columns} - {"answer"})
         columns: dict[str, list[Any]] = {name: [item.columns.get(name) for item in items] for name in names}
         columns["answer"] = [item.answer for item in items]
-        ids = [item.completion_ids or [] for item in items] if any(i.completion_ids for i in items) else None
+        known = any(item.completion_ids is not None for item in items)  # an empty completion has ids too: none
+        ids = [item.completion_ids or [] for item in items] if known else None
         return cls([item.messages or item.prompt for item in items], [item.completion for item in items], ids, columns)
 
     def items(self) -> list[Item]:

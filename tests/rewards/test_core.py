@@ -218,6 +218,19 @@ def test_verify_takes_items_mappings_and_pairs():
     assert statuses == [Status.CORRECT, Status.CORRECT, Status.WRONG, Status.BAD_GOLD]
 
 
+def test_completions_without_a_token_have_token_ids_all_the_same():
+    empty, unknown = Item("", "1", completion_ids=[]), Item("", "1")
+    assert Batch.of([empty, empty]).completion_ids == [[], []]
+    assert Batch.of([empty, unknown]).completion_ids == [[], []]
+    assert Batch.of([unknown, unknown]).completion_ids is None
+    lengths = rewards.load("cosine_length", max_tokens=8)
+    alone = lengths(["q"] * 2, ["", ""], [[], []], answer=["1", "1"])
+    accuracy = rewards.load(
+        "pipeline.tasks.grading:Accuracy", graders={"t": {"use": "cosine_length", "options": {"max_tokens": 8}}}
+    )
+    assert accuracy(["q"] * 2, ["", ""], [[], []], answer=["1", "1"], task=["t", "t"]) == alone
+
+
 # Composites ------------------------------------------------------------------------------------------------------
 
 
