@@ -107,8 +107,8 @@ def input_files(config: BaseModel, base: Path) -> Iterator[tuple[Loc, Path]]:
             (base / leaf.value.rpartition(".py:")[0]).with_suffix(".py") if ".py:" in leaf.value else base / leaf.value
         )
         marked = leaf.marker(InputFile)
-        if (marked is not None and (marked.required or _looks_local(leaf.value))) or (
-            _in_options(leaf.loc) and exists(path)
+        if (marked is not None and (marked.required or _looks_local(leaf.value) or exists(path))) or (
+            _in_options(leaf.loc) and leaf.value.strip("./") and exists(path)
         ):
             yield leaf.loc, path.expanduser()
 

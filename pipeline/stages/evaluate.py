@@ -16,6 +16,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import quote
 
 from pydantic import Field, model_validator
 
@@ -105,7 +106,7 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
                 context.rollout(config.rollout),
                 config.samples,
                 context.seed,
-                context.scratch / "samples" / label.replace("/", "-"),
+                context.scratch / "samples" / quote(label, safe=""),
                 config.chat_template,
                 config.prefill,
             )

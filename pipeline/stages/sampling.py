@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pipeline.data.rows import read_rows, write_rows
 from pipeline.data.templates import TemplateError, encode, render, set_chat_template
@@ -151,7 +152,7 @@ class Sampler:
         """
         sequences = CHUNK_SEQUENCES.get(self.engine_name, CHUNK_SEQUENCES_VLLM)
         size = max(1, sequences // self.n)
-        folder = self.scratch / label.replace("/", "-")
+        folder = self.scratch / quote(label, safe="")
         folder.mkdir(parents=True, exist_ok=True)
         tell = _throttled(report)
         for number, start in enumerate(range(0, len(rows), size)):

@@ -210,3 +210,24 @@ def test_nobody_waits_for_a_run_that_is_finished(recipe: Path, tmp_path: Path, m
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"sleeps {seconds} s"))
     with display.observer(Console(file=io.StringIO()), as_json=False) as observer:
         assert runner.execute(checked, run, observer).ran == ()
+
+
+def test_a_local_model_counts_with_its_content_wherever_it_is_named(recipe: Path) -> None:
+    names = {"score": "z/mm", "taught": "mm"}
+    for name in names.values():
+        (recipe.parent / name).mkdir(parents=True)
+        (recipe.parent / name / "model.safetensors").write_bytes(b"1")
+    overrides = [f"stages.score.models=[{names['score']}]", f"stages.taught.model={names['taught']}"]
+    before = fingerprints(recipe, *overrides)
+    for stage, name in names.items():
+        (recipe.parent / name / "model.safetensors").write_bytes(b"2")
+        after = fingerprints(recipe, *overrides)
+        assert stage in changed(before, after), f"{name} is not what {stage} was made from"
+        before = after
+
+
+def test_an_empty_option_is_no_folder(recipe: Path) -> None:
+    before = fingerprints(recipe, "tasks.words.options.question=''")
+    (recipe.parent / "runs").mkdir()
+    (recipe.parent / "runs" / "new.txt").write_text("written by the run itself")
+    assert not changed(before, fingerprints(recipe, "tasks.words.options.question=''"))

@@ -221,6 +221,25 @@ def test_all_correct_has_an_interval_that_is_honest() -> None:
     assert math.isclose(low, 50 / (50 + 3.841459), rel_tol=1e-6)
 
 
+def test_models_whose_names_differ_by_a_dash_are_told_apart(calculator: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    for name in ("z/mm", "z-mm"):
+        shutil.copytree(calculator, tmp_path / name)
+    model = AutoModelForCausalLM.from_pretrained(calculator)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # says nothing that makes sense
+    model.save_pretrained(tmp_path / "z-mm")
+    stage = context(tmp_path, "both", models=["./z/mm", "./z-mm"], tasks=[sums(tmp_path)], save=1)
+    run(stage)
+    rows = [json.loads(line) for line in (stage.output / "samples.jsonl").read_text().splitlines()]
+    said = {row["model"]: row for row in rows}
+    assert len(said) == 2
+    first, second = ({**row, "model": ""} for row in said.values())
+    assert first != second
+
+
 def test_a_chat_template_that_ends_where_the_model_does_not_is_refused(calculator: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
