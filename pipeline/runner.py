@@ -193,8 +193,8 @@ class _Scheduler:
         (scratch / "output").mkdir(parents=True)
         (scratch / OUTCOME).unlink(missing_ok=True)
         counter = scratch / "attempts"
-        attempt = int(counter.read_text()) + 1 if counter.exists() else 1
-        counter.write_text(str(attempt))
+        attempt = 1 + (int(counter.read_text() or 0) if counter.exists() else 0)
+        _write(counter, str(attempt))
         job = Job(
             stage=node.name,
             config=node.config.model_dump(mode="json", by_alias=True),
@@ -202,7 +202,6 @@ class _Scheduler:
             base=str(self.recipe.base),
             tasks={name: definition.model_dump(mode="json") for name, definition in self.recipe.tasks.items()},
             seed=node.config.seed or 0,
-            runner=os.getpid(),
         )
         (scratch / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
         events = scratch / "events.jsonl"
@@ -286,7 +285,7 @@ class _Scheduler:
 
 
 def _command(node: Node, base: Path, job: Path) -> list[str]:
-    worker = ["-m", "pipeline.worker", str(job)]
+    worker = ["-m", "pipeline.worker", str(job), str(os.getpid())]
     if node.config.launch.accelerate is None:
         return [sys.executable, *worker]
     config = checks.accelerate_config(node.config.launch.accelerate, base)

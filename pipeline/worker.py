@@ -37,7 +37,6 @@ class Job:
         base: folder of the recipe.
         tasks: the recipe's task definitions.
         seed: seed of the stage.
-        runner: process id of the runner.
     """
 
     stage: str
@@ -46,19 +45,19 @@ class Job:
     base: str
     tasks: Mapping[str, Mapping[str, Any]]
     seed: int
-    runner: int
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the stage of a job file."""
-    (path,) = sys.argv[1:] if argv is None else argv
+    path, runner = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup and in background jobs
     scratch = Path(path).parent
     job = Job(**json.loads(Path(path).read_text(encoding="utf-8")))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with (scratch / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        _run(job, scratch)
+        _end_without(int(runner))
+        _run(job, scratch, int(runner))
 
 
 def await_ghosts(scratch: Path) -> None:
@@ -67,8 +66,8 @@ def await_ghosts(scratch: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-def _run(job: Job, scratch: Path) -> None:
-    threading.Thread(target=_die_with, args=(job.runner,), daemon=True).start()
+def _run(job: Job, scratch: Path, runner: int) -> None:
+    threading.Thread(target=_die_with, args=(runner,), daemon=True).start()
     config = config_class(str(job.config["kind"])).model_validate(job.config)
     context = StageContext(
         name=job.stage,
@@ -97,6 +96,13 @@ def _die_with(runner: int) -> None:
     """
     while _alive(runner):
         time.sleep(ORPHAN_POLL_SECONDS)
+    _end_without(runner)
+
+
+def _end_without(runner: int) -> None:
+    """End this stage if its own runner is gone: by now `job.json` may be that of the next one."""
+    if _alive(runner):
+        return
     logging.getLogger(__name__).error("the runner is gone; stopping (the same command resumes this stage)")
     os.killpg(0, signal.SIGKILL)
 

@@ -267,3 +267,17 @@ def test_json_is_one_object_a_line(runs: Runs) -> None:
     assert events[0]["stages"] == {"one": "new", "two": "new", "last": "new"}
     assert events[1] == {"event": "started", "stage": "one", "resumed": False}
     assert "the cupboard is bare" in events[2]["message"]
+
+
+def test_a_worker_whose_own_runner_is_gone_does_nothing(tmp_path: Path) -> None:
+    """It may be slow to start, and then finds the job of the next runner, who lives."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    config = {"kind": "import_model", "model": "none"}
+    job = {"stage": "s", "config": config, "inputs": {}, "base": str(tmp_path), "tasks": {}, "seed": 0}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "pipeline.worker", str(tmp_path / "job.json"), str(ended.pid)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, start_new_session=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "the runner is gone" in done.stderr
+    assert not (tmp_path / "outcome.json").exists()

@@ -101,7 +101,7 @@ def build(
         if rows := (samples or {}).get(stage, nano_samples(stage, config)):
             write_rows(output / "samples.jsonl", rows)
         if stage in unfinished:
-            (folder / "job.json").write_text(json.dumps({"stage": stage, "config": config, "runner": 1}))
+            (folder / "job.json").write_text(json.dumps({"stage": stage, "config": config}))
         else:
             if config["kind"] in ("pretrain", "sft", "grpo", "distill"):
                 write_weights(folder / "model", 310_000 if "student" in stage else 1_020_000)
