@@ -141,7 +141,12 @@ def read(path: Path) -> Source:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        source = Source(path, loader.construct_document(node) if node else None, {(): 1})
+        source = Source(path, None, {(): 1})
+        if node is not None:
+            _note_lines(node, (), source)  # before merge keys are unfolded in place
+            source.data = _unshared(loader.construct_document(node))
+    except RecursionError as error:
+        raise RecipeError([Issue(str(path), "", "an alias stands within what it names")]) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -150,9 +155,14 @@ def read(path: Path) -> Source:
         raise RecipeError([Issue(str(path), "", f"not YAML: {_reason(error)}")]) from error
     finally:
         loader.dispose()
-    if node is not None:
-        _note_lines(node, (), source)
     return source
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which nothing stands at two places, as what an alias names does, so that overrides change one leaf."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _note_lines(node: yaml.Node, loc: Loc, source: Source) -> None:

@@ -294,6 +294,29 @@ def test_an_override_reaches_any_leaf(folder: Path) -> None:
     assert zero.rewards[1].weight == 0.5
 
 
+SHARED = """\
+name: shared
+stages:
+  a: &a {kind: import_model, model: org/a, launch: &l {env: {A: "1"}}}
+  b: {<<: *a, model: org/b, launch: *l}
+"""
+
+
+def test_what_an_alias_names_is_changed_in_one_place(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(SHARED)
+    stages = load(tmp_path / "recipe.yaml", ["stages.b.launch.env.A='2'"]).stages
+    assert [(stage.model, stage.launch.env) for stage in stages.values()] == [
+        ("org/a", {"A": "1"}),
+        ("org/b", {"A": "2"}),
+    ]
+
+
+def test_an_alias_within_what_it_names_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: knot\nstages: &a {b: *a}\n")
+    with pytest.raises(RecipeError, match="an alias stands within what it names"):
+        load(tmp_path / "recipe.yaml")
+
+
 def test_a_recipe_that_is_not_there_is_told_from_the_shipped_ones() -> None:
     with pytest.raises(RecipeError, match="did you mean 'nano/r1'"):
         load("nano/r2")
