@@ -31,8 +31,10 @@ class V3Config(DeepseekV3Config):  # type: ignore[misc]
         Raises:
             ValueError: no such preset, or an impossible shape.
         """
-        shape = presets.load(name)
-        return config_class(shape.topk_method)(**{**presets.fields(shape), **changes})
+        of_shape = presets.Shape.model_fields.keys() & changes.keys()
+        shape = presets.load({"preset": name, **{field: changes[field] for field in of_shape}})
+        others = {field: value for field, value in changes.items() if field not in of_shape}
+        return config_class(shape.topk_method)(**{**presets.fields(shape), **others})
 
 
 class V2Config(V3Config):

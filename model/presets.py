@@ -147,6 +147,11 @@ class Shape(BaseModel):
                 f"num_experts_per_tok={self.num_experts_per_tok} exceeds the {group * self.topk_group} experts in the"
                 f" {self.topk_group} groups that a token may use"
             )
+        if self.norm_topk_prob and self.topk_method != V3_METHOD:
+            raise ValueError(
+                f"norm_topk_prob with {self.topk_method}: DeepSeek-V2's gates do not make weights sum to one, and"
+                " transformers' cannot; set it to false"
+            )
         return self
 
     @model_validator(mode="after")

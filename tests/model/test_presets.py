@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model import factory, presets
+from model import V3Config, factory, presets
 
 NANO = presets.load("nano").model_dump()
 
@@ -97,3 +97,21 @@ def test_the_saved_config_can_be_served_and_read_back(tmp_path: Path) -> None:
     same = factory.build(presets.load("nano"), vocab_size=40, eos_token_id=1, pad_token_id=0, seed=3)
     for (name, weight), other in zip(again.named_parameters(), same.parameters(), strict=True):
         assert weight.equal(other), name
+
+
+def test_changes_of_a_preset_are_checked_and_reach_all_that_hangs_on_them() -> None:
+    scaling = {"factor": 4.0, "original_max_position_embeddings": 64}
+    config = V3Config.preset("nano", vocab_size=96, num_attention_heads=8, rope_theta=5e5, rope_scaling=scaling)
+    assert (config.vocab_size, config.num_key_value_heads) == (96, 8)
+    assert config.rope_parameters["rope_theta"] == 5e5
+    assert (config.rope_parameters["rope_type"], config.rope_parameters["factor"]) == ("yarn", 4.0)
+    greedy = {"topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False}
+    assert V3Config.preset("nano", **greedy).model_type == "deepseek_v2"
+    for field, wrong in (("num_experts_per_tok", 99), ("n_group", 3), ("qk_rope_head_dim", 7)):
+        with pytest.raises(ValueError, match=field):
+            V3Config.preset("nano", **{field: wrong})
+
+
+def test_gates_of_v2_leave_weights_as_they_are() -> None:
+    with pytest.raises(ValueError, match="norm_topk_prob"):
+        presets.load({"preset": "nano", "topk_method": "greedy", "scoring_func": "softmax"})
