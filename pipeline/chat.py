@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
-from pipeline.data.templates import Chat, prompt_template
+from pipeline.data.templates import Chat, prompt_template, render
 from pipeline.rollout.base import Sampling
 
 
@@ -37,22 +37,27 @@ class Conversation:
         torch.manual_seed(sampling.seed)
 
     def ask(self, question: str) -> Iterator[str]:
-        """Put a question; yields the answer piece by piece and remembers both."""
+        """Put a question; yields the answer piece by piece and remembers both.
+
+        Raises:
+            TemplateError: the model has no chat template.
+            RuntimeError: sampling failed.
+        """
         from transformers import TextIteratorStreamer
 
         turn = self.template(question)
         self.chat += [message for message in turn if message["role"] != "system" or not self.chat]
-        inputs = self.tokenizer.apply_chat_template(
-            self.chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        ).to(self.device)
+        text = render(self.tokenizer, [self.chat])
+        inputs = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(self.device)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        worker = Thread(target=self.model.generate, kwargs={**inputs, **self._settings(), "streamer": streamer})
-        worker.start()
         answer = ""
-        for piece in streamer:
-            answer += piece
-            yield piece
-        worker.join()
+        with ThreadPoolExecutor(1) as pool:
+            sampled = pool.submit(self.model.generate, **inputs, **self._settings(), streamer=streamer)
+            sampled.add_done_callback(lambda _: streamer.end())  # a failure ends the answer, too
+            for piece in streamer:
+                answer += piece
+                yield piece
+        sampled.result()
         self.chat.append({"role": "assistant", "content": answer})
 
     def forget(self) -> None:

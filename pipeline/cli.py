@@ -204,8 +204,11 @@ def generate(
         if not question:
             conversation.forget()
             continue
-        for piece in conversation.ask(question):
-            typer.echo(piece, nl=False)
+        try:
+            for piece in conversation.ask(question):
+                typer.echo(piece, nl=False)
+        except (TemplateError, RuntimeError) as error:
+            _fail(str(error), code=2)
         typer.echo()
 
 

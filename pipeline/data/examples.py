@@ -117,7 +117,9 @@ def shared(folder: Path, args: Any, make: Callable[[], tuple[Dataset, Account]])
 
 def _turns(row: Row) -> Iterator[tuple[Chat | str, str]]:
     """(what comes before, what the assistant says) for every turn of a row that is to be learnt."""
-    prompt, completion = row.get("prompt", []), row.get("completion", row.get("messages"))
+    prompt, completion = row.get("prompt", []), row.get("completion")
+    if completion is None:
+        prompt, completion = [], row.get("messages")  # whole, also where a column `prompt` tells how it begins
     if isinstance(prompt, str) and isinstance(completion, str):
         yield prompt, completion
         return

@@ -46,6 +46,13 @@ def test_prompt_and_completion_say_the_same_as_messages(tokenizer: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("beside", [{"prompt": [QUESTION]}, {"prompt": "what is 2 + 2"}, {"prompt": None}])
+def test_messages_are_the_whole_chat_whatever_stands_beside_them(tokenizer: Any, beside: dict[str, Any]) -> None:
+    messages = [QUESTION, {"role": "assistant", "content": THOUGHT}]
+    row = {"messages": messages, "completion": None, **beside}
+    assert only(tokenizer, row) == only(tokenizer, {"messages": messages})
+
+
 def test_plain_text_is_taken_as_it_is(tokenizer: Any) -> None:
     ids, labels = only(tokenizer, {"prompt": "what is", "completion": "four"})
     assert tokenizer.decode(ids) == f"what is four {tokenizer.eos_token}"
