@@ -234,7 +234,8 @@ def _definitions(recipe: Recipe) -> dict[str, dict[str, Any]]:
 def _task_fault(use: str, options: Mapping[str, Any], template: str | None, base: Path) -> str | None:
     """What is wrong with a task, its options or its template; it is built to see that, but reads no data yet."""
     try:
-        tasks.load(use, options, base)
+        task = tasks.load(use, options, base)
+        registry.check(task.grader, task.grader_options, base)
         if template is not None:
             prompt_template(template)
     except (ValueError, TypeError) as error:

@@ -132,9 +132,12 @@ def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> Fou
     """Resolve a reward and make sure that it takes these options, without building it.
 
     Raises:
-        RewardError: it does not exist, or an option is unknown; the message names the nearest one.
+        RewardError: it does not exist, is a coroutine, or an option is unknown or missing; the message names the
+            nearest one.
     """
     found = find(use, base)
+    if inspect.iscoroutinefunction(found.target):
+        raise RewardError(f"reward {use!r} is a coroutine, which nothing here awaits: make it a plain function")
     if not found.is_verifier:
         if options:
             raise RewardError(f"reward {use!r} is a function and takes no options, not {sorted(options)}")
@@ -147,9 +150,12 @@ def check_options(what: str, target: Callable[..., Any], options: Mapping[str, A
     """Make sure that a class takes these options, without building it.
 
     Raises:
-        RewardError: an option is unknown; the message begins with `what` and names the nearest one.
+        RewardError: an option is unknown or missing; the message begins with `what` and names the nearest one.
     """
     parameters = inspect.signature(target).parameters
+    wanted = [name for name, parameter in parameters.items() if _is_required(parameter)]
+    if missing := [name for name in wanted if name not in options]:
+        raise RewardError(f"{what} needs {' and '.join(repr(name) for name in missing)} among its options")
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
     for option in options:
@@ -158,6 +164,11 @@ def check_options(what: str, target: Callable[..., Any], options: Mapping[str, A
                 f"{what} has no option {option!r}{nearest(option, parameters)}. "
                 f"It has: {', '.join(parameters) or 'none'}"
             )
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return parameter.default is inspect.Parameter.empty and parameter.kind in kinds
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

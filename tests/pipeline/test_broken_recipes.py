@@ -168,6 +168,15 @@ CASES = {
     "a reward's options": case(
         "weight: 0.1,", "options: {answr_tag: true}, #!\n         ", "no option", "did you mean 'answer_tag'"
     ),
+    "a reward without an option that it needs": case(
+        "use: think_format,", "use: soft_overlong, #!\n       ", "'soft_overlong' needs 'max_tokens' and 'soft_tokens'"
+    ),
+    "a task's grader": case(
+        "{use: arithmetic, options: {digits: 1}}",
+        "{use: jsonl, options: {path: rows.jsonl, grader: mth}} #!",
+        "no reward 'mth'",
+        "did you mean 'math'",
+    ),
     "a gate that comes later": case("gate: accuracy", "gate: brevity #!\n        ", "no earlier reward", "accuracy"),
     "two rewards of one name": case('- "rewards.py:brevity"', "- accuracy #!", "two rewards", "'accuracy'"),
     "a reward for a task that the stage lacks": case(

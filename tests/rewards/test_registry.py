@@ -1,0 +1,35 @@
+"""What a reward is asked before it is built: whether it can be called, and has every option that it needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rewards import registry
+
+OWN = """\
+async def later(completions, **columns):
+    return [1.0 for _ in completions]
+
+
+class Strict:
+    def __init__(self, level, *, unit, soft=False, **more):
+        pass
+
+    def verify(self, items):
+        return []
+"""
+
+
+def test_what_would_fail_only_when_it_is_built_or_called_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    with pytest.raises(registry.RewardError, match="coroutine"):
+        registry.check("own.py:later", {}, tmp_path)
+    with pytest.raises(registry.RewardError, match="needs 'level' and 'unit'"):
+        registry.check("own.py:Strict", {"soft": True}, tmp_path)
+    with pytest.raises(registry.RewardError, match="needs 'unit' among"):
+        registry.check("own.py:Strict", {"level": 1}, tmp_path)
+    registry.check("own.py:Strict", {"level": 1, "unit": "m", "other": 2}, tmp_path)
+    with pytest.raises(registry.RewardError, match="'cosine_length' needs 'max_tokens'"):
+        registry.check("cosine_length", {})
