@@ -34,8 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("docs", "model", "pipeline", "rewards")
 BYTES = 256
 JITTER = 1e-6
-DOCUMENTS, STEPS = 100_000, 12
-"""New documents, and how long their chains are, as in the recipe `v3-small/r1-zero`."""
+DOCUMENTS = 100_000
 SMOOTHED = 50
 """Steps that a loss is averaged over before two curves are compared."""
 
@@ -64,14 +63,14 @@ def text() -> torch.Tensor:
     return torch.tensor(list(b"".join(path.read_bytes() for path in files)))
 
 
-def documents(folder: str) -> torch.Tensor:
-    """New documents of the corpus that the base of `v3-small/r1-zero` learns, as a model's tokenizer has them."""
+def documents(folder: str, steps: int) -> torch.Tensor:
+    """New documents about chains of so many steps, as a model's tokenizer has them."""
     from transformers import AutoTokenizer
 
     from pipeline.data.chain_corpus import ChainCorpus
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer(list(ChainCorpus(length=STEPS).documents(DOCUMENTS, seed=1)), add_special_tokens=False).input_ids
+    ids = tokenizer(list(ChainCorpus(length=steps).documents(DOCUMENTS, seed=1)), add_special_tokens=False).input_ids
     return torch.tensor([token for row in ids for token in [*row, tokenizer.eos_token_id]])
 
 
@@ -149,6 +148,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", help="a model under configs/model/; a tiny one of whole blocks if not given")
     parser.add_argument("--model", help="a trained model to go on with, on new documents of its corpus")
+    parser.add_argument(
+        "--chain", type=int, default=12, help="steps of a chain there; those of v3-small/r1-zero's base"
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=96)
@@ -159,7 +161,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    data_N = documents(options.model) if options.model else text()
+    data_N = documents(options.model, options.chain) if options.model else text()
     runs = {mode: train(mode, data_N, options) for mode in ("plain", "fp8", "jitter")}
     result = {
         "command": shlex.join(["python", "-m", "benchmarks.fp8", *sys.argv[1:]]),

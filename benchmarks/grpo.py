@@ -7,10 +7,10 @@
 
 64 problems x 8 rollouts a step, 400 tokens at most, 64 x 8 accumulation, bf16, vLLM in the process; `--long`: 16 x 8
 rollouts of up to 8,192 tokens that count (see `counting`), every second of them paid, with gradient checkpointing.
-*Stock* is `trl.GRPOTrainer`; *ours* is the `grpo` stage's trainer with the default `efficiency`. Both get the same
-GRPOConfig, model, reward and seed. Each runs in a process of its own; the first steps, which warm up kernels and
-caches, are not counted. Reported: samples/s, tokens/s, where a step's time goes, the peak of the device's memory, the
-accuracy of each step's rollouts, and the engine's own speed.
+*Stock* is `trl.GRPOTrainer`; *ours* is the `grpo` stage's trainer with the default `efficiency`, but for what the
+options say. Both get the same GRPOConfig, model, reward and seed. Each runs in a process of its own; the first steps,
+which warm up kernels and caches, are not counted. Reported: samples/s, tokens/s, where a step's time goes, the peak
+of the device's memory, the accuracy of each step's rollouts, and the engine's own speed.
 """
 
 from __future__ import annotations
@@ -295,8 +295,10 @@ def merged(results: Sequence[Mapping[str, Any]], target: float) -> dict[str, Any
     """Results of other seeds or kinds with the same settings as one; what only some have comes from the first of them.
 
     Raises:
-        SystemExit: their settings or versions differ.
+        SystemExit: their settings or versions differ, or a command had not ended.
     """
+    if any("runs" not in result for result in results):
+        sys.exit("--merge: one of them is what was left of a command that did not end")
     for name in ("settings", "versions"):
         if any(result[name] != results[0][name] for result in results):
             sys.exit(f"--merge: not the same {name} in all of them")

@@ -127,16 +127,17 @@ def _pairs(texts: list[str] | None) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
+    from pipeline.data.rows import RowError, read_rows
+
     if not path.is_file():
         raise typer.BadParameter(f"there is no file {path}")
-    text = path.read_text(encoding="utf-8")
     try:
-        rows = (
-            [json.loads(line) for line in text.split("\n") if line.strip()]
-            if path.suffix == ".jsonl"
-            else json.loads(text)
-        )
-    except json.JSONDecodeError as error:
+        if path.suffix == ".jsonl":
+            return [row for _, row in read_rows(path)]
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except RowError as error:
+        raise typer.BadParameter(str(error)) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{path} is not JSON: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise typer.BadParameter(f"{path} does not hold a list of rows")

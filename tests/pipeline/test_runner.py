@@ -147,7 +147,13 @@ def test_an_interrupted_run_stops_its_stage_and_can_go_on(number: signal.Signals
     assert runs.states() == {"one": "interrupted", "two": "new", "last": "new"}
     runs.start()
     assert runs.stage("one")[0] != stage
-    assert (runs.scratch("one") / "attempts").read_text() == "2"
+    counter = runs.scratch("one") / "attempts"
+    assert counter.read_text() == "2"
+    os.killpg(runs.started[-1].pid, signal.SIGKILL)
+    counter.write_text("")  # a disk that was full
+    runs.start()
+    runs.stage("one")
+    assert counter.read_text() == "1"
 
 
 @pytest.mark.slow

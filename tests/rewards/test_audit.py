@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -118,3 +119,15 @@ def test_errors_are_for_people():
     assert result.exit_code == 2
     assert "did you mean" in result.output
     assert run("audit", "math", "absent.jsonl").exit_code == 2
+
+
+def test_rows_may_have_any_character_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [{"question": f"1 +\u2028{n}", "answer": str(1 + n)} for n in range(2)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    data.write_text(text)
+    assert json.loads(run("audit", "math", str(data), "--json", "-o", "deadline_s=60").stdout)["rows"] == 2
+    data.write_text(text + '{"question":')
+    failed = run("audit", "math", str(data))
+    assert failed.exit_code == 2
+    assert "rows.jsonl:3isnotJSON" in "".join(failed.output.replace("│", "").split())  # it stands in a box

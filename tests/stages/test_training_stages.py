@@ -124,6 +124,22 @@ def test_grpo_raises_the_reward_and_shows_samples_with_their_verdicts(chain: Dri
         assert row["status"] == ("correct" if row["score"] >= 1 else "wrong")
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**GRPO, "tasks": [{"use": "sums.py:Sums", "weight": 0.04}]}, "1 problems do not fill a generation batch"),
+        ({**GRPO, "rewards": [{"use": "reward.py:length", "where": {"level": 2}}]}, "asked about no problem"),
+        (
+            {"kind": "sft", "model": "@base", "data": ["answers.jsonl"], "trainer": {"num_train_epochs": 0}},
+            "not one step was trained",
+        ),
+    ],
+)
+def test_a_stage_that_would_train_on_nothing_is_refused(chain: Drive, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        chain(f"nothing-{len(message)}", config)
+
+
 def test_groups_that_teach_nothing_are_reported_with_the_cause(chain: Drive, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         out, _ = chain("grpo-dead", {**GRPO, "rewards": ["reward.py:always"], "samples": 0})
