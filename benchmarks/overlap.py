@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.grpo import in_child, of_ours, stage, versions
 
+WAYS = ("one", "turns", "ahead")
 PUSHES = 3
 """The first one has to get the memory, too."""
 
@@ -41,7 +42,23 @@ def ways(config: dict[str, Any], options: argparse.Namespace) -> dict[str, dict[
         "turns": {**one, "rollout": rollout},
         "ahead": {**one, "rollout": {**rollout, "overlap": True}},
     }
-    return {name: found[name] for name in (["one"] if options.one else []) + options.ways}
+    return {name: found[name] for name in options.ways}
+
+
+def added(result: dict[str, Any], path: Path | None) -> dict[str, Any]:
+    """A result with the ways that its file has already, so that they can be measured one at a time.
+
+    Raises:
+        SystemExit: what is there was measured with another trainer or other versions.
+    """
+    if path is None or not path.exists():
+        return result
+    before = json.loads(path.read_text(encoding="utf-8"))
+    trainers = [way["trainer"] for each in (before, result) for way in each["settings"].values()]
+    if before["versions"] != result["versions"] or any(trainer != trainers[0] for trainer in trainers):
+        sys.exit(f"{path} is of other settings or versions: measure all ways, or write to another file")
+    merged = {name: before[name] | result[name] for name in ("runs", "settings")}
+    return {**before, **result, **merged, "command": f"{before['command']} && {result['command']}"}
 
 
 def push_gb_per_s(megabytes: int) -> float:
@@ -72,8 +89,8 @@ def main() -> None:
     parser.add_argument("--engines", type=int, default=1, help="on the second GPU")
     parser.add_argument("--one-engines", type=int, default=0, help="where there is one GPU")
     parser.add_argument("--engine-options", type=json.loads, default={}, help="vLLM's, as JSON")
-    parser.add_argument("--ways", nargs="+", choices=("turns", "ahead"), default=["turns", "ahead"])
-    parser.add_argument("--one", action=argparse.BooleanOptionalAction, default=True, help="run on one GPU, too")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--add", action="store_true", help="to the ways that are in the file already")
     parser.add_argument("--fused-kernels", action="store_true", help="Liger's, for the trained model")
     parser.add_argument("--long", action="store_true", help="completions of up to 8,192 tokens")
     parser.add_argument("--smoke", action="store_true")
@@ -94,6 +111,9 @@ def main() -> None:
     result: dict[str, Any] = {"runs": runs, "settings": compared, "versions": versions()}
     result["command"] = shlex.join(["python", "-m", "benchmarks.overlap", *sys.argv[1:]])
     result["push_gb_per_s"] = push_gb_per_s(options.weights_mb)
+    if options.add:
+        result = added(result, options.out)
+        runs = result["runs"]
     failed = [name for name, run in runs.items() if "failed" in run]
     if not failed and "one" in runs:
         result["speedup"] = {
