@@ -36,7 +36,7 @@ from pipeline.stages.base import (
 from pipeline.tasks import base as tasks
 from pipeline.tasks.resolve import merged
 from rewards import registry
-from rewards.registry import nearest
+from rewards.registry import located, nearest
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -103,14 +103,13 @@ def input_files(config: BaseModel, base: Path) -> Iterator[tuple[Loc, Path]]:
     for leaf in walk(config):
         if not isinstance(leaf.value, str) or leaf.value.startswith("@"):
             continue
-        path = (
-            (base / leaf.value.rpartition(".py:")[0]).with_suffix(".py") if ".py:" in leaf.value else base / leaf.value
-        )
+        file, code, _ = leaf.value.rpartition(".py:")
+        path = located(f"{file}.py" if code else leaf.value, base)
         marked = leaf.marker(InputFile)
         if (marked is not None and (marked.required or _looks_local(leaf.value) or exists(path))) or (
-            _in_options(leaf.loc) and leaf.value.strip("./") and exists(path)
+            _in_options(leaf.loc) and leaf.value.strip("~./") and exists(path)
         ):
-            yield leaf.loc, path.expanduser()
+            yield leaf.loc, path
 
 
 def _in_options(loc: Loc) -> bool:
@@ -209,8 +208,8 @@ def _check_files(config: StageConfig, base: Path) -> Iterator[Fault]:
             yield loc, f"there is no file or folder {path}"
     for leaf in walk(config):
         if leaf.marker(InputFile) and isinstance(leaf.value, str) and not leaf.value.startswith("@"):
-            path = (base / leaf.value).expanduser()
-            if not path.exists() and not _looks_local(leaf.value) and not _HUB_ID.fullmatch(leaf.value):
+            local = _looks_local(leaf.value) or located(leaf.value, base).exists()
+            if not local and not _HUB_ID.fullmatch(leaf.value):
                 yield leaf.loc, f"{leaf.value!r} is neither '@stage', a file, nor a hub id"
 
 
@@ -330,7 +329,7 @@ def _check_engines(config: StageConfig) -> Iterator[Fault]:
 
 def accelerate_config(name: str, base: Path) -> Path | None:
     """The file of an accelerate config: relative to the recipe, or shipped under `configs/accelerate/`."""
-    candidates = (base / name, Path(str(files("configs"))) / "accelerate" / f"{name}.yaml")
+    candidates = (located(name, base), Path(str(files("configs"))) / "accelerate" / f"{name}.yaml")
     return next((path for path in candidates if path.is_file()), None)
 
 

@@ -23,6 +23,8 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from rewards.registry import located
+
 KINDS: Mapping[str, str] = {
     "import_model": "pipeline.stages.import_model:ImportModelConfig",
     "pretrain": "pipeline.stages.pretrain:PretrainConfig",
@@ -304,7 +306,7 @@ class StageContext(Generic[C]):
         """What to give to `from_pretrained`: the folder behind `@stage`, a local folder, or the hub id as it is."""
         if ref.startswith("@"):
             return str(self.inputs[ref[1:]] / "model")
-        local = (self.base / ref).expanduser()
+        local = located(ref, self.base)
         return str(local.resolve()) if local.exists() else ref
 
     def rollout(self, spec: RolloutSpec) -> RolloutSpec:
@@ -318,7 +320,7 @@ class StageContext(Generic[C]):
         """The JSONL file behind `@stage` or a path."""
         if ref.startswith("@"):
             return self.inputs[ref[1:]] / "data.jsonl"
-        return (self.base / ref).expanduser().resolve()
+        return located(ref, self.base).resolve()
 
     def resolved(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options in which every `@stage` is the path of what that stage published, and every relative path absolute.
@@ -335,8 +337,8 @@ class StageContext(Generic[C]):
         if isinstance(value, str) and value.startswith("@"):
             folder = self.inputs[value[1:]]
             return str(folder / "model" if (folder / "model").is_dir() else folder / "data.jsonl")
-        if isinstance(value, str) and "/" in value and exists(local := self.base / value):
-            return str(local.expanduser().resolve())
+        if isinstance(value, str) and "/" in value and exists(local := located(value, self.base)):
+            return str(local.resolve())
         return value
 
     @property
@@ -359,8 +361,8 @@ class StageContext(Generic[C]):
 def exists(path: Path) -> bool:
     """Whether there is such a file or folder; not an error for text that could be no path."""
     try:
-        return path.expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # too long, the home of nobody, a zero byte
+        return path.exists()
+    except (OSError, ValueError):  # too long, a zero byte
         return False
 
 

@@ -40,6 +40,7 @@ from pipeline.training.efficiency import Efficiency, LengthChange, check_efficie
 from pipeline.training.fields import RESERVED
 from pipeline.training.mtp import DraftSpec
 from pipeline.training.schedule import check_cycle
+from rewards.registry import located
 
 DEFAULTS: Mapping[str, Any] = {
     "loss_type": "grpo",
@@ -189,7 +190,7 @@ class GrpoConfig(StageConfig):
 
     def faults(self, base: Path) -> Iterator[Fault]:
         """Fused kernels for a policy that cannot have them."""
-        if self.efficiency.fused_kernels and (why := kernels_fault((base / self.model).expanduser())) is not None:
+        if self.efficiency.fused_kernels and (why := kernels_fault(located(self.model, base))) is not None:
             yield ("efficiency", "fused_kernels"), why
 
     @property

@@ -15,6 +15,7 @@ from pydantic import field_validator
 
 from pipeline.data.templates import chat_template
 from pipeline.stages.base import InputFile, ModelRef, Outputs, Product, StageConfig, StageContext
+from rewards.registry import located
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 JINJA = (".jinja", ".j2")
@@ -67,5 +68,5 @@ def run(context: StageContext[ImportModelConfig]) -> Outputs:
     else:
         importing.copied(source, target, config.revision)
     template = config.chat_template
-    own = context.base / template if template is not None and template.endswith(JINJA) else None
+    own = located(template, context.base) if template is not None and template.endswith(JINJA) else None
     return Outputs(importing.settle(target, own or template))
