@@ -178,6 +178,11 @@ class TaskSpec(Strict):
     template: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """Name with the split, such as `gsm8k/test`."""
+        return f"{self.use}/{self.split}"
+
 
 class ProcessSpec(Strict):
     """A process of its own for an engine. One that dies or hangs is started again, and what it was asked is redone.

@@ -25,7 +25,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.data.filters import Contamination, Duplicates, FilterSpec
 from pipeline.data.rows import write_rows
-from pipeline.data.templates import prompt_template
+from pipeline.data.templates import ChatTemplateName, prompt_template
 from pipeline.stages.base import ModelRef, Outputs, Product, RewardSpec, RolloutSpec, StageConfig, StageContext
 from pipeline.stages.sampling import Group, Sample, Sampler, record
 from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part
@@ -102,7 +102,7 @@ class RejectionSampleConfig(StageConfig):
     decontaminate: list[TestTaskField] = Field(default_factory=list)
     template: str | None = None
     rollout: RolloutSpec = RolloutSpec()
-    chat_template: str | None = None
+    chat_template: ChatTemplateName | None = None
     prefill: str = ""
     save: Annotated[int, Field(ge=0)] = 100
 

@@ -121,6 +121,7 @@ CASES = {
     "a task of a file that is not there": case("[sums/test]", '["mine.py:Task"] #!', "mine.py"),
     "a task that is a function": case("[sums/test]", '["rewards.py:brevity"] #!', "subclass"),
     "no problems": case("problems: 20}]", "problems: 0}] #!", "problems", "greater than 0"),
+    "a task twice": case("[sums/test]", "[sums/test, chain, sums] #!", "'sums/test' is given twice"),
     "no tasks": case("[sums/test]", "[] #!", "tasks", "at least 1"),
     # Stages.
     "no stages": case(GOOD[GOOD.index("stages:") :], "stages: {} #!\n", "stages", "at least 1"),
@@ -155,6 +156,23 @@ CASES = {
     "a corpus that is not there": case('"corpus.py:Sums"', '"korpus.py:Sums" #!\n     ', "korpus.py"),
     "a model folder that is not there": case('model: "@zero"', "model: ./models/none #!", "models/none"),
     "a model preset that is not there": case("model: nano", "model: nanno #!", "nanno", "nano"),
+    "a chat template that is not there": case(
+        "  score:",
+        "  other: {kind: import_model, model: org/other, chat_template: none.jinja} #!\n  score:",
+        "none.jinja",
+    ),
+    "a chat template that is no Jinja": case(
+        "  score:",
+        "  other: {kind: import_model, model: org/other, chat_template: broken.jinja} #!\n  score:",
+        "broken.jinja:3 is not a Jinja template",
+        "unexpected '}'",
+    ),
+    "a chat template with a filter that Jinja lacks": case(
+        "  score:",
+        "  other: {kind: import_model, model: org/other, chat_template: filter.jinja} #!\n  score:",
+        "filter.jinja:1 is not a Jinja template: No filter named 'trimm'",
+    ),
+    "an unknown chat template": case("    samples: 2", "    samples: 2\n    chat_template: chatmll #!", "'chatml'"),
     # Rewards.
     "unknown reward": case("use: think_format", "use: think_fromat #!\n        ", "did you mean 'think_format'"),
     "a misspelt grader": case(
@@ -215,6 +233,9 @@ CASES = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    marked = "{% for m in messages %}{% generation %}{% break %}{% endgeneration %}{% endfor %}"
+    (tmp_path / "broken.jinja").write_text(f"{marked}\n\n{{{{ eos_token }}\n")
+    (tmp_path / "filter.jinja").write_text(f"{marked}{{{{ eos_token | trimm }}}}")
     (tmp_path / "corpus.py").write_text(CORPUS)
     (tmp_path / "rewards.py").write_text(REWARDS)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1 + 1 =", "completion": " 2"}\n' * 20)

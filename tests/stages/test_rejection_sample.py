@@ -134,6 +134,7 @@ def task(folder: Path, problems: int) -> dict[str, Any]:
         ({"tasks": ["gsm8k/tets"]}, "did you mean 'test'"),
         ({"filters": {"max_token": 3}}, "max_token"),
         ({"choose": "longest"}, "shortest"),
+        ({"chat_template": "r1_zeroo"}, "did you mean 'r1_zero'"),
     ],
 )
 def test_nonsense_is_refused_before_anything_runs(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
