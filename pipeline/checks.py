@@ -35,6 +35,7 @@ from pipeline.stages.base import (
 )
 from pipeline.tasks import base as tasks
 from pipeline.tasks.resolve import merged
+from pipeline.training.fields import FOLLOW_EVALUATIONS, NO_EVALUATION
 from rewards import registry
 from rewards.registry import located, nearest
 
@@ -288,8 +289,10 @@ def _check_trainer(config: StageConfig) -> Iterator[Fault]:
             yield ("trainer", key), f"cannot be set here: {config.reserved[key]}"
         elif key not in known:
             yield ("trainer", key), f"{name} has no field {key!r}{nearest(key, known)}"
-        elif (fault := trainer_fields.mismatch(known[key], value)) is not None:
+        elif (fault := trainer_fields.mismatch(known[key], value, config.choices.get(key, ()))) is not None:
             yield ("trainer", key), fault
+        elif key == "lr_scheduler_type" and value in FOLLOW_EVALUATIONS:
+            yield ("trainer", key), f"{value} follows evaluations, and {NO_EVALUATION}"
         elif key == "model_init_kwargs" and "distributed_config" in (value or {}):
             yield ("trainer", key, "distributed_config"), "set launch: {accelerate: ep-1node}, or a config like it"
 

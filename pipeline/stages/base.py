@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -121,6 +121,8 @@ class StageConfig(Strict):
     """Split of the recipe's `task:` that a stage without `tasks` uses."""
     reserved: ClassVar[Mapping[str, str]] = {}
     """Trainer fields that a recipe may not set -> the reason, or what to set instead."""
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Trainer fields of which the trainer takes a few texts, and its config class any -> those."""
 
     kind: str
     after: list[str] = Field(default_factory=list)

@@ -209,6 +209,19 @@ CASES = {
     "a trainer field that is a list": case("max_steps: 5", "max_steps: [5] #!", "max_steps", "int"),
     "a trainer field of the stage": case("max_steps: 5", "max_completion_length: 64 #!", "rollout.max_tokens"),
     "a trainer field of ours": case("max_steps: 5", "resume_from_checkpoint: true #!", "resumes by itself"),
+    "a loss that is not there": case("max_steps: 5", "loss_type: grop #!", "did you mean 'grpo'", "dr_grpo, dapo"),
+    "another trainer's loss": case(
+        "num_train_epochs: 1}", "num_train_epochs: 1, loss_type: grpo} #!", "no 'grpo'", "Known: nll, dft"
+    ),
+    "a schedule that is not there": case("max_steps: 5", "lr_scheduler_type: cosin #!", "did you mean 'cosine'"),
+    "an optimizer that is not there": case("max_steps: 5", "optim: adam #!", "no 'adam'", "adamw_torch_fused"),
+    "a sampler that is not there": case(
+        "max_steps: 5", "train_sampling_strategy: randm #!", "did you mean 'random'", "group_by_length"
+    ),
+    "evaluations while training": case("max_steps: 5", "eval_strategy: steps #!", "no evaluation data", "evaluate"),
+    "a schedule that follows evaluations": case(
+        "max_steps: 5", "lr_scheduler_type: reduce_lr_on_plateau #!", "no evaluation data"
+    ),
     # What does not go together.
     "greedy reinforcement": case("max_tokens: 32}", "max_tokens: 32, temperature: 0.0}", "temperature"),
     "greedy samples": case("    samples: 2", "    samples: 2\n    rollout: {temperature: 0.0}", "samples to 1"),
