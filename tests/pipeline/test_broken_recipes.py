@@ -138,6 +138,7 @@ CASES = {
     "a mapping that is a list": case("{engine: transformers, max_tokens: 32}", "[transformers] #!", "rollout"),
     "a choice that is not there": case("engine: transformers", "engine: transfomers #!\n     ", "'transformers'"),
     "a stage's name with a space": case("  score:", "  the score: #!", "letters"),
+    "a stage's name with a dot": case("  score:", "  the.score: #!", "letters", "KEY=VALUE on the command line"),
     # References.
     "a dangling reference": case('model: "@zero"', 'model: "@zeroo" #!', "no stage 'zeroo'", "did you mean 'zero'"),
     "a dangling reference in a list": case('"@taught"]', '"@tauht"] #!', "did you mean 'taught'"),
