@@ -26,6 +26,10 @@ SHORT = 12
 """Hexadecimal digits of a fingerprint in a folder's name: 48 bits, ample for one run."""
 
 
+class RecordError(ValueError):
+    """A run's record that is no record; the message names the file, and what mends it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """A published folder and its manifest."""
@@ -100,14 +104,34 @@ def publish(source: Path, target: Path, manifest: Mapping[str, Any]) -> Artifact
     return Artifact(target, full)
 
 
+def record(run: Path) -> dict[str, Any]:
+    """What a run is: the content of `RUN_RECORD`.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        RecordError: the file is empty, half written, or something else.
+    """
+    path = run / RUN_RECORD
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        found, reason = None, str(error)
+    else:
+        reason = "it lists no stages"
+    if not isinstance(found, dict) or not isinstance(found.get("stages"), list):
+        mend = "run the recipe again, which writes it anew and keeps the stages that are finished"
+        raise RecordError(f"{path} is empty or broken ({reason}): {mend}")
+    return found
+
+
 def current(run: Path) -> dict[str, Artifact | None]:
     """The stages of the recipe that ran here last, in order, each with its artifact (`None`: not finished).
 
     Raises:
         FileNotFoundError: the folder holds no run.
+        RecordError: see `record`.
     """
-    record = json.loads((run / RUN_RECORD).read_text(encoding="utf-8"))
-    return {stage["name"]: find(run, stage["name"], stage["fingerprint"]) for stage in record["stages"]}
+    return {stage["name"]: find(run, stage["name"], stage["fingerprint"]) for stage in record(run)["stages"]}
 
 
 def verify(artifact: Artifact) -> list[str]:

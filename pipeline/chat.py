@@ -81,7 +81,7 @@ def model_path(name: str) -> str:
     """What a user calls a model: `runs/nano-r1@zero` (a stage of a run), a folder, or a hub id.
 
     Raises:
-        LookupError: the run has no such stage, or the stage has not published a model.
+        LookupError: the run cannot be read or has no such stage, or the stage has not published a model.
     """
     run, at, stage = name.rpartition("@")
     if not at or not Path(run).is_dir():
@@ -93,6 +93,8 @@ def model_path(name: str) -> str:
         stages = artifacts.current(Path(run))
     except FileNotFoundError:
         raise LookupError(f"{run} is not the folder of a run") from None
+    except artifacts.RecordError as error:
+        raise LookupError(str(error)) from error
     if stage not in stages:
         raise LookupError(f"{run} has no stage {stage!r}{nearest(stage, list(stages))}. Stages: {', '.join(stages)}")
     artifact = stages[stage]

@@ -35,8 +35,9 @@ from pipeline.stages.base import (
 )
 from pipeline.tasks import base as tasks
 from pipeline.tasks.resolve import merged
+from pipeline.training.fields import FOLLOW_EVALUATIONS, NO_EVALUATION
 from rewards import registry
-from rewards.registry import nearest
+from rewards.registry import located, nearest
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -103,14 +104,13 @@ def input_files(config: BaseModel, base: Path) -> Iterator[tuple[Loc, Path]]:
     for leaf in walk(config):
         if not isinstance(leaf.value, str) or leaf.value.startswith("@"):
             continue
-        path = (
-            (base / leaf.value.rpartition(".py:")[0]).with_suffix(".py") if ".py:" in leaf.value else base / leaf.value
-        )
+        file, code, _ = leaf.value.rpartition(".py:")
+        path = located(f"{file}.py" if code else leaf.value, base)
         marked = leaf.marker(InputFile)
         if (marked is not None and (marked.required or _looks_local(leaf.value) or exists(path))) or (
-            _in_options(leaf.loc) and leaf.value.strip("./") and exists(path)
+            _in_options(leaf.loc) and leaf.value.strip("~./") and exists(path)
         ):
-            yield leaf.loc, path.expanduser()
+            yield leaf.loc, path
 
 
 def _in_options(loc: Loc) -> bool:
@@ -209,8 +209,8 @@ def _check_files(config: StageConfig, base: Path) -> Iterator[Fault]:
             yield loc, f"there is no file or folder {path}"
     for leaf in walk(config):
         if leaf.marker(InputFile) and isinstance(leaf.value, str) and not leaf.value.startswith("@"):
-            path = (base / leaf.value).expanduser()
-            if not path.exists() and not _looks_local(leaf.value) and not _HUB_ID.fullmatch(leaf.value):
+            local = _looks_local(leaf.value) or located(leaf.value, base).exists()
+            if not local and not _HUB_ID.fullmatch(leaf.value):
                 yield leaf.loc, f"{leaf.value!r} is neither '@stage', a file, nor a hub id"
 
 
@@ -289,8 +289,10 @@ def _check_trainer(config: StageConfig) -> Iterator[Fault]:
             yield ("trainer", key), f"cannot be set here: {config.reserved[key]}"
         elif key not in known:
             yield ("trainer", key), f"{name} has no field {key!r}{nearest(key, known)}"
-        elif (fault := trainer_fields.mismatch(known[key], value)) is not None:
+        elif (fault := trainer_fields.mismatch(known[key], value, config.choices.get(key, ()))) is not None:
             yield ("trainer", key), fault
+        elif key == "lr_scheduler_type" and value in FOLLOW_EVALUATIONS:
+            yield ("trainer", key), f"{value} follows evaluations, and {NO_EVALUATION}"
         elif key == "model_init_kwargs" and "distributed_config" in (value or {}):
             yield ("trainer", key, "distributed_config"), "set launch: {accelerate: ep-1node}, or a config like it"
 
@@ -330,7 +332,7 @@ def _check_engines(config: StageConfig) -> Iterator[Fault]:
 
 def accelerate_config(name: str, base: Path) -> Path | None:
     """The file of an accelerate config: relative to the recipe, or shipped under `configs/accelerate/`."""
-    candidates = (base / name, Path(str(files("configs"))) / "accelerate" / f"{name}.yaml")
+    candidates = (located(name, base), Path(str(files("configs"))) / "accelerate" / f"{name}.yaml")
     return next((path for path in candidates if path.is_file()), None)
 
 

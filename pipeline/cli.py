@@ -53,7 +53,7 @@ def run(
     from pipeline import runner
 
     checked = _load(recipe, overrides)
-    folder = runner.run_folder(checked, runs)
+    folder = _folder(checked, runs)
     console = _console(json)
     try:
         _execute(checked, folder, jobs, console, json)
@@ -89,10 +89,10 @@ def plan(
     json: JsonOption = False,
 ) -> None:
     """Show which stages of a recipe would run, and why."""
-    from pipeline import graph, runner
+    from pipeline import graph
 
     checked = _load(recipe, overrides)
-    steps = graph.plan(graph.build(checked), runner.run_folder(checked, runs))
+    steps = graph.plan(graph.build(checked), _folder(checked, runs))
     if json:
         _print_json(
             [
@@ -277,7 +277,13 @@ def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, 
         checked = recipe.check(source.Source(Path.cwd() / "command line", data, {}))
     except recipe.RecipeError as error:
         _fail(str(error), code=2)
-    with tempfile.TemporaryDirectory(dir=None if out is None else out.absolute().parent) as folder:
+    beside = None if out is None else out.absolute().parent  # on the same file system
+    if beside is not None:
+        try:
+            beside.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            _fail(f"the folder {beside} cannot be made: {error.strerror}", code=2)
+    with tempfile.TemporaryDirectory(dir=beside) as folder:
         try:
             with display.observer(_console(json=True) if json else console, json) as observer:
                 artifact = runner.execute(checked, Path(folder), observer).artifacts[kind]
@@ -309,11 +315,24 @@ def _load(recipe: str, overrides: list[str] | None) -> Recipe:
 
 
 def _run_folder(run: Path) -> Path:
-    from pipeline.artifacts import RUN_RECORD
+    from pipeline.artifacts import RUN_RECORD, RecordError, record
 
     if not (run / RUN_RECORD).is_file():
         _fail(f"{run} is not the folder of a run (it has no {RUN_RECORD})", code=2)
+    try:
+        record(run)
+    except RecordError as error:
+        _fail(str(error), code=2)
     return run
+
+
+def _folder(recipe: Recipe, runs: Path) -> Path:
+    from pipeline import runner
+
+    try:
+        return runner.run_folder(recipe, runs)
+    except runner.RunError as error:
+        _fail(f"--runs: {error}", code=2)
 
 
 def _console(json: bool = False) -> Console:

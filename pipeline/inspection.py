@@ -14,9 +14,8 @@ from pipeline.display import headline, metrics_text
 
 def status(run: Path) -> list[dict[str, Any]]:
     """One entry a stage: name, kind, state (`finished`, `unfinished`, `waiting`), seconds, metrics, last event."""
-    record = json.loads((run / artifacts.RUN_RECORD).read_text(encoding="utf-8"))
     rows = []
-    for stage in record["stages"]:
+    for stage in artifacts.record(run)["stages"]:
         row: dict[str, Any] = {"stage": stage["name"], "kind": stage["kind"], "state": "waiting"}
         artifact = artifacts.find(run, stage["name"], stage["fingerprint"])
         scratch = artifacts.scratch(run, stage["name"], stage["fingerprint"])

@@ -160,8 +160,9 @@ def check(text: Source) -> Recipe:
 
 def _stage(stage: str, values: dict[str, Any], header: _Header, text: Source) -> StageConfig:
     loc: Loc = ("stages", stage)
-    if not _NAME.fullmatch(stage):
-        raise RecipeError([text.issue(loc, "a stage's name is made of letters, digits, '_', '-' and '.'")])
+    if not _NAME.fullmatch(stage) or "." in stage:
+        reason = ": a dot would keep KEY=VALUE on the command line from reaching it" if "." in stage else ""
+        raise RecipeError([text.issue(loc, f"a stage's name is made of letters, digits, '_' and '-'{reason}")])
     kind = values.get("kind")
     if kind is None:
         raise RecipeError([text.issue(loc, f"a stage needs a kind: one of {', '.join(KINDS)}")])

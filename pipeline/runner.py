@@ -97,8 +97,16 @@ class _Process:
 
 
 def run_folder(recipe: Recipe, runs: Path) -> Path:
-    """The folder of a recipe's run."""
-    return runs / recipe.name
+    """The folder of a recipe's run.
+
+    Raises:
+        RunError: a file is where a folder would be.
+    """
+    folder = runs / recipe.name
+    there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if there is not None and not there.is_dir():
+        raise RunError(f"{there} is a file, and runs want a folder")
+    return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +132,10 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
         jobs: how many stages may run at once; the recipe's own number if not given.
 
     Raises:
-        RunError: another process works on this run.
+        RunError: another process works on this run, or its folder cannot be written.
         StageError: a stage failed; stages that ran beside it were still finished and published.
         KeyboardInterrupt: interrupted; all stages were stopped, and the same command resumes.
     """
-    run.mkdir(parents=True, exist_ok=True)
     with _lock(run):
         nodes = graph.build(recipe)
         steps = graph.plan(nodes, run)
@@ -338,7 +345,12 @@ def _write(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _lock(run: Path) -> Iterator[None]:
-    with (run / ".lock").open("a+") as handle:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        handle = (run / ".lock").open("a+")
+    except OSError as error:
+        raise RunError(f"{run} cannot be written: {error.strerror}") from error
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from rewards.registry import nearest
 
 _ACCEPTS: Mapping[str, tuple[type, ...]] = {
     "float": (float, int),
@@ -26,9 +29,24 @@ _ACCEPTS: Mapping[str, tuple[type, ...]] = {
 """Name in an annotation -> types that YAML gives for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class TrainerField:
+    """A field of a dataclass, as its source has it.
+
+    Attributes:
+        annotation: its type.
+        module: the module that defines it, which knows the names in the annotation.
+        choices: the texts that its metadata allows; any if empty.
+    """
+
+    annotation: str
+    module: str
+    choices: tuple[str, ...] = ()
+
+
 @lru_cache(maxsize=8)
-def fields(where: str) -> Mapping[str, str]:
-    """Field names -> annotations of a dataclass and its bases.
+def fields(where: str) -> Mapping[str, TrainerField]:
+    """The fields of a dataclass and its bases, by name.
 
     Args:
         where: `module:class`, such as `trl.trainer.grpo_config:GRPOConfig`.
@@ -37,41 +55,85 @@ def fields(where: str) -> Mapping[str, str]:
         LookupError: the module or class is not installed.
     """
     module, _, name = where.partition(":")
-    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            inherited: dict[str, str] = {}
-            for base in node.bases:
-                if isinstance(base, ast.Name) and (origin := _origin(tree, base.id, module)):
-                    inherited |= fields(origin)
-            return inherited | dict(_own(node))
-    raise LookupError(f"{module} has no class {name}")
+    node = _class(module, name)
+    inherited: dict[str, TrainerField] = {}
+    for base in node.bases:
+        if isinstance(base, ast.Name) and (origin := _origin(_tree(module), base.id, module)):
+            inherited |= fields(origin)
+    return inherited | dict(_own(node, module))
 
 
-def mismatch(annotation: str, value: Any) -> str | None:
-    """What is wrong with the type of a value for a field, or `None` if it may do.
+def mismatch(field: TrainerField, value: Any, choices: Iterable[str] = ()) -> str | None:
+    """What is wrong with a value for a field, or `None` if it may do.
 
-    Only what YAML can tell apart is checked: an enum's name is text, and an unknown annotation accepts anything.
+    Only what YAML can tell apart is checked: an enum is given by the text of a member, and an unknown annotation
+    accepts anything.
+
+    Args:
+        field: the field.
+        value: the recipe's value for it.
+        choices: the texts that are allowed, where the field's class does not say it.
     """
     accepted: set[type] = set()
-    for alternative in annotation.split(" | "):
+    allowed = [*field.choices, *choices]
+    for alternative in field.annotation.split(" | "):
         types = _ACCEPTS.get(alternative.split("[", 1)[0])
         if types is None:
             if alternative == "Any" or "[" in alternative:
                 return None
-            types = (str,)  # an enum, given by name
+            types = (str,)
+            allowed += _members(field.module, alternative)
         accepted.update(types)
-    if type(value) in accepted:
-        return None
-    return f"wants {annotation}, not {value!r} ({type(value).__name__})"
+    if type(value) not in accepted:
+        return f"wants {field.annotation}, not {value!r} ({type(value).__name__})"
+    if allowed and isinstance(value, str) and value not in allowed:
+        return f"there is no {value!r}{nearest(value, allowed)}. Known: {', '.join(allowed)}"
+    return None
 
 
-def _own(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+@lru_cache(maxsize=16)
+def _members(module: str, name: str) -> tuple[str, ...]:
+    """The texts of an enum that a module names; none for what is no enum, or cannot be found."""
+    try:
+        if (origin := _origin(_tree(module), name, module)) is None:
+            return ()
+        node = _class(*origin.split(":"))
+    except LookupError:
+        return ()
+    if not any("Enum" in ast.unparse(base) for base in node.bases):
+        return ()
+    values = [statement.value for statement in node.body if isinstance(statement, ast.Assign)]
+    return tuple(str(value.value) for value in values if isinstance(value, ast.Constant))
+
+
+def _own(node: ast.ClassDef, module: str) -> Iterator[tuple[str, TrainerField]]:
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             annotation = ast.unparse(statement.annotation)
             if not annotation.startswith("ClassVar"):
-                yield statement.target.id, annotation.replace("'", "")
+                choices = tuple(_choices(statement.value))
+                yield statement.target.id, TrainerField(annotation.replace("'", ""), module, choices)
+
+
+def _choices(default: ast.expr | None) -> Iterator[str]:
+    """What `field(metadata={"choices": […]})` lists."""
+    for word in default.keywords if isinstance(default, ast.Call) else ():
+        if word.arg == "metadata" and isinstance(word.value, ast.Dict):
+            for key, value in zip(word.value.keys, word.value.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "choices" and isinstance(value, ast.List):
+                    yield from ast.literal_eval(value)
+
+
+@lru_cache(maxsize=8)
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_file(module).read_text(encoding="utf-8"))
+
+
+def _class(module: str, name: str) -> ast.ClassDef:
+    for node in _tree(module).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node
+    raise LookupError(f"{module} has no class {name}")
 
 
 def _origin(tree: ast.Module, name: str, module: str) -> str | None:

@@ -5,7 +5,7 @@ Four spellings lead to a reward:
 * a built-in name: `math`;
 * the name of an entry point that an installed package registers in the group `zero2r1.rewards`;
 * an importable object: `my_package.scores:brevity`;
-* an object in a file: `path/to/file.py:brevity`, relative to the folder of the recipe that names it.
+* an object in a file: `path/to/file.py:brevity`, relative to the folder of the recipe that names it, or `~/file.py:…`.
 
 What is found may be a verifier class (its constructor arguments are the reward's options), a function of one
 completion, or a plain TRL reward function. Nothing is registered by import side effects: the table below is all
@@ -177,6 +177,20 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def located(path: str, base: Path | None = None) -> Path:
+    """The file or folder that a recipe means: `~` is the home folder, and relative paths are read against `base`.
+
+    Args:
+        path: as it is written.
+        base: the recipe's folder; the current folder if not given.
+    """
+    try:
+        written = Path(path).expanduser()
+    except RuntimeError:  # the home of nobody: then it is a name like any other
+        written = Path(path)
+    return (base or Path.cwd()) / written
+
+
 def _is_marked(value: object) -> bool:
     return isinstance(getattr(value, _MARK, None), str)
 
@@ -190,7 +204,7 @@ def _from_package(name: str) -> Any:
 
 def _from_file(name: str, base: Path | None) -> Any:
     """Import a file under a name of its own, once; the name is stable so that its objects can be pickled."""
-    path = ((base or Path.cwd()) / name).expanduser().resolve()
+    path = located(name, base).resolve()
     if not path.is_file():
         raise RewardError(f"there is no file {path}")
     module_name = f"_zero2r1_{path.stem}_{sha256(str(path).encode()).hexdigest()[:12]}"

@@ -16,7 +16,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a JSONL file, each with its place, such as `data.jsonl:17`; blank lines are skipped.
 
     Raises:
-        RowError: the file does not exist, or a line is not a JSON object.
+        RowError: the file does not exist, or a line is not a JSON object of text that can be written again.
     """
     try:
         with path.open(encoding="utf-8") as source:
@@ -33,6 +33,12 @@ def _object(line: str, place: str) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError as error:
         raise RowError(f"{place} is not JSON: {error}") from error
+    if "\\u" in line:  # the only way to half of a character: the file itself is UTF-8
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise RowError(f"{place} is not text: {half!a} is half of a character (a lone surrogate)") from error
     if not isinstance(row, dict):
         raise RowError(f"{place} is not a JSON object")
     return row

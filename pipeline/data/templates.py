@@ -20,7 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from rewards.registry import nearest
 
@@ -155,9 +158,46 @@ def chat_template(name: str) -> ChatTemplate:
     """
     if name not in CHATS:
         raise TemplateError(
-            f"there is no chat template {name!r}{nearest(name, CHATS)}. Known: {', '.join(sorted(CHATS))}."
+            f"there is no chat template {name!r}{nearest(name, CHATS)}. Known: {', '.join(sorted(CHATS))}; "
+            "a Jinja file is named where a model is imported."
         )
     return CHATS[name]
+
+
+def _known(name: str) -> str:
+    chat_template(name)
+    return name
+
+
+ChatTemplateName = Annotated[str, AfterValidator(_known)]
+"""The name of a chat template in a recipe."""
+
+
+def check_jinja(path: Path) -> None:
+    """Make sure that a file holds a chat template.
+
+    Raises:
+        TemplateError: it cannot be read, or is not Jinja as `transformers` understands it; the message names the line.
+    """
+    from jinja2 import Environment, TemplateSyntaxError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+
+    class Generation(Extension):
+        """The marks around what the assistant says."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    try:
+        Environment(extensions=[Generation, loopcontrols]).compile(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise TemplateError(f"cannot read {path}: {error}") from error
+    except TemplateSyntaxError as error:
+        raise TemplateError(f"{path}:{error.lineno} is not a Jinja template: {error.message}") from error
 
 
 def set_chat_template(tokenizer: Any, name: str) -> None:

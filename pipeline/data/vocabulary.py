@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from pipeline.data.templates import CHATS, chat_template, set_chat_template
+from pipeline.data.templates import CHATS, ChatTemplateName, set_chat_template
 from pipeline.stages.base import Strict
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
@@ -27,14 +27,8 @@ class VocabularySpec(Strict):
 
     kind: Literal["words", "bpe"]
     size: Annotated[int, Field(gt=0)] | None = None
-    chat_template: str = "r1_zero"
+    chat_template: ChatTemplateName = "r1_zero"
     tokens: list[str] = Field(default_factory=lambda: ["<think>", "</think>", "<answer>", "</answer>"])
-
-    @field_validator("chat_template")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        chat_template(name)
-        return name
 
     @model_validator(mode="after")
     def _sized(self) -> VocabularySpec:

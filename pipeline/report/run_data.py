@@ -6,7 +6,6 @@ lines behind.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -115,8 +114,9 @@ def read_run(path: Path) -> Run:
 
     Raises:
         FileNotFoundError: the folder holds no run.
+        RecordError: see `artifacts.record`.
     """
-    record = json.loads((path / artifacts.RUN_RECORD).read_text(encoding="utf-8"))
+    record = artifacts.record(path)
     file = path / "recipe.yaml"
     recipe = mapping(source.read(file).data) if file.is_file() else {}
     configs = mapping(recipe.get("stages"))

@@ -51,6 +51,6 @@ def check_options(options: Mapping[str, Any], training: bool = False) -> None:
             continue
         if name not in known:
             raise RolloutError(f"engine_options: vLLM has no option {name!r}{nearest(name, known)}")
-        plain = set(known[name].split(" | ")) <= PLAIN
+        plain = set(known[name].annotation.split(" | ")) <= PLAIN
         if plain and (fault := trainer_fields.mismatch(known[name], value)) is not None:
             raise RolloutError(f"engine_options: {name!r} {fault}")

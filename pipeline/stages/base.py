@@ -15,13 +15,15 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from rewards.registry import located
 
 KINDS: Mapping[str, str] = {
     "import_model": "pipeline.stages.import_model:ImportModelConfig",
@@ -119,6 +121,8 @@ class StageConfig(Strict):
     """Split of the recipe's `task:` that a stage without `tasks` uses."""
     reserved: ClassVar[Mapping[str, str]] = {}
     """Trainer fields that a recipe may not set -> the reason, or what to set instead."""
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Trainer fields of which the trainer takes a few texts, and its config class any -> those."""
 
     kind: str
     after: list[str] = Field(default_factory=list)
@@ -175,6 +179,11 @@ class TaskSpec(Strict):
     weight: Annotated[float, Field(gt=0)] = 1.0
     template: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Name with the split, such as `gsm8k/test`."""
+        return f"{self.use}/{self.split}"
 
 
 class ProcessSpec(Strict):
@@ -304,7 +313,7 @@ class StageContext(Generic[C]):
         """What to give to `from_pretrained`: the folder behind `@stage`, a local folder, or the hub id as it is."""
         if ref.startswith("@"):
             return str(self.inputs[ref[1:]] / "model")
-        local = (self.base / ref).expanduser()
+        local = located(ref, self.base)
         return str(local.resolve()) if local.exists() else ref
 
     def rollout(self, spec: RolloutSpec) -> RolloutSpec:
@@ -318,7 +327,7 @@ class StageContext(Generic[C]):
         """The JSONL file behind `@stage` or a path."""
         if ref.startswith("@"):
             return self.inputs[ref[1:]] / "data.jsonl"
-        return (self.base / ref).expanduser().resolve()
+        return located(ref, self.base).resolve()
 
     def resolved(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options in which every `@stage` is the path of what that stage published, and every relative path absolute.
@@ -335,8 +344,8 @@ class StageContext(Generic[C]):
         if isinstance(value, str) and value.startswith("@"):
             folder = self.inputs[value[1:]]
             return str(folder / "model" if (folder / "model").is_dir() else folder / "data.jsonl")
-        if isinstance(value, str) and "/" in value and exists(local := self.base / value):
-            return str(local.expanduser().resolve())
+        if isinstance(value, str) and "/" in value and exists(local := located(value, self.base)):
+            return str(local.resolve())
         return value
 
     @property
@@ -359,8 +368,8 @@ class StageContext(Generic[C]):
 def exists(path: Path) -> bool:
     """Whether there is such a file or folder; not an error for text that could be no path."""
     try:
-        return path.expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # too long, the home of nobody, a zero byte
+        return path.exists()
+    except (OSError, ValueError):  # too long, a zero byte
         return False
 
 

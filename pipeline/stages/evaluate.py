@@ -18,12 +18,22 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import quote
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.artifacts import MANIFEST
 from pipeline.data.rows import write_rows
+from pipeline.data.templates import ChatTemplateName
 from pipeline.rollout import engine_name
-from pipeline.stages.base import ModelRef, Outputs, Product, RewardSpec, RolloutSpec, StageConfig, StageContext
+from pipeline.stages.base import (
+    ModelRef,
+    Outputs,
+    Product,
+    RewardSpec,
+    RolloutSpec,
+    StageConfig,
+    StageContext,
+    TaskSpec,
+)
 from pipeline.stages.sampling import Group, Sampler, record
 from pipeline.stages.scores import Labels, score, sentence
 from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part
@@ -67,9 +77,23 @@ class EvaluateConfig(StageConfig):
     samples: Annotated[int, Field(gt=0)] = 4
     problems: Annotated[int, Field(gt=0)] | None = None
     rollout: EvaluationRollout = EvaluationRollout()
-    chat_template: str | None = None
+    chat_template: ChatTemplateName | None = None
     prefill: str = ""
     save: Annotated[int, Field(ge=0)] | None = None
+
+    @field_validator("models")
+    @classmethod
+    def _told_apart(cls, models: list[str]) -> list[str]:
+        if (label := _repeated([model_label(reference) for reference in models])) is not None:
+            raise ValueError(f"model {label!r} is given twice")
+        return models
+
+    @field_validator("tasks")
+    @classmethod
+    def _scored_apart(cls, tasks: list[TaskSpec]) -> list[TaskSpec]:
+        if (label := _repeated([task.label for task in tasks])) is not None:
+            raise ValueError(f"task {label!r} is given twice; define tasks of different options under `tasks:`")
+        return tasks
 
     @model_validator(mode="after")
     def _is_meaningful(self) -> Self:
@@ -89,9 +113,7 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
     """Score every model on every task; writes `samples.jsonl`."""
     config = context.config
     tasks = [resolve(spec, context.tasks, context.base) for spec in config.tasks]
-    _distinct("task", [task.label for task in tasks])
     labels = {model_label(reference): reference for reference in config.references}
-    _distinct("model", [model_label(reference) for reference in config.references])
     rows_by_task = {task.label: problem_rows(task, context.seed)[: config.problems] for task in tasks}
     judge = _judge(tasks, [row for rows in rows_by_task.values() for row in rows], context)
     judge.prepare()
@@ -205,10 +227,8 @@ def _judge(
     return Composite(parts, context.base)
 
 
-def _distinct(what: str, labels: Sequence[str]) -> None:
-    for label in labels:
-        if labels.count(label) > 1:
-            raise ValueError(f"{what} {label!r} is given twice; define tasks of different options under `tasks:`")
+def _repeated(labels: Sequence[str]) -> str | None:
+    return next((label for label in labels if labels.count(label) > 1), None)
 
 
 def _records(groups: Sequence[Group], label: str) -> Iterator[dict[str, Any]]:

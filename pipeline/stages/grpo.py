@@ -40,6 +40,7 @@ from pipeline.training.efficiency import Efficiency, LengthChange, check_efficie
 from pipeline.training.fields import RESERVED
 from pipeline.training.mtp import DraftSpec
 from pipeline.training.schedule import check_cycle
+from rewards.registry import located
 
 DEFAULTS: Mapping[str, Any] = {
     "loss_type": "grpo",
@@ -90,6 +91,15 @@ GRPO_RESERVED: Mapping[str, str] = {
     "liger_kernel_config": "set `efficiency.fused_kernels`, which takes the kernels that packing works with",
 }
 
+CHOICES: Mapping[str, Sequence[str]] = {
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "scale_rewards": ("group", "batch", "none"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+}
+"""What TRL's GRPOTrainer compares these fields with; it finds out at the first loss that a value is none of them."""
+
 
 class TrainingRollout(RolloutSpec):
     """How completions are sampled; see `RolloutSpec`. Beyond it, what only training can do; see docs/recipes.md.
@@ -139,6 +149,7 @@ class GrpoConfig(StageConfig):
     distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = "trl.trainer.grpo_config:GRPOConfig"
     reserved: ClassVar[Mapping[str, str]] = GRPO_RESERVED
+    choices: ClassVar[Mapping[str, Sequence[str]]] = CHOICES
 
     kind: Literal["grpo"] = "grpo"
     model: ModelRef
@@ -189,7 +200,7 @@ class GrpoConfig(StageConfig):
 
     def faults(self, base: Path) -> Iterator[Fault]:
         """Fused kernels for a policy that cannot have them."""
-        if self.efficiency.fused_kernels and (why := kernels_fault((base / self.model).expanduser())) is not None:
+        if self.efficiency.fused_kernels and (why := kernels_fault(located(self.model, base))) is not None:
             yield ("efficiency", "fused_kernels"), why
 
     @property

@@ -9,12 +9,15 @@ template ends a turn with.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import field_validator
 
-from pipeline.data.templates import chat_template
-from pipeline.stages.base import InputFile, ModelRef, Outputs, Product, StageConfig, StageContext
+from pipeline.data.templates import TemplateError, chat_template, check_jinja
+from pipeline.stages.base import Fault, InputFile, ModelRef, Outputs, Product, StageConfig, StageContext
+from rewards.registry import located
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 JINJA = (".jinja", ".j2")
@@ -46,6 +49,19 @@ class ImportModelConfig(StageConfig):
             chat_template(name)
         return name
 
+    def faults(self, base: Path) -> Iterator[Fault]:
+        """A chat template that is not Jinja; a file that is not there is told elsewhere."""
+        if (file := self.own_template(base)) is not None and file.exists():
+            try:
+                check_jinja(file)
+            except TemplateError as error:
+                yield ("chat_template",), str(error)
+
+    def own_template(self, base: Path) -> Path | None:
+        """The Jinja file, if the chat template is not given by name."""
+        name = self.chat_template
+        return located(name, base) if name is not None and name.endswith(JINJA) else None
+
 
 def run(context: StageContext[ImportModelConfig]) -> Outputs:
     """Copy or convert the model, set its chat template, and make its parts agree."""
@@ -66,6 +82,4 @@ def run(context: StageContext[ImportModelConfig]) -> Outputs:
         importing.converted(source, target, config.dtype, config.revision)
     else:
         importing.copied(source, target, config.revision)
-    template = config.chat_template
-    own = context.base / template if template is not None and template.endswith(JINJA) else None
-    return Outputs(importing.settle(target, own or template))
+    return Outputs(importing.settle(target, config.own_template(context.base) or config.chat_template))

@@ -25,10 +25,10 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.data.filters import Contamination, Duplicates, FilterSpec
 from pipeline.data.rows import write_rows
-from pipeline.data.templates import prompt_template
+from pipeline.data.templates import ChatTemplateName, prompt_template
 from pipeline.stages.base import ModelRef, Outputs, Product, RewardSpec, RolloutSpec, StageConfig, StageContext
 from pipeline.stages.sampling import Group, Sample, Sampler, record
-from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part
+from pipeline.tasks.grading import ACCURACY, composite
 from pipeline.tasks.resolve import TaskField, TestTaskField, problem_rows, prompt_rows, resolve
 from rewards import Composite
 from rewards.text import THINK_OPEN
@@ -102,7 +102,7 @@ class RejectionSampleConfig(StageConfig):
     decontaminate: list[TestTaskField] = Field(default_factory=list)
     template: str | None = None
     rollout: RolloutSpec = RolloutSpec()
-    chat_template: str | None = None
+    chat_template: ChatTemplateName | None = None
     prefill: str = ""
     save: Annotated[int, Field(ge=0)] = 100
 
@@ -162,11 +162,10 @@ def _prompts(context: StageContext[RejectionSampleConfig]) -> tuple[list[dict[st
 def _judge(context: StageContext[RejectionSampleConfig]) -> Composite:
     """All requirements; accuracy is always among them, for the account."""
     config = context.config
-    accuracy = accuracy_options([resolve(spec, context.tasks, context.base) for spec in config.tasks], context.base)
     specs: list[RewardSpec] = list(config.require)
     if all(spec.label != ACCURACY for spec in specs):
         specs.insert(0, RewardSpec(use=ACCURACY))
-    return Composite([reward_part(spec, accuracy) for spec in specs], context.base)
+    return composite(specs, config.tasks, context)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import rewards
-from rewards.registry import RewardError, check_options, find, nearest
+from rewards.registry import RewardError, check_options, find, located, nearest
 
 Split = Literal["train", "test"]
 
@@ -127,8 +127,8 @@ def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> typ
     except RewardError as error:
         raise TaskError(str(error)) from error
     for name in found.path_options:
-        if isinstance(options.get(name), str) and not _absolute(options[name], base).exists():
-            raise TaskError(f"task {use!r}: there is no {_absolute(options[name], base)}")
+        if isinstance(options.get(name), str) and not (path := located(options[name], base).resolve()).exists():
+            raise TaskError(f"task {use!r}: there is no {path}")
     return found
 
 
@@ -137,9 +137,5 @@ def load(use: str, options: Mapping[str, Any] | None = None, base: Path | None =
     found, given = check(use, options or {}, base), dict(options or {})
     for name in found.path_options:
         if isinstance(given.get(name), str):
-            given[name] = str(_absolute(given[name], base))
+            given[name] = str(located(given[name], base).resolve())
     return found(**given)
-
-
-def _absolute(path: str, base: Path | None) -> Path:
-    return ((base or Path.cwd()) / Path(path).expanduser()).resolve()

@@ -81,7 +81,7 @@ class Resolved:
     @property
     def label(self) -> str:
         """Name with the split, such as `gsm8k/test`."""
-        return f"{self.name}/{self.spec.split}"
+        return self.spec.label
 
     def row(self, problem: Problem) -> dict[str, Any]:
         """The prompt row of one problem."""

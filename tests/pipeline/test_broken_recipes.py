@@ -121,6 +121,7 @@ CASES = {
     "a task of a file that is not there": case("[sums/test]", '["mine.py:Task"] #!', "mine.py"),
     "a task that is a function": case("[sums/test]", '["rewards.py:brevity"] #!', "subclass"),
     "no problems": case("problems: 20}]", "problems: 0}] #!", "problems", "greater than 0"),
+    "a task twice": case("[sums/test]", "[sums/test, chain, sums] #!", "'sums/test' is given twice"),
     "no tasks": case("[sums/test]", "[] #!", "tasks", "at least 1"),
     # Stages.
     "no stages": case(GOOD[GOOD.index("stages:") :], "stages: {} #!\n", "stages", "at least 1"),
@@ -137,6 +138,7 @@ CASES = {
     "a mapping that is a list": case("{engine: transformers, max_tokens: 32}", "[transformers] #!", "rollout"),
     "a choice that is not there": case("engine: transformers", "engine: transfomers #!\n     ", "'transformers'"),
     "a stage's name with a space": case("  score:", "  the score: #!", "letters"),
+    "a stage's name with a dot": case("  score:", "  the.score: #!", "letters", "KEY=VALUE on the command line"),
     # References.
     "a dangling reference": case('model: "@zero"', 'model: "@zeroo" #!', "no stage 'zeroo'", "did you mean 'zero'"),
     "a dangling reference in a list": case('"@taught"]', '"@tauht"] #!', "did you mean 'taught'"),
@@ -155,6 +157,23 @@ CASES = {
     "a corpus that is not there": case('"corpus.py:Sums"', '"korpus.py:Sums" #!\n     ', "korpus.py"),
     "a model folder that is not there": case('model: "@zero"', "model: ./models/none #!", "models/none"),
     "a model preset that is not there": case("model: nano", "model: nanno #!", "nanno", "nano"),
+    "a chat template that is not there": case(
+        "  score:",
+        "  other: {kind: import_model, model: org/other, chat_template: none.jinja} #!\n  score:",
+        "none.jinja",
+    ),
+    "a chat template that is no Jinja": case(
+        "  score:",
+        "  other: {kind: import_model, model: org/other, chat_template: broken.jinja} #!\n  score:",
+        "broken.jinja:3 is not a Jinja template",
+        "unexpected '}'",
+    ),
+    "a chat template with a filter that Jinja lacks": case(
+        "  score:",
+        "  other: {kind: import_model, model: org/other, chat_template: filter.jinja} #!\n  score:",
+        "filter.jinja:1 is not a Jinja template: No filter named 'trimm'",
+    ),
+    "an unknown chat template": case("    samples: 2", "    samples: 2\n    chat_template: chatmll #!", "'chatml'"),
     # Rewards.
     "unknown reward": case("use: think_format", "use: think_fromat #!\n        ", "did you mean 'think_format'"),
     "a misspelt grader": case(
@@ -191,6 +210,19 @@ CASES = {
     "a trainer field that is a list": case("max_steps: 5", "max_steps: [5] #!", "max_steps", "int"),
     "a trainer field of the stage": case("max_steps: 5", "max_completion_length: 64 #!", "rollout.max_tokens"),
     "a trainer field of ours": case("max_steps: 5", "resume_from_checkpoint: true #!", "resumes by itself"),
+    "a loss that is not there": case("max_steps: 5", "loss_type: grop #!", "did you mean 'grpo'", "dr_grpo, dapo"),
+    "another trainer's loss": case(
+        "num_train_epochs: 1}", "num_train_epochs: 1, loss_type: grpo} #!", "no 'grpo'", "Known: nll, dft"
+    ),
+    "a schedule that is not there": case("max_steps: 5", "lr_scheduler_type: cosin #!", "did you mean 'cosine'"),
+    "an optimizer that is not there": case("max_steps: 5", "optim: adam #!", "no 'adam'", "adamw_torch_fused"),
+    "a sampler that is not there": case(
+        "max_steps: 5", "train_sampling_strategy: randm #!", "did you mean 'random'", "group_by_length"
+    ),
+    "evaluations while training": case("max_steps: 5", "eval_strategy: steps #!", "no evaluation data", "evaluate"),
+    "a schedule that follows evaluations": case(
+        "max_steps: 5", "lr_scheduler_type: reduce_lr_on_plateau #!", "no evaluation data"
+    ),
     # What does not go together.
     "greedy reinforcement": case("max_tokens: 32}", "max_tokens: 32, temperature: 0.0}", "temperature"),
     "greedy samples": case("    samples: 2", "    samples: 2\n    rollout: {temperature: 0.0}", "samples to 1"),
@@ -215,6 +247,9 @@ CASES = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    marked = "{% for m in messages %}{% generation %}{% break %}{% endgeneration %}{% endfor %}"
+    (tmp_path / "broken.jinja").write_text(f"{marked}\n\n{{{{ eos_token }}\n")
+    (tmp_path / "filter.jinja").write_text(f"{marked}{{{{ eos_token | trimm }}}}")
     (tmp_path / "corpus.py").write_text(CORPUS)
     (tmp_path / "rewards.py").write_text(REWARDS)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1 + 1 =", "completion": " 2"}\n' * 20)

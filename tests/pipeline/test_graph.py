@@ -226,8 +226,30 @@ def test_a_local_model_counts_with_its_content_wherever_it_is_named(recipe: Path
         before = after
 
 
-def test_an_empty_option_is_no_folder(recipe: Path) -> None:
-    before = fingerprints(recipe, "tasks.words.options.question=''")
+def test_a_tilde_is_the_home_folder(
+    recipe: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    for name in FILES:
+        (recipe.parent / name).rename(home / name)
+    overrides = [
+        "stages.base.corpus.use=~/corpus.py:Sums",
+        "stages.small.data=[~/rows.jsonl]",
+        "stages.zero.rewards.1=~/rewards.py:brevity",
+        "tasks.words.options.path=~/words.jsonl",
+    ]
+    for name, readers in FILES.items():
+        before = fingerprints(recipe, *overrides)
+        with (home / name).open("a") as file:
+            file.write("\n")
+        assert changed(before, fingerprints(recipe, *overrides)) == readers
+
+
+@pytest.mark.parametrize("text", ["", "~", "~/"])
+def test_an_empty_option_is_no_folder(text: str, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(recipe.parent))
+    before = fingerprints(recipe, f"tasks.words.options.question='{text}'")
     (recipe.parent / "runs").mkdir()
     (recipe.parent / "runs" / "new.txt").write_text("written by the run itself")
-    assert not changed(before, fingerprints(recipe, "tasks.words.options.question=''"))
+    assert not changed(before, fingerprints(recipe, f"tasks.words.options.question='{text}'"))

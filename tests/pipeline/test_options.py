@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from pipeline.stages.base import StageConfig, StageContext
 
 
-def test_options_name_stages_and_files_beside_the_recipe(tmp_path: Path) -> None:
+@pytest.fixture
+def context(tmp_path: Path) -> StageContext[StageConfig]:
     (tmp_path / "models" / "judge").mkdir(parents=True)
     (tmp_path / "runs" / "rm" / "model").mkdir(parents=True)
-    context = StageContext(
+    return StageContext(
         name="zero",
         config=StageConfig(kind="grpo"),
         inputs={"rm": tmp_path / "runs" / "rm"},
@@ -20,6 +23,9 @@ def test_options_name_stages_and_files_beside_the_recipe(tmp_path: Path) -> None
         seed=0,
         events=tmp_path / "events.jsonl",
     )
+
+
+def test_options_name_stages_and_files_beside_the_recipe(context: StageContext[StageConfig], tmp_path: Path) -> None:
     text = "a/b " * 3000  # could be no path: far too long
     options = {"model": "models/judge", "of": ["@rm", {"hub": "deepseek-ai/DeepSeek-V3"}], "prompt": text, "n": 3}
     assert context.resolved(options) == {
@@ -29,3 +35,14 @@ def test_options_name_stages_and_files_beside_the_recipe(tmp_path: Path) -> None
         "n": 3,
     }
     assert context.resolved({"of": "~no-such-user/x", "at": "nul/\0"}) == {"of": "~no-such-user/x", "at": "nul/\0"}
+
+
+def test_a_tilde_is_the_home_folder(
+    context: StageContext[StageConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "models"))
+    judge = str((tmp_path / "models" / "judge").resolve())
+    assert context.model_path("~/judge") == judge
+    assert context.model_path("~nobody/judge") == "~nobody/judge"
+    assert context.data_path("~/rows.jsonl") == (tmp_path / "models" / "rows.jsonl").resolve()
+    assert context.resolved({"model": "~/judge"}) == {"model": judge}

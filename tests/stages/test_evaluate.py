@@ -201,18 +201,15 @@ def test_greedy_with_a_prefilled_thought_outside_of_a_recipe(
         ({"model": "a", "rollout": {"temperature": 0.0}}, "temperature 0 gives the same sample every time"),
         ({"model": "a", "samples": 0}, "greater than 0"),
         ({"model": "a", "sampels": 4}, "sampels"),
+        ({"models": ["a", "a"]}, "model 'a' is given twice"),
+        ({"model": "a", "tasks": ["gsm8k", "math500", "gsm8k/test"]}, "task 'gsm8k/test' is given twice"),
+        ({"model": "a", "chat_template": "chatmll"}, "did you mean 'chatml'"),
+        ({"model": "a", "chat_template": "own.jinja"}, "a Jinja file is named where a model is imported"),
     ],
 )
 def test_nonsense_is_refused_before_anything_runs(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         context(tmp_path, "x", **fields)
-
-
-def test_a_model_or_task_that_is_given_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="model 'a' is given twice"):
-        run(context(tmp_path, "models", models=["a", "a"]))
-    with pytest.raises(ValueError, match=r"task 'jsonl/test' is given twice"):
-        run(context(tmp_path, "tasks", model="a", tasks=[sums(tmp_path), sums(tmp_path)]))
 
 
 def test_all_correct_has_an_interval_that_is_honest() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.stages.base import run_function
 from tests.stages.driving import context_of
 
@@ -80,3 +82,14 @@ def test_the_card_tells_lineage_recipe_and_scores(tmp_path: Path, base: Path) ->
         AutoTokenizer.from_pretrained(folder).chat_template
         == AutoTokenizer.from_pretrained(base / "model").chat_template
     )
+
+
+def test_the_command_makes_the_folders_above_its_own(tmp_path: Path, calculator: Path) -> None:
+    target = tmp_path / "models" / "sums"
+    done = CliRunner().invoke(app, ["export", str(calculator), str(target)])
+    assert done.exit_code == 0, done.output
+    assert (target / "config.json").is_file()
+    assert [path.name for path in target.parent.iterdir()] == ["sums"]
+    done = CliRunner().invoke(app, ["export", str(calculator), str(target / "config.json" / "sums")])
+    assert done.exit_code == 2
+    assert done.stderr == f"zero2r1: the folder {target / 'config.json'} cannot be made: File exists\n"

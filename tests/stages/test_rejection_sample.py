@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,26 @@ def test_a_prefilled_thought_becomes_part_of_the_row(calculator: Path, sums: Pat
         assert row["messages"][-1]["content"].count("<think>") == 1
 
 
+def test_requirements_are_handed_what_their_options_name(calculator: Path, sums: Path) -> None:
+    (sums / "need.py").write_text(
+        "from pathlib import Path\n\n"
+        "from rewards import Status, Verdict\n\n\n"
+        "class Read:\n"
+        "    def __init__(self, word, model):\n"
+        "        self.word, self.folder = Path(word).read_text(), Path(model)\n\n"
+        "    def verify(self, items):\n"
+        "        assert self.folder.is_absolute() and self.folder.name == 'model'\n"
+        "        return [Verdict(Status.CORRECT, float(self.word in item.completion)) for item in items]\n"
+    )
+    (sums / "words").mkdir()
+    (sums / "words" / "word.txt").write_text("<think>")
+    (sums / "judge" / "model").mkdir(parents=True)
+    need = {"use": "need.py:Read", "options": {"word": "words/word.txt", "model": "@judge"}}
+    stage = replace(context(sums, calculator, require=["accuracy", need], save=1000), inputs={"judge": sums / "judge"})
+    assert run(stage).metrics["kept"]
+    assert all("<think>" in row["messages"][-1]["content"] for row in lines(stage.output / "data.jsonl"))
+
+
 def test_test_problems_are_left_out(calculator: Path, sums: Path) -> None:
     options = {"path": "sums.jsonl", "grader": "exact", "template": "plain", "test_share": 0.2}
     leak = {"use": "jsonl", "options": {**options, "test_path": "sums.jsonl"}}
@@ -134,6 +155,7 @@ def task(folder: Path, problems: int) -> dict[str, Any]:
         ({"tasks": ["gsm8k/tets"]}, "did you mean 'test'"),
         ({"filters": {"max_token": 3}}, "max_token"),
         ({"choose": "longest"}, "shortest"),
+        ({"chat_template": "r1_zeroo"}, "did you mean 'r1_zero'"),
     ],
 )
 def test_nonsense_is_refused_before_anything_runs(tmp_path: Path, fields: dict[str, Any], words: str) -> None:

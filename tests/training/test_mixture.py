@@ -45,11 +45,25 @@ def test_too_few_rows_are_an_error(tmp_path: Path) -> None:
         drawn(tmp_path, {"from": source(tmp_path, "none", 0)})
 
 
-@pytest.mark.parametrize(("text", "message"), [("{}\n[1]\n", ":2 is not a JSON object"), ("{}\n\n{", ":3 is not JSON")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}\n[1]\n", ":2 is not a JSON object"),
+        ("{}\n\n{", ":3 is not JSON"),
+        ('{}\n{"text": "\\ud800"}', r":2 is not text: '\\ud800' is half of a character"),
+        ('{"messages": [{"role": "user", "content": "\\uDE00\\uD83D"}]}', r":1 is not text: '\\ude00'"),
+        ('{"\\udfff": 1}', ":1 is not text"),
+    ],
+)
 def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.jsonl").write_text(text)
     with pytest.raises(DataError, match=message):
         list(read(tmp_path / "bad.jsonl"))
+
+
+def test_escaped_characters_are_read(tmp_path: Path) -> None:
+    (tmp_path / "good.jsonl").write_text('{"text": "\\ud83d\\ude00 \\u00e9 \\\\ud800"}')
+    assert list(read(tmp_path / "good.jsonl")) == [{"text": "😀 é \\ud800"}]
 
 
 def test_a_source_may_be_a_plain_string() -> None:

@@ -5,19 +5,22 @@ Each of these is private or undocumented. A failure here means: read the new sou
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.utils.data import RandomSampler, SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, training_args
 from trl import DistillationTrainer, GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from pipeline import trainer_fields
 from pipeline.stages import distill, grpo, pretrain, sft
 from pipeline.training import checkpoints, rows
+from pipeline.training.fields import FOLLOW_EVALUATIONS
 
 HOOKS = [
     (GRPOTrainer, "_get_train_sampler", ["dataset"], "resumable.Resumable"),
@@ -182,3 +185,46 @@ def test_our_defaults_are_fields(where: str, defaults: dict[str, Any]) -> None:
 def test_what_is_reserved_exists(where: str, reserved: dict[str, str]) -> None:
     known = trainer_fields.fields(where)
     assert not [name for name in reserved if name not in known]
+
+
+ENUMS = {
+    "eval_strategy": "IntervalStrategy",
+    "hub_strategy": "HubStrategy",
+    "logging_strategy": "IntervalStrategy",
+    "lr_scheduler_type": "SchedulerType",
+    "optim": "OptimizerNames",
+    "save_strategy": "SaveStrategy",
+}
+
+
+@pytest.mark.parametrize(("name", "enum"), ENUMS.items())
+def test_a_field_takes_the_members_of_its_enum_and_nothing_else(name: str, enum: str) -> None:
+    field = trainer_fields.fields("trl.trainer.sft_config:SFTConfig")[name]
+    members = [member.value for member in getattr(training_args, enum)]
+    assert [trainer_fields.mismatch(field, member) for member in members] == [None] * len(members)
+    fault = trainer_fields.mismatch(field, "nothing like it")
+    assert fault is not None
+    assert fault.endswith(f"Known: {', '.join(members)}")
+
+
+def compared_with(name: str) -> set[str]:
+    """The texts that GRPOTrainer compares an attribute with."""
+    texts: set[str] = set()
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(GRPOTrainer)))):
+        if isinstance(node, ast.Compare) and ast.unparse(node.left) in (f"self.{name}", f"args.{name}"):
+            found = ast.literal_eval(node.comparators[0])
+            texts |= {found} if isinstance(found, str) else set(found)
+    return texts
+
+
+@pytest.mark.parametrize("name", grpo.CHOICES)
+def test_the_choices_of_a_field_are_those_that_grpo_knows(name: str) -> None:
+    assert set(grpo.CHOICES[name]) == compared_with(name)
+    assert trainer_fields.fields("trl.trainer.grpo_config:GRPOConfig")[name].choices == (), "TRL tells them itself"
+
+
+def test_schedules_that_follow_evaluations_are_those_that_transformers_refuses_without() -> None:
+    source = inspect.getsource(training_args.TrainingArguments._validate_args)
+    refused = [member for member in training_args.SchedulerType if f"== SchedulerType.{member.name}:" in source]
+    assert {member.value for member in refused} == set(FOLLOW_EVALUATIONS)
+    assert source.count("requires an eval strategy") == len(FOLLOW_EVALUATIONS)
