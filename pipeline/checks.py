@@ -235,7 +235,7 @@ def _task_fault(use: str, options: Mapping[str, Any], template: str | None, base
     """What is wrong with a task, its options or its template; it is built to see that, but reads no data yet."""
     try:
         task = tasks.load(use, options, base)
-        registry.check(task.grader, task.grader_options, base)
+        registry.check(task.grader, task.grader_options, base, in_trainer=False)
         if template is not None:
             prompt_template(template)
     except (ValueError, TypeError) as error:
@@ -250,7 +250,7 @@ def _check_rewards(config: StageConfig, base: Path) -> Iterator[Fault]:
             yield from _check_routes(leaf, [spec.use for spec in getattr(config, "tasks", None) or ()])
         if isinstance(leaf.value, RewardSpec) and leaf.value.use != ACCURACY:
             try:
-                registry.check(leaf.value.use, leaf.value.options, base)
+                registry.check(leaf.value.use, leaf.value.options, base, config.trainer_class is not None)
             except registry.RewardError as error:
                 close = nearest(leaf.value.use, [ACCURACY]) if "there is no reward" in str(error) else ""
                 yield leaf.loc, str(error).replace(". Known:", f"{close}. Known: accuracy,", 1) if close else str(error)

@@ -62,7 +62,7 @@ def verify(use: str, items: Sequence[Item | Mapping[str, Any] | tuple[str, Any]]
     Returns:
         One verdict an item, in order.
     """
-    function = RewardFunction(use, options)
+    function = RewardFunction(use, options, in_trainer=False)
     try:
         return function.verdicts(Batch.of([_item(item) for item in items]))
     finally:

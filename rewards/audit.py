@@ -86,7 +86,7 @@ def audit(use: str, rows: Sequence[Mapping[str, Any]], **options: Any) -> AuditR
         options: constructor arguments of the reward.
     """
     started = time.perf_counter()
-    function = RewardFunction(use, options)
+    function = RewardFunction(use, options, in_trainer=False)
     try:
         findings = [_hostile(function, rows)]
         verifier = function.verifier

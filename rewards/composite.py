@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rewards.function import Batch, RewardFunction, guard_infra, report
+from rewards.function import Batch, RewardFunction, given, guard_infra, report
 from rewards.registry import RewardError
 from rewards.verdict import BLAMELESS, Verdict
 
@@ -101,7 +101,7 @@ class Composite:
         **columns: Sequence[Any],
     ) -> list[float | None]:
         """Score a batch; see `RewardFunction`. Logs mean, statuses and extracted answers of every part."""
-        batch = Batch(prompts, completions, completion_ids, columns)
+        batch = Batch(prompts, completions, completion_ids, columns, given(trainer_state, log_extra, log_metric))
         by_part = self.verdicts(batch)
         for part in self.parts:
             judged = [v for v in by_part[part.label] if v is not None]

@@ -1,8 +1,8 @@
 """The callable that TRL sees: one reward as a picklable function of a batch.
 
-TRL calls a reward function as `f(prompts=…, completions=…, completion_ids=…, log_metric=…, **columns)` with one
-list entry a row, where prompts and completions are strings or lists of chat messages, and takes a list of
-`float | None`. `RewardFunction` does that for every kind of reward this package knows.
+TRL calls a reward function as `f(prompts=…, completions=…, completion_ids=…, trainer_state=…, log_extra=…,
+log_metric=…, **columns)` with one list entry a row, where prompts and completions are strings or lists of chat
+messages, and takes a list of `float | None`. `RewardFunction` does that for every kind of reward this package knows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rewards.registry import Found, check
+from rewards.registry import TRAINER_ARGUMENTS, Found, check
 from rewards.text import plain
 from rewards.verdict import Item, Status, Verdict, Verifier
 
@@ -30,12 +30,13 @@ class RewardInfraError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What TRL hands to a reward function, one entry a row."""
+    """What TRL hands to a reward function, one entry a row, and `TRAINER_ARGUMENTS` where there is a trainer."""
 
     prompts: Sequence[Any]
     completions: Sequence[Any]
     completion_ids: Sequence[Sequence[int]] | None = None
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    trainer: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows = len(self.completions)
@@ -73,14 +74,26 @@ class Batch:
         ]
 
     def select(self, rows: Sequence[int]) -> Batch:
-        """The same batch with only these rows, in this order."""
+        """The same batch with only these rows, in this order. What they log is `None` in the other rows."""
         ids = self.completion_ids
         return Batch(
             [self.prompts[row] for row in rows],
             [self.completions[row] for row in rows],
             None if ids is None else [ids[row] for row in rows],
             {name: [values[row] for row in rows] for name, values in self.columns.items()},
+            {**self.trainer, "log_extra": self._log_extra_of(rows)} if "log_extra" in self.trainer else self.trainer,
         )
+
+    def _log_extra_of(self, rows: Sequence[int]) -> Callable[[str, Sequence[Any]], None]:
+        """The trainer wants one entry for each of its rows, so those of some rows take their places among all."""
+
+        def log_extra(column: str, values: Sequence[Any]) -> None:
+            if len(values) != len(rows):
+                raise ValueError(f"{len(rows)} completions but {len(values)} entries in {column!r} for the log")
+            of_row = dict(zip(rows, values, strict=True))
+            self.trainer["log_extra"](column, [of_row.get(row) for row in range(len(self))])
+
+        return log_extra
 
 
 class RewardFunction:
@@ -94,9 +107,10 @@ class RewardFunction:
         options: constructor arguments of the verifier.
         base: folder of the recipe, for relative file paths.
         max_infra: largest share of a batch of 16 rows or more that may fail for reasons the model did not cause.
+        in_trainer: whether TRL's trainer calls it; see `rewards.registry.check`.
 
     Raises:
-        RewardError: the reward or one of its options does not exist.
+        RewardError: the reward or one of its options does not exist, or it asks for what only a trainer has.
     """
 
     def __init__(
@@ -105,13 +119,15 @@ class RewardFunction:
         options: Mapping[str, Any] | None = None,
         base: Path | None = None,
         max_infra: float = 0.25,
+        in_trainer: bool = True,
     ) -> None:
         self.use, self.options, self.base, self.max_infra = use, dict(options or {}), base, max_infra
+        self.in_trainer = in_trainer
         self.__name__ = self._found.name.rpartition(":")[2]
 
     @cached_property
     def _found(self) -> Found:
-        return check(self.use, self.options, self.base)
+        return check(self.use, self.options, self.base, self.in_trainer)
 
     @cached_property
     def verifier(self) -> Verifier | None:
@@ -122,7 +138,7 @@ class RewardFunction:
         return built
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"use": self.use, "options": self.options, "base": self.base, "max_infra": self.max_infra}
+        return {name: getattr(self, name) for name in ("use", "options", "base", "max_infra", "in_trainer")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -143,7 +159,8 @@ class RewardFunction:
             ValueError: lists of different lengths, or a score that is NaN or infinite.
             RewardInfraError: more than `max_infra` of the rows could not be judged.
         """
-        verdicts = self.verdicts(Batch(prompts, completions, completion_ids, columns))
+        trainer = given(trainer_state, log_extra, log_metric)
+        verdicts = self.verdicts(Batch(prompts, completions, completion_ids, columns, trainer))
         report(self.__name__, verdicts, log_extra, log_metric)
         guard_infra(self.__name__, verdicts, self.max_infra)
         return [verdict.score for verdict in verdicts]
@@ -175,11 +192,11 @@ class RewardFunction:
         """Call a plain function: TRL's `f(completions, …)` on the batch, or `f(completion, …)` on each row."""
         function, started = self._found.target, time.perf_counter()
         accepted = inspect.signature(function).parameters
-        if "completions" in accepted or "completion" not in accepted:
+        if self._found.takes_batches:
             rows = {"prompts": batch.prompts, "completions": batch.completions}
             if batch.completion_ids is not None:
                 rows["completion_ids"] = batch.completion_ids
-            scores = list(function(**_accepted({**batch.columns, **rows}, accepted)))
+            scores = list(function(**_accepted({**batch.columns, **rows, **batch.trainer}, accepted)))
         else:
             scores = [
                 function(
@@ -192,6 +209,12 @@ class RewardFunction:
             ]
         ms = (time.perf_counter() - started) * 1000 / len(batch)
         return [_as_verdict(score, ms) for score in scores]
+
+
+def given(*values: Any) -> dict[str, Any]:
+    """Those of `TRAINER_ARGUMENTS`, in their order, that a trainer gave."""
+    named = zip(TRAINER_ARGUMENTS, values, strict=True)
+    return {name: value for name, value in named if value is not None}
 
 
 def _accepted(values: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:

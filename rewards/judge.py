@@ -125,7 +125,9 @@ class Judge:
         self.scope, self.min_chars, self.max_chars, self.prompt = scope, min_chars, max_chars, prompt
         fields = {"model": model, "temperature": 0.0, "max_tokens": 512, **(sampling or {})}
         self._api = ChatApi(url, fields, key, concurrency, timeout_s, retries, deadline_s)
-        self._rule = None if only_if_wrong is None else RewardFunction(only_if_wrong, only_if_wrong_options)
+        self._rule = (
+            None if only_if_wrong is None else RewardFunction(only_if_wrong, only_if_wrong_options, in_trainer=False)
+        )
         self._try_out()
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:

@@ -31,7 +31,7 @@ class KimiLength:
     """
 
     def __init__(self, correct: str = "math", correct_options: Mapping[str, Any] | None = None) -> None:
-        self._correct = RewardFunction(correct, correct_options)
+        self._correct = RewardFunction(correct, correct_options, in_trainer=False)
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict an item: the status of the reward `correct`, the score of the length."""
@@ -83,7 +83,7 @@ class CosineLength:
         if len(right) != 2 or len(wrong) != 2:
             raise ValueError(f"right and wrong are [at length 0, at max_tokens], not {right!r} and {wrong!r}")
         self.max_tokens, self.right, self.wrong, self.exceeded = max_tokens, right, wrong, exceeded
-        self._correct = RewardFunction(correct, correct_options)
+        self._correct = RewardFunction(correct, correct_options, in_trainer=False)
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict an item: the status of the reward `correct`, the score of the schedule."""

@@ -45,6 +45,8 @@ BUILTIN: Mapping[str, str] = {
 """Built-in rewards: name -> module:attribute."""
 
 ENTRY_POINTS = "zero2r1.rewards"
+TRAINER_ARGUMENTS = ("trainer_state", "log_extra", "log_metric")
+"""What TRL's trainer gives to a function of `completions` beside the rows; nobody else has them."""
 _MARK = "__zero2r1_reward__"
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -82,6 +84,12 @@ class Found:
     def is_verifier(self) -> bool:
         """Whether it is a verifier class (or a factory of one) rather than a function that scores."""
         return inspect.isclass(self.target)
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether it is a TRL reward function, of all `completions`, and no function of one `completion`."""
+        accepted = inspect.signature(self.target).parameters
+        return "completions" in accepted or "completion" not in accepted
 
     @property
     def summary(self) -> str:
@@ -128,12 +136,18 @@ def find(use: str, base: Path | None = None) -> Found:
     return Found(use if use in names() else str(getattr(target, _MARK, attribute)), target)
 
 
-def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> Found:
+def check(use: str, options: Mapping[str, Any], base: Path | None = None, in_trainer: bool = True) -> Found:
     """Resolve a reward and make sure that it takes these options, without building it.
 
+    Args:
+        use: as in `find`.
+        options: constructor arguments of the reward.
+        base: as in `find`.
+        in_trainer: whether TRL's trainer calls it, which alone has `TRAINER_ARGUMENTS`.
+
     Raises:
-        RewardError: it does not exist, is a coroutine, or an option is unknown or missing; the message names the
-            nearest one.
+        RewardError: it does not exist, is a coroutine, asks for what it will not get, or an option is unknown or
+            missing; the message names the nearest one.
     """
     found = find(use, base)
     if inspect.iscoroutinefunction(found.target):
@@ -141,9 +155,25 @@ def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> Fou
     if not found.is_verifier:
         if options:
             raise RewardError(f"reward {use!r} is a function and takes no options, not {sorted(options)}")
+        _check_trainer_arguments(use, found, in_trainer)
         return found
     check_options(f"reward {use!r}", found.target, options)
     return found
+
+
+def _check_trainer_arguments(use: str, found: Found, in_trainer: bool) -> None:
+    parameters = inspect.signature(found.target).parameters
+    wanted = [name for name in TRAINER_ARGUMENTS if name in parameters and _is_required(parameters[name])]
+    if wanted and not found.takes_batches:
+        raise RewardError(
+            f"reward {use!r} asks for {' and '.join(wanted)}, which only functions of a whole batch get: "
+            "let it take 'completions' and return a list"
+        )
+    if wanted and not in_trainer:
+        raise RewardError(
+            f"reward {use!r} asks for {' and '.join(wanted)}, and no trainer calls it here that could give them: "
+            f"give {'it' if len(wanted) == 1 else 'them'} the default None"
+        )
 
 
 def check_options(what: str, target: Callable[..., Any], options: Mapping[str, Any]) -> None:

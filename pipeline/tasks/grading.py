@@ -33,7 +33,8 @@ class Accuracy:
     def __init__(self, graders: Mapping[str, Mapping[str, Any]], base: str | None = None) -> None:
         folder = None if base is None else Path(base)
         self._graders = {
-            task: RewardFunction(grader["use"], grader.get("options"), folder) for task, grader in graders.items()
+            task: RewardFunction(grader["use"], grader.get("options"), folder, in_trainer=False)
+            for task, grader in graders.items()
         }
         for grader in self._graders.values():
             grader.prepare()

@@ -7,12 +7,13 @@ needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from pipeline.training.efficiency import Efficiency
 from rewards import Batch, Composite, Verdict
+from rewards.function import given
 
 _TRL_COLUMNS = frozenset({"prompt", "completion", "completion_ids"})
 """Columns of a row that TRL hands to a reward under other names."""
@@ -54,6 +55,9 @@ class Overlap:
 
     efficiency: Efficiency
     reward_funcs: list[Any]
+    state: Any
+    _log_completion_extra: Callable[[str, list[Any]], None]
+    _log_metric: Callable[[str, float], None]
     _rows: list[dict[str, Any]]
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -65,5 +69,6 @@ class Overlap:
         if self.efficiency.overlap_rewards and isinstance(self.reward_funcs[0], Recorded):
             _, completion_ids, _, completions, *_ = generated
             columns = {name: [row[name] for row in self._rows] for name in self._rows[0] if name not in _TRL_COLUMNS}
-            self.reward_funcs[0].start(Batch(prompts, completions, completion_ids, columns))
+            trainer = given(self.state, self._log_completion_extra, self._log_metric)
+            self.reward_funcs[0].start(Batch(prompts, completions, completion_ids, columns, trainer))
         return generated

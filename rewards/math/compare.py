@@ -4,9 +4,10 @@ One walk over two shapes serves both stages. In the trainer's process leaves are
 rationals and recognises numbers that differ; in the pool they are compared by `rewards.math.symbolic`. The policy:
 
 * values must be equal exactly, however they are written; a decimal may stand for another number only if it agrees to
-  one part in a million and in all its digits (`0.333333` is 1/3, `0.33` is not, `3.14` is not pi);
+  one part in a million and in all its digits, six at least (`0.333333` is 1/3, `0.33` is not, `3.14` is not pi);
 * a unit counts if both sides have one (after conversion); one that only one side states is taken as understood;
-* bare lists and sets are unordered, points and vectors ordered, brackets of intervals matter;
+* bare lists and sets are unordered, points and vectors ordered, brackets of intervals matter; named values go by
+  their names, and to points in the order of the letters;
 * a list in place of one value, a chain of equalities that is false, and words around a number are wrong answers.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from string import ascii_lowercase, ascii_uppercase
 
 from rewards.math.expressions import evaluate
 from rewards.math.quantities import quantities, ratios
@@ -22,6 +24,7 @@ from rewards.math.read import read
 from rewards.math.shapes import (
     Approximate,
     Chain,
+    Date,
     Group,
     Interval,
     Matrix,
@@ -81,6 +84,10 @@ def same(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     """
     if gold == answer or same_words(_written(gold), _written(answer)):
         return True
+    if isinstance(gold, Date) and isinstance(answer, Date):
+        return gold.day == answer.day
+    if isinstance(gold, Date) or isinstance(answer, Date):
+        return same(_undated(gold), _undated(answer), leaf)
     if isinstance(answer, Approximate):
         return _approximate(gold, answer, leaf)
     if isinstance(gold, Approximate):
@@ -95,7 +102,7 @@ def same(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     if isinstance(gold, Interval | Union) or isinstance(answer, Interval | Union):
         return _ranges(gold, answer, leaf)
     if isinstance(gold, Words) or isinstance(answer, Words):
-        return in_words(gold, answer, leaf)
+        return in_words(gold, answer)
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):
         return _matrices(gold, answer, leaf)
     if isinstance(gold, Group) or isinstance(answer, Group):
@@ -109,6 +116,9 @@ def same(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
 
 def _named(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     """`x = 3` against `3`, against `x = 3`, and against the equation `x - 3 = 0`."""
+    parts = _taken_apart(gold), _taken_apart(answer)
+    if _assigns(parts[0]) and _assigns(parts[1]):
+        return _groups(*parts, leaf)
     if isinstance(gold, Named) and isinstance(answer, Named):
         if gold.name != answer.name and not (_is_phrase(gold.name) or _is_phrase(answer.name)):
             flipped = [_equation(shape) for shape in (gold, answer)]
@@ -132,6 +142,21 @@ def _named(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     return same(gold.values[-1], answer, leaf)
 
 
+def _taken_apart(shape: Shape) -> Shape:
+    """`(x, y) = (3, 4)` as `x = 3, y = 4`; other shapes as they are."""
+    value = shape.values[0] if isinstance(shape, Named) and len(shape.values) == 1 else None
+    if not isinstance(shape, Named) or not isinstance(value, Group) or value.brackets != "()":
+        return shape
+    names = [token for token in shape.name if token.kind is Kind.SYMBOL]
+    if len(names) != len(value.items) or len(shape.name) != 2 * len(names) + 1:
+        return shape
+    return Group(tuple(Named((name,), (item,)) for name, item in zip(names, value.items, strict=True)))
+
+
+def _assigns(shape: Shape) -> bool:
+    return isinstance(shape, Group) and all(isinstance(item, Named) for item in shape.items)
+
+
 def _is_phrase(name: Tokens) -> bool:
     return any(token.kind is Kind.TEXT or (token.kind is Kind.WORD and len(token.text) > 3) for token in name)
 
@@ -140,6 +165,10 @@ def _mentions(answer: Named, gold: Named) -> bool:
     """Whether both names occur on both sides, so that one equation may be the other rearranged."""
     both = [{t.text for t in (*n.name, *_written(n.values[0])) if t.kind is Kind.SYMBOL} for n in (answer, gold)]
     return both[0] == both[1] and len(both[0]) > 1
+
+
+def _undated(shape: Shape) -> Shape:
+    return shape.otherwise if isinstance(shape, Date) else shape
 
 
 def _written(shape: Shape) -> Tokens:
@@ -268,14 +297,24 @@ def _may_be_interval(group: Group) -> bool:
 
 
 def _assignments(gold: Group, answer: Group, leaf: Leaf) -> bool | None:
-    """`x = 1, y = 2` in any order of its parts, or as bare values in that order."""
-    if all(isinstance(item, Named) for item in gold.items):
-        if all(isinstance(item, Named) for item in answer.items):
-            return _unordered(gold.items, answer.items, lambda g, a: same(g, a, leaf))
-        if any(isinstance(item, Named) for item in answer.items):
-            return False
-        return every(same(g, a, leaf) for g, a in zip(gold.items, answer.items, strict=True))
-    return every(same(g, a, leaf) for g, a in zip(gold.items, answer.items, strict=True))
+    """`x = 1, y = 2` in any order of its parts, or against bare values."""
+    if _assigns(gold) and _assigns(answer):
+        return _unordered(gold.items, answer.items, lambda g, a: same(g, a, leaf))
+    if _assigns(gold) and any(isinstance(item, Named) for item in answer.items):
+        return False
+    if gold.brackets in ("[)", "(]") or answer.brackets in ("[)", "(]"):
+        return False
+    # A bare list may follow the order in which the gold names its values, a point is one of the letters.
+    wanted = _by_letter(gold.items) if answer.brackets else gold.items
+    return every(same(g, a, leaf) for g, a in zip(wanted, _by_letter(answer.items), strict=True))
+
+
+def _by_letter(items: Sequence[Shape]) -> Sequence[Shape]:
+    """Values of neighbours in the alphabet (`y = 4, x = 3`) in that order, as points have it; others as they are."""
+    names = {"".join(t.text for t in item.name): item for item in items if isinstance(item, Named)}
+    letters = "".join(sorted(names))
+    told = len(names) == len(letters) == len(items) and (letters in ascii_lowercase or letters in ascii_uppercase)
+    return [names[letter] for letter in letters] if told else items
 
 
 def _unordered(

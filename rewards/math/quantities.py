@@ -46,7 +46,7 @@ def _one_sided(quantity: Quantity, bare: Tokens, leaf: Leaf, gold_has_it: bool) 
         return some([as_written, equal(_product(quantity.value, Fraction(1, 100)), bare)])
     if unit.dimensions == DEGREE.dimensions:
         return some([equal(quantity.value, bare), equal(_in_radians(quantity), bare)])
-    if not unit.dimensions and unit.factor != 1:  # "5 million", "two dozen eggs"
+    if not unit.dimensions and unit.factor != 1:  # 5 cm/m
         return equal(_product(quantity.value, unit.factor), bare)
     as_letters = equal(quantity.written, bare) if unit.label == () else False
     return some([equal(quantity.value, bare), as_letters])

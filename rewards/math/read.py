@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 
+from rewards.math.dates import date
 from rewards.math.names import is_label, is_name, is_point_name
 from rewards.math.notation import words
+from rewards.math.number_words import NUMBER_WORDS, leading
 from rewards.math.shapes import (
     Approximate,
     Chain,
+    Date,
     Group,
     Interval,
     Matrix,
@@ -25,7 +28,7 @@ from rewards.math.shapes import (
 )
 from rewards.math.tokens import INFINITY, Kind, Token, Tokens, closing, fraction_tokens, split
 from rewards.math.trim import trim
-from rewards.math.units import is_product, spelled, split_unit
+from rewards.math.units import is_product, split_unit
 
 _MINUS, _PLUS = Token(Kind.OPERATOR, "-"), Token(Kind.OPERATOR, "+")
 _REAL_LINE = Interval(
@@ -52,9 +55,14 @@ def read(written: Tokens, depth: int = 0) -> Shape:
         written = written[:-4]  # a column vector written as a row
     if written[0].text == "<" and written[-1].text == ">":
         written = (_ANGLES[0], *written[1:-1], _ANGLES[1])
-    compound = _compound(written)
-    if compound is not None:
-        return compound
+    day = date(written)
+    return Date(day, _read_on(written, depth)) if day is not None else _read_on(written, depth)
+
+
+def _read_on(written: Tokens, depth: int) -> Shape:
+    quantity = _compound(written) or _counted(written)
+    if quantity is not None:
+        return quantity
     for reader in (_bracketed, _separated, _related, _united, _words, _matrix, _plus_minus):
         shape = reader(written, depth)
         if shape is not None:
@@ -290,9 +298,6 @@ def _words(written: Tokens, depth: int) -> Shape | None:
         len(written) == 1 and written[0].kind is Kind.WORD and is_product(written[0].text.lower())
     ):
         return None
-    counted = _spelled_quantity(written)
-    if counted is not None:
-        return counted
     words = tuple(
         t.text.lower()
         for t in written
@@ -302,15 +307,6 @@ def _words(written: Tokens, depth: int) -> Shape | None:
     if words in _REALS:
         return _REAL_LINE
     return Words(words) if words else None
-
-
-def _spelled_quantity(written: Tokens) -> Quantity | None:
-    """`one hour`: a number in words, with a unit."""
-    number = spelled([written[0].text.lower()]) if len(written) > 1 else None
-    if number is None:
-        return None
-    value, unit = split_unit((Token(Kind.NUMBER, str(number)), *written[1:]))
-    return Quantity(value, unit, written) if unit is not None else None
 
 
 def _matrix(written: Tokens, depth: int) -> Shape | None:
@@ -379,3 +375,22 @@ def _compound(written: Tokens) -> Quantity | None:
         total += int(value[0].text) * unit.factor
     assert first is not None
     return Quantity(fraction_tokens(total / first.factor), first, written)
+
+
+def _counted(written: Tokens) -> Quantity | None:
+    """`twenty-one`, `minus five`, `a hundred dogs`, `one hour`: a whole number in words, alone or with a unit."""
+    sign = written[:1] if written[0].text in ("-", "+") else ()
+    rest = written[len(sign) :]
+    if len(rest) > 1 and rest[0].text.lower() in ("a", "an", "the") and rest[1].text.lower() in NUMBER_WORDS:
+        rest = rest[1:]
+    found = leading(rest)
+    if found is None:
+        return None
+    number, length = found
+    value: Tokens = (*sign, Token(Kind.NUMBER, str(number)))
+    if length == len(rest):
+        return Quantity(value, None, written)
+    if rest[length].kind not in (Kind.WORD, Kind.TEXT):
+        return None
+    value, unit = split_unit((*value, *rest[length:]))
+    return None if unit is None else Quantity(value, unit, written)

@@ -34,6 +34,14 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Date:
+    """`March 5`, `5 March 2004`: year (0 if none is said), month and day, and what the same tokens are otherwise."""
+
+    day: tuple[int, int, int]
+    otherwise: Shape
+
+
+@dataclass(frozen=True, slots=True)
 class Ratio:
     """`2:3`, or a time of day: `4:51:06 p.m.` with its half of the day, `a` or `p`."""
 
@@ -103,4 +111,18 @@ class Nonsense:
     written: Tokens
 
 
-Shape = Quantity | Ratio | Words | Group | Interval | Union | Named | Chain | Approximate | Relation | Matrix | Nonsense
+Shape = (
+    Quantity
+    | Date
+    | Ratio
+    | Words
+    | Group
+    | Interval
+    | Union
+    | Named
+    | Chain
+    | Approximate
+    | Relation
+    | Matrix
+    | Nonsense
+)

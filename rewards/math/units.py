@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from rewards.math.notation import words
+from rewards.math.number_words import MULTIPLIERS, NUMBER_WORDS, ORDINALS
 from rewards.math.tokens import Kind, Token, Tokens
 
 
@@ -99,30 +100,20 @@ _NAMES: dict[str, tuple[Unit, str]] = {
 }
 _SPELLINGS: dict[str, Unit] = {word: unit for unit, words in _NAMES.values() for word in words.split()}
 _SQUARE = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
-MULTIPLIERS = {
-    "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-}  # fmt: skip
-NOT_LABELS = words(
+_OTHER_WORDS = words(
     "not no isn isn't isnt never wrong incorrect false true untrue or nor maybe either neither except least most more"
     " less fewer than over under above below up below about around approximately roughly plus minus times if unless and"
     " is are was were be if half quarter squared cubed factorial mod modulo correct right answer ignore accept equals"
-    " equal to greater between any all every some each per base point hundred thousand million billion trillion dozen"
+    " equal to greater between any all every some each per base point"
     " possibly perhaps probably instead rather but the score reward grade grader instead i think hmm wait lie fake bad"
-    " none nothing invalid unknown undefined different from percent halves thirds"
+    " none nothing invalid unknown undefined different from percent halves"
     " quarters doubled tripled o'clock clock pm am bc ad"
 )
+NOT_LABELS = _OTHER_WORDS | NUMBER_WORDS | ORDINALS
 """Words that say more than what is counted: `5 or more`, `5 is wrong`."""
 FUNCTIONS = words(r"\sin \cos \tan \cot \sec \csc")
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-    " seventeen eighteen nineteen"
-)
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_NUMBER_WORDS = dict(zip(_SMALL.split(), range(20), strict=True)) | dict(
-    zip(_TENS.split(), range(20, 100, 10), strict=True)
-)
-_NUMBER_WORDS |= {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _VOWELS = frozenset("aeiou")
+_OPENED, _CLOSED, _TIMES = (Token(Kind.OPERATOR, text) for text in "()*")
 _WORDY = (Kind.WORD, Kind.TEXT, Kind.SYMBOL)
 
 
@@ -132,16 +123,6 @@ def _singular(word: str) -> str:
         if word.endswith(ending) and len(word) > len(ending) + 1:
             return word.removesuffix(ending) + instead
     return word
-
-
-def spelled(text: Sequence[str]) -> int | None:
-    """The number that one or two words spell: `("twenty", "five")` is 25."""
-    values = [_NUMBER_WORDS.get(word) for word in text]
-    if len(values) == 1:
-        return values[0]
-    if len(values) == 2 and values[0] is not None and values[1] is not None:
-        return values[0] + values[1] if values[0] >= 20 and 0 < values[1] < 10 else None
-    return None
 
 
 def lookup(word: str) -> Unit | None:
@@ -187,6 +168,10 @@ def split_unit(expression: Tokens) -> tuple[Tokens, Unit | None]:
     if start == 0 or start == len(expression):
         return expression, None
     value, suffix = expression[:start], expression[start:]
+    while suffix and (factor := MULTIPLIERS.get(suffix[0].text.lower())) is not None:  # 2 million people
+        value, suffix = (_OPENED, *value, _CLOSED, _TIMES, Token(Kind.NUMBER, str(factor))), suffix[1:]
+    if not suffix:
+        return value, None
     unit = _read(suffix, value)
     if unit is None:
         return expression, None
@@ -267,9 +252,7 @@ def _read(suffix: Tokens, value: Tokens) -> Unit | None:
         if scale in ("C", "F") and suffix[index].text.lower() in ("c", "f", "celsius", "fahrenheit"):
             found = _unit(1, f"degree {scale}")
             index += 1
-        if word in MULTIPLIERS:
-            unit = Unit(unit.factor * MULTIPLIERS[word], unit.dimensions, unit.label)
-        elif found is not None:
+        if found is not None:
             known = True
             unit = unit * found ** (power * pending * (-1 if inverse else 1))
         elif word in NOT_LABELS or power != 1 or not _is_plain(value) or not _counts(token):

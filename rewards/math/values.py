@@ -14,6 +14,8 @@ Leaf = Callable[[Tokens, Tokens], bool | None]
 """Compares two expressions: gold first."""
 TOLERANCE = MP.mpf(10) ** -6
 """Relative difference up to which a decimal may stand for a value; tighter than any rounding a person does by hand."""
+_FEWEST_DIGITS = 6
+"""Significant digits that a decimal must show to stand for another number: fewer cannot claim such a tolerance."""
 _SAME = MP.mpf(10) ** -40
 """Relative difference between two ways to compute one value to fifty digits."""
 _NOTHING = MP.mpf(10) ** -45
@@ -44,9 +46,8 @@ def _by_value(gold: Tokens, answer: Tokens) -> bool | None:
         if a.exact is not None and a.exact == b.exact:
             return True
         if not a.variables and not b.variables:
-            places = places_of(gold), places_of(answer)
-            if places != (None, None):
-                return _close(a, b, places)
+            if places_of(gold) is not None or places_of(answer) is not None:
+                return _close((a, gold), (b, answer))
             return False if a.exact is not None and b.exact is not None else equal_values(a.about, b.about)
         if not equal_values(a.about, b.about):
             return False
@@ -88,27 +89,38 @@ def equal_values(a: Any, b: Any) -> bool:
 
 
 def places_of(expression: Tokens) -> int | None:
-    """How many decimals a decimal number has; `None` for what is no decimal number."""
+    """How many decimals a decimal number shows; `None` for what is no decimal number."""
     core = expression[1:] if expression[0].text in "+-" else expression
     mantissa = core[0].text if core and core[0].kind is Kind.NUMBER else ""
     if "." not in mantissa or "(" in mantissa or "..." in mantissa or len(core) > 1:
         return None
     digits, _, exponent = mantissa.partition("e")
-    return len(digits.partition(".")[2].rstrip("0")) - int(exponent or 0)
+    return len(digits.partition(".")[2]) - int(exponent or 0)
 
 
-def _close(a: Number, b: Number, places: tuple[int | None, int | None]) -> bool:
-    """Whether a decimal stands for the other value: to one part in a million, and in every digit that it shows."""
+def _significant(decimal: Tokens) -> int:
+    return len(decimal[-1].text.partition("e")[0].replace(".", "").lstrip("0"))
+
+
+def _close(gold: tuple[Number, Tokens], answer: tuple[Number, Tokens]) -> bool:
+    """Whether the shorter decimal, or the only one, stands for the other value.
+
+    It does if it agrees to one part in a million, rounded up or down in the last of six or more digits.
+    """
+    (a, _), (b, _) = gold, answer
     x, y = a.about, b.about
-    if abs(x.imag) > _NOTHING or abs(y.imag) > _NOTHING or places[0] == places[1] or x == 0 or y == 0:
+    shown = [(places, written) for _, written in (gold, answer) if (places := places_of(written)) is not None]
+    same_length = len(shown) == 2 and shown[0][0] == shown[1][0]
+    if abs(x.imag) > _NOTHING or abs(y.imag) > _NOTHING or same_length or x == 0 or y == 0:
         return False
     apart = abs(x - y) / max(abs(x), abs(y))
     if apart <= _FLOAT_NOISE:
         return True
     if any(n.exact is not None and n.exact.denominator == 1 for n in (a, b)):
         return False
-    last_digit = MP.mpf(10) ** -min(p for p in places if p is not None)
-    return bool(abs(x - y) <= last_digit and apart <= TOLERANCE)
+    places, decimal = min(shown, key=lambda one: one[0])
+    unit = MP.mpf(10) ** -places * (1 - _FLOAT_NOISE)  # 0.1000001 is a whole unit off 1/10: no rounding of it
+    return bool(_significant(decimal) >= _FEWEST_DIGITS and abs(x - y) < unit and apart <= TOLERANCE)
 
 
 def infinite(expression: Tokens) -> int:

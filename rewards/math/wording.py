@@ -1,13 +1,11 @@
-"""Comparing answers in words: `no solution`, `Tuesday`, `seven`."""
+"""Comparing answers in words: `no solution`, `Tuesday`."""
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 from rewards.math.shapes import Quantity, Shape, Words
-from rewards.math.tokens import Kind, Tokens, fraction_tokens
-from rewards.math.units import is_product, spelled
-from rewards.math.values import Leaf, infinite
+from rewards.math.tokens import Kind, Tokens
+from rewards.math.units import is_product
+from rewards.math.values import infinite
 
 _SYNONYMS = {
     **dict.fromkeys(
@@ -18,18 +16,12 @@ _SYNONYMS = {
 }
 
 
-def in_words(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
-    """Words against words, or a number in words against a number."""
+def in_words(gold: Shape, answer: Shape) -> bool:
+    """Words against words, a letter, or infinity; numbers in words are quantities."""
     if isinstance(gold, Words) and isinstance(answer, Words):
-        if _canonical(gold) == _canonical(answer):
-            return True
-        numbers = spelled(gold.words), spelled(answer.words)
-        return numbers[0] is not None and numbers[0] == numbers[1]
+        return _canonical(gold) == _canonical(answer)
     words, other = (gold, answer) if isinstance(gold, Words) else (answer, gold)
     assert isinstance(words, Words)
-    number = spelled(words.words)
-    if number is not None and isinstance(other, Quantity):
-        return leaf(fraction_tokens(Fraction(number)), other.value)
     if isinstance(other, Quantity) and infinite(other.written) == 1:
         return _canonical(words) == "infinitely many"
     if isinstance(other, Quantity) and len(other.written) == 1:  # \text{x} and x

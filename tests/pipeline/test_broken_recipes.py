@@ -74,6 +74,14 @@ def brevity(completion: str) -> float:
     return 1.0 if len(completion) < 200 else 0.0
 
 
+def logging(completion: str, log_metric) -> float:
+    return 1.0
+
+
+def scheduled(completions, trainer_state, log_extra=None):
+    return [1.0] * len(completions)
+
+
 NUMBER = 7
 """
 SECONDS = 0.5
@@ -183,6 +191,15 @@ CASES = {
     ),
     "a reward's file that is not there": case('"rewards.py:brevity"', '"reward.py:brevity" #!', "reward.py"),
     "a reward that the file lacks": case('"rewards.py:brevity"', '"rewards.py:brevty" #!', "brevty", "brevity"),
+    "a reward of one completion that logs": case(
+        '"rewards.py:brevity"', '"rewards.py:logging" #!', "log_metric", "batch"
+    ),
+    "a requirement that asks for a trainer": case(
+        "    samples: 4",
+        '    samples: 4\n    require: ["rewards.py:scheduled"] #!',
+        "rewards.py:scheduled",
+        "trainer_state",
+    ),
     "a reward that is a number": case('"rewards.py:brevity"', '"rewards.py:NUMBER" #!', "NUMBER"),
     "a reward's options": case(
         "weight: 0.1,", "options: {answr_tag: true}, #!\n         ", "no option", "did you mean 'answer_tag'"

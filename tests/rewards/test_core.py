@@ -41,6 +41,18 @@ def plugin(tmp_path):
             def trl_style(prompts, completions, answer, **kwargs):
                 return [1.0 if c[-1]["content"] == a else 0.0 for c, a in zip(completions, answer, strict=True)]
 
+            def watched(completions, trainer_state, log_extra, log_metric):
+                log_extra("seen", [c.upper() for c in completions])
+                log_metric("rows", len(completions))
+                return [float(trainer_state)] * len(completions)
+
+            def forgetful(completions, log_extra):
+                log_extra("seen", ["only one"])
+                return [1.0] * len(completions)
+
+            def everything(completions, **given):
+                return [float(given["log_metric"] is not None and "log_extra" not in given)] * len(completions)
+
             def misfit(completions):
                 return [None if c == "skip" else 0.5 for c in completions]
 
@@ -210,6 +222,23 @@ def test_metrics_and_extracted_answers_are_logged():
     )
     assert metrics["rewards/math/correct"] == metrics["rewards/math/wrong"] == 0.5
     assert extra["math_extracted"] == ["1", "2"]
+
+
+def test_functions_get_what_the_trainer_gives_and_log_for_their_own_rows(plugin):
+    metrics, extra = {}, {}
+    logs = {"log_metric": metrics.__setitem__, "log_extra": extra.__setitem__}
+    assert rewards.load(f"{plugin}:watched")(*texts("a", "b"), trainer_state=3, **logs) == [3.0, 3.0]
+    assert (metrics["rows"], extra["seen"]) == (2, ["A", "B"])
+    composite = Composite([Part(f"{plugin}:watched", where={"domain": "prose"})])
+    assert composite(*texts("a", "b", "c"), trainer_state=2, **logs, domain=["prose", "code", "prose"]) == [
+        2.0,
+        None,
+        2.0,
+    ]
+    assert (metrics["rows"], extra["seen"]) == (2, ["A", None, "C"])
+    with pytest.raises(ValueError, match="2 completions but 1 entries in 'seen'"):
+        Composite([Part(f"{plugin}:forgetful")])(*texts("a", "b"), **logs)
+    assert rewards.load(f"{plugin}:everything")(*texts("a"), log_metric=metrics.__setitem__) == [1.0]
 
 
 def test_verify_takes_items_mappings_and_pairs():

@@ -7,7 +7,7 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import rewards
@@ -16,6 +16,7 @@ from rewards.corpus import load
 from rewards.corpus.paraphrase import generate
 from rewards.math import MathVerifier, finals, gold_text
 from rewards.math.expressions import evaluate
+from rewards.math.number_words import spelled
 from rewards.math.numbers import TooBigError, simple
 from rewards.math.tokens import tokens
 
@@ -59,6 +60,70 @@ def test_paraphrases_keep_their_labels(verifier):
     wrong = misses(verifier, pairs)
     assert [pair for pair, _ in wrong if not pair.equal] == []
     assert len(wrong) <= 0.01 * len(pairs), wrong
+
+
+# Number words -----------------------------------------------------------------------------------------------------
+
+SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    " seventeen eighteen nineteen"
+)
+ROUND = "zero ten twenty thirty forty fifty sixty seventy eighty ninety"
+ONES, TENS = SMALL.split(), ROUND.split()
+
+
+def in_words(number, hyphen, conjunction):
+    """A whole number below 10**15 as English writes it, by division from above."""
+    for power, name in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1000, "thousand")):
+        if number >= power:
+            head, rest = in_words(number // power, hyphen, conjunction), number % power
+            joint = conjunction if 0 < rest < 100 else " "
+            return f"{head} {name}" + (joint + in_words(rest, hyphen, conjunction) if rest else "")
+    if number >= 100:
+        rest = number % 100
+        return f"{ONES[number // 100]} hundred" + (conjunction + in_words(rest, hyphen, conjunction) if rest else "")
+    if number < 20:
+        return ONES[number]
+    return TENS[number // 10] + (hyphen + ONES[number % 10] if number % 10 else "")
+
+
+@given(
+    st.one_of(st.integers(0, 130), st.integers(0, 10**15 - 1)),
+    st.sampled_from("- "),
+    st.sampled_from([" ", " and "]),
+    st.sampled_from(["{}", r"\text{{{}}}", "{} dogs"]),
+)
+@settings(max_examples=80, deadline=None)
+def test_numbers_in_words_are_read_exactly(verifier, number, hyphen, conjunction, form):
+    words = in_words(number, hyphen, conjunction)
+    answer = form.format(words)
+    assert judge(verifier, rf"\boxed{{{answer}}}", str(number)).status is Status.CORRECT
+    assert judge(verifier, rf"\boxed{{{number}}}", answer).status is Status.CORRECT
+    text = words.replace("-", " ").split()
+    for cut in range(1, len(text)):  # neither its beginning nor its end is the number
+        for said in (spelled(text[:cut]), spelled(text[cut:])):
+            if said is not None and said != number:
+                assert judge(verifier, rf"\boxed{{{answer}}}", str(said)).status is not Status.CORRECT
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("five six", "twenty twelve", "twenty zero", "hundred thousand hundred", "thousand million", "and five"),
+        *(
+            "one and five",
+            "five and",
+            "one hundred and",
+            "one hundred and and five",
+            "two thousand thousand",
+            "",
+            "many",
+        ),
+        *("one hundred hundred", "one thousand and hundred", "twenty and one", "zero zero"),
+    ],
+)
+def test_words_in_no_order_spell_no_number(text):
+    assert spelled(text.split()) is None
 
 
 # Golds -----------------------------------------------------------------------------------------------------------
@@ -267,6 +332,30 @@ def test_algebra_beyond_the_evaluator_reaches_math_verify(verifier):
 
 
 # Values ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 99), st.sampled_from([3, 7, 9, 11, 13, 17, 21]), st.integers(8, 10))
+@settings(max_examples=40, deadline=None)
+def test_a_decimal_stands_for_a_fraction_rounded_up_or_down_and_nothing_else(verifier, top, bottom, places):
+    value, unit = Fraction(top, bottom), Fraction(1, 10**places)
+    assume(value.denominator > 1)
+    below = value // unit
+    for steps, right in ((-1, False), (0, True), (1, True), (2, False)):
+        scaled = below + steps
+        decimal = f"{scaled // 10**places}.{scaled % 10**places:0{places}}"
+        assume(len(decimal.replace(".", "").strip("0")) > 6)
+        for gold, answer in ((f"{top}/{bottom}", decimal), (decimal, rf"\frac{{{top}}}{{{bottom}}}")):
+            assert (judge(verifier, rf"\boxed{{{answer}}}", gold).status is Status.CORRECT) == right
+
+
+@given(st.integers(1, 99999), st.integers(1, 4), st.integers(0, 7), st.integers(1, 99))
+@settings(max_examples=60, deadline=None)
+def test_more_digits_than_a_short_decimal_has_are_an_error(verifier, digits, places, zeros, more):
+    gold = f"{digits // 10**places}.{digits % 10**places:0{places}}"
+    answer = f"{gold}{'0' * zeros}{more}"
+    assume(Fraction(answer) - Fraction(gold) > Fraction(gold) / 10**11)  # less is taken for a computer's rounding
+    assert judge(verifier, rf"\boxed{{{answer}}}", gold).status is Status.WRONG
+    assert judge(verifier, rf"\boxed{{{gold}}}", answer).status is Status.WRONG
 
 
 @given(st.fractions(max_denominator=10**6), st.sampled_from(["{}/{}", r"\frac{{{}}}{{{}}}", r"\dfrac{{{}}}{{{}}}"]))

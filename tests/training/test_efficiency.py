@@ -16,6 +16,7 @@ from pipeline.training.efficiency import STOCK, Efficiency, LengthChange
 from pipeline.training.overlap import Recorded
 from pipeline.training.refill import extra_prompt, join, split
 from rewards import Batch, Part
+from rewards.registry import find
 from tests.training.replay import BATCH, GROUP, distance, graded, history_of, trainer_of
 
 PROMPTS = ["what is 2", "you are kind what is 2 + two", "hello", "what four you are you are you are"] * 2
@@ -152,6 +153,15 @@ def wait(completion):
 """
 
 
+LOGGING = """
+def logged(completions, trainer_state, log_extra, log_metric, **columns):
+    log_extra("first", [text[:1] for text in completions])
+    log_metric("characters", sum(map(len, completions)))
+    log_metric("step_of_reward", float(trainer_state.global_step))
+    return [len(text) % 3 + float(trainer_state.global_step) for text in completions]
+"""
+
+
 def test_rewards_are_judged_while_the_trainer_goes_on(tmp_path: Path) -> None:
     """The reward waits until the trainer has gone on, which it could not if it were waiting for the reward."""
     (tmp_path / "slow.py").write_text(WAITING)
@@ -174,6 +184,22 @@ def test_overlapped_rewards_change_nothing(models: Path, tmp_path: Path) -> None
         reward.close()
     assert all(torch.equal(a, b) for a, b in zip(*(result.gradients for result in results), strict=True))
     assert results[0].logs[0]["reward"] == results[1].logs[0]["reward"] > 0
+
+
+def test_rewards_log_and_see_the_step_as_under_plain_trl(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(LOGGING)
+    plain = find(f"{tmp_path}/own.py:logged").target
+    reference = trainer_of(models / "dense", tmp_path, None, PROMPTS, plain)
+    theirs = history_of(reference)
+    for switches in (STOCK, but(overlap_rewards=True)):
+        reward = Recorded([Part(f"{tmp_path}/own.py:logged", name="logged")])
+        trainer = trainer_of(models / "dense", tmp_path, switches, PROMPTS, reward)
+        ours = history_of(trainer)
+        reward.close()
+        for metric in ("characters", "step_of_reward", "reward"):
+            assert [log.get(metric) for log in ours.logs] == [log.get(metric) for log in theirs.logs]
+        assert list(trainer._logs["extra"]["first"]) == list(reference._logs["extra"]["first"])
+    assert [log["step_of_reward"] for log in theirs.logs if "loss" in log] == [0.0, 1.0]
 
 
 def test_the_length_follows_the_step(models: Path, tmp_path: Path) -> None:

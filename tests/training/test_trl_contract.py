@@ -38,6 +38,8 @@ HOOKS = [
     ),
     (GRPOTrainer, "_generate_and_score_completions", ["inputs"], "refill, lengths, overlap, dropping, folding"),
     (GRPOTrainer, "_generate", ["prompts"], "overlap.Overlap"),
+    (GRPOTrainer, "_log_completion_extra", ["column", "values"], "overlap.Overlap"),
+    (GRPOTrainer, "_log_metric", ["name", "value"], "overlap.Overlap"),
     (GRPOTrainer, "_compute_loss", ["model", "inputs"], "dropping, passes, folding"),
 ]
 IMAGES = {"pixel_values", "pixel_attention_mask", "spatial_shapes", "num_tiles", "token_type_ids", "mm_token_type_ids"}
