@@ -128,6 +128,7 @@ def watch(trainer: Any, clock: Clock) -> list[dict[str, float]]:
     if getattr(trainer, "rollouts", None) is not None:
         clock.wrap(trainer.rollouts, "take", "generation")
         clock.wrap(trainer.rollouts, "_push", "sync")
+        clock.wrap(trainer.rollouts, "_finish", "waiting")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Steps())
     return logs
@@ -171,10 +172,14 @@ def largest(events: Sequence[Any]) -> dict[str, Any]:
 
 
 def split(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Where the time of a step goes, in seconds; what is left over is the backward pass, and then the optimizer."""
+    """Where the time of a step goes, in seconds; what is left over is the backward pass, and then the optimizer.
+
+    Where an engine has a process of its own, `waiting` is the part of `generation` in which the trainer waits for it.
+    """
     mean = {name: fmean(step.get(name, 0.0) for step in steps) for name in {n for step in steps for n in step}}
     part = {name: mean.get(name, 0.0) for name in ("sync", "rewards", "old_logprobs", "reference", "forward")}
     part["generation"] = mean["generation"] - part["sync"]
+    part |= {name: mean[name] for name in ("waiting",) if name in mean}
     part["backward"] = mean["training_step"] - mean["rollout"] - part["forward"]
     part["optimizer_and_rest"] = mean["step"] - mean["training_step"]
     return {name: round(seconds, 3) for name, seconds in part.items()}

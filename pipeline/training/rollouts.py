@@ -117,12 +117,16 @@ class Rollouts:
         overlap: whether the next generation batch is sampled while the present one is trained on.
         spare: prompts that are sampled on top, as a share of a batch. Once a batch of groups is complete, the
             others are given up: the long ones.
+
+    Attributes:
+        logprobs: of the tokens of what `generate` returned last, a list a completion. TRL would have a list a token.
     """
 
     def __init__(self, trainer: Any, engine: ProcessEngine | Fleet, overlap: bool, spare: float) -> None:
         self.trainer, self.engine, self.overlap, self.spare = trainer, engine, overlap, spare
         self.max_completion_length: int = trainer.max_completion_length
         self.ahead: Ahead | None = None
+        self.logprobs: list[list[float]] = []
         self._plan: Plan | None = None
         self._batch = self._others = 0
         self._taken: tuple[list[list[int]], Groups] | None = None
@@ -133,8 +137,8 @@ class Rollouts:
 
     def generate(
         self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any = None
-    ) -> tuple[list[list[int]], list[list[int]], list[list[list[float]]], None]:
-        """What `VLLMGeneration.generate` returns: prompts, completions and their tokens' log-probabilities."""
+    ) -> tuple[list[list[int]], list[list[int]], list[Any], None]:
+        """What `VLLMGeneration.generate` returns: prompts and completions. Log-probabilities are in `logprobs`."""
         if images is not None:
             raise ValueError("images are not sampled in a process of their own: leave out rollout.process")
         taken, self._taken = self._taken, None
@@ -143,8 +147,8 @@ class Rollouts:
         if taken is not None and taken[0] != wanted:
             raise RuntimeError("the trainer's prompts are not those that were sampled for it")
         flat = [rollout for group in groups for rollout in group]
-        logprobs = [[[value] for value in rollout.logprobs or ()] for rollout in flat]
-        return prompts, [list(rollout.token_ids) for rollout in flat], logprobs, None
+        self.logprobs = [list(rollout.logprobs or ()) for rollout in flat]
+        return prompts, [list(rollout.token_ids) for rollout in flat], [], None
 
     def take(self, inputs: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Sample for a generation batch, or fetch what was sampled ahead, and begin with the next batch.
@@ -169,14 +173,15 @@ class Rollouts:
         ahead = self.ahead if self.ahead is not None and self.ahead.number == self._batch else self._begin(self._batch)
         groups = self._finish(ahead)
         self._log(ahead, groups, time.perf_counter() - started)
+        self._batch, self._others, self.ahead = self._batch + 1, 0, None
+        if self.overlap and self._batch < self._plan.end:
+            self.ahead = self._begin(self._batch)  # before anything else: until then the engine waits
         chosen = [at for at, group in enumerate(groups) if complete(group)][: len(rows)]
         if len(chosen) < len(rows):
             raise RolloutError(f"the engine gave up on {len(rows) - len(chosen)} of the {len(rows)} groups of a batch")
-        self._taken = [self._prompts(ahead.rows)[at] for at in chosen], [groups[at] for at in chosen]
-        self._batch, self._others, self.ahead = self._batch + 1, 0, None
-        if self.overlap and self._batch < self._plan.end:
-            self.ahead = self._begin(self._batch)
-        return [dict(self.trainer.train_dataset[ahead.rows[at]]) for at in chosen for _ in range(n)]
+        problems = [self.trainer.train_dataset[ahead.rows[at]] for at in chosen]
+        self._taken = self._prompts([ahead.rows[at] for at in chosen]), [groups[at] for at in chosen]
+        return [dict(problem) for problem in problems for _ in range(n)]
 
     def save(self, folder: Path) -> None:
         """Keep what is sampled ahead; waits for it."""
@@ -302,6 +307,10 @@ class EngineRollouts:
         if self.rollouts is not None and self.model.training and not self.sampling_extra:
             inputs = self.rollouts.take(inputs)
         return super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        completion_ids, logprobs = super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+        return completion_ids, logprobs if self.rollouts is None else self.rollouts.logprobs
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]

@@ -130,6 +130,21 @@ def test_an_engine_killed_while_it_samples_changes_nothing(
     assert disturbed.equals(ahead)
 
 
+def test_a_batch_is_tokenised_when_it_is_asked_for_when_it_is_taken_and_by_trl(
+    calculator: Path, engine: ProcessEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once for each of its problems: with 64 of them that took a trainer a second a step."""
+    inner, asked = GRPOTrainer._tokenize_prompts, []
+
+    def counted(trainer: Any, prompts: list[Any]) -> Any:
+        asked.append(len(prompts))
+        return inner(trainer, prompts)
+
+    monkeypatch.setattr(GRPOTrainer, "_tokenize_prompts", counted)
+    Run(calculator, tmp_path, engine, overlap=True)
+    assert sorted(asked) == sorted([PROMPTS, PROMPTS, PROMPTS * GROUP] * STEPS)
+
+
 def test_spare_prompts_take_the_places_of_those_given_up(ahead: Run) -> None:
     """Three prompts are sampled for two places."""
     assert all(share in (0.0, 1 / 3) for share in ahead.logged("rollout/groups_given_up"))
