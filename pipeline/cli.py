@@ -233,7 +233,7 @@ def evaluate(
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.6,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
     seed: Annotated[int, typer.Option()] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for the completions and verdicts.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the completions and verdicts; must not exist.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Score a model on tasks, outside of any run."""
@@ -257,8 +257,6 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as it is if not given.")] = None,
 ) -> None:
     """Write a stage's model as a Hugging Face folder with a model card."""
-    if folder.exists():
-        _fail(f"{folder} exists already", code=2)
     stage = {"kind": "export", "model": _model(model), **({"dtype": dtype} if dtype else {})}
     _once(stage, 0, folder, json=False, part="model")
 
@@ -271,6 +269,8 @@ def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, 
     from pipeline import display, recipe, runner, source
     from pipeline.report import summary
 
+    if out is not None and out.exists():
+        _fail(f"{out} exists already", code=2)
     console, kind = _console(json), str(stage["kind"])
     data = {"name": kind, "seed": seed, "stages": {kind: stage}}
     try:

@@ -43,3 +43,13 @@ def test_a_record_that_was_not_written_to_its_end(command: str, content: str, tm
     said = refused(*command.replace("RUN", str(tmp_path)).split())
     assert said.startswith(f"zero2r1: {tmp_path / 'run.json'} is empty or broken (")
     assert said.endswith("run the recipe again, which writes it anew and keeps the stages that are finished\n")
+
+
+@pytest.mark.parametrize("command", ["eval MODEL gsm8k --out OUT", "export MODEL OUT"])
+def test_what_is_there_is_not_written_into(command: str, tmp_path: Path) -> None:
+    """Moving a result into it would hide it under the name of its fingerprint."""
+    out = tmp_path / "scores"
+    out.mkdir()
+    said = refused(*command.replace("MODEL", str(tmp_path)).replace("OUT", str(out)).split())
+    assert said == f"zero2r1: {out} exists already\n"
+    assert list(out.iterdir()) == []
