@@ -88,8 +88,9 @@ class Refill:
         processes, mine = self.accelerator.num_processes, self.accelerator.process_index
         numbers = range(self.drawn + mine * groups, self.drawn + (mine + 1) * groups)
         self.drawn += groups * processes
-        prompts = [extra_prompt(number, len(self.train_dataset), self.args.seed) for number in numbers]
-        inputs = [dict(self.train_dataset[index]) for index in prompts for _ in range(self.num_generations)]
+        drawn = extra_prompts(numbers, len(self.train_dataset), self.args.seed)
+        problems = [self.train_dataset[index] for index in drawn]
+        inputs = [dict(problem) for problem in problems for _ in range(self.num_generations)]
         self.sampling_extra = True
         try:
             batch: dict[str, Any] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
@@ -139,15 +140,18 @@ class Refill:
         return Path(checkpoint) / f"refill-{self.accelerator.process_index}.pt"
 
 
-def extra_prompt(number: int, problems: int, seed: int) -> int:
-    """The index of the extra prompt of this number: the training set is gone through in a new order each time."""
-    order = list(range(problems))
-    random.Random(f"{seed} extra prompts {number // problems}").shuffle(order)
-    return order[number % problems]
+def extra_prompts(numbers: Sequence[int], problems: int, seed: int) -> list[int]:
+    """The indices of the extra prompts of these numbers: the training set is gone through in a new order each time."""
+    orders: dict[int, list[int]] = {}
+    for time in {number // problems for number in numbers}:
+        orders[time] = list(range(problems))
+        random.Random(f"{seed} extra prompts {time}").shuffle(orders[time])
+    return [orders[number // problems][number % problems] for number in numbers]
 
 
 def split(batch: dict[str, Any]) -> list[Row]:
     """The rows of a batch without their padding, on the CPU."""
+    batch = {name: value.cpu() for name, value in batch.items() if isinstance(value, torch.Tensor)}  # each at once
     prompts_B = batch["prompt_mask"].sum(1).tolist()
     completions_B = batch["completion_mask"].sum(1).clamp(min=1).tolist()  # a masked completion keeps one masked token
     rows: list[Row] = []
@@ -159,7 +163,7 @@ def split(batch: dict[str, Any]) -> list[Row]:
             "advantages": batch["advantages"][index],
         }
         row |= {name: _unpadded(batch[name], index, completion) for name in PER_TOKEN if name in batch}
-        rows.append({name: value.cpu().clone() for name, value in row.items()})
+        rows.append({name: value.clone() for name, value in row.items()})
     return rows
 
 

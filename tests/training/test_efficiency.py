@@ -14,7 +14,7 @@ import torch
 from pipeline.stages.base import config_class
 from pipeline.training.efficiency import STOCK, Efficiency, LengthChange
 from pipeline.training.overlap import Recorded
-from pipeline.training.refill import extra_prompt, join, split
+from pipeline.training.refill import extra_prompts, join, split
 from rewards import Batch, Part
 from rewards.registry import find
 from tests.training.replay import BATCH, GROUP, distance, graded, history_of, trainer_of
@@ -133,10 +133,10 @@ def test_rows_survive_the_queue(models: Path, tmp_path: Path) -> None:
 
 
 def test_extra_prompts_go_through_the_training_set_in_a_new_order_each_time() -> None:
-    drawn = [extra_prompt(number, 7, seed=1) for number in range(21)]
+    drawn = extra_prompts(range(21), 7, seed=1)
     assert all(sorted(drawn[i : i + 7]) == list(range(7)) for i in (0, 7, 14))
     assert drawn[:7] != drawn[7:14] != drawn[14:]
-    assert drawn != [extra_prompt(number, 7, seed=2) for number in range(21)]
+    assert drawn != extra_prompts(range(21), 7, seed=2)
 
 
 WAITING = """
