@@ -174,12 +174,13 @@ def largest(events: Sequence[Any]) -> dict[str, Any]:
 def split(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Where the time of a step goes, in seconds; what is left over is the backward pass, and then the optimizer.
 
-    Where an engine has a process of its own, `waiting` is the part of `generation` in which the trainer waits for it.
+    Where an engine has a process of its own, `waiting` for it is told apart from the rest of `generation`.
     """
     mean = {name: fmean(step.get(name, 0.0) for step in steps) for name in {n for step in steps for n in step}}
     part = {name: mean.get(name, 0.0) for name in ("sync", "rewards", "old_logprobs", "reference", "forward")}
-    part["generation"] = mean["generation"] - part["sync"]
-    part |= {name: mean[name] for name in ("waiting",) if name in mean}
+    if "waiting" in mean:
+        part["waiting"] = mean["waiting"]
+    part["generation"] = mean["generation"] - part["sync"] - part.get("waiting", 0.0)
     part["backward"] = mean["training_step"] - mean["rollout"] - part["forward"]
     part["optimizer_and_rest"] = mean["step"] - mean["training_step"]
     return {name: round(seconds, 3) for name, seconds in part.items()}

@@ -49,13 +49,13 @@ def added(result: dict[str, Any], path: Path | None) -> dict[str, Any]:
     """A result with the ways that its file has already, so that they can be measured one at a time.
 
     Raises:
-        SystemExit: what is there was measured with another trainer or other versions.
+        SystemExit: what is there was measured with other settings, those of rollouts aside, or with other versions.
     """
     if path is None or not path.exists():
         return result
     before = json.loads(path.read_text(encoding="utf-8"))
-    trainers = [way["trainer"] for each in (before, result) for way in each["settings"].values()]
-    if before["versions"] != result["versions"] or any(trainer != trainers[0] for trainer in trainers):
+    rest = [{**way, "rollout": None} for each in (before, result) for way in each["settings"].values()]
+    if before["versions"] != result["versions"] or any(other != rest[0] for other in rest):
         sys.exit(f"{path} is of other settings or versions: measure all ways, or write to another file")
     merged = {name: before[name] | result[name] for name in ("runs", "settings")}
     return {**before, **result, **merged, "command": f"{before['command']} && {result['command']}"}

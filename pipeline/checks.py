@@ -209,7 +209,7 @@ def _check_files(config: StageConfig, base: Path) -> Iterator[Fault]:
             yield loc, f"there is no file or folder {path}"
     for leaf in walk(config):
         if leaf.marker(InputFile) and isinstance(leaf.value, str) and not leaf.value.startswith("@"):
-            local = _looks_local(leaf.value) or located(leaf.value, base).exists()
+            local = _looks_local(leaf.value) or exists(located(leaf.value, base))
             if not local and not _HUB_ID.fullmatch(leaf.value):
                 yield leaf.loc, f"{leaf.value!r} is neither '@stage', a file, nor a hub id"
 

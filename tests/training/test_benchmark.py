@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import grpo, grpo_replay
+from benchmarks import grpo, grpo_replay, overlap
 from benchmarks.counting import FEWEST, MOST, Counting, every_second
 
 OPTIONS = argparse.Namespace(
@@ -91,6 +91,22 @@ def test_results_of_single_seeds_become_one(config: dict[str, Any]) -> None:
     assert grpo.merged(halves, 0.5)["speedup"] == 3.0
     with pytest.raises(SystemExit, match="settings"):
         grpo.merged([result(0, 30.0), {**result(1, 30.0), "settings": {}}], 0.5)
+
+
+def test_ways_measured_one_at_a_time_become_one_result(tmp_path: Path) -> None:
+    def result(way: str, rollout: dict[str, Any], steps: int = 10, vllm: str = "0.26") -> dict[str, Any]:
+        settings = {way: {"trainer": {"max_steps": steps}, "rollout": rollout}}
+        return {"runs": {way: {}}, "settings": settings, "versions": {"vllm": vllm}, "command": way}
+
+    file, ahead = tmp_path / "overlap.json", result("ahead", {"overlap": True})
+    assert overlap.added(ahead, file) == ahead
+    file.write_text(json.dumps(result("one", {})))
+    both = overlap.added(ahead, file)
+    assert list(both["runs"]) == list(both["settings"]) == ["one", "ahead"]
+    assert both["command"] == "one && ahead"
+    for other in (result("ahead", {}, steps=11), result("ahead", {}, vllm="0.31")):
+        with pytest.raises(SystemExit, match="other settings or versions"):
+            overlap.added(other, file)
 
 
 def test_seeds_run_side_by_side_one_on_each_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -130,19 +130,26 @@ def test_an_engine_killed_while_it_samples_changes_nothing(
     assert disturbed.equals(ahead)
 
 
-def test_a_batch_is_tokenised_when_it_is_asked_for_when_it_is_taken_and_by_trl(
+def test_the_engine_has_its_next_request_before_the_trainer_goes_on_with_a_batch(
     calculator: Path, engine: ProcessEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not once for each of its problems: with 64 of them that took a trainer a second a step."""
-    inner, asked = GRPOTrainer._tokenize_prompts, []
+    """And prompts are tokenised once for the request, once for the batch, and by TRL; not once for each problem."""
+    tokenize, submit = GRPOTrainer._tokenize_prompts, ProcessEngine.submit
+    seen: list[int | str] = []
 
-    def counted(trainer: Any, prompts: list[Any]) -> Any:
-        asked.append(len(prompts))
-        return inner(trainer, prompts)
+    def tokenized(trainer: Any, prompts: list[Any]) -> Any:
+        seen.append(len(prompts))
+        return tokenize(trainer, prompts)
 
-    monkeypatch.setattr(GRPOTrainer, "_tokenize_prompts", counted)
+    def submitted(process: ProcessEngine, *args: Any) -> None:
+        seen.append("submitted")
+        submit(process, *args)
+
+    monkeypatch.setattr(GRPOTrainer, "_tokenize_prompts", tokenized)
+    monkeypatch.setattr(ProcessEngine, "submit", submitted)
     Run(calculator, tmp_path, engine, overlap=True)
-    assert sorted(asked) == sorted([PROMPTS, PROMPTS, PROMPTS * GROUP] * STEPS)
+    request, batch = [PROMPTS, "submitted"], [PROMPTS, PROMPTS * GROUP]
+    assert seen == request + (request + batch) * (STEPS - 1) + batch
 
 
 def test_spare_prompts_take_the_places_of_those_given_up(ahead: Run) -> None:
