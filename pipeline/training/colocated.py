@@ -8,6 +8,7 @@ sleeping, of tensor parallelism and of when weights are synchronised; what it ca
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -15,6 +16,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
+from accelerate.utils.other import get_free_port
 from trl.generation import vllm_generation
 from trl.trainer import grpo_trainer
 
@@ -111,6 +113,9 @@ class Generation(vllm_generation.VLLMGeneration):  # type: ignore[misc]
             self.logprobs = None  # TRL asks for them and throws them away; vLLM is faster without them
         if self.switches.reload_weights:
             keep_weights_loadable()
+        if self.accelerator.num_processes == 1:
+            # TRL takes 29500 if it is free now; vLLM listens there much later, and so would a run that starts meanwhile.
+            os.environ.setdefault("MASTER_PORT", str(get_free_port()))
         with replaced(vllm_generation, "LLM", engine):
             super()._init_vllm()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,20 @@ def test_a_v3_policy_and_its_engine_agree_at_every_step(tiny_v3: Path, trainer: 
         "self_attn.kv_b_proj.weight",
     }
     assert engine_settings(trained) == {**OPTIONS, "dtype": torch.float32, "logprobs_mode": "processed_logprobs"}
+
+
+def test_two_runs_that_start_at_once_listen_at_different_ports(
+    tiny_v3: Path, trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port that is free when TRL looks may be taken when vLLM listens there."""
+    monkeypatch.setattr("trl.trainer.utils._is_port_free", lambda *_: True)
+    found = set()
+    for _ in range(2):
+        for name in ("MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE"):  # what a run before has left
+            monkeypatch.delenv(name, raising=False)
+        trainer(tiny_v3)
+        found.add(os.environ["MASTER_PORT"])
+    assert len(found) == 2
 
 
 def test_a_dense_policy_is_sampled_in_groups_as_trl_samples_it_one_by_one(

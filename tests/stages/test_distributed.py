@@ -94,14 +94,22 @@ def test_two_cpu_processes_publish_what_one_does(tmp_path: Path, alone: StageCon
     assert_alike(weights(alone), weights(shared), tolerance=1e-3)
 
 
-def launched(name: str) -> dict[str, str]:
-    """What `accelerate launch` tells the processes that it starts with a config of ours."""
+def launched(name: str) -> tuple[dict[str, str], int]:
+    """What `accelerate launch` tells the processes that it starts with a config of ours, and where they meet."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env
 
     given = launch_command_parser().parse_args(["--config_file", str(accelerate_config(name, Path())), "worker.py"])
-    told = prepare_multi_gpu_env(_validate_launch_command(given)[0])
-    return {key: value for key, value in told.items() if key.startswith(("ACCELERATE_", "PARALLELISM_CONFIG_"))}
+    arguments = _validate_launch_command(given)[0]
+    told = prepare_multi_gpu_env(arguments)
+    kept = {key: value for key, value in told.items() if key.startswith(("ACCELERATE_", "PARALLELISM_CONFIG_"))}
+    return kept, int(arguments.master_port)
+
+
+@pytest.mark.parametrize("name", ["ddp", "ep-1node", "fsdp2-1node"])
+def test_two_stages_that_start_at_once_meet_at_different_ports(name: str) -> None:
+    """accelerate's own choice is 29500 for whoever asks before somebody listens there."""
+    assert launched(name)[1] != launched(name)[1]
 
 
 def rank_with_experts(number: int, context: StageContext, processes: int, port: int, told: Mapping[str, str]) -> None:
@@ -134,7 +142,7 @@ def test_experts_divided_between_two_processes_learn_what_they_do_in_one(
     """Trained, saved and resumed; a checkpoint of both is one that a single process goes on from."""
     (tmp_path / "corpus.py").write_text(CORPUS)
     spread = context_of(tmp_path, "spread", stage(1), {})
-    torch.multiprocessing.spawn(rank_with_experts, (spread, 2, free_port, launched("ep-1node")), nprocs=2)
+    torch.multiprocessing.spawn(rank_with_experts, (spread, 2, free_port, launched("ep-1node")[0]), nprocs=2)
     assert_alike(weights(alone), weights(spread), tolerance=1e-5)
     resumed = dataclasses.replace(spread, output=spread.output.with_name("resumed"))
     assert_alike(weights(spread), weights(resumed), tolerance=1e-6)
