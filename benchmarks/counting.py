@@ -40,5 +40,5 @@ class Counting(Task):
 
 
 def every_second(completions: Sequence[Any], **_: Any) -> list[float]:
-    """A reward that every second rollout of a group gets: whoever counts well always does, and would learn nothing."""
+    """A reward that every second rollout of a group gets: whoever counts well always does, and would be left out."""
     return [float(index % 2) for index in range(len(completions))]

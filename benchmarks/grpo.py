@@ -5,8 +5,9 @@
     python -m benchmarks.grpo --long --model Qwen/Qwen2.5-1.5B-Instruct --steps 4 --out benchmarks/results/…
     python -m benchmarks.grpo --smoke --model path/to/tiny --problems path/to/gsm8k      # on a CPU, two steps
 
-64 problems x 8 rollouts a step, 400 tokens at most, 64 x 8 accumulation, bf16, vLLM in the process; `--long`: 16 x 8
-rollouts of up to 8,192 tokens that count (see `counting`), every second of them paid, with gradient checkpointing.
+64 problems x 8 rollouts a step, 400 tokens at most, 64 x 8 accumulation, bf16, vLLM in the process; `--long`: 32 x 8
+rollouts of up to 8,192 tokens that count (see `counting`), every second of them paid, with gradient checkpointing and a
+learning rate of 0: whatever a policy learnt from that, the lengths of the two kinds' rollouts would part.
 *Stock* is `trl.GRPOTrainer`; *ours* is the `grpo` stage's trainer with the default `efficiency`, but for what the
 options say. Both get the same GRPOConfig, model, reward and seed. Each runs in a process of its own; the first steps,
 which warm up kernels and caches, are not counted. Reported: samples/s, tokens/s, where a step's time goes, the peak
@@ -163,7 +164,8 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
     }
     rollout: dict[str, Any] = {"engine": "vllm", "max_tokens": 400, "gpu_memory": options.gpu_memory}
     if options.long:
-        trainer |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 32, "gradient_checkpointing": True}
+        trainer |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 64, "gradient_checkpointing": True}
+        trainer["learning_rate"] = 0.0
         rollout["max_tokens"] = 8192
     if options.smoke:
         trainer |= {"num_generations": 4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}

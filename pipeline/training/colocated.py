@@ -114,7 +114,7 @@ class Generation(vllm_generation.VLLMGeneration):  # type: ignore[misc]
         if self.switches.reload_weights:
             keep_weights_loadable()
         if self.accelerator.num_processes == 1:
-            # TRL takes 29500 if it is free now; vLLM listens there much later, and so would a run that starts meanwhile.
+            # TRL takes 29500 if it is free now; vLLM listens later, and so would a run that starts meanwhile.
             os.environ.setdefault("MASTER_PORT", str(get_free_port()))
         with replaced(vllm_generation, "LLM", engine):
             super()._init_vllm()

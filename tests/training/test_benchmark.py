@@ -148,10 +148,12 @@ def test_long_and_short_differ_in_what_they_should(config: dict[str, Any]) -> No
     short, long = (grpo.stage(argparse.Namespace(**{**values, "long": flag})) for flag in (False, True))
     assert short["trainer"]["per_device_train_batch_size"] * short["trainer"]["gradient_accumulation_steps"] == 512
     assert (short["rollout"]["max_tokens"], long["rollout"]["max_tokens"]) == (400, 8192)
+    assert long["trainer"]["per_device_train_batch_size"] * long["trainer"]["gradient_accumulation_steps"] == 256
     assert long["trainer"]["gradient_checkpointing"]
+    assert (short["trainer"]["learning_rate"], long["trainer"]["learning_rate"]) == (5e-6, 0.0)
 
 
-def test_long_rollouts_teach_whatever_they_say(config: dict[str, Any], tmp_path: Path) -> None:
+def test_long_rollouts_are_trained_on_whatever_they_say(config: dict[str, Any], tmp_path: Path) -> None:
     """A group in which all count well, or none, would be left out of our training passes, and the speed be a lie."""
     options = argparse.Namespace(**{**vars(OPTIONS), "model": config["model"], "long": True})
     long = grpo.stage(options)
