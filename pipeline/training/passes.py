@@ -8,7 +8,9 @@ micro-batch: each pass counts for its share of the rows or tokens, as the loss t
 
 from __future__ import annotations
 
+import logging
 import math
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,12 +18,25 @@ import torch
 from pipeline.training.efficiency import Efficiency
 from pipeline.training.rows import agreed, balanced, loss_mask, select, share, weighed
 
+log = logging.getLogger(__name__)
+
+FILL = "packing/fill"
+"""The metric: tokens of a micro-batch, divided by those that its passes have room for."""
+FILLS, FULL_ENOUGH = 32, 0.5
+"""So many micro-batches in a row whose passes are emptier than this on average are worth a warning."""
+
 
 class Passes:
-    """Mixin for `GRPOTrainer`; it is on with `efficiency.packing`."""
+    """Mixin for `GRPOTrainer`; it is on with `efficiency.packing`.
 
+    Attributes:
+        fills: how full the passes of the last micro-batches were; `None` once it was told that they are rather empty.
+    """
+
+    fills: tuple[float, ...] | None = ()
     efficiency: Efficiency
     accelerator: Any
+    args: Any
     model: Any
     loss_type: str
     _metrics: Any
@@ -65,6 +80,7 @@ class Passes:
         lengths = (inputs["prompt_mask"].sum(1) + completions_B).where(completions_B > 0, 0).tolist()
         budget = self.efficiency.tokens_per_pass
         passes = balanced(lengths, budget)
+        self._watch_fill(sum(lengths) / (len(passes) * budget), len(lengths))
         wanted = agreed(self, len(passes))
         if wanted > len(passes):
             passes = balanced(lengths, budget, wanted)
@@ -73,6 +89,25 @@ class Passes:
         passes += [[]] * (wanted - len(passes))
         rows = agreed(self, max(map(len, passes))) if self.accelerator.num_processes > 1 else 0
         return [select(inputs, part, rows) for part in passes]
+
+    def _watch_fill(self, fill: float, rows: int) -> None:
+        """Log how full the passes of a micro-batch are, and tell what makes them fuller if they stay rather empty."""
+        self._metrics["train"][FILL].append(fill)
+        accumulated = self.args.gradient_accumulation_steps
+        if self.fills is None or accumulated == 1:
+            return
+        self.fills = (*self.fills, fill)[-FILLS:]
+        if len(self.fills) == FILLS and fmean(self.fills) < FULL_ENOUGH:
+            log.warning(
+                "training passes are %.0f %% full: the %d rows of a micro-batch are far from"
+                " efficiency.tokens_per_pass (%d). A larger trainer.per_device_train_batch_size with fewer"
+                " gradient_accumulation_steps (%d now) makes fewer passes of the same rollouts, in no more memory",
+                100 * fmean(self.fills),
+                rows,
+                self.efficiency.tokens_per_pass,
+                accumulated,
+            )
+            self.fills = None
 
 
 def _merged(name: str, values: list[float], tokens: list[int]) -> float:

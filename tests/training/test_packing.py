@@ -183,6 +183,33 @@ def test_gradient_checkpointing_recomputes_the_same_attention(models: Path, tmp_
     assert all(torch.equal(a, b) for a, b in zip(checkpointed.gradients, plain.gradients, strict=True))
 
 
+def test_passes_that_stay_rather_empty_are_told_once(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two rows at a time where there is room for many: as full as the rows that count are long."""
+    roomy = PACKED.model_copy(update={"tokens_per_pass": 400})
+    fields = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "max_steps": 9}
+    trainer = trainer_of(models / "dense", tmp_path, roomy, STRINGS, **fields)
+    counted: list[float] = []
+    inner = trainer._parts
+
+    def parts(inputs: Any) -> Any:
+        counted.append(float(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum()) / 400)
+        return inner(inputs)
+
+    trainer._parts = parts
+    logs = [entry for entry in history_of(trainer).logs if "loss" in entry]
+    expected = [sum(counted[step * 8 : step * 8 + 8]) / 8 for step in range(9)]
+    assert [entry["packing/fill"] for entry in logs] == pytest.approx(expected)
+    (told,) = (record.getMessage() for record in caplog.records if "tokens_per_pass" in record.getMessage())
+    assert f"are {100 * sum(counted[:32]) / 32:.0f} % full" in told and "2 rows" in told and "(8 now)" in told
+
+    caplog.clear()
+    fitting = PACKED.model_copy(update={"tokens_per_pass": 32})
+    history_of(trainer_of(models / "dense", tmp_path, fitting, STRINGS, **fields))
+    assert not any("tokens_per_pass" in record.getMessage() for record in caplog.records)
+
+
 @pytest.mark.parametrize(
     ("lengths", "budget", "at_least"),
     [
