@@ -179,8 +179,12 @@ class RewardFunction:
         return verdicts
 
     def prepare(self) -> None:
-        """Build the verifier now, so that what it lacks (a sandbox, a reward model) is known before training starts."""
-        _ = self.verifier
+        """Build the verifier now, so that what it lacks (a sandbox, a reward model) is known before training starts.
+
+        A verifier may have a method `prepare` of its own, which starts what takes a while.
+        """
+        if (prepare := getattr(self.verifier, "prepare", None)) is not None:
+            prepare()
 
     def close(self) -> None:
         """Stop the processes of the verifier, if it has any."""

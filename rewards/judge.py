@@ -143,6 +143,11 @@ class Judge:
             verdicts[row] = verdict
         return [verdict for verdict in verdicts if verdict is not None]
 
+    def prepare(self) -> None:
+        """Prepare the rule."""
+        if self._rule is not None:
+            self._rule.prepare()
+
     def close(self) -> None:
         """Stop the processes of the rule."""
         if self._rule is not None:

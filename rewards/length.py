@@ -47,6 +47,10 @@ class KimiLength:
             scored.append(_rescored(verdict, 0.5 - share, min(0.0, 0.5 - share)))
         return scored
 
+    def prepare(self) -> None:
+        """Prepare the reward `correct`."""
+        self._correct.prepare()
+
     def close(self) -> None:
         """Stop the processes of the reward `correct`."""
         self._correct.close()
@@ -100,6 +104,10 @@ class CosineLength:
         start, end = ends
         # The cosine is periodic: unless clamped, it would climb again beyond max_tokens.
         return end + 0.5 * (start - end) * (1 + math.cos(min(tokens / self.max_tokens, 1.0) * math.pi))
+
+    def prepare(self) -> None:
+        """Prepare the reward `correct`."""
+        self._correct.prepare()
 
     def close(self) -> None:
         """Stop the processes of the reward `correct`."""

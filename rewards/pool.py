@@ -117,6 +117,15 @@ class Pool:
     def __reduce__(self) -> tuple[type[Pool], tuple[Any, ...]]:
         return Pool, (self.function_path, self.workers, self.deadline_s, self.rss_mib, self.cache_size)
 
+    def start(self) -> None:
+        """Let the server begin with its imports, which take seconds; the first `map` waits for the rest of them.
+
+        Raises:
+            PoolError: there is no process to be had. What cannot be imported is told by `map`.
+        """
+        with self._lock:
+            self._living_server()
+
     def map(self, calls: Sequence[Sequence[Any]], within_s: float | None = None) -> list[Outcome]:
         """Call the function once for each list of arguments, and wait for all.
 

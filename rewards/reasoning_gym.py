@@ -73,6 +73,10 @@ class ReasoningGym:
             verdicts[row] = _judged(outcome, call[-1])
         return [verdicts[row] for row in range(len(items))]
 
+    def prepare(self) -> None:
+        """Start the pool, so that the first answer does not wait for its imports."""
+        self._pool.start()
+
     def close(self) -> None:
         """Stop the processes."""
         self._pool.close()

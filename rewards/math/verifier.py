@@ -84,6 +84,10 @@ class MathVerifier:
                 return f"{text!r} does not accept itself: {verdict.status}, {verdict.detail}"
         return None
 
+    def prepare(self) -> None:
+        """Start the pool, so that the first answer that needs it does not wait for its imports."""
+        self._pool.start()
+
     def close(self) -> None:
         """End the pool's processes."""
         self._pool.close()

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rewards.function import RewardFunction
 from rewards.pool import Fate, Pool, PoolError
 
 SOURCE = """
@@ -127,6 +128,42 @@ def test_threads_do_not_wait_for_one_another(path):
 def test_a_function_that_cannot_be_imported_is_a_clear_error():
     with pytest.raises(PoolError, match="No module named 'no_such_module'"):
         Pool("no_such_module:f").map([(1,)])
+
+
+def test_a_prepared_reward_has_its_imports_behind_it(tmp_path):
+    """A reward's first call does not wait for what `prepare` began; nothing starts before."""
+    (tmp_path / "slow.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path)!r}, 'imported').touch()\ndef work(value):\n    return value\n"
+    )
+    (tmp_path / "mine.py").write_text(
+        f"""
+from rewards.pool import Pool
+from rewards.verdict import Status, Verdict
+
+class Slow:
+    def __init__(self):
+        self.pool = Pool({str(tmp_path / "slow.py") + ":work"!r})
+
+    def prepare(self):
+        self.pool.start()
+
+    def verify(self, items):
+        return [Verdict(Status.CORRECT, outcome.value) for outcome in self.pool.map([(1.0,) for _ in items])]
+
+    def close(self):
+        self.pool.close()
+"""
+    )
+    correct = {"correct": f"{tmp_path / 'mine.py'}:Slow"}
+    function = RewardFunction("cosine_length", {**correct, "max_tokens": 10})
+    assert function.verifier is not None
+    assert not (tmp_path / "imported").exists()
+    function.prepare()
+    ended = time.monotonic() + 60
+    while not (tmp_path / "imported").exists() and time.monotonic() < ended:
+        time.sleep(0.01)
+    assert (tmp_path / "imported").exists()
+    function.close()
 
 
 def test_nonsense_is_refused():
