@@ -53,7 +53,9 @@ class Packing:
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **media
             )
         mask_BT = attention_mask.bool()
-        rows, idle = self._passes(mask_BT, logits_to_keep)
+        # A router loss is no sum over rows: it needs all of them, and in one pass.
+        every = torch.arange(input_ids.size(0), device=input_ids.device)
+        rows, idle = ([every], 0) if compute_aux_loss else self._passes(mask_BT, logits_to_keep)
         parts = [
             self._packed_pass(model, input_ids[part], mask_BT[part], logits_to_keep, compute_aux_loss) for part in rows
         ]
@@ -65,11 +67,7 @@ class Packing:
             found = torch.cat([part[index] for part in parts])
             return found.new_zeros(input_ids.size(0), logits_to_keep).index_copy(0, order, found)
 
-        aux_loss = None
-        if compute_aux_loss:
-            tokens = torch.stack([mask_BT[part].sum() for part in rows])
-            aux_loss = (torch.stack([part[2] for part in parts]) * tokens).sum() / tokens.sum()
-        return joined(0), joined(1) if compute_entropy else None, aux_loss
+        return joined(0), joined(1) if compute_entropy else None, parts[0][2] if compute_aux_loss else None
 
     def _passes(self, mask_BT: torch.Tensor, keep: int) -> tuple[list[torch.Tensor], int]:
         """The rows of each pass, and how many idle passes follow; rows without any completion token are left out."""

@@ -11,9 +11,10 @@ TEXT = "User: Assistant: you are kind what is 2 + two four <think> </think> <ans
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `dense` (Llama, grouped queries) and `v3` (latent attention, experts), with a chat template."""
+    """A folder with `dense` (Llama, grouped queries), `v3` (latent attention, experts) and `routed` (Mixtral, which has
+    a router loss), with a chat template."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
     from model import factory, presets
     from pipeline.data.vocabulary import VocabularySpec, build
@@ -30,7 +31,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=None, **shape, **heads, **ends)
         LlamaForCausalLM(config).save_pretrained(folder / "dense")
+        experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "bos_token_id": None}
+        routed = MixtralConfig(vocab_size=len(tokenizer), **experts, **shape, **heads, **ends)
+        MixtralForCausalLM(routed).save_pretrained(folder / "routed")
     factory.build(presets.load(TINY), len(tokenizer), **ends, seed=1).save_pretrained(folder / "v3")
-    for name in ("dense", "v3"):
+    for name in ("dense", "v3", "routed"):
         tokenizer.save_pretrained(folder / name)
     return folder

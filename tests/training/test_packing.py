@@ -40,6 +40,7 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "grpo-vllm": ("dense", STRINGS, {"loss_type": "grpo", "vllm": True}),
     "entropy-bonus": ("dense", STRINGS, {"loss_type": "grpo", "entropy_coef": 0.01}),
     "experts": ("v3", STRINGS, {"loss_type": "grpo", **KL}),
+    "router-loss": ("routed", STRINGS, {"router_aux_loss_coef": 0.5, "mask_truncated_completions": True}),
 }
 
 
