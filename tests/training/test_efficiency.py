@@ -175,13 +175,15 @@ def test_rewards_are_judged_while_the_trainer_goes_on(tmp_path: Path) -> None:
     reward.close()
 
 
-def test_overlapped_rewards_change_nothing(models: Path, tmp_path: Path) -> None:
+def test_overlapped_rewards_change_nothing(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own.py").write_text("def score(completion):\n    return float(len(completion) % 3)\n")
-    results = []
+    start, early, results = Recorded.start, [], []
+    monkeypatch.setattr(Recorded, "start", lambda reward, batch: (early.append(switches), start(reward, batch))[1])
     for switches in (STOCK, but(overlap_rewards=True)):
         reward = Recorded([Part(f"{tmp_path}/own.py:score")])
         results.append(history_of(trainer_of(models / "dense", tmp_path, switches, PROMPTS, reward, beta=0.1)))
         reward.close()
+    assert early == [but(overlap_rewards=True)] * 2, "each batch, and only with the switch"
     assert all(torch.equal(a, b) for a, b in zip(*(result.gradients for result in results), strict=True))
     assert results[0].logs[0]["reward"] == results[1].logs[0]["reward"] > 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,36 @@ def test_losses_and_gradients_are_those_of_padded_rows(models: Path, tmp_path: P
         )
 
 
-@pytest.mark.parametrize("fields", [{"loss_type": "dapo"}, {"loss_type": "grpo", **KL}, {"vllm": True}], ids=str)
-def test_all_switches_off_is_trl_to_the_bit(models: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
-    theirs = history_of(trainer_of(models / "dense", tmp_path, None, STRINGS, **fields))
-    ours = history_of(trainer_of(models / "dense", tmp_path, STOCK, STRINGS, **fields))
+def rounded(prompts: Sequence[Any], **columns: Any) -> list[float]:
+    """Always 1.3. The mean of six of them is off by a rounding error, which stock TRL divides by 1e-4."""
+    return [1.3] * len(prompts)
+
+
+SIXES = {"num_generations": 6, "per_device_train_batch_size": 6}
+
+
+@pytest.mark.parametrize(
+    ("reward", "fields"),
+    [
+        (graded, {"loss_type": "dapo"}),
+        (graded, {"loss_type": "grpo", **KL}),
+        (graded, {"vllm": True}),
+        (rounded, {"loss_type": "dapo", **SIXES}),
+    ],
+    ids=["dapo", "grpo-kl", "vllm", "dead-groups"],
+)
+def test_all_switches_off_is_trl_to_the_bit(
+    models: Path, tmp_path: Path, reward: Callable[..., list[float]], fields: dict[str, Any]
+) -> None:
+    theirs = history_of(trainer_of(models / "dense", tmp_path, None, STRINGS, reward, **fields))
+    ours = history_of(trainer_of(models / "dense", tmp_path, STOCK, STRINGS, reward, **fields))
     assert ours.losses == theirs.losses
     assert all(torch.equal(a, b) for a, b in zip(ours.gradients, theirs.gradients, strict=True))
+    assert all(gradient.any() for gradient in theirs.gradients)
+    clock = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+    for ours_at, theirs_at in zip(ours.logs, theirs.logs, strict=True):
+        same = theirs_at.keys() - set(clock)
+        assert {name: ours_at[name] for name in same} == {name: theirs_at[name] for name in same}
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo"])
@@ -84,12 +109,30 @@ def test_dropping_dead_groups_leaves_the_gradient(models: Path, tmp_path: Path, 
         assert all(entry["groups/dropped_rows"] >= 0.4 for entry in fewer.logs if "loss" in entry)
 
 
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [("dense", {"beta": 0.1, "num_iterations": 2}), ("dense", {"entropy_coef": 0.01}), ("routed", {})],
+    ids=["kl", "entropy-bonus", "router-loss-of-the-model"],
+)
+def test_auto_drops_nothing_that_has_a_gradient(
+    models: Path, tmp_path: Path, model: str, fields: dict[str, Any]
+) -> None:
+    auto = STOCK.model_copy(update={"drop_dead_groups": "auto"})
+    stock = history_of(trainer_of(models / model, tmp_path, STOCK, STRINGS, half_dead, **fields))
+    kept = history_of(trainer_of(models / model, tmp_path, auto, STRINGS, half_dead, **fields))
+    assert all(torch.equal(a, b) for a, b in zip(stock.gradients, kept.gradients, strict=True))
+    assert kept.losses == stock.losses
+    assert not any("groups/dropped_rows" in entry for entry in kept.logs)
+
+
+def test_dropping_is_refused_beside_a_router_loss_of_the_model(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the model has a router loss"):
+        trainer_of(models / "routed", tmp_path, STOCK.model_copy(update={"drop_dead_groups": True}), STRINGS)
+
+
 def test_a_batch_without_any_live_group_gives_no_gradient(models: Path, tmp_path: Path) -> None:
-    """Rewards of 1.1, whose mean is off by a rounding error that stock TRL divides by 1e-4."""
     dropping = STOCK.model_copy(update={"drop_dead_groups": True, "packing": True})
-    dead = history_of(
-        trainer_of(models / "dense", tmp_path, dropping, STRINGS, lambda prompts, **_: [1.1] * len(prompts))
-    )
+    dead = history_of(trainer_of(models / "dense", tmp_path, dropping, STRINGS, rounded, **SIXES))
     assert all(not gradient.any() for gradient in dead.gradients)
 
 
