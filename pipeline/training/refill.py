@@ -43,6 +43,8 @@ class Refill:
     model: Any
     num_generations: int
     train_dataset: Any
+    use_vllm: bool
+    vllm_importance_sampling_correction: bool
     sampling_extra: bool = False
     """Whether prompts are sampled on top of a batch just now."""
     queue: list[list[Row]]
@@ -96,7 +98,8 @@ class Refill:
             batch: dict[str, Any] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
         finally:
             self.sampling_extra = False
-        if "old_per_token_logps" not in batch and "sampling_per_token_logps" not in batch:
+        corrected = self.use_vllm and self.vllm_importance_sampling_correction  # by what the sampler thinks of them
+        if "old_per_token_logps" not in batch and not corrected:
             # They may be trained on by a later policy, so what this one thinks of them is needed then.
             ids_BT = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
             mask_BT = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)

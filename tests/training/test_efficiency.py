@@ -103,16 +103,40 @@ def test_refilling_gives_up_after_its_rounds(models: Path, tmp_path: Path) -> No
     assert trainer.history.logs[0]["refill/sampled"] == 4 + 2 * 4
 
 
-def test_a_group_from_the_queue_keeps_its_policys_log_probabilities(models: Path, tmp_path: Path) -> None:
-    """Fresh rollouts have unknown ones, for they are those of the training pass; the loss knows the difference."""
+@pytest.mark.parametrize("fields", [{}, {"vllm": True, "vllm_importance_sampling_correction": False}], ids=str)
+def test_a_group_from_the_queue_keeps_its_policys_log_probabilities(
+    models: Path, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    """Fresh rollouts have unknown ones, for they are those of the training pass; the loss knows the difference.
+
+    The reference is stock TRL on the same batches, with what is unknown computed in a pass of its own.
+    """
+    fields = {"max_steps": 6, "learning_rate": 1.0, **fields}
     switches = but(refill_rounds=1, refill_queue=8, packing=True)
-    trainer = trainer_of(models / "dense", tmp_path, switches, PROMPTS, hopeless, max_steps=6, learning_rate=1.0)
-    mixed = [batch for batch in batches(trainer, 6) if "old_per_token_logps" in batch]
-    unknown = [batch["old_per_token_logps"].isnan().any(dim=1) for batch in mixed]
+    trainer = trainer_of(models / "dense", tmp_path, switches, PROMPTS, hopeless, **fields)
+    sampled = batches(trainer, 6)
+    unknown = [batch["old_per_token_logps"].isnan().any(dim=1) for batch in sampled if "old_per_token_logps" in batch]
     assert any(row.any() and not row.all() for row in unknown)
-    assert all(torch.isfinite(gradient).all() for gradient in trainer.history.gradients)
     steps = [entry for entry in trainer.history.logs if "loss" in entry]
     assert any(entry["refill/from_queue"] for entry in steps)
+
+    stock = trainer_of(models / "dense", tmp_path, None, PROMPTS, hopeless, **fields)
+    of_step = iter(sampled)
+
+    def known(inputs: Any) -> Any:
+        batch = next(of_step)
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        with torch.no_grad():
+            now, _, _ = stock._get_per_token_logps_and_entropies(
+                stock.model, ids, mask, batch["completion_ids"].size(1)
+            )
+        old = batch.get("old_per_token_logps", now)
+        return {**batch, "old_per_token_logps": torch.where(old.isnan(), now, old)}
+
+    stock._generate_and_score_completions = known
+    for theirs, ours in zip(history_of(stock).gradients, trainer.history.gradients, strict=True):
+        assert distance(theirs, ours) < 1e-5
 
 
 def test_rows_survive_the_queue(models: Path, tmp_path: Path) -> None:
