@@ -103,6 +103,24 @@ def test_refilling_gives_up_after_its_rounds(models: Path, tmp_path: Path) -> No
     assert trainer.history.logs[0]["refill/sampled"] == 4 + 2 * 4
 
 
+def test_the_queue_is_first_in_first_out(models: Path, tmp_path: Path) -> None:
+    nothing = lambda prompts, **_: [0.0] * len(prompts)  # noqa: E731
+    trainer = trainer_of(models / "dense", tmp_path, but(refill_rounds=1), PROMPTS, nothing, max_steps=1)
+    row = {"prompt_ids": torch.tensor([5, 6]), "completion_mask": torch.ones(3, dtype=torch.long)}
+    waiting = [
+        [
+            row | {"completion_ids": torch.full((3,), number), "advantages": torch.tensor(side)}
+            for side in (-1.0, 1.0) * 2
+        ]
+        for number in range(4, 10)
+    ]
+    trainer.queue = list(waiting)
+    (batch,) = batches(trainer, 1)
+    assert batch["completion_ids"][::GROUP, 0].tolist() == [4, 5, 6, 7]
+    assert [group[0]["completion_ids"][0].item() for group in trainer.queue] == [8, 9]
+    assert trainer.history.logs[0]["refill/from_queue"] == 4
+
+
 @pytest.mark.parametrize("fields", [{}, {"vllm": True, "vllm_importance_sampling_correction": False}], ids=str)
 def test_a_group_from_the_queue_keeps_its_policys_log_probabilities(
     models: Path, tmp_path: Path, fields: dict[str, Any]
