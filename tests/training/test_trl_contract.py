@@ -15,6 +15,7 @@ import pytest
 from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import Trainer, training_args
 from trl import DistillationTrainer, GRPOTrainer, SFTTrainer
+from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from pipeline import trainer_fields
@@ -22,10 +23,18 @@ from pipeline.stages import distill, grpo, pretrain, sft
 from pipeline.training import checkpoints, rows
 from pipeline.training.fields import FOLLOW_EVALUATIONS
 
+EPOCH = [
+    *("model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
+    *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
+    "steps_trained_in_current_epoch",
+]
+"""Nobody of ours reads these; `_run_epoch` returns nothing, and stops where `should_training_stop` is set."""
+
 HOOKS = [
     (GRPOTrainer, "_get_train_sampler", ["dataset"], "resumable.Resumable"),
     (SFTTrainer, "_get_train_sampler", ["train_dataset"], "resumable.Resumable"),
     (DistillationTrainer, "_get_train_sampler", ["dataset"], "resumable.Resumable"),
+    (Trainer, "_run_epoch", EPOCH, "resumable.Resumable"),
     (Trainer, "_save_checkpoint", ["model", "trial"], "resumable.Resumable"),
     (Trainer, "_load_from_checkpoint", ["resume_from_checkpoint", "model"], "resumable.Resumable"),
     (Trainer, "_save_optimizer_and_scheduler", ["output_dir"], "grpo.GrpoTrainer"),
@@ -41,6 +50,9 @@ HOOKS = [
     (GRPOTrainer, "_log_completion_extra", ["column", "values"], "overlap.Overlap"),
     (GRPOTrainer, "_log_metric", ["name", "value"], "overlap.Overlap"),
     (GRPOTrainer, "_compute_loss", ["model", "inputs"], "dropping, passes, folding"),
+    (Trainer, "_clip_grad_norm", ["model"], "mtp.MultiToken"),
+    (Trainer, "create_optimizer", ["model"], "divided.Divided"),
+    (Trainer, "save_model", ["output_dir", "_internal_call"], "divided.Divided"),
 ]
 IMAGES = {"pixel_values", "pixel_attention_mask", "spatial_shapes", "num_tiles", "token_type_ids", "mm_token_type_ids"}
 """Arguments that only models with images have."""
@@ -62,10 +74,26 @@ def test_a_hook_has_the_arguments_that_its_wrapper_passes(
         ("_save_checkpoint", "_save_optimizer_and_scheduler"),
         ("_maybe_log_save_evaluate", "_save_checkpoint"),
         ("get_train_dataloader", "_get_train_sampler"),
+        ("_inner_training_loop", "_run_epoch"),
+        ("_run_epoch", "_clip_grad_norm"),
+        ("_prepare_for_training", "create_optimizer"),
+        ("_save_checkpoint", "save_model"),
     ],
 )
 def test_a_hook_is_still_called(caller: str, hook: str) -> None:
     assert f"self.{hook}" in inspect.getsource(getattr(Trainer, caller)), f"Trainer.{caller} no longer calls {hook}"
+
+
+def test_the_reference_follows_through_the_function_that_is_replaced() -> None:
+    """`reference.SyncByName` has another one of that name, and TRL's callback decides when."""
+    assert list(inspect.signature(SyncRefModelCallback.sync_target_model).parameters) == [
+        "model",
+        "target_model",
+        "alpha",
+    ]
+    source = inspect.getsource(SyncRefModelCallback.on_step_end)
+    assert "self.sync_target_model(model, self.ref_model, args.ref_model_mixup_alpha)" in source
+    assert "self.add_callback(SyncRefModelCallback(" in inspect.getsource(GRPOTrainer.__init__)
 
 
 def test_rewards_are_calculated_through_the_hook() -> None:
