@@ -74,8 +74,9 @@ class Folding:
         unit, _, action = self.args.vllm_importance_sampling_mode.partition("_")
         low, high = self.args.vllm_importance_sampling_clip_min, self.args.vllm_importance_sampling_clip_max
         mask_BC = loss_mask(batch)
-        gap_BC = torch.nan_to_num((logps_BC - batch["sampling_per_token_logps"]) * mask_BC, nan=0.0)
-        ratio = torch.exp(gap_BC.sum(-1, keepdim=True) if unit == "sequence" else gap_BC)
+        gap_BC = (logps_BC - batch["sampling_per_token_logps"]) * mask_BC
+        known_BC = torch.nan_to_num(gap_BC, nan=0.0)
+        ratio = torch.exp(known_BC.sum(-1, keepdim=True) if unit == "sequence" else known_BC)
         self._log_sampler(gap_BC.abs(), ratio.expand_as(gap_BC), mask_BC.bool())
         if low is None and high is None:
             return ratio
@@ -83,13 +84,15 @@ class Folding:
         return bounded if action == "truncate" else ratio.masked_fill(bounded != ratio, 0.0)
 
     def _log_sampler(self, gap_BC: torch.Tensor, ratio_BC: torch.Tensor, mask_BC: torch.Tensor) -> None:
+        """TRL's metrics, of the weights before they are bounded; a gap that is NaN is of a token without a score."""
+        gap, ratio = gap_BC[mask_BC & ~gap_BC.isnan()], ratio_BC[mask_BC]
+        gap = gap if len(gap) else gap_BC.new_zeros(1)
+        ratio = ratio if len(ratio) else ratio_BC.new_ones(1)
+        mine = torch.stack([gap.mean(), gap.max(), ratio.min(), ratio.mean(), ratio.max()])
+        mean, largest, low, weight, high = self.accelerator.gather(mine).view(-1, len(mine)).T
         metrics = self._metrics["train" if self.model.training else "eval"]
-        gap, ratio = gap_BC[mask_BC], ratio_BC[mask_BC]
-        if not len(gap):
-            gap, ratio = gap_BC.new_zeros(1), ratio_BC.new_ones(1)
-        mean, largest, weight = (
-            self.accelerator.gather(torch.stack([gap.mean(), gap.max(), ratio.mean()])).view(-1, 3).T
-        )
         metrics["sampling/sampling_logp_difference/mean"].append(mean.mean().item())
         metrics["sampling/sampling_logp_difference/max"].append(largest.max().item())
+        metrics["sampling/importance_sampling_ratio/min"].append(low.min().item())
         metrics["sampling/importance_sampling_ratio/mean"].append(weight.mean().item())
+        metrics["sampling/importance_sampling_ratio/max"].append(high.max().item())

@@ -115,6 +115,6 @@ def _merged(name: str, values: list[float], tokens: list[int]) -> float:
     known = [(value, size) for value, size in zip(values, tokens, strict=True) if not math.isnan(value)]
     if not known:
         return math.nan
-    if name.endswith(("_min", "_max")):
-        return (min if name.endswith("_min") else max)(value for value, _ in known)
+    if name.endswith(("min", "max")):
+        return (min if name.endswith("min") else max)(value for value, _ in known)
     return sum(value * size for value, size in known) / max(sum(size for _, size in known), 1)

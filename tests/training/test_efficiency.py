@@ -54,6 +54,23 @@ def test_folding_gives_the_gradient_of_the_extra_pass(models: Path, tmp_path: Pa
         assert ours.logs[0][same] > theirs.logs[0][same], "ours is that of the weights before they are bounded"
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_folding_logs_what_the_extra_pass_would(models: Path, tmp_path: Path, packing: bool) -> None:
+    """In a step of one micro-batch, be it divided into passes or not, with a bound that no weight reaches."""
+    fields = {"vllm": True, "vllm_importance_sampling_clip_max": 1e30, "gradient_accumulation_steps": 1}
+    switches = but(fold_old_logprobs=True, packing=packing, tokens_per_pass=60)
+    theirs = history_of(trainer_of(models / "dense", tmp_path, None, PROMPTS, **fields)).logs
+    ours = history_of(trainer_of(models / "dense", tmp_path, switches, PROMPTS, **fields)).logs
+    names = {name for name in theirs[0] if name.startswith("sampling/")}
+    assert len(names) == 5
+    for name in names:
+        # Passes weigh their means by all of their tokens, a few of which the sampler has not scored.
+        near = 0.01 if packing and name.endswith("mean") else 1e-5
+        assert [at[name] for at in ours if "loss" in at] == pytest.approx(
+            [at[name] for at in theirs if "loss" in at], rel=near
+        )
+
+
 def test_folding_waits_for_nothing_where_rollouts_are_reused(models: Path, tmp_path: Path) -> None:
     """With two updates on the same rollouts the policy of the second one is another: TRL's own pass stays."""
     fields = {"vllm": True, "num_iterations": 2, "max_steps": 4}
