@@ -367,7 +367,7 @@ def main() -> None:
     if options.profile:
         few = {**ours, "trainer": {**ours["trainer"], "max_steps": WARM_UP + 1}}
         result["profile"] = in_child("ours" + PROFILE, few, 0, first)
-    result |= {"settings": ours, "versions": versions()}
+    result |= {"settings": ours, "stock_settings": config, "versions": versions()}
     result["command"] = this()
     failed = any("failed" in run for found in runs.values() for run in found)
     if not failed and len(runs) == len(KINDS):

@@ -110,6 +110,11 @@ class TerminalObserver:
         self.progress.remove_task(self.rows.pop(node.name))
         self.console.print(f"[green]✓[/] {node.name}  {artifact.manifest['seconds']:.1f} s  {headline(artifact)}")
 
+    def restarted(self, node: Node, message: str) -> None:
+        """Say why, and begin the row anew."""
+        self.console.print(f"[yellow]↻[/] {node.name}  {_reason(message)}; it goes on from its last checkpoint")
+        self.progress.update(self.rows[node.name], metrics="starting again")
+
     def failed(self, node: Node, message: str) -> None:
         """Replace the row by what went wrong."""
         self.progress.remove_task(self.rows.pop(node.name))
@@ -142,6 +147,10 @@ class PlainObserver:
     def finished(self, node: Node, artifact: Artifact) -> None:
         """Say how long it took and what came out."""
         self._print(f"{node.name}: finished in {artifact.manifest['seconds']:.1f} s  {headline(artifact)}")
+
+    def restarted(self, node: Node, message: str) -> None:
+        """Say why."""
+        self._print(f"{node.name}: {_reason(message)}; it goes on from its last checkpoint")
 
     def failed(self, node: Node, message: str) -> None:
         """Say so; the error itself is printed at the end."""
@@ -180,6 +189,10 @@ class JsonObserver:
             metrics=manifest["metrics"],
         )
 
+    def restarted(self, node: Node, message: str) -> None:
+        """`{"event": "restarted", "stage": …, "message": …}`."""
+        self._emit("restarted", stage=node.name, message=message)
+
     def failed(self, node: Node, message: str) -> None:
         """`{"event": "failed", "stage": …, "message": …}`."""
         self._emit("failed", stage=node.name, message=message)
@@ -187,6 +200,11 @@ class JsonObserver:
     def _emit(self, event: str, **values: Any) -> None:
         self.console.file.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
         self.console.file.flush()
+
+
+def _reason(message: str) -> str:
+    """How a stage ended, without its name and its log."""
+    return message.partition("; the end of ")[0].partition("' ")[2]
 
 
 def metrics_text(event: Mapping[str, Any], only: Sequence[str] = ()) -> str:

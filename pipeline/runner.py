@@ -16,8 +16,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -28,13 +29,13 @@ import yaml
 from pipeline import artifacts, checks, graph
 from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State, Step
+from pipeline.process import EVENTS, LOG, StageProcess
 from pipeline.recipe import Recipe
 from pipeline.worker import OUTCOME, Job, await_ghosts
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0
 """How long a stage may take to stop after Ctrl-C before it is killed."""
-LOG_TAIL_LINES = 25
 _ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -67,33 +68,11 @@ class Observer(Protocol):
     def finished(self, node: Node, artifact: Artifact) -> None:
         """A stage was published."""
 
+    def restarted(self, node: Node, message: str) -> None:
+        """A stage failed, and goes on from its last checkpoint in a new process."""
+
     def failed(self, node: Node, message: str) -> None:
         """A stage failed."""
-
-
-@dataclass(slots=True)
-class _Process:
-    node: Node
-    scratch: Path
-    popen: subprocess.Popen[bytes]
-    started: float
-    attempt: int
-    read: int = 0
-    partial: bytes = field(default=b"")
-
-    def events(self) -> Iterator[Mapping[str, Any]]:
-        """Lines that the stage has logged since the last call; a line still being written waits."""
-        try:
-            with (self.scratch / "events.jsonl").open("rb") as source:
-                source.seek(self.read)
-                data = source.read()
-        except FileNotFoundError:
-            return
-        self.read += len(data)
-        *lines, self.partial = (self.partial + data).split(b"\n")
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                yield json.loads(line)
 
 
 def run_folder(recipe: Recipe, runs: Path) -> Path:
@@ -166,7 +145,8 @@ class _Scheduler:
     ) -> None:
         self.recipe, self.run_path, self.nodes, self.states = recipe, run, nodes, states
         self.observer, self.done = observer, done
-        self.running: list[_Process] = []
+        self.running: list[StageProcess] = []
+        self.restarts: Counter[str] = Counter()
         self.failures: list[str] = []
 
     def run(self, jobs: int) -> None:
@@ -184,7 +164,9 @@ class _Scheduler:
                     break
                 ready.sort(key=rank.__getitem__)
                 while ready and len(self.running) < jobs and not self.failures:
-                    self.running.append(self._start(self.nodes[ready.pop(0)]))
+                    node = self.nodes[ready.pop(0)]
+                    self.running.append(self._start(node))
+                    self.observer.started(node, self.states[node.name])
                 for name in self._poll():
                     order.done(name)
         finally:
@@ -192,7 +174,7 @@ class _Scheduler:
         if self.failures:
             raise StageError("\n".join(self.failures))
 
-    def _start(self, node: Node) -> _Process:
+    def _start(self, node: Node) -> StageProcess:
         scratch = artifacts.scratch(self.run_path, node.name, node.fingerprint)
         scratch.mkdir(parents=True, exist_ok=True)
         await_ghosts(scratch)
@@ -211,9 +193,9 @@ class _Scheduler:
             seed=node.config.seed or 0,
         )
         (scratch / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
-        events = scratch / "events.jsonl"
+        events = scratch / EVENTS
         seen = events.stat().st_size if events.exists() else 0
-        with (scratch / "log.txt").open("ab") as sink:
+        with (scratch / LOG).open("ab") as sink:
             popen = subprocess.Popen(
                 _command(node, self.recipe.base, scratch / "job.json"),
                 stdin=subprocess.DEVNULL,
@@ -222,8 +204,7 @@ class _Scheduler:
                 env={**os.environ, **_ENVIRONMENT, **node.config.launch.env},
                 start_new_session=True,
             )
-        self.observer.started(node, self.states[node.name])
-        return _Process(node, scratch, popen, time.time(), attempt, seen)
+        return StageProcess(node, scratch, popen, time.time(), attempt, seen)
 
     def _poll(self) -> list[str]:
         """Wait a moment if anything runs, pass on events, and publish what has ended; returns its names."""
@@ -231,29 +212,38 @@ class _Scheduler:
         if self.running:
             time.sleep(POLL_SECONDS)
         for process in list(self.running):
-            code = process.popen.poll()
+            code = process.ended()
             for event in process.events():
                 self.observer.event(process.node, event)
             if code is None:
                 continue
             self.running.remove(process)
-            _signal(process, signal.SIGKILL)  # whatever the stage has started and left behind
+            process.signal(signal.SIGKILL)  # whatever the stage has started and left behind
             if code == 0 and (process.scratch / OUTCOME).exists():
                 artifact = self._publish(process)
                 self.done[process.node.name] = artifact
                 published.append(process.node.name)
                 self.observer.finished(process.node, artifact)
             else:
-                message = _failure(process, code)
-                self.failures.append(message)
-                self.observer.failed(process.node, message)
+                self._after_failure(process, process.failure(code))
         return published
 
-    def _publish(self, process: _Process) -> Artifact:
+    def _after_failure(self, process: StageProcess, message: str) -> None:
+        """Start the stage again if its `launch` says so, and nothing else has failed."""
+        node = process.node
+        if self.failures or self.restarts[node.name] >= node.config.launch.restarts:
+            self.failures.append(message)
+            self.observer.failed(node, message)
+            return
+        self.restarts[node.name] += 1
+        self.observer.restarted(node, message)
+        self.running.append(self._start(node))
+
+    def _publish(self, process: StageProcess) -> Artifact:
         node, finished = process.node, time.time()
         outcome = json.loads((process.scratch / OUTCOME).read_text(encoding="utf-8"))
         output = process.scratch / "output"
-        for name in ("events.jsonl", "log.txt"):
+        for name in (EVENTS, LOG):
             if (process.scratch / name).exists():
                 shutil.copy2(process.scratch / name, output / name)
         manifest = {
@@ -282,12 +272,12 @@ class _Scheduler:
     def _stop(self) -> None:
         """Interrupt every stage, and kill what does not stop in time."""
         for process in self.running:
-            _signal(process, signal.SIGINT)
+            process.signal(signal.SIGINT)
         deadline = time.monotonic() + GRACE_SECONDS
         for process in self.running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.popen.wait(max(0.0, deadline - time.monotonic()))
-            _signal(process, signal.SIGKILL)
+            process.signal(signal.SIGKILL)
             process.popen.wait()
 
 
@@ -297,20 +287,6 @@ def _command(node: Node, base: Path, job: Path) -> list[str]:
         return [sys.executable, *worker]
     config = checks.accelerate_config(node.config.launch.accelerate, base)
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *worker]
-
-
-def _signal(process: _Process, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.popen.pid, number)
-
-
-def _failure(process: _Process, code: int) -> str:
-    log = process.scratch / "log.txt"
-    tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-    lines = "\n".join(f"  | {line}" for line in tail)
-    return f"stage {process.node.name!r} {how}{hint}; the end of {log}:\n{lines}"
 
 
 def _record(recipe: Recipe, nodes: Mapping[str, Node], run: Path) -> None:

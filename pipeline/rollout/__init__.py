@@ -56,7 +56,11 @@ def open_engine(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = 
         raise RolloutError("rollout.speculative: give a vLLM server its --speculative-config when it is started")
     if spec.process is not None:
         raise RolloutError("rollout.process is for engines that this run starts; a vLLM server is a process already")
-    return VllmServerEngine(model_path, spec.server, logprobs)
+    from transformers import AutoTokenizer
+
+    engine = VllmServerEngine(model_path, spec.server, logprobs)
+    engine.decode_with(AutoTokenizer.from_pretrained(model_path))
+    return engine
 
 
 def open_processes(

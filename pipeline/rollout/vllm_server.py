@@ -1,7 +1,8 @@
 """Rollouts by vLLM servers: token ids over the OpenAI-compatible completions API.
 
-Start one with `vllm serve FOLDER --generation-config vllm`. The server's `/v1/models` must name the very model that is
-asked for: a score measured on another one would be a lie.
+Start one with `vllm serve FOLDER --generation-config vllm`; vLLM's CPU build lacks that command, and has
+`python -m vllm.entrypoints.openai.api_server --model FOLDER --generation-config vllm`. The server's `/v1/models` must
+name the very model that is asked for: a score measured on another one would be a lie.
 """
 
 from __future__ import annotations
@@ -47,6 +48,15 @@ class VllmServerEngine:
                 f"{server} serves {names}, not {path}. Start: vllm serve {path} --generation-config vllm"
             )
         self.model = str(match["id"])
+        self.tokenizer: Any = None
+
+    def decode_with(self, tokenizer: Any) -> None:
+        """Let texts be what the model's tokenizer makes of the tokens, as with every other engine.
+
+        A server decodes prompt and completion together, and so keeps a space before the first word of a completion that
+        other engines do not have.
+        """
+        self.tokenizer = tokenizer
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
@@ -97,8 +107,10 @@ class VllmServerEngine:
 
     def _rollout(self, choice: Mapping[str, Any]) -> Rollout:
         logprobs = tuple(choice["logprobs"]["token_logprobs"]) if self.logprobs else None
-        finish = finish_reason(choice["finish_reason"])
-        return Rollout(choice["text"], tuple(choice["token_ids"]), finish, logprobs)
+        ids, text = tuple(choice["token_ids"]), choice["text"]
+        if self.tokenizer is not None:
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return Rollout(text, ids, finish_reason(choice["finish_reason"]), logprobs)
 
     def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()

@@ -90,10 +90,16 @@ class Launch(Strict):
     Attributes:
         accelerate: an `accelerate` config: a name under `configs/accelerate/`, or a YAML file; plain Python without.
         env: environment variables for the stage's process.
+        restarts: how often the stage goes on from its last checkpoint, in a new process, when its process has ended
+            without a result, whatever the reason; the run fails after that.
+        silence: seconds without a line in its log or a logged step after which its process is taken for hung, and
+            killed. Longer than a step, and than it takes to load the model and to start an engine.
     """
 
     accelerate: str | None = None
     env: dict[str, str] = Field(default_factory=dict)
+    restarts: Annotated[int, Field(ge=0)] = 0
+    silence: Annotated[float, Field(gt=0)] | None = None
 
 
 Fault = tuple[tuple[str | int, ...], str]

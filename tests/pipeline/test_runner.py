@@ -37,8 +37,8 @@ HERE = Path(__file__).parent
 
 
 class Play(Task):
-    def __init__(self, name, stubborn=False):
-        self.name, self.stubborn = name, stubborn
+    def __init__(self, name, stubborn=False, talkative=False):
+        self.name, self.stubborn, self.talkative = name, stubborn, talkative
 
     def problems(self, split, n=None, seed=0):
         if self.stubborn:
@@ -48,6 +48,8 @@ class Play(Task):
         (HERE / "writing").rename(HERE / f"{self.name}.started")
         while not (HERE / f"{self.name}.go").exists():
             time.sleep(0.02)
+            if self.talkative:
+                print("still here")
         raise TaskError("the cupboard is bare")
 """
 SECONDS = 60.0
@@ -206,6 +208,44 @@ def test_a_killed_stage_is_a_failure_that_can_be_resumed(runs: Runs) -> None:
     assert "Traceback" not in errors
     until(lambda: not alive(child), "the stage's child to end")
     assert runs.states() == {"one": "interrupted", "two": "new", "last": "new"}
+
+
+def with_launch(launch: str, options: str = "") -> str:
+    return RECIPE.replace("{name: one}}]", f"{{name: one{options}}}}}], launch: {launch}")
+
+
+def test_a_killed_stage_is_started_again_as_often_as_it_may_be(runs: Runs) -> None:
+    (runs.folder / "recipe.yaml").write_text(with_launch("{restarts: 2}"))
+    runner = runs.start()
+    before = 0
+    for _ in range(3):
+        stage, child = runs.stage("one")
+        assert stage != before
+        os.kill(stage, signal.SIGKILL)
+        until(lambda child=child: not alive(child), "the stage's child to end")
+        before = stage
+    output, errors = runner.communicate(timeout=SECONDS)
+    assert runner.returncode == 1
+    assert output.count("one: was killed by SIGKILL (out of memory?); it goes on from its last checkpoint") == 2
+    assert errors.count("stage 'one' was killed by SIGKILL") == 1
+    assert (runs.scratch("one") / "attempts").read_text() == "3"
+
+
+def test_a_stage_that_hangs_is_killed_and_started_again(runs: Runs) -> None:
+    silence = 12  # more than imports take on a busy machine
+    (runs.folder / "recipe.yaml").write_text(with_launch(f"{{restarts: 1, silence: {silence}}}", ", talkative: true"))
+    runner = runs.start()
+    stage, child = runs.stage("one")
+    time.sleep(silence + 1)
+    assert alive(stage), "it says that it works"
+    os.kill(stage, signal.SIGSTOP)
+    again, _ = runs.stage("one")
+    assert again != stage and not alive(stage) and not alive(child)
+    os.kill(again, signal.SIGSTOP)
+    output, errors = runner.communicate(timeout=SECONDS)
+    assert runner.returncode == 1
+    assert "one: was killed after 12 s without a sign of life; it goes on" in output
+    assert "stage 'one' was killed after 12 s without a sign of life; the end of" in errors
 
 
 def test_a_failure_shows_the_end_of_the_log_and_where_it_is(runs: Runs) -> None:
