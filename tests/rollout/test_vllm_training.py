@@ -174,6 +174,18 @@ def test_two_runs_that_start_at_once_listen_at_different_ports(
     assert len(found) == 2
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU's memory can be given back")
+def test_an_engine_that_sleeps_wakes_with_the_policys_weights(
+    calculator: Path, trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)  # vLLM refuses growing segments beside sleeping
+    trained = trainer(calculator, vllm_enable_sleep_mode=True, use_cpu=False)
+    trained.train()
+    assert len(differences(trained)) == STEPS
+    assert max(differences(trained)) < 1e-2, "float32 on two implementations, with TF32 in one of them"
+
+
 def test_a_dense_policy_is_sampled_in_groups_as_trl_samples_it_one_by_one(
     calculator: Path, trainer: Callable[..., Trainer]
 ) -> None:
