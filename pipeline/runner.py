@@ -43,6 +43,8 @@ _ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONSAFEPATH": "1",  # a `rewards.py` in the current folder must not stand in for our package
 }
+_RANK = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
+"""What a launcher, or vLLM in a notebook, may have left in our environment: a stage is none of its ranks."""
 
 
 class RunError(RuntimeError):
@@ -195,13 +197,14 @@ class _Scheduler:
         (scratch / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
         events = scratch / EVENTS
         seen = events.stat().st_size if events.exists() else 0
+        inherited = {name: value for name, value in os.environ.items() if name not in _RANK}
         with (scratch / LOG).open("ab") as sink:
             popen = subprocess.Popen(
                 _command(node, self.recipe.base, scratch / "job.json"),
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **_ENVIRONMENT, **node.config.launch.env},
+                env={**inherited, **_ENVIRONMENT, **node.config.launch.env},
                 start_new_session=True,
             )
         return StageProcess(node, scratch, popen, time.time(), attempt, seen)

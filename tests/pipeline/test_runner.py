@@ -43,6 +43,8 @@ class Play(Task):
     def problems(self, split, n=None, seed=0):
         if self.stubborn:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if os.environ.keys() & {"RANK", "WORLD_SIZE", "MASTER_PORT"}:
+            raise TaskError("a stage is no rank of something else")
         child = subprocess.Popen(["sleep", "600"])
         (HERE / "writing").write_text(f"{os.getpid()} {child.pid}")
         (HERE / "writing").rename(HERE / f"{self.name}.started")
@@ -87,6 +89,7 @@ class Runs:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, "RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "1"},  # of whatever starts the runner
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal, wherever the tests run
         )
