@@ -13,9 +13,12 @@ for that. Here the array of a step is read once, before vLLM cuts it, and vLLM f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.rollout.base import RolloutError
+
+if TYPE_CHECKING:
+    from pipeline.rollout.steps import PlainSteps
 
 
 class Scores:
@@ -25,9 +28,11 @@ class Scores:
 
     Args:
         llm: a `vllm.LLM` whose engine core runs in this process.
+        steps: what keeps its books, if that is not vLLM alone; made before this.
     """
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, steps: PlainSteps | None = None) -> None:
+        self._steps = steps
         self._scheduler = llm.llm_engine.engine_core.engine_core.scheduler
         # Name of a sequence -> vLLM's request, and the log-probabilities of its tokens so far.
         self._asked: dict[str, tuple[Any, list[float]]] = {}
@@ -36,10 +41,11 @@ class Scores:
         self._scheduler.add_request, self._scheduler.update_from_output = self._added, self._updated
 
     def __enter__(self) -> None:
-        self._asked, self._watches = {}, True
+        self._watch(True)
+        self._asked = {}
 
     def __exit__(self, *_: object) -> None:
-        self._watches = False
+        self._watch(False)
 
     def of(self, token_ids: Sequence[Sequence[int]], asked: Sequence[int] | None = None) -> list[list[float]]:
         """The log-probabilities of what was sampled last, in the order in which it was asked for.
@@ -58,6 +64,11 @@ class Scores:
                 raise RolloutError(f"vLLM gave {len(scored)} log-probabilities for {len(ids)} tokens")
         return found
 
+    def _watch(self, watches: bool) -> None:
+        self._watches = watches
+        if self._steps is not None:
+            self._steps.scores_are_read = watches
+
     def _added(self, request: Any) -> None:
         if self._watches:
             self._asked[request.request_id] = request, []
@@ -70,10 +81,14 @@ class Scores:
         told = self._update(scheduled, output)
         first = scores.logprobs[:, 0].tolist()  # of the sampled tokens; others would follow
         starts = scores.cu_num_generated_tokens  # with speculation, rows are tokens instead of sequences
-        for name, index in output.req_id_to_index.items():
+        places = output.req_id_to_index
+        longer, others = ([], places) if self._steps is None else (self._steps.longer, self._steps.others)
+        for name in longer:
+            self._asked[name][1].append(first[places[name]])
+        for name in others:
             if name not in self._asked:  # given up, and still under way
                 continue
-            request, values = self._asked[name]
+            index, (request, values) = places[name], self._asked[name]
             # One, or several with speculation; none in a prompt, or where a sequence that was put off starts anew.
             if added := request.num_output_tokens - len(values):
                 start = index if starts is None else starts[index]

@@ -68,7 +68,7 @@ class VllmEngine:
         self.decodes = not for_trainer
         self.llm = vllm.LLM(model=path, seed=seed, **settings)
         self.steps = PlainSteps(self.llm)  # before the scores, which have to see every step first
-        self.scores = Scores(self.llm) if logprobs else None
+        self.scores = Scores(self.llm, self.steps) if logprobs else None
         self.tokenizer = self.llm.get_tokenizer()
         self.dtype = str(self.llm.llm_engine.model_config.dtype).removeprefix("torch.")
 

@@ -105,9 +105,8 @@ class Generation(vllm_generation.VLLMGeneration):  # type: ignore[misc]
 
         def engine(**settings: Any) -> Any:
             llm = make(**{**settings, **ours})
-            if self.switches.plain_steps:
-                PlainSteps(llm)
-            return Groups(llm) if whole_groups else llm
+            steps = PlainSteps(llm) if self.switches.plain_steps else None
+            return Groups(llm, steps) if whole_groups else llm
 
         if whole_groups and not self.correction:
             self.logprobs = None  # TRL asks for them and throws them away; vLLM is faster without them
@@ -146,8 +145,8 @@ class Groups:
     request (hashing the prompt, scheduling, decoding text token by token) once for each rollout.
     """
 
-    def __init__(self, llm: Any) -> None:
-        self.llm, self.scores = llm, Scores(llm)
+    def __init__(self, llm: Any, steps: PlainSteps | None = None) -> None:
+        self.llm, self.scores = llm, Scores(llm, steps)
         self.taken: list[list[float]] | None = None
 
     def __getattr__(self, name: str) -> Any:

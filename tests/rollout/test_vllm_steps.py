@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,14 +47,35 @@ def endless(calculator: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=[(True, False), (True, True), (False, True)], ids=str)
-def engine(endless: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Once for: prefixes are kept in the cache or not; a step is scheduled while the one before it runs or not."""
+def kind(request: pytest.FixtureRequest) -> tuple[bool, bool]:
+    """Whether prefixes are kept in the cache, and whether a step is scheduled while the one before it runs."""
     keeps, overlaps = request.param
-    options = {**OPTIONS, "enable_prefix_caching": keeps}
+    return keeps, overlaps
+
+
+@pytest.fixture(scope="module")
+def engine(endless: Path, kind: tuple[bool, bool]) -> Iterator[Any]:
+    """With room for everything."""
+    with opened(endless, *kind) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def narrow(endless: Path, kind: tuple[bool, bool]) -> Iterator[Any]:
+    """With room for some twenty sequences at a time, and not for all that they become."""
+    room = {"max_num_seqs": 24, "max_num_batched_tokens": 200, "num_gpu_blocks_override": 40}
+    with opened(endless, *kind, **room) as made:
+        yield made
+
+
+@contextmanager
+def opened(model: Path, keeps: bool, overlaps: bool, **others: Any) -> Iterator[Any]:
+    """An engine of a kind, with further options."""
+    options = {**OPTIONS, "enable_prefix_caching": keeps, **others}
     spec = RolloutSpec(engine="vllm", gpu_memory=0.1, engine_options=options)
     with pytest.MonkeyPatch.context() as patch:
         overlapping(overlaps, patch)
-        made: Any = open_engine(spec, str(endless), seed=0, logprobs=True)
+        made: Any = open_engine(spec, str(model), seed=0, logprobs=True)
     assert made.llm.llm_engine.vllm_config.scheduler_config.async_scheduling is overlaps
     yield made
     made.close()
@@ -107,6 +132,113 @@ def test_tokens_and_log_probabilities_are_the_same(engine: Any, monkeypatch: pyt
     tokens = sum(len(rollout.token_ids) for rollout in rollouts)
     assert tokens > 500
     assert to_vllm < tokens / 3, "a prompt and the end take the long way"
+
+
+class Seen:
+    """Every step that a scheduler makes, with names and blocks numbered anew: vLLM numbers on from run to run."""
+
+    def __init__(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps: list[Any] = []
+        self.together = 0
+        scheduler = engine.steps._scheduler
+        schedule = scheduler.schedule
+        self.forget()
+
+        def spy(*args: Any, **others: Any) -> Any:
+            scheduled = schedule(*args, **others)
+            self.steps.append(self._told(scheduled))
+            step = getattr(scheduled, "lockstep", None)
+            self.together += 0 if step is None else len(step.names)
+            return scheduled
+
+        monkeypatch.setattr(scheduler, "schedule", spy)
+
+    def forget(self) -> None:
+        """Begin anew: whatever comes first is number 0."""
+        self.steps, self.together = [], 0
+        self._names: Any = defaultdict(count().__next__)
+        self._blocks: Any = defaultdict(count().__next__)
+
+    def _told(self, scheduled: Any) -> dict[str, Any]:
+        """All fields of a step; none is known here by name but those that hold names or blocks."""
+        told = {field.name: getattr(scheduled, field.name) for field in dataclasses.fields(scheduled)}
+        for new in told.pop("scheduled_new_reqs"):
+            told[f"new {self._names[new.req_id]}"] = (
+                new.prompt_token_ids,
+                new.num_computed_tokens,
+                self._numbers(new.block_ids),
+                getattr(new, "prefill_token_ids", None),
+            )
+        cached = told.pop("scheduled_cached_reqs")
+        told["cached"] = [self._names[name] for name in cached.req_ids]
+        told["blocks"] = [blocks and self._numbers(blocks) for blocks in cached.new_block_ids]
+        told["computed"], told["outputs"] = list(cached.num_computed_tokens), list(cached.num_output_tokens)
+        told["resumed"] = {self._names[name] for name in cached.resumed_req_ids}
+        told["given"] = {self._names[name]: list(ids) for name, ids in cached.all_token_ids.items()}
+        told["tokens"] = [(self._names[name], tokens) for name, tokens in told.pop("num_scheduled_tokens").items()]
+        for name in ("finished_req_ids", "preempted_req_ids"):
+            told[name] = {self._names[one] for one in told[name] or () if one in self._names}  # not of another run
+        return told
+
+    def _numbers(self, groups: Any) -> list[list[int]]:
+        return [[self._blocks[block] for block in group] for group in groups]
+
+
+MANY = [[5 + n, 6, 7] * (3 + n) for n in range(12)]
+"""Prompts of a run in which sequences begin, wait, end one by one, find no room and start anew."""
+
+
+def compare_steps(engine: Any, monkeypatch: pytest.MonkeyPatch, ask: Callable[[], Any], share: float) -> list[Any]:
+    """Hold every step of a run, of whose tokens this share is counted together, against vLLM's own; returns these."""
+    seen, told = Seen(engine, monkeypatch), []
+
+    def asked() -> Any:
+        seen.forget()
+        answers = ask()
+        told.append((seen.steps, seen.together))
+        return answers
+
+    ours, own = both_ways(engine, asked)
+    monkeypatch.undo()
+    (steps, together), (own_steps, none) = told
+    assert ours == own
+    assert none == 0
+    assert together > share * sum(tokens for step in own_steps for _, tokens in step["tokens"])
+    for at, (step, own_step) in enumerate(zip(steps, own_steps, strict=True)):
+        assert step == own_step, f"step {at}"
+    return own_steps
+
+
+def test_every_step_is_the_one_that_vllm_makes(narrow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = compare_steps(narrow, monkeypatch, lambda: narrow.generate(MANY, Sampling(n=5, max_tokens=90, seed=4)), 0.4)
+    assert any(step["preempted_req_ids"] for step in steps), "some are to find no room"
+
+
+def test_what_ends_otherwise_is_counted_by_itself(narrow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that stop at tokens of their own, or whose log-probabilities vLLM passes on, among plain ones."""
+
+    def ask() -> list[Any]:
+        torch.manual_seed(0)
+        params = [SamplingParams(max_tokens=60, n=5) for _ in MANY]
+        params[7].stop_token_ids = [6, 9]
+        params[10].logprobs = 1
+        prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in MANY]
+        outputs = narrow.llm.generate(prompts, params, use_tqdm=False)
+        return [
+            (sample.token_ids, sample.finish_reason, sample.stop_reason, len(sample.logprobs or ()))
+            for output in outputs
+            for sample in output.outputs
+        ]
+
+    compare_steps(narrow, monkeypatch, ask, 0.2)
+
+
+def test_sequences_that_are_given_up_while_they_are_counted_together(narrow: Any) -> None:
+    for enough in (1, 5):
+        given_up = narrow.generate(MANY, Sampling(n=5, max_tokens=90, seed=2, enough=enough))
+        assert [rollout.finish for group in given_up for rollout in group].count(Finish.ABORT) >= 5
+        ours, own = both_ways(narrow, lambda: narrow.generate(MANY, Sampling(n=3, max_tokens=50, seed=1)))
+        assert ours == own
 
 
 def test_the_longest_completion_ends_where_vllm_ends_it(engine: Any) -> None:
