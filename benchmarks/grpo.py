@@ -87,9 +87,10 @@ def train(kind: str, config: Mapping[str, Any], seed: int, folder: Path, profile
     from pipeline.tasks.grading import composite
     from pipeline.tasks.resolve import prompt_rows
     from pipeline.training import models
+    from pipeline.training.efficiency import STOCK
     from pipeline.training.overlap import Recorded
 
-    context = context_of(config, seed, folder)
+    context = context_of(config if kind == "ours" else {**config, "efficiency": STOCK.model_dump()}, seed, folder)
     reward = Recorded(composite(context.config.rewards, context.config.tasks, context).parts, context.base)
     reward.prepare()
     memory = Memory()
@@ -186,18 +187,14 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_ours(config: Mapping[str, Any], options: argparse.Namespace, device: str | None = None) -> dict[str, Any]:
-    """What only a recipe can set: engines, vLLM's own options, and one micro-batch a step (its loss is the same)."""
-    trainer = dict(config["trainer"])
+    """What only a recipe can set: engines, vLLM's own options, and switches of ours."""
     rollout = {**config["rollout"], "engine_options": options.engine_options}
-    if options.one_micro_batch:
-        trainer["per_device_train_batch_size"] *= trainer["gradient_accumulation_steps"]
-        trainer["gradient_accumulation_steps"] = 1
     if options.engines:
         rollout["process"] = {"devices": [device or os.environ.get(VISIBLE, "0")] * options.engines}
         if "gpu_memory" in rollout:
             rollout["gpu_memory"] /= options.engines
-    efficiency = {**config["efficiency"], "fused_kernels": options.fused_kernels}
-    return {**config, "trainer": trainer, "rollout": rollout, "efficiency": efficiency}
+    switches = {"fused_kernels": options.fused_kernels, "merge_micro_batches": options.one_micro_batch}
+    return {**config, "rollout": rollout, "efficiency": {**config["efficiency"], **switches}}
 
 
 def in_child(kind: str, config: Mapping[str, Any], seed: int, place: Place | None = None) -> dict[str, Any]:
@@ -296,16 +293,19 @@ def this() -> str:
 def merged(results: Sequence[Mapping[str, Any]], target: float) -> dict[str, Any]:
     """Results of other seeds or kinds with the same settings as one; what only some have comes from the first of them.
 
+    What only a recipe can set matters where ours was measured alone: a result of stock goes with any of ours.
+
     Raises:
         SystemExit: their settings or versions differ, or a command had not ended.
     """
     if any("runs" not in result for result in results):
         sys.exit("--merge: one of them is what was left of a command that did not end")
-    for name in ("settings", "versions"):
-        if any(result[name] != results[0][name] for result in results):
+    ours = [result for result in results if result["runs"].get("ours")]
+    for name, those in (("settings", ours), ("stock_settings", results), ("versions", results)):
+        if any(result.get(name) != those[0].get(name) for result in those):
             sys.exit(f"--merge: not the same {name} in all of them")
     runs = {kind: [run for result in results for run in result["runs"].get(kind, ())] for kind in KINDS}
-    rest = {name: value for result in reversed(results) for name, value in result.items()}
+    rest = {name: value for result in reversed([*ours, *results]) for name, value in result.items()}
     return {
         **rest,
         **compare(runs, target),
@@ -337,7 +337,7 @@ def main() -> None:
     parser.add_argument("--tokens-per-pass", type=int, default=8192)
     parser.add_argument("--refill-rounds", type=int, default=0)
     parser.add_argument("--target", type=float, default=0.35, help="accuracy whose time is told")
-    parser.add_argument("--one-micro-batch", action="store_true", help="ours only: a step's rollouts at once")
+    parser.add_argument("--one-micro-batch", action=argparse.BooleanOptionalAction, default=True, help="ours only")
     parser.add_argument("--engines", type=int, default=0, help="ours only: engines in processes of their own")
     parser.add_argument("--engine-options", type=json.loads, default={}, help="ours only: vLLM's, as JSON")
     parser.add_argument("--fused-kernels", action="store_true", help="ours only: Liger's, for the trained model")

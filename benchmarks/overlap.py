@@ -35,7 +35,7 @@ def ways(config: dict[str, Any], options: argparse.Namespace) -> dict[str, dict[
     if not options.smoke:
         rollout["gpu_memory"] = 0.8 / options.engines
     rollout["process"] = {"devices": ["" if options.smoke else "1"] * options.engines}
-    asked = argparse.Namespace(**vars(options) | {"engines": options.one_engines, "one_micro_batch": False})
+    asked = argparse.Namespace(**vars(options) | {"engines": options.one_engines, "one_micro_batch": True})
     one = of_ours(config, asked, "0")
     found = {
         "one": one,

@@ -12,7 +12,7 @@ for that. Here the array of a step is read once, before vLLM cuts it, and vLLM f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.rollout.base import RolloutError
@@ -82,9 +82,11 @@ class Scores:
         first = scores.logprobs[:, 0].tolist()  # of the sampled tokens; others would follow
         starts = scores.cu_num_generated_tokens  # with speculation, rows are tokens instead of sequences
         places = output.req_id_to_index
-        longer, others = ([], places) if self._steps is None else (self._steps.longer, self._steps.others)
-        for name in longer:
-            self._asked[name][1].append(first[places[name]])
+        others: Iterable[str] = places
+        if self._steps is not None and self._steps.others is not None:
+            others = self._steps.others
+            for name in self._steps.longer:
+                self._asked[name][1].append(first[places[name]])
         for name in others:
             if name not in self._asked:  # given up, and still under way
                 continue

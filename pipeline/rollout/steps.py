@@ -76,7 +76,7 @@ class PlainSteps:
         on: whether what is asked for from now on is treated so.
         scores_are_read: whether somebody takes log-probabilities out of each step before vLLM sees it.
         longer: the sequences that the last step made a token longer, as far as they are counted together.
-        others: the other sequences of that step.
+        others: the other sequences of that step; `None` if steps are not watched at all.
 
     Args:
         llm: a `vllm.LLM` whose engine core runs in this process.
@@ -91,7 +91,7 @@ class PlainSteps:
         self._scheduler = scheduler = llm.llm_engine.engine_core.engine_core.scheduler
         self.on, self.scores_are_read = True, False
         self.longer: list[str] = []
-        self.others: list[str] = []
+        self.others: list[str] | None = None
         self._running, self._whole = RequestStatus.RUNNING, RequestOutputKind.FINAL_ONLY
         self._kept: dict[str, Kept] = {}
         caches = scheduler.kv_cache_manager.coordinator.single_type_managers

@@ -24,11 +24,11 @@ from pydantic import Field, model_validator
 
 from pipeline.data.mixture import DataField
 from pipeline.stages.base import SFT_CONFIG, ModelRef, Outputs, RolloutSpec, StageContext
-from pipeline.stages.grpo import SAMPLING_RESERVED, generation_fields
+from pipeline.stages.grpo import generation_fields
 from pipeline.stages.sft import DEFAULTS as SFT_DEFAULTS
 from pipeline.stages.sft import FinetuneConfig, finetune
 from pipeline.tasks.resolve import TaskField
-from pipeline.training.fields import RESERVED
+from pipeline.training.fields import RESERVED, SAMPLING_RESERVED
 
 LEARNING_RATES = ((3e9, 1e-4), (10e9, 8e-5), (20e9, 7e-5), (float("inf"), 6e-5))
 """(largest number of parameters, initial learning rate): 1.5B, 7B, 14B and 32B of the paper, Qwen students."""

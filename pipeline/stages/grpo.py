@@ -37,9 +37,9 @@ from pipeline.stages.base import (
 from pipeline.stages.routing import PolicyRouting
 from pipeline.tasks.resolve import TaskField
 from pipeline.training.efficiency import Efficiency, LengthChange, check_efficiency, check_lengths, kernels_fault
-from pipeline.training.fields import RESERVED
+from pipeline.training.fields import CHOICES, GRPO_RESERVED
 from pipeline.training.mtp import DraftSpec
-from pipeline.training.schedule import check_cycle
+from pipeline.training.schedule import check_cycle, merged
 from rewards.registry import located
 
 DEFAULTS: Mapping[str, Any] = {
@@ -64,41 +64,6 @@ DEFAULTS: Mapping[str, Any] = {
     "vllm_importance_sampling_clip_max": 2.0,
 }
 """Ours, where they differ from TRL's or matter too much to be left to it. `sync_ref_model` is on where beta > 0."""
-
-SAMPLING_RESERVED: Mapping[str, str] = {
-    "use_vllm": "set `rollout.engine`",
-    "vllm_mode": "set `rollout.engine`: vllm (in-process) or vllm_server",
-    "vllm_server_base_url": "set `rollout.server`",
-    "vllm_gpu_memory_utilization": "set `rollout.gpu_memory`",
-    "max_completion_length": "set `rollout.max_tokens`",
-    "temperature": "set `rollout.temperature`",
-    "top_p": "set `rollout.top_p`",
-    "top_k": "set `rollout.top_k`",
-    "min_p": "set `rollout.min_p`",
-}
-"""Trainer fields that follow from `rollout`."""
-
-GRPO_RESERVED: Mapping[str, str] = {
-    **RESERVED,
-    **SAMPLING_RESERVED,
-    "reward_weights": "set the rewards' `weight`",
-    "log_completions": "samples are written to samples.jsonl; see `sample_every`",
-    "log_completions_hub_repo": "samples are written to samples.jsonl",
-    "remove_unused_columns": "rewards need the columns",
-    "use_transformers_continuous_batching": "it would turn the trained weights into bf16 for good",
-    "use_transformers_paged": "it would turn the trained weights into bf16 for good",
-    "use_liger_kernel": "set `efficiency.fused_kernels`: this leaves the reference, and unknown models, as they are",
-    "liger_kernel_config": "set `efficiency.fused_kernels`, which takes the kernels that packing works with",
-}
-
-CHOICES: Mapping[str, Sequence[str]] = {
-    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
-    "importance_sampling_level": ("token", "sequence"),
-    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
-    "scale_rewards": ("group", "batch", "none"),
-    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
-}
-"""What TRL's GRPOTrainer compares these fields with; it finds out at the first loss that a value is none of them."""
 
 
 class TrainingRollout(RolloutSpec):
@@ -146,6 +111,7 @@ class GrpoConfig(StageConfig):
     """
 
     product: ClassVar[Product] = Product.MODEL
+    version: ClassVar[int] = 2  # micro-batches are merged
     distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = "trl.trainer.grpo_config:GRPOConfig"
     reserved: ClassVar[Mapping[str, str]] = GRPO_RESERVED
@@ -192,7 +158,7 @@ class GrpoConfig(StageConfig):
     def _scheduled(self) -> GrpoConfig:
         trainer = {**DEFAULTS, **self.trainer}
         check_cycle(trainer, processes=None if self.launch.accelerate else 1)
-        check_efficiency(self.efficiency, trainer, self._learnt_from_every_row())
+        check_efficiency(self.efficiency, trainer, self.learns_from_every_row)
         check_lengths(self.rollout.max_tokens, self.length_schedule)
         if trainer.get("sync_ref_model") and trainer["beta"] == 0:
             raise ValueError("trainer.sync_ref_model needs a reference model, and with beta: 0 there is none")
@@ -206,11 +172,13 @@ class GrpoConfig(StageConfig):
     @property
     def switches(self) -> Efficiency:
         """`efficiency` for the trainer, which does not see the stage's other fields."""
-        if self.efficiency.drop_dead_groups == "auto" and self._learnt_from_every_row():
+        if self.efficiency.drop_dead_groups == "auto" and self.learns_from_every_row:
             return self.efficiency.model_copy(update={"drop_dead_groups": False})
         return self.efficiency
 
-    def _learnt_from_every_row(self) -> str | None:
+    @property
+    def learns_from_every_row(self) -> str | None:
+        """What gives rows a gradient besides their advantage, if anything does."""
         if self.mtp is not None:
             return "`mtp` learns from every row"
         if self.routing.balance != "none" or self.routing.bias_update_speed:
@@ -337,32 +305,36 @@ def check_problems(rows: Sequence[Mapping[str, Any]], rewards: Sequence[RewardSp
 
 def arguments(context: StageContext[GrpoConfig]) -> Any:
     """TRL's GRPOConfig for a stage."""
+    from transformers import AutoConfig
     from trl import GRPOConfig
 
     from pipeline.training import setup
 
-    config = context.config
+    config, policy = context.config, AutoConfig.from_pretrained(context.model_path(context.config.model))
     rollout = config.rollout
     if rollout.in_process:  # then TRL is not to open an engine of its own
         rollout = rollout.model_copy(update={"engine": "transformers"})
-    defaults = {**trainer_defaults(config), **checkpointing(context)}
-    return setup.arguments(GRPOConfig, context, defaults, generation_fields(rollout))
+    defaults = {**trainer_defaults(config), **checkpointing(config, policy)}
+    fixed = generation_fields(rollout)
+    args = setup.arguments(GRPOConfig, context, defaults, fixed)
+    if not (config.efficiency.packing and config.efficiency.merge_micro_batches) or config.learns_from_every_row:
+        return args
+    router_loss = hasattr(policy.get_text_config(), "output_router_logits") and args.router_aux_loss_coef != 0
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    return setup.arguments(GRPOConfig, context, defaults, {**fixed, **merged(args, router_loss, deepspeed)})
 
 
-def checkpointing(context: StageContext[GrpoConfig]) -> dict[str, Any]:
+def checkpointing(config: GrpoConfig, policy: Any) -> dict[str, Any]:
     """Whether activations are computed twice: on a GPU, unless those of a packed pass are small against its memory."""
     import torch
-    from transformers import AutoConfig
 
     from pipeline.training.memory import keeps_activations
 
-    config = context.config
     if not torch.cuda.is_available() or not config.efficiency.packing:
         return {}
     longest = max(config.rollout.max_tokens, *(change.max_tokens for change in config.length_schedule), 0)
     tokens = max(config.efficiency.tokens_per_pass, longest)
     device = torch.cuda.get_device_properties(0).total_memory
-    policy = AutoConfig.from_pretrained(context.model_path(config.model))
     return {"gradient_checkpointing": not keeps_activations(policy, tokens, device)}
 
 

@@ -3,6 +3,7 @@
     efficiency:
       packing: true            # rows without padding, so many tokens a forward pass
       tokens_per_pass: 8192
+      merge_micro_batches: true  # all rows of a step fill these passes together
       drop_dead_groups: auto   # what teaches nothing is left out of the forward and backward passes
       refill_rounds: 0         # or replaced by groups that are sampled on top (DAPO's dynamic sampling)
       fold_old_logprobs: true  # no pass of its own for log-probabilities that the training pass computes anyway
@@ -36,6 +37,11 @@ class Efficiency(Strict):
         tokens_per_pass: with `packing`, the tokens of one forward and backward pass: this, and no longer
             `per_device_train_batch_size`, decides about the peak of memory. A longer sequence has a pass to itself.
             Where a pass's activations are estimated to fit a GPU easily, `gradient_checkpointing` is off by default.
+        merge_micro_batches: with `packing`, the micro-batches of an optimizer step are one, as far as they are of one
+            generation batch, so that their rows fill passes together. `per_device_train_batch_size` and
+            `gradient_accumulation_steps` then only say how large a step is. Where the loss of a micro-batch divides by
+            its own tokens (bnpo), or is computed over it as a whole (entropy bonus, router loss, `mtp`, `routing`,
+            DeepSpeed), micro-batches stay as they are.
         drop_dead_groups: rows whose advantage is zero are left out of the training passes. Exact where nothing else
             gives them a gradient (beta 0, no entropy bonus); `auto` drops them there and nowhere else. The logged
             entropy and clip ratios are then those of the rows that are left.
@@ -62,6 +68,7 @@ class Efficiency(Strict):
 
     packing: bool = True
     tokens_per_pass: Annotated[int, Field(gt=0)] = 8192
+    merge_micro_batches: bool = True
     drop_dead_groups: bool | Literal["auto"] = "auto"
     refill_rounds: Annotated[int, Field(ge=0)] = 0
     refill_queue: Annotated[int, Field(ge=0)] = 64
@@ -75,6 +82,7 @@ class Efficiency(Strict):
 
 STOCK = Efficiency(
     packing=False,
+    merge_micro_batches=False,
     drop_dead_groups=False,
     fold_old_logprobs=False,
     overlap_rewards=False,

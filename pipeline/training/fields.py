@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 KEEP_CHECKPOINTS = 2
 """The newest one may be incomplete when the process dies; then the one before it counts."""
@@ -29,3 +29,38 @@ RESERVED: Mapping[str, str] = {
     "trust_remote_code": "models run with the installed code only",
 }
 """Trainer fields that no training stage leaves to the recipe -> why."""
+
+SAMPLING_RESERVED: Mapping[str, str] = {
+    "use_vllm": "set `rollout.engine`",
+    "vllm_mode": "set `rollout.engine`: vllm (in-process) or vllm_server",
+    "vllm_server_base_url": "set `rollout.server`",
+    "vllm_gpu_memory_utilization": "set `rollout.gpu_memory`",
+    "max_completion_length": "set `rollout.max_tokens`",
+    "temperature": "set `rollout.temperature`",
+    "top_p": "set `rollout.top_p`",
+    "top_k": "set `rollout.top_k`",
+    "min_p": "set `rollout.min_p`",
+}
+"""Trainer fields that follow from `rollout`."""
+
+GRPO_RESERVED: Mapping[str, str] = {
+    **RESERVED,
+    **SAMPLING_RESERVED,
+    "reward_weights": "set the rewards' `weight`",
+    "log_completions": "samples are written to samples.jsonl; see `sample_every`",
+    "log_completions_hub_repo": "samples are written to samples.jsonl",
+    "remove_unused_columns": "rewards need the columns",
+    "use_transformers_continuous_batching": "it would turn the trained weights into bf16 for good",
+    "use_transformers_paged": "it would turn the trained weights into bf16 for good",
+    "use_liger_kernel": "set `efficiency.fused_kernels`: this leaves the reference, and unknown models, as they are",
+    "liger_kernel_config": "set `efficiency.fused_kernels`, which takes the kernels that packing works with",
+}
+
+CHOICES: Mapping[str, Sequence[str]] = {
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "scale_rewards": ("group", "batch", "none"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+}
+"""What TRL's GRPOTrainer compares these fields with; it finds out at the first loss that a value is none of them."""

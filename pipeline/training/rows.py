@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from pipeline.training.schedule import MEAN_OF_TOKENS
+
 MEAN_OF_ROWS = frozenset({"grpo", "sapo", "dr_grpo", "luspo"})
-"""Losses of TRL that divide by the number of rows in a micro-batch."""
-MEAN_OF_TOKENS = frozenset({"bnpo"})
-"""Losses that divide by the number of completion tokens in a micro-batch; all others by that of a generation batch."""
+"""Losses of TRL that divide by the number of rows in a micro-batch; see also `MEAN_OF_TOKENS`."""
 
 
 def select(inputs: Mapping[str, Any], rows: Sequence[int], at_least: int = 0) -> dict[str, Any]:

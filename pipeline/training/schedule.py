@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+MEAN_OF_TOKENS = frozenset({"bnpo"})
+"""Losses of TRL that divide by the number of completion tokens in a micro-batch. All others divide by that of its rows,
+or by the tokens of a generation batch."""
 
 
 def check_cycle(trainer: Mapping[str, Any], processes: int | None) -> int:
@@ -58,3 +63,29 @@ def check_cycle(trainer: Mapping[str, Any], processes: int | None) -> int:
             f" exactly: make it a multiple of {cycle}"
         )
     return int(cycle)
+
+
+def merged(args: Any, router_loss: bool, deepspeed: bool) -> dict[str, Any]:
+    """Fields that make a single micro-batch of those which share a generation batch and an optimizer step.
+
+    Where a micro-batch is divided into passes, memory does not depend on its size, and more rows fill passes better.
+    Its loss is the mean of what its parts' losses were, so gradients stay the same.
+
+    Args:
+        args: a GRPOConfig.
+        router_loss: whether a loss balances the experts over the rows of a micro-batch.
+        deepspeed: whether DeepSpeed does the backward passes, of which it takes one a micro-batch.
+
+    Returns:
+        Nothing where a micro-batch is computed as a whole, or its loss divided by the tokens that it happens to have.
+    """
+    whole = args.entropy_coef or args.use_adaptive_entropy or args.top_entropy_quantile < 1.0
+    if whole or router_loss or deepspeed or args.loss_type in MEAN_OF_TOKENS or args.auto_find_batch_size:
+        return {}
+    together = math.gcd(args.gradient_accumulation_steps, args.steps_per_generation)
+    return {
+        "per_device_train_batch_size": args.per_device_train_batch_size * together,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps // together,
+        "steps_per_generation": args.steps_per_generation // together,
+        "generation_batch_size": None,  # it follows from these, and is what it was
+    }

@@ -15,6 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from pipeline.training.efficiency import Efficiency
 from pipeline.training.grpo import GrpoTrainer, Samples
+from pipeline.training.schedule import merged
 
 GROUP, BATCH = 4, 8
 LONGEST = 24
@@ -96,6 +97,7 @@ def trainer_of(
     length_schedule: Sequence[Any] = (),
     replayed: bool = True,
     rollout_seed: int = 0,
+    merge: bool = False,
     **fields: Any,
 ) -> Any:
     """A trainer on recorded rollouts; without `efficiency` it is TRL's own.
@@ -103,6 +105,7 @@ def trainer_of(
     Args:
         vllm: treat the rollouts as vLLM's: their log-probabilities are corrected for.
         replayed: whether rollouts are recorded ones; the model's own, sampled with transformers, otherwise.
+        merge: whether the micro-batches of a step are made one.
     """
     settings: dict[str, Any] = {
         "output_dir": str(output),
@@ -130,10 +133,13 @@ def trainer_of(
         **fields,
     }
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    args = GRPOConfig(**settings)
+    if merge:
+        args = GRPOConfig(**{**settings, **merged(args, router_loss=False, deepspeed=False)})
     arguments: dict[str, Any] = {
         "model": str(model),
         "reward_funcs": reward,
-        "args": GRPOConfig(**settings),
+        "args": args,
         "train_dataset": Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
         "processing_class": tokenizer,
     }

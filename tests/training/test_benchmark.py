@@ -89,8 +89,11 @@ def test_results_of_single_seeds_become_one(config: dict[str, Any]) -> None:
     assert found["profile"] == {"by_processor": []}
     halves = [{**half, "runs": {kind: half["runs"][kind]}} for half in [result(0, 30.0)] for kind in grpo.KINDS]
     assert grpo.merged(halves, 0.5)["speedup"] == 3.0
-    with pytest.raises(SystemExit, match="settings"):
-        grpo.merged([result(0, 30.0), {**result(1, 30.0), "settings": {}}], 0.5)
+    stock_alone = {**halves[grpo.KINDS.index("stock")], "settings": {"of": "another"}}
+    assert grpo.merged([stock_alone, halves[grpo.KINDS.index("ours")]], 0.5)["settings"] == config
+    for name in ("settings", "stock_settings", "versions"):
+        with pytest.raises(SystemExit, match=f"the same {name}"):
+            grpo.merged([result(0, 30.0), {**result(1, 30.0), name: {"of": "another"}}], 0.5)
 
 
 def test_ways_measured_one_at_a_time_become_one_result(tmp_path: Path) -> None:

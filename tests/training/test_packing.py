@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.training import varlen
 from pipeline.training.efficiency import STOCK, Efficiency
 from pipeline.training.rows import balanced, equal_groups
-from tests.training.replay import distance, graded, half_dead, history_of, trainer_of
+from tests.training.replay import BATCH, distance, graded, half_dead, history_of, trainer_of
 
 STRINGS = ["what is 2", "you are kind what is 2 + two", "hello", "what four you are you are you are"] * 2
 CHATS = [[{"role": "user", "content": text}] for text in STRINGS]
@@ -62,6 +62,36 @@ def test_losses_and_gradients_are_those_of_padded_rows(models: Path, tmp_path: P
         assert {name: ours_at[name] for name in same} == pytest.approx(
             {name: theirs_at[name] for name in same}, abs=1e-4
         )
+
+
+MERGED: dict[str, dict[str, Any]] = {
+    "grpo": {"loss_type": "grpo", "gradient_accumulation_steps": 4},
+    "grpo-kl": {"loss_type": "grpo", **KL, "max_steps": 4},
+    "dr_grpo": {"loss_type": "dr_grpo", "mask_truncated_completions": True},
+    "dapo": {"loss_type": "dapo", "mask_truncated_completions": True},
+    "dapo-reused": {"loss_type": "dapo", "steps_per_generation": 4, "max_steps": 4},
+    "cispo-over-batches": {"loss_type": "cispo", "gradient_accumulation_steps": 4, "steps_per_generation": 2},
+    "sapo": {"loss_type": "sapo", "generation_batch_size": 32, "max_steps": 4},
+    "grpo-vllm": {"loss_type": "grpo", "vllm": True},
+    "bnpo": {"loss_type": "bnpo"},
+}
+
+
+@pytest.mark.parametrize("case", MERGED)
+def test_one_micro_batch_has_the_losses_and_gradients_of_several(models: Path, tmp_path: Path, case: str) -> None:
+    fields = MERGED[case]
+    dropping = PACKED.model_copy(update={"drop_dead_groups": "auto", "fold_old_logprobs": True})
+    several = trainer_of(models / "dense", tmp_path, STOCK, STRINGS, half_dead, **fields)
+    stock = history_of(several)
+    one = trainer_of(models / "dense", tmp_path, dropping, STRINGS, half_dead, merge=True, **fields)
+    kept = one.args.per_device_train_batch_size == BATCH
+    assert kept == (case == "bnpo"), "its loss divides by the tokens of a micro-batch"
+    assert one.args.generation_batch_size == several.args.generation_batch_size
+    merged = history_of(one)
+    assert len(stock.gradients) == len(merged.gradients) >= 2
+    for ours, theirs in zip(merged.gradients, stock.gradients, strict=True):
+        assert distance(theirs, ours) <= TOLERANCE
+    assert merged.losses == pytest.approx(stock.losses, rel=TOLERANCE, abs=1e-7)
 
 
 def rounded(prompts: Sequence[Any], **columns: Any) -> list[float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.stages.grpo import DEFAULTS
+from pipeline.stages.grpo import DEFAULTS, arguments
 from pipeline.training.schedule import check_cycle
+from tests.stages.driving import context_of
 
 
 def cycle(processes: int | None = 1, **trainer: Any) -> int:
@@ -59,3 +61,49 @@ def test_with_an_unknown_number_of_processes_only_the_certain_is_refused() -> No
     assert cycle(processes=None, generation_batch_size=8192) == 1
     with pytest.raises(ValueError, match="one must divide the other"):
         cycle(processes=None, gradient_accumulation_steps=3, steps_per_generation=2)
+
+
+def batches(model: Path, folder: Path, trainer: dict[str, Any], **stage: Any) -> tuple[int, int, int]:
+    """Rows of a micro-batch, micro-batches of an optimizer step, and of a generation batch, as a stage has them."""
+    config = {"kind": "grpo", "model": str(model), "tasks": ["gsm8k"], "trainer": trainer, **stage}
+    args = arguments(context_of(folder, "zero", config, {}))
+    assert args.generation_batch_size == args.per_device_train_batch_size * args.steps_per_generation
+    return args.per_device_train_batch_size, args.gradient_accumulation_steps, args.steps_per_generation
+
+
+@pytest.mark.parametrize(
+    ("trainer", "expected"),
+    [
+        ({}, (128, 1, 1)),
+        ({"steps_per_generation": 16}, (128, 1, 2)),
+        ({"generation_batch_size": 512, "save_steps": 4}, (128, 1, 4)),
+        ({"gradient_accumulation_steps": 8, "steps_per_generation": 2}, (32, 4, 1)),
+        ({"steps_per_generation": 4, "gradient_accumulation_steps": 6, "num_iterations": 3}, (32, 3, 2)),
+    ],
+)
+def test_micro_batches_that_share_rollouts_and_a_step_are_merged(
+    models: Path, tmp_path: Path, trainer: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    assert batches(models / "dense", tmp_path, trainer) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "trainer", "stage"),
+    [
+        ("dense", {}, {"efficiency": {"merge_micro_batches": False}}),
+        ("dense", {}, {"efficiency": {"packing": False}}),
+        ("dense", {"loss_type": "bnpo"}, {}),
+        ("dense", {"entropy_coef": 0.01}, {}),
+        ("dense", {"top_entropy_quantile": 0.2}, {}),
+        ("routed", {"router_aux_loss_coef": 0.01}, {}),
+        ("v3", {}, {"routing": {"balance": "sequence"}}),
+    ],
+)
+def test_micro_batches_stay_where_their_loss_is_their_own(
+    models: Path, tmp_path: Path, model: str, trainer: dict[str, Any], stage: dict[str, Any]
+) -> None:
+    assert batches(models / model, tmp_path, trainer, **stage) == (16, 8, 8)
+
+
+def test_a_model_whose_router_loss_is_switched_off_is_merged(models: Path, tmp_path: Path) -> None:
+    assert batches(models / "routed", tmp_path, {"router_aux_loss_coef": 0.0}) == (128, 1, 1)
