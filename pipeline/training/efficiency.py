@@ -53,11 +53,11 @@ class Efficiency(Strict):
             new ones, and the importance weights against vLLM's are taken from them in the training pass. Exact where
             stock TRL's extra pass gives the same numbers twice, which it does up to rounding.
         overlap_rewards: rewards are judged in the background while log-probabilities are computed.
-        whole_groups: vLLM in this process is asked for the rollouts of a prompt in one request, decodes no text, and
-            gives log-probabilities only if something needs them, as lists of numbers.
-        plain_steps: vLLM in this process writes a token that only makes its sequence longer down, without the twenty
-            calls of its scheduler; it samples what it would have sampled. An engine in a process of its own, and the
-            engines of other stages, always do so.
+        whole_groups: a prompt is tokenised once for all of its rollouts. vLLM in this process is asked for them in one
+            request, decodes no text, and gives log-probabilities only if something needs them, as lists of numbers.
+        plain_steps: vLLM in this process writes a token that only makes its sequence longer down, without the thirty
+            calls of its scheduler, and counts sequences that only decode together; it samples what it would have
+            sampled. An engine in a process of its own, and the engines of other stages, always do so.
         reload_weights: vLLM in this process takes new weights through its own reload, experts one by one and buffers
             such as the routing bias included. TRL writes parameters into the engine's model, which leaves stale what
             vLLM derived from the old ones (latent attention, packed or quantised weights), and knows no fused experts.

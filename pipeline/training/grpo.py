@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,17 @@ class GrpoTrainer(
         if not path.is_file():
             raise ValueError(f"{checkpoint} lacks the reference model that the policy was compared with")
         _set_full_weights(self.ref_model, torch.load(path, map_location="cpu", weights_only=True))
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        """TRL's, which tokenises a prompt once for each of its rollouts; these stand next to each other."""
+        groups = [(prompt, len(list(group))) for prompt, group in groupby(prompts)]
+        if self.efficiency.whole_groups and self.environment_factories is None and len(groups) < len(prompts):
+            prompt_ids, images, others = super()._tokenize_prompts([prompt for prompt, _ in groups])
+            if images is None and not others:
+                counted = zip(prompt_ids, groups, strict=True)
+                return [list(ids) for ids, (_, count) in counted for _ in range(count)], None, others
+        found: tuple[list[list[int]], Any, dict[str, Any]] = super()._tokenize_prompts(prompts)
+        return found
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
         rewards_BF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

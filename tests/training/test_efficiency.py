@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from trl import GRPOTrainer
 
 from pipeline.stages.base import config_class
 from pipeline.training.efficiency import STOCK, Efficiency, LengthChange
@@ -31,6 +32,23 @@ def but(**switches: Any) -> Efficiency:
 def hopeless(prompts: Sequence[str], completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
     """Always the same reward for one of the four prompts, and for the others one that varies."""
     return [0.0 if prompt == "hello" else score for prompt, score in zip(prompts, graded(completion_ids), strict=True)]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_prompt_is_tokenised_once_for_all_of_its_rollouts(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat: bool
+) -> None:
+    prompts: list[Any] = [[{"role": "user", "content": text}] for text in PROMPTS] if chat else PROMPTS
+    trainer = trainer_of(models / "dense", tmp_path, but(whole_groups=True), prompts)
+    theirs, given = GRPOTrainer._tokenize_prompts, []
+    monkeypatch.setattr(
+        GRPOTrainer, "_tokenize_prompts", lambda self, some: (given.append(len(some)), theirs(self, some))[1]
+    )
+    asked = [prompt for prompt in prompts for _ in range(GROUP)]
+    ids, *others = trainer._tokenize_prompts(asked)
+    assert given == [len(prompts)]
+    assert (ids, *others) == theirs(trainer, asked)
+    assert len({id(one) for one in ids}) == len(asked), "a list that several share would grow for all of them"
 
 
 @pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])

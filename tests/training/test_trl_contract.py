@@ -47,6 +47,7 @@ HOOKS = [
     ),
     (GRPOTrainer, "_generate_and_score_completions", ["inputs"], "refill, lengths, overlap, dropping, folding"),
     (GRPOTrainer, "_generate", ["prompts"], "overlap.Overlap"),
+    (GRPOTrainer, "_tokenize_prompts", ["prompts"], "grpo.GrpoTrainer, rollouts.Rollouts"),
     (GRPOTrainer, "_log_completion_extra", ["column", "values"], "overlap.Overlap"),
     (GRPOTrainer, "_log_metric", ["name", "value"], "overlap.Overlap"),
     (GRPOTrainer, "_compute_loss", ["model", "inputs"], "dropping, passes, folding"),
