@@ -301,8 +301,13 @@ def merged(results: Sequence[Mapping[str, Any]], target: float) -> dict[str, Any
     if any("runs" not in result for result in results):
         sys.exit("--merge: one of them is what was left of a command that did not end")
     ours = [result for result in results if result["runs"].get("ours")]
-    for name, those in (("settings", ours), ("stock_settings", results), ("versions", results)):
-        if any(result.get(name) != those[0].get(name) for result in those):
+    of_stock = [{**result.get("stock_settings", {}), "efficiency": None} for result in results]  # stock has none
+    for name, told in (
+        ("settings", [result["settings"] for result in ours]),
+        ("stock_settings", of_stock),
+        ("versions", [result["versions"] for result in results]),
+    ):
+        if any(one != told[0] for one in told):
             sys.exit(f"--merge: not the same {name} in all of them")
     runs = {kind: [run for result in results for run in result["runs"].get(kind, ())] for kind in KINDS}
     rest = {name: value for result in reversed([*ours, *results]) for name, value in result.items()}
