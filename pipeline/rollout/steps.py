@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
@@ -43,8 +43,6 @@ are not among it: sequences that want them from vLLM are left to it one by one."
 STALE = ("num_stale_output_tokens", "async_tokens_to_discard")
 """How a request counts the tokens under way that it will not take, in vLLM 0.31 and in 0.26. One that counts them in
 another way is of a vLLM that this was not written for, and is left to it."""
-
-
 FEW = 16
 """Sequences up to which vLLM is quicker with each of them than arrays are with all."""
 
@@ -91,7 +89,7 @@ class PlainSteps:
         self._scheduler = scheduler = llm.llm_engine.engine_core.engine_core.scheduler
         self.on, self.scores_are_read = True, False
         self.longer: list[str] = []
-        self.others: list[str] | None = None
+        self.others: Collection[str] | None = None
         self._running, self._whole = RequestStatus.RUNNING, RequestOutputKind.FINAL_ONLY
         self._kept: dict[str, Kept] = {}
         caches = scheduler.kv_cache_manager.coordinator.single_type_managers
@@ -233,15 +231,14 @@ class PlainSteps:
     def _updated(self, scheduled: Any, output: Any) -> Any:
         """vLLM's `update_from_output`, which is told of the sequences that are more than one token longer."""
         together, counts = self._together, scheduled.num_scheduled_tokens
-        self.longer, self.others = [], list(output.req_id_to_index)
+        self.longer, self.others = [], counts
         if not output.sampled_token_ids or any(getattr(output, name, None) for name in PASSED_ON):
             together.dissolve()
             return self._told(self._update(scheduled, output))
         step: Step | None = getattr(scheduled, "lockstep", None)
         if step is not None:
             left_over = together.write(step, output.sampled_token_ids, output.req_id_to_index)
-            counts = dict.fromkeys(left_over, 1) | dict(islice(counts.items(), len(step.names), None))
-            self.others = list(counts)
+            counts = self.others = dict.fromkeys(left_over, 1) | dict(islice(counts.items(), len(step.names), None))
             self.longer = [name for name in step.names if name not in counts] if left_over else step.names
         left = copy.copy(scheduled)
         left.num_scheduled_tokens = self._written(counts, output)
