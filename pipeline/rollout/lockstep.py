@@ -82,11 +82,13 @@ class Lockstep:
         self._names: list[str] = []
         self._free: list[int] = []
         self._joined = 0
-        self._rows = self._end_ids = _zeros(0)
-        self._computed = self._outputs = self._length = self._serial = _zeros(0)
-        # Since a sequence was settled: steps that took it, tokens that were sampled, and these tokens.
-        self._scheduled = self._sampled = _zeros(0)
-        self._tokens = _zeros(0, block + _BEYOND)
+        self._rows = _zeros(0)
+        self._steps_left = 0
+        """Steps for which no sequence is sure to have ended, at least."""
+        # Tokens that are computed, that are at the last settling, and how many more were asked for; see `Step`.
+        self._computed = self._settled = self._ahead = self._length = self._serial = _zeros(0)
+        # Since a sequence was settled: how many tokens were sampled, and which.
+        self._sampled, self._tokens = _zeros(0), _zeros(0, block + _BEYOND)
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
@@ -104,16 +106,16 @@ class Lockstep:
             Whether it was taken in, which it is not if others end with other tokens.
         """
         if not self._members:
-            self.ends, self._end_ids = ends, np.array(sorted(ends), np.int64)
+            self.ends = ends
         if ends != self.ends:
             return False
         if not self._free:
             self._grow()
         row, self._joined = self._free.pop(), self._joined + 1
-        self._computed[row] = request.num_computed_tokens
-        self._outputs[row] = request.num_output_tokens + (request.num_output_placeholders if self.overlaps else 1)
-        self._length[row], self._serial[row] = length, self._joined
-        self._scheduled[row] = self._sampled[row] = 0
+        outputs = request.num_output_tokens + (request.num_output_placeholders if self.overlaps else 1)
+        self._computed[row] = self._settled[row] = request.num_computed_tokens
+        self._ahead[row] = outputs - request.num_computed_tokens
+        self._length[row], self._serial[row], self._sampled[row] = length, self._joined, 0
         self._members[request.request_id] = Member(request, row, held)
         return True
 
@@ -129,7 +131,8 @@ class Lockstep:
         """To be called when sequences have joined or left."""
         self._names = list(self._members)
         self.requests = [member.request for member in self._members.values()]
-        self._rows = np.fromiter((member.row for member in self._members.values()), np.int64, len(self._names))
+        self._rows = rows = np.array([member.row for member in self._members.values()], np.int64)
+        self._steps_left = int((self._length[rows] - self._computed[rows]).min(initial=np.iinfo(np.int64).max)) - 1
 
     def dissolve(self) -> None:
         """Settle all sequences, and let them go."""
@@ -144,8 +147,8 @@ class Lockstep:
             if member is None:
                 continue
             request, row, held = member
-            scheduled, sampled = int(self._scheduled[row]), int(self._sampled[row])
-            self._scheduled[row] = self._sampled[row] = 0
+            scheduled, sampled = int(self._computed[row] - self._settled[row]), int(self._sampled[row])
+            self._settled[row], self._sampled[row] = self._computed[row], 0
             request.num_computed_tokens += scheduled
             request.num_in_flight_tokens += scheduled - sampled
             if self.overlaps:
@@ -169,10 +172,11 @@ class Lockstep:
             allocate: gives a request room for a token; there are blocks enough. Returns vLLM's new blocks.
         """
         rows, names, requests = self._rows, self._names, self.requests
-        going = self._computed[rows] + 1 < self._length[rows]
-        if not going.all():
+        if self._steps_left <= 0:
+            going = self._computed[rows] + 1 < self._length[rows]
             rows, places = rows[going], np.flatnonzero(going).tolist()
             names, requests = [names[place] for place in places], [requests[place] for place in places]
+        self._steps_left -= 1
         computed = self._computed[rows]
         begun = computed % self.block
         wanting = (begun == 0) | (begun == self.block - 1) if self.files else begun == 0
@@ -180,10 +184,8 @@ class Lockstep:
         for place in np.flatnonzero(wanting).tolist():
             self.settle([names[place]])
             blocks[place] = allocate(requests[place]).get_block_ids(allow_none=True)
-        outputs = self._outputs[rows].tolist()
-        self._computed[rows] += 1
-        self._outputs[rows] += 1
-        self._scheduled[rows] += 1
+        self._computed[rows] = computed + 1
+        outputs = (computed + self._ahead[rows]).tolist()
         # One token is fed, and another sampled from it.
         return Step(names, computed.tolist(), outputs, blocks, rows, self._serial[rows], computed + 2)
 
@@ -199,18 +201,16 @@ class Lockstep:
             The names of those that vLLM has to deal with, settled: they end with this token, or have left.
         """
         tokens = [sampled[places[name]] for name in step.names]
-        ids = np.fromiter((one[0] if len(one) == 1 else -1 for one in tokens), np.int64, len(tokens))
-        rows = step.rows
-        others = (
-            (self._serial[rows] != step.serials)
-            | (step.lengths >= self._length[rows])
-            | (ids < 0)
-            | np.isin(ids, self._end_ids)
-        )
-        longer = rows[~others]
-        self._tokens[longer, self._sampled[longer]] = ids[~others]
-        self._sampled[longer] += 1
+        ids, rows = np.array([one[0] if len(one) == 1 else -1 for one in tokens], np.int64), step.rows
+        others = (self._serial[rows] != step.serials) | (step.lengths >= self._length[rows]) | (ids < 0)
+        for end in self.ends:
+            others |= ids == end
         names = [step.names[place] for place in np.flatnonzero(others).tolist()]
+        if names:
+            rows, ids = rows[~others], ids[~others]
+        at = self._sampled[rows]
+        self._tokens[rows, at] = ids
+        self._sampled[rows] = at + 1
         self.settle(names)
         return names
 
@@ -218,9 +218,9 @@ class Lockstep:
         count = len(self._serial)
         self._free += range(count + _GROWTH - 1, count - 1, -1)
         more = _zeros(_GROWTH)
-        self._computed, self._outputs = np.append(self._computed, more), np.append(self._outputs, more)
+        self._computed, self._settled = np.append(self._computed, more), np.append(self._settled, more)
+        self._ahead, self._sampled = np.append(self._ahead, more), np.append(self._sampled, more)
         self._length, self._serial = np.append(self._length, more), np.append(self._serial, more)
-        self._scheduled, self._sampled = np.append(self._scheduled, more), np.append(self._sampled, more)
         self._tokens = np.append(self._tokens, _zeros(_GROWTH, self._tokens.shape[1]), axis=0)
 
 
