@@ -85,7 +85,7 @@ class Lockstep:
         self._rows = _zeros(0)
         self._steps_left = 0
         """Steps for which no sequence is sure to have ended, at least."""
-        # Tokens that are computed, that are at the last settling, and how many more were asked for; see `Step`.
+        # By row: tokens computed, those that were when it was settled, how many more outputs are (see `Step`) ...
         self._computed = self._settled = self._ahead = self._length = self._serial = _zeros(0)
         # Since a sequence was settled: how many tokens were sampled, and which.
         self._sampled, self._tokens = _zeros(0), _zeros(0, block + _BEYOND)

@@ -53,15 +53,18 @@ def test_a_killed_engine_is_replaced_with_the_pushed_weights(engine: ProcessEngi
             expected_T = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, len(prompt) :, None])[:, 0]
             assert rollout.logprobs == pytest.approx(expected_T.tolist(), abs=ROUNDING)
 
+    many = PROMPTS * 32  # so many that it is at work when it is killed, however late that is on a busy machine
+    second = engine.generate(many, SAMPLING)
+
     def kill() -> None:
         steps = engine._board.read()[0]
-        while engine._board.read()[0] < steps + 5:
+        while engine._board.read()[0] < steps + 2:
             time.sleep(0.001)
         os.kill(engine._process.pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    again = engine.generate(PROMPTS, SAMPLING)
+    again = engine.generate(many, SAMPLING)
     killer.join()
     assert engine.restarts == 1
     assert [[rollout.token_ids for rollout in group] for group in again] == [
