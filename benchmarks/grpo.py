@@ -9,9 +9,10 @@
 rollouts of up to 8,192 tokens that count (see `counting`), every second of them paid, with gradient checkpointing and a
 learning rate of 0: whatever a policy learnt from that, the lengths of the two kinds' rollouts would part.
 *Stock* is `trl.GRPOTrainer`; *ours* is the `grpo` stage's trainer with the default `efficiency`, but for what the
-options say. Both get the same GRPOConfig, model, reward and seed. Each runs in a process of its own; the first steps,
-which warm up kernels and caches, are not counted. Reported: samples/s, tokens/s, where a step's time goes, the peak
-of the device's memory, the accuracy of each step's rollouts, and the engine's own speed.
+options say. Both get the same GRPOConfig, of whose micro-batches ours makes one, and the same model, reward and seed.
+Each runs in a process of its own; the first steps, which warm up kernels and caches, are not counted. Reported:
+samples/s, tokens/s, where a step's time goes, the peak of the device's memory, the accuracy of each step's rollouts,
+and the engine's own speed.
 """
 
 from __future__ import annotations
