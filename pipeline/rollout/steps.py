@@ -44,7 +44,7 @@ STALE = ("num_stale_output_tokens", "async_tokens_to_discard")
 """How a request counts the tokens under way that it will not take, in vLLM 0.31 and in 0.26. One that counts them in
 another way is of a vLLM that this was not written for, and is left to it."""
 FEW = 24
-"""Sequences below which vLLM is as quick with each of them as arrays are with all (16 to 24 on two CPUs)."""
+"""Sequences below which vLLM is as quick with each of them as arrays are with all (timed by hand, on a CPU)."""
 
 
 class Kept(NamedTuple):

@@ -320,8 +320,8 @@ def arguments(context: StageContext[GrpoConfig]) -> Any:
     if not (config.efficiency.packing and config.efficiency.merge_micro_batches) or config.learns_from_every_row:
         return args
     router_loss = hasattr(policy.get_text_config(), "output_router_logits") and args.router_aux_loss_coef != 0
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    return setup.arguments(GRPOConfig, context, defaults, {**fixed, **merged(args, router_loss, deepspeed)})
+    changes = merged(args, router_loss)
+    return setup.arguments(GRPOConfig, context, defaults, {**fixed, **changes}) if changes else args
 
 
 def checkpointing(config: GrpoConfig, policy: Any) -> dict[str, Any]:

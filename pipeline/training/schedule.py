@@ -65,7 +65,7 @@ def check_cycle(trainer: Mapping[str, Any], processes: int | None) -> int:
     return int(cycle)
 
 
-def merged(args: Any, router_loss: bool, deepspeed: bool) -> dict[str, Any]:
+def merged(args: Any, router_loss: bool) -> dict[str, Any]:
     """Fields that make a single micro-batch of those which share a generation batch and an optimizer step.
 
     Where a micro-batch is divided into passes, memory does not depend on its size, and more rows fill passes better.
@@ -74,13 +74,12 @@ def merged(args: Any, router_loss: bool, deepspeed: bool) -> dict[str, Any]:
     Args:
         args: a GRPOConfig.
         router_loss: whether a loss balances the experts over the rows of a micro-batch.
-        deepspeed: whether DeepSpeed does the backward passes, of which it takes one a micro-batch.
 
     Returns:
         Nothing where a micro-batch is computed as a whole, or its loss divided by the tokens that it happens to have.
     """
-    whole = args.entropy_coef or args.use_adaptive_entropy or args.top_entropy_quantile < 1.0
-    if whole or router_loss or deepspeed or args.loss_type in MEAN_OF_TOKENS or args.auto_find_batch_size:
+    whole = args.entropy_coef or args.use_adaptive_entropy or args.top_entropy_quantile < 1.0 or router_loss
+    if whole or args.deepspeed_plugin is not None or args.loss_type in MEAN_OF_TOKENS:
         return {}
     together = math.gcd(args.gradient_accumulation_steps, args.steps_per_generation)
     return {

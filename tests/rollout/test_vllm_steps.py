@@ -24,7 +24,7 @@ pytestmark = pytest.mark.vllm
 from vllm import SamplingParams, TokensPrompt  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 
-from pipeline.rollout.steps import PlainSteps  # noqa: E402
+from pipeline.rollout.steps import PlainSteps, special  # noqa: E402
 
 BLOCK = 32
 LENGTH = 200
@@ -235,12 +235,46 @@ def test_what_ends_otherwise_is_counted_by_itself(narrow: Any, monkeypatch: pyte
     compare_steps(narrow, monkeypatch, ask, 0.2)
 
 
-def test_sequences_that_are_given_up_while_they_are_counted_together(narrow: Any) -> None:
+def test_sequences_that_are_given_up_while_they_are_counted_together(
+    narrow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler, together = narrow.steps._scheduler, []
+    finish = scheduler.finish_requests
+
+    def spy(*args: Any) -> Any:
+        together.append(len(narrow.steps._together.requests))
+        return finish(*args)
+
+    monkeypatch.setattr(scheduler, "finish_requests", spy)
     for enough in (1, 5):
         given_up = narrow.generate(MANY, Sampling(n=8, max_tokens=90, seed=2, enough=enough))
         assert [rollout.finish for group in given_up for rollout in group].count(Finish.ABORT) >= 5
         ours, own = both_ways(narrow, lambda: narrow.generate(MANY, Sampling(n=5, max_tokens=50, seed=1)))
         assert ours == own
+    assert together[0] > 0, "they were counted together when they were given up"
+
+
+@pytest.mark.parametrize(
+    ("holder", "name", "value"),
+    [
+        ("", "connector", object()),
+        ("", "ec_connector", object()),
+        ("", "lora_config", object()),
+        ("", "use_pp", True),
+        ("", "num_spec_tokens", 1),
+        ("", "needs_kv_cache_zeroing", True),
+        ("kv_cache_manager", "watermark_blocks", 3),
+        ("scheduler_config", "long_prefill_token_threshold", 8),
+        ("scheduler_config", "policy", "priority"),
+    ],
+)
+def test_schedulers_whose_steps_hold_more_are_left_alone(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, holder: str, name: str, value: Any
+) -> None:
+    scheduler = engine.steps._scheduler
+    assert not special(scheduler)
+    monkeypatch.setattr(getattr(scheduler, holder) if holder else scheduler, name, value)
+    assert special(scheduler)
 
 
 def test_the_longest_completion_ends_where_vllm_ends_it(engine: Any) -> None:

@@ -135,7 +135,7 @@ def trainer_of(
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     args = GRPOConfig(**settings)
     if merge:
-        args = GRPOConfig(**{**settings, **merged(args, router_loss=False, deepspeed=False)})
+        args = GRPOConfig(**{**settings, **merged(args, router_loss=False)})
     arguments: dict[str, Any] = {
         "model": str(model),
         "reward_funcs": reward,

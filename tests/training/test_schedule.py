@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trl import GRPOConfig
 
 from pipeline.stages.grpo import DEFAULTS, arguments
-from pipeline.training.schedule import check_cycle
+from pipeline.training.schedule import check_cycle, merged
 from tests.stages.driving import context_of
 
 
@@ -97,12 +98,22 @@ def test_micro_batches_that_share_rollouts_and_a_step_are_merged(
         ("dense", {"top_entropy_quantile": 0.2}, {}),
         ("routed", {"router_aux_loss_coef": 0.01}, {}),
         ("v3", {}, {"routing": {"balance": "sequence"}}),
+        ("v3", {}, {"mtp": {}}),
+        ("dense", {"use_adaptive_entropy": True}, {}),
     ],
 )
 def test_micro_batches_stay_where_their_loss_is_their_own(
     models: Path, tmp_path: Path, model: str, trainer: dict[str, Any], stage: dict[str, Any]
 ) -> None:
     assert batches(models / model, tmp_path, trainer, **stage) == (16, 8, 8)
+
+
+def test_deepspeed_has_its_own_micro_batches_however_it_is_asked_for(tmp_path: Path) -> None:
+    """By accelerate's launcher or by the recipe's `trainer.deepspeed`: either makes a plugin."""
+    args = GRPOConfig(str(tmp_path), gradient_accumulation_steps=4, use_cpu=True, bf16=False)
+    assert merged(args, router_loss=False)["gradient_accumulation_steps"] == 1
+    args.deepspeed_plugin = object()
+    assert merged(args, router_loss=False) == {}
 
 
 def test_a_model_whose_router_loss_is_switched_off_is_merged(models: Path, tmp_path: Path) -> None:
