@@ -67,7 +67,7 @@ def documents(folder: str, steps: int) -> torch.Tensor:
     """New documents about chains of so many steps, as a model's tokenizer has them."""
     from transformers import AutoTokenizer
 
-    from pipeline.data.chain_corpus import ChainCorpus
+    from pipeline.corpora.chain import ChainCorpus
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(list(ChainCorpus(length=steps).documents(DOCUMENTS, seed=1)), add_special_tokens=False).input_ids

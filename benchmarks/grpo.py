@@ -36,7 +36,9 @@ from threading import Lock
 from typing import Any
 
 from benchmarks.grpo_clock import Clock, Memory, profile, summarise, watch
-from pipeline.stages.base import VISIBLE, StageContext, config_class
+from pipeline.context import StageContext
+from pipeline.schema.pieces import VISIBLE
+from pipeline.stages.registry import config_class
 
 WARM_UP = 2
 """Steps at the start that are not counted."""
@@ -84,11 +86,11 @@ def train(kind: str, config: Mapping[str, Any], seed: int, folder: Path, profile
     from datasets import Dataset
     from trl import GRPOTrainer
 
+    from pipeline.schema.efficiency import STOCK
     from pipeline.stages import grpo
     from pipeline.tasks.grading import composite
     from pipeline.tasks.resolve import prompt_rows
     from pipeline.training import models
-    from pipeline.training.efficiency import STOCK
     from pipeline.training.overlap import Recorded
 
     context = context_of(config if kind == "ours" else {**config, "efficiency": STOCK.model_dump()}, seed, folder)

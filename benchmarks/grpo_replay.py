@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.grpo import versions
 from benchmarks.grpo_clock import Clock, watch
-from pipeline.training.efficiency import STOCK, Efficiency
+from pipeline.schema.efficiency import STOCK, Efficiency
 
 GROUP, PROMPTS, MICRO, ACCUMULATION = 8, 8, 16, 4
 MEDIAN, SPREAD, LONGEST, PROMPT = 48, 1.0, 512, 40

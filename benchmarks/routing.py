@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.stages.base import StageContext
+from pipeline.context import StageContext
 from pipeline.stages.pretrain import PretrainConfig, run
 
 STEPS = 220

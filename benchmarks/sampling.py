@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.rollout import open_engine, sampling
-from pipeline.stages.base import RolloutSpec
+from pipeline.schema.pieces import RolloutSpec
 
 SMOKE = {"enforce_eager": True, "dtype": "float32", "max_model_len": 256}
 EXTRACTED = (512, 400)  # completions and tokens of each, a generation batch of the GSM8K configuration

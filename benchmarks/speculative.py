@@ -36,7 +36,7 @@ import transformers
 from model.modeling import load
 from model.speculative import Speculation
 from pipeline import artifacts
-from pipeline.data.chain_corpus import ChainCorpus
+from pipeline.corpora.chain import ChainCorpus
 from pipeline.rollout.speculative import facts
 
 TOKENS = 64
@@ -107,7 +107,7 @@ def measure(model: Any, rows: list[list[int]], pad: int, arguments: argparse.Nam
 def measure_vllm(drafts: int, path: str, rows: list[list[int]], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The same through vLLM's method `mtp`, with one number of drafts."""
     from pipeline.rollout import open_engine, sampling
-    from pipeline.stages.base import RolloutSpec, SpeculativeSpec
+    from pipeline.schema.pieces import RolloutSpec, SpeculativeSpec
 
     results = []
     speculative = SpeculativeSpec(tokens=drafts) if drafts else None

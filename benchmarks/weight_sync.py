@@ -24,7 +24,8 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.sampling import installed
-from pipeline.stages.base import StageContext, config_class, run_function
+from pipeline.context import StageContext
+from pipeline.stages.registry import config_class, run_function
 
 METRIC = "sampling/sampling_logp_difference"
 REWARD = "import zlib\ndef any(completion: str) -> float:\n    return float(zlib.crc32(completion.encode()) % 7)\n"

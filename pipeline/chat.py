@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.templates import Chat, prompt_template, render
 from pipeline.rollout.base import Sampling
+from pipeline.templates import Chat, prompt_template, render
 
 
 class Conversation:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from pipeline import source, trainer_fields
-from pipeline.data.templates import TemplateError, prompt_template
+from pipeline import source
+from pipeline.context import exists
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.options import check_options
-from pipeline.source import Issue, Loc, Source
-from pipeline.stages.base import (
+from pipeline.schema import trainer_fields
+from pipeline.schema.pieces import (
     SFT_CONFIG,
     Fault,
     InputFile,
@@ -31,11 +31,12 @@ from pipeline.stages.base import (
     RolloutSpec,
     StageConfig,
     TaskSpec,
-    exists,
 )
+from pipeline.schema.reserved import FOLLOW_EVALUATIONS, NO_EVALUATION
+from pipeline.source import Issue, Loc, Source
 from pipeline.tasks import base as tasks
 from pipeline.tasks.resolve import merged
-from pipeline.training.fields import FOLLOW_EVALUATIONS, NO_EVALUATION
+from pipeline.templates import TemplateError, prompt_template
 from rewards import registry
 from rewards.registry import located, nearest
 

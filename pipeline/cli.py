@@ -190,8 +190,8 @@ def generate(
 ) -> None:
     """Chat with a checkpoint."""
     from pipeline.chat import Conversation
-    from pipeline.data.templates import TemplateError
     from pipeline.rollout.base import Sampling
+    from pipeline.templates import TemplateError
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     try:

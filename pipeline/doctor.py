@@ -189,7 +189,7 @@ def recipe(checked: Recipe, limit: int = 2000) -> Iterator[Finding]:
         limit: at most so many problems of each task and split.
     """
     from pipeline import checks
-    from pipeline.stages.base import TaskSpec
+    from pipeline.schema.pieces import TaskSpec
     from pipeline.tasks.base import TaskError
     from pipeline.tasks.resolve import resolve
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline import artifacts, checks
 from pipeline.recipe import Recipe
-from pipeline.stages.base import StageConfig, TaskSpec
+from pipeline.schema.pieces import StageConfig, TaskSpec
 
 WHOLE_FILE_LIMIT = 64 * 2**20
 """Bytes up to which a file's content is hashed; larger ones (weights) count by size and modification time."""

@@ -23,8 +23,9 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from pipeline import checks, source
+from pipeline.schema.pieces import Launch, StageConfig, Strict
 from pipeline.source import Issue, Loc, RecipeError, Source
-from pipeline.stages.base import KINDS, Launch, StageConfig, Strict, config_class
+from pipeline.stages.registry import KINDS, config_class
 from rewards.registry import nearest
 
 __all__ = ["Issue", "Recipe", "RecipeError", "TaskDefinition", "load", "locate", "shipped"]

@@ -127,7 +127,7 @@ def _pairs(texts: list[str] | None) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    from pipeline.data.rows import RowError, read_rows
+    from pipeline.rows import RowError, read_rows
 
     if not path.is_file():
         raise typer.BadParameter(f"there is no file {path}")

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.stages.base import StageContext, config_class, run_function
+from pipeline.context import StageContext
+from pipeline.stages.registry import config_class, run_function
 
 OUTCOME = "outcome.json"
 LOCK = "lock"

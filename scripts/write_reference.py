@@ -14,17 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from pipeline.stages.base import (
-    KINDS,
-    Launch,
-    ProcessSpec,
-    RewardSpec,
-    RolloutSpec,
-    StageConfig,
-    Strict,
-    TaskSpec,
-    config_class,
-)
+from pipeline.schema.pieces import Launch, ProcessSpec, RewardSpec, RolloutSpec, StageConfig, Strict, TaskSpec
+from pipeline.stages.registry import KINDS, config_class
 from pipeline.tasks.base import BUILTIN as TASKS
 from pipeline.tasks.base import check as task_class
 from rewards.registry import BUILTIN as REWARDS

@@ -16,8 +16,8 @@ from typing import Any
 from rewards.registry import RewardError, check_options, find, nearest
 
 BUILTIN: Mapping[str, str] = {
-    "chain": "pipeline.data.chain_corpus:ChainCorpus",
-    "needle": "pipeline.data.needle_corpus:NeedleCorpus",
+    "chain": "pipeline.corpora.chain:ChainCorpus",
+    "needle": "pipeline.corpora.needle:NeedleCorpus",
 }
 """Built-in corpora: name -> module:class."""
 

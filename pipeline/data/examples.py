@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 from pipeline.data.mixture import DataError, Row
-from pipeline.data.templates import Chat, encode, render
+from pipeline.templates import Chat, encode, render
 
 if TYPE_CHECKING:
     from datasets import Dataset

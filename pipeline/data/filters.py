@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.stages.base import Strict
+from pipeline.schema.pieces import Strict
 from rewards.text import split_thought
 
 OVERLAP_WORDS = 10

@@ -19,8 +19,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from pipeline.data.rows import RowError, read_rows
-from pipeline.stages.base import DataRef, StageContext, Strict
+from pipeline.context import StageContext
+from pipeline.rows import RowError, read_rows
+from pipeline.schema.pieces import DataRef, Strict
 
 Row = dict[str, Any]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts, source
-from pipeline.data.rows import whole_row
 from pipeline.report.text import finite
+from pipeline.rows import whole_row
 
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 LOG_TAIL = 40  # lines of an unfinished stage's log: enough for one traceback

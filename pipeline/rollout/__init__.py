@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.rollout.base import Engine, RolloutError, Sampling, Updatable
 from pipeline.rollout.speculative import vllm_options
-from pipeline.stages.base import RolloutSpec
+from pipeline.schema.pieces import RolloutSpec
 
 if TYPE_CHECKING:
     from pipeline.rollout.fleet import Fleet

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling, derived_seed
 from pipeline.rollout.process import Deferred, ProcessEngine
 from pipeline.rollout.shared import PushedWeights, Turn
-from pipeline.stages.base import ProcessSpec, RolloutSpec
+from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline import trainer_fields
 from pipeline.rollout.base import RolloutError
+from pipeline.schema import trainer_fields
 from rewards.registry import nearest
 
 ENGINE_ARGUMENTS = "vllm.engine.arg_utils:EngineArgs"

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling
 from pipeline.rollout.shared import Board, Box, PushedWeights, Snapshot, Turn
-from pipeline.stages.base import ProcessSpec, RolloutSpec
+from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 
 if TYPE_CHECKING:
     import torch

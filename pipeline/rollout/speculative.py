@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pipeline.rollout.base import RolloutError
-from pipeline.stages.base import SpeculativeSpec
+from pipeline.schema.pieces import SpeculativeSpec
 
 if TYPE_CHECKING:
     from model.speculative import Speculation

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GenerationConfig, StoppingCriteria, Stop
 from model.modeling import load
 from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick
 from pipeline.rollout.speculative import Assistant, check_blocks
-from pipeline.stages.base import SpeculativeSpec
+from pipeline.schema.pieces import SpeculativeSpec
 
 if TYPE_CHECKING:
     from model.speculative import Speculation

@@ -22,13 +22,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.context import Outputs, StageContext
 from pipeline.data.mixture import DataField
-from pipeline.stages.base import SFT_CONFIG, ModelRef, Outputs, RolloutSpec, StageContext
-from pipeline.stages.grpo import generation_fields
-from pipeline.stages.sft import DEFAULTS as SFT_DEFAULTS
-from pipeline.stages.sft import FinetuneConfig, finetune
+from pipeline.schema.pieces import SFT_CONFIG, ModelRef, RolloutSpec
+from pipeline.schema.reserved import RESERVED, SAMPLING_RESERVED
 from pipeline.tasks.resolve import TaskField
-from pipeline.training.fields import RESERVED, SAMPLING_RESERVED
+from pipeline.training.finetune import DEFAULTS as SFT_DEFAULTS
+from pipeline.training.finetune import FinetuneConfig, finetune
+from pipeline.training.generation import generation_fields
 
 LEARNING_RATES = ((3e9, 1e-4), (10e9, 8e-5), (20e9, 7e-5), (float("inf"), 6e-5))
 """(largest number of parameters, initial learning rate): 1.5B, 7B, 14B and 32B of the paper, Qwen students."""
@@ -96,7 +97,7 @@ def run(context: StageContext[DistillConfig]) -> Outputs:
 
 def learning_rate(student: str) -> float:
     """The paper's initial learning rate for a student of this size; hub ids count as the smallest."""
-    from pipeline.data.importing import weights
+    from pipeline.conversion.importing import weights
 
     size = weights(Path(student))[0] if Path(student).is_dir() else 0
     return next(rate for largest, rate in LEARNING_RATES if size <= largest)

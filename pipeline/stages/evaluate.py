@@ -21,23 +21,15 @@ from urllib.parse import quote
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.artifacts import MANIFEST
-from pipeline.data.rows import write_rows
-from pipeline.data.templates import ChatTemplateName
+from pipeline.context import Outputs, StageContext
 from pipeline.rollout import engine_name
-from pipeline.stages.base import (
-    ModelRef,
-    Outputs,
-    Product,
-    RewardSpec,
-    RolloutSpec,
-    StageConfig,
-    StageContext,
-    TaskSpec,
-)
-from pipeline.stages.sampling import Group, Sampler, record
-from pipeline.stages.scores import Labels, score, sentence
+from pipeline.rows import write_rows
+from pipeline.sampling.sampler import Group, Sampler, record
+from pipeline.sampling.scores import Labels, score, sentence
+from pipeline.schema.pieces import ModelRef, Product, RewardSpec, RolloutSpec, StageConfig, TaskSpec
 from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part
 from pipeline.tasks.resolve import Resolved, TestTaskField, problem_rows, resolve
+from pipeline.templates import ChatTemplateName
 from rewards import Composite, names
 
 logger = logging.getLogger(__name__)

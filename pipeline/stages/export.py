@@ -19,8 +19,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.stages.base import ModelRef, Outputs, Product, Ref, StageConfig, StageContext
-from pipeline.stages.import_model import Dtype
+from pipeline.context import Outputs, StageContext
+from pipeline.schema.pieces import Dtype, ModelRef, Product, Ref, StageConfig
 
 ScoreRef = Annotated[str, Ref(Product.METRICS)]
 """`@stage` of an evaluation."""
@@ -68,7 +68,7 @@ class ExportConfig(StageConfig):
 
 def run(context: StageContext[ExportConfig]) -> Outputs:
     """Copy or convert the model, and write its card."""
-    from pipeline.data import cards, importing
+    from pipeline.conversion import cards, importing
     from pipeline.training import setup
 
     setup.prepare()

@@ -28,11 +28,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.stages import corpora
-from pipeline.stages.base import SFT_CONFIG, Fault, ModelRef, Outputs, Precision, Product, StageConfig, StageContext
-from pipeline.stages.corpora import TEXT_RESERVED, CorpusField
-from pipeline.stages.routing import FinetuneRouting
-from pipeline.training.mtp import MtpSpec
+from pipeline.context import Outputs, StageContext
+from pipeline.data import corpora
+from pipeline.data.corpora import CorpusField
+from pipeline.schema.mtp import MtpSpec
+from pipeline.schema.pieces import SFT_CONFIG, Fault, ModelRef, Precision, Product, StageConfig
+from pipeline.schema.reserved import TEXT_RESERVED
+from pipeline.schema.routing import FinetuneRouting
 
 logger = logging.getLogger(__name__)
 

@@ -22,23 +22,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.stages.base import (
-    VISIBLE,
-    Fault,
-    ModelRef,
-    Outputs,
-    ProcessSpec,
-    Product,
-    RewardSpec,
-    RolloutSpec,
-    StageConfig,
-    StageContext,
-)
-from pipeline.stages.routing import PolicyRouting
+from pipeline.context import Outputs, StageContext
+from pipeline.schema.efficiency import Efficiency, LengthChange, check_efficiency, check_lengths, kernels_fault
+from pipeline.schema.mtp import DraftSpec
+from pipeline.schema.pieces import VISIBLE, Fault, ModelRef, ProcessSpec, Product, RewardSpec, RolloutSpec, StageConfig
+from pipeline.schema.reserved import CHOICES, GRPO_RESERVED
+from pipeline.schema.routing import PolicyRouting
 from pipeline.tasks.resolve import TaskField
-from pipeline.training.efficiency import Efficiency, LengthChange, check_efficiency, check_lengths, kernels_fault
-from pipeline.training.fields import CHOICES, GRPO_RESERVED
-from pipeline.training.mtp import DraftSpec
+from pipeline.training.generation import generation_fields
 from pipeline.training.schedule import check_cycle, merged
 from rewards.registry import located
 
@@ -328,7 +319,7 @@ def checkpointing(config: GrpoConfig, policy: Any) -> dict[str, Any]:
     """Whether activations are computed twice: on a GPU, unless those of a packed pass are small against its memory."""
     import torch
 
-    from pipeline.training.memory import keeps_activations
+    from pipeline.training.activation_memory import keeps_activations
 
     if not torch.cuda.is_available() or not config.efficiency.packing:
         return {}
@@ -342,29 +333,3 @@ def trainer_defaults(config: GrpoConfig) -> dict[str, Any]:
     """`DEFAULTS`, with a synced reference where there is a reference at all."""
     beta = config.trainer.get("beta", DEFAULTS["beta"])
     return {**DEFAULTS, "sync_ref_model": beta > 0}
-
-
-def generation_fields(rollout: RolloutSpec) -> dict[str, Any]:
-    """What the rollout settings are called in GRPOConfig."""
-    from pipeline.rollout import TRANSFORMERS, VLLM, VLLM_SERVER, engine_name
-
-    chosen = engine_name(rollout)
-    fields: dict[str, Any] = {
-        "use_vllm": chosen != TRANSFORMERS,
-        "max_completion_length": rollout.max_tokens,
-        "temperature": rollout.temperature,
-        "top_p": rollout.top_p,
-        "top_k": rollout.top_k,
-        "min_p": rollout.min_p or None,
-    }
-    if chosen == TRANSFORMERS and rollout.speculative is not None:
-        if rollout.speculative.draft is not None:
-            raise ValueError("rollout.speculative.draft: transformers drafts with another model one sequence at a time")
-        drafts = {"use_mtp": True, "num_assistant_tokens": rollout.speculative.tokens}
-        fields["generation_kwargs"] = {name: value for name, value in drafts.items() if value is not None}
-    if chosen == VLLM:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine is in this process, whose weights it takes
-        fields |= {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": rollout.gpu_memory}
-    if chosen == VLLM_SERVER:
-        fields |= {"vllm_mode": "server", "vllm_server_base_url": rollout.server}
-    return fields

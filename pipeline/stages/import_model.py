@@ -15,11 +15,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import field_validator
 
-from pipeline.data.templates import TemplateError, chat_template, check_jinja
-from pipeline.stages.base import Fault, InputFile, ModelRef, Outputs, Product, StageConfig, StageContext
+from pipeline.context import Outputs, StageContext
+from pipeline.schema.pieces import Dtype, Fault, InputFile, ModelRef, Product, StageConfig
+from pipeline.templates import TemplateError, chat_template, check_jinja
 from rewards.registry import located
 
-Dtype = Literal["float32", "bfloat16", "float16"]
 JINJA = (".jinja", ".j2")
 
 
@@ -31,7 +31,7 @@ class ImportModelConfig(StageConfig):
             DeepSeek-V3 and the model's config and tokenizer.
         revision: branch, tag or commit on the hub.
         dtype: what the weights are converted to; left as they are (GGUF, FP8: bfloat16) if not given.
-        chat_template: replaces the model's own: a name (see `pipeline.data.templates`), or a Jinja file.
+        chat_template: replaces the model's own: a name (see `pipeline.templates`), or a Jinja file.
     """
 
     product: ClassVar[Product] = Product.MODEL
@@ -68,7 +68,7 @@ def run(context: StageContext[ImportModelConfig]) -> Outputs:
     from pipeline.training import setup
 
     setup.prepare()
-    from pipeline.data import importing
+    from pipeline.conversion import importing
 
     config = context.config
     source, target = context.model_path(config.model), context.output / "model"

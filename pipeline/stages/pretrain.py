@@ -22,12 +22,14 @@ from pydantic import Field, field_validator, model_validator
 
 from model import presets
 from model.presets import FP8_BLOCK
+from pipeline.context import Outputs, StageContext
+from pipeline.data import corpora
+from pipeline.data.corpora import CorpusField
 from pipeline.data.vocabulary import VocabularySpec
-from pipeline.stages import corpora
-from pipeline.stages.base import SFT_CONFIG, Fault, ModelRef, Outputs, Precision, Product, StageConfig, StageContext
-from pipeline.stages.corpora import TEXT_RESERVED, CorpusField
-from pipeline.stages.routing import Routing
-from pipeline.training.mtp import MtpSpec
+from pipeline.schema.mtp import MtpSpec
+from pipeline.schema.pieces import SFT_CONFIG, Fault, ModelRef, Precision, Product, StageConfig
+from pipeline.schema.reserved import TEXT_RESERVED
+from pipeline.schema.routing import Routing
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 1,

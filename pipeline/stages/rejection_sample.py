@@ -23,13 +23,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.context import Outputs, StageContext
 from pipeline.data.filters import Contamination, Duplicates, FilterSpec
-from pipeline.data.rows import write_rows
-from pipeline.data.templates import ChatTemplateName, prompt_template
-from pipeline.stages.base import ModelRef, Outputs, Product, RewardSpec, RolloutSpec, StageConfig, StageContext
-from pipeline.stages.sampling import Group, Sample, Sampler, record
+from pipeline.rows import write_rows
+from pipeline.sampling.sampler import Group, Sample, Sampler, record
+from pipeline.schema.pieces import ModelRef, Product, RewardSpec, RolloutSpec, StageConfig
 from pipeline.tasks.grading import ACCURACY, composite
 from pipeline.tasks.resolve import TaskField, TestTaskField, problem_rows, prompt_rows, resolve
+from pipeline.templates import ChatTemplateName, prompt_template
 from rewards import Composite
 from rewards.text import THINK_OPEN
 from rewards.verdict import BLAMELESS

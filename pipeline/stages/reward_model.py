@@ -20,9 +20,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from pipeline.context import Outputs, StageContext
 from pipeline.data.mixture import DataField
-from pipeline.stages.base import ModelRef, Outputs, Product, StageConfig, StageContext
-from pipeline.training.fields import RESERVED
+from pipeline.schema.pieces import ModelRef, Product, StageConfig
+from pipeline.schema.reserved import RESERVED
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 1,

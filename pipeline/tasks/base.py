@@ -1,7 +1,7 @@
 """What a task is: problems, a prompt, and a grader; training, sampling and evaluation share it.
 
 A task is one module beside this one, or `file.py:Class` in a recipe. It yields problems and names the reward that
-grades them; how a problem becomes a chat is the template's business (`pipeline.data.templates`).
+grades them; how a problem becomes a chat is the template's business (`pipeline.templates`).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import rewards
-from pipeline.data.rows import RowError, read_rows
+from pipeline.rows import RowError, read_rows
 from pipeline.tasks.base import Problem, Split, Task, TaskError
 from pipeline.tasks.generated import problem_id
 from pipeline.tasks.jsonl import shuffled

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.stages.base import RewardSpec, StageContext, TaskSpec
+from pipeline.context import StageContext
+from pipeline.schema.pieces import RewardSpec, TaskSpec
 from pipeline.tasks.base import TaskError
 from pipeline.tasks.resolve import Resolved, resolve
 from rewards import Batch, Composite, Item, Part, RewardFunction, Verdict

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.rows import RowError, read_rows
+from pipeline.rows import RowError, read_rows
 from pipeline.tasks.base import Problem, Split, Task, TaskError
 from pipeline.tasks.generated import problem_id
 from pipeline.tasks.jsonl import shuffled

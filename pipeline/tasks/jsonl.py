@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pipeline.data.rows import RowError, read_rows
+from pipeline.rows import RowError, read_rows
 from pipeline.tasks.base import Problem, Split, Task, TaskError
 from pipeline.tasks.generated import TEST_SHARE, problem_id, split_of
 

@@ -17,9 +17,10 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator
 
-from pipeline.data.templates import PromptTemplate, TemplateError, prompt_template
-from pipeline.stages.base import StageContext, TaskSpec
+from pipeline.context import StageContext
+from pipeline.schema.pieces import TaskSpec
 from pipeline.tasks.base import BUILTIN, Problem, Split, Task, TaskError, load
+from pipeline.templates import PromptTemplate, TemplateError, prompt_template
 from rewards.registry import nearest
 
 SPLITS: tuple[str, ...] = get_args(Split)

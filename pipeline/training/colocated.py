@@ -26,7 +26,7 @@ from pipeline.rollout.steps import PlainSteps
 from pipeline.rollout.weights import keep_weights_loadable, load_weights, official_weights
 
 if TYPE_CHECKING:
-    from pipeline.training.efficiency import Efficiency
+    from pipeline.schema.efficiency import Efficiency
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.training.efficiency import Efficiency, drops
+from pipeline.schema.efficiency import Efficiency, drops
 from pipeline.training.rows import agreed, equal_groups, select, share, weighed
 
 

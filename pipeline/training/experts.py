@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from model.balance import configure, max_violation, routers, update_bias
 from model.balance_loss import Balance, BalanceLoss
-from pipeline.stages.routing import Routing
+from pipeline.schema.routing import Routing
 
 METRIC = "routing/max_violation"
 """Mean over the layers; those of single layers have the layer's number behind it."""

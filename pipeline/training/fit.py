@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
-from pipeline.stages.base import StageContext
+from pipeline.context import StageContext
 from pipeline.training import checkpoints
 
 log = logging.getLogger(__name__)

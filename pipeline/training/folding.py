@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.training.efficiency import Efficiency
+from pipeline.schema.efficiency import Efficiency
 from pipeline.training.rows import loss_mask
 
 

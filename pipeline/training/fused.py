@@ -14,7 +14,7 @@ import torch
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
-from pipeline.training.efficiency import OUR_CLASSES, Efficiency, own_class
+from pipeline.schema.efficiency import OUR_CLASSES, Efficiency, own_class
 
 log = logging.getLogger(__name__)
 

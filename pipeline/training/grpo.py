@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from pipeline.data.rows import whole_row, write_rows
+from pipeline.rows import whole_row, write_rows
+from pipeline.schema.efficiency import STOCK, Efficiency, LengthChange
 from pipeline.training.colocated import Colocated
 from pipeline.training.dropping import Dropping
-from pipeline.training.efficiency import STOCK, Efficiency, LengthChange
 from pipeline.training.folding import Folding
 from pipeline.training.fused import Fused
 from pipeline.training.lengths import Lengths

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.training.efficiency import LengthChange
+from pipeline.schema.efficiency import LengthChange
 
 
 class Lengths:

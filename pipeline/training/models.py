@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from model.modeling import is_ours, load
-from pipeline.training.divided import division, expert_ranks
+from pipeline.training.expert_parallel import division, expert_ranks
 
 
 def policy(path: str, args: Any) -> Any:

@@ -5,50 +5,19 @@
 In pre-training the blocks teach the decoder to look ahead, and the decoder learns from them. In reinforcement learning
 they learn from what the policy samples, so that they go on to draft what it will say; there, `detach` keeps their loss
 away from the policy.
-
-Imported with the stages' configs, so nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from pipeline.stages.base import Strict
+from pipeline.schema.mtp import MtpSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORED = -100
 """The label of a token that nothing is learnt from."""
-
-
-class MtpSpec(Strict):
-    """How prediction blocks are trained. The schedule is DeepSeek-V3's (section 4.2): 0.3 for the first 10 of 14.8T
-    tokens, 0.1 for the others.
-
-    Attributes:
-        weight: λ, the weight of their loss, at first.
-        final_weight: λ at the end.
-        switch_at: share of the steps after which λ is the final one.
-        detach: whether the decoder, its embedding and its head learn nothing from this loss.
-    """
-
-    weight: Annotated[float, Field(ge=0)] = 0.3
-    final_weight: Annotated[float, Field(ge=0)] = 0.1
-    switch_at: Annotated[float, Field(ge=0, le=1)] = 0.68
-    detach: bool = False
-
-    def weight_at(self, step: int, steps: int) -> float:
-        """λ for the step after `step` of `steps` steps."""
-        return self.weight if step < self.switch_at * steps else self.final_weight
-
-
-class DraftSpec(MtpSpec):
-    """`MtpSpec` where something else is learnt than the next token: the blocks follow, and leave the rest alone."""
-
-    detach: bool = True
 
 
 class MultiToken:
@@ -113,7 +82,7 @@ class MultiToken:
             return (labels_BT != IGNORED).sum() * self.current_gradient_accumulation_steps
         import torch
 
-        from pipeline.training.divided import expert_ranks
+        from pipeline.training.expert_parallel import expert_ranks
 
         batches = self.accelerator.num_processes // expert_ranks() if self.args.average_tokens_across_devices else 1
         return torch.as_tensor(in_step) / batches

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from pipeline.training.efficiency import Efficiency
+from pipeline.schema.efficiency import Efficiency
 from rewards import Batch, Composite, Verdict
 from rewards.function import given
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from pipeline.schema.efficiency import Efficiency
 from pipeline.training import varlen
-from pipeline.training.efficiency import Efficiency
 from pipeline.training.rows import agreed, balanced
 
 IGNORED = -100

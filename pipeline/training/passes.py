@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipeline.training.efficiency import Efficiency
+from pipeline.schema.efficiency import Efficiency
 from pipeline.training.rows import agreed, balanced, loss_mask, select, share, weighed
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from trl.trainer.utils import pad
 
-from pipeline.training.efficiency import Efficiency
+from pipeline.schema.efficiency import Efficiency
 from pipeline.training.rows import agreed, loss_mask
 
 Row = dict[str, torch.Tensor]

@@ -21,7 +21,7 @@ from torch import Generator
 from torch.utils.data import Sampler
 
 from pipeline.training import checkpoints
-from pipeline.training.divided import division
+from pipeline.training.expert_parallel import division
 
 
 class EpochSampler(Sampler[int]):

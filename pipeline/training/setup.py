@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from pipeline.context import StageContext
 from pipeline.data.examples import Account
-from pipeline.stages.base import Precision, StageContext
-from pipeline.training.fields import KEEP_CHECKPOINTS
+from pipeline.schema.pieces import Precision
+from pipeline.schema.reserved import KEEP_CHECKPOINTS
 
 log = logging.getLogger(__name__)
 

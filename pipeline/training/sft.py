@@ -7,7 +7,7 @@ from typing import Any
 from trl import SFTTrainer
 
 from pipeline.training import experts, setup
-from pipeline.training.divided import Divided
+from pipeline.training.expert_parallel import Divided
 from pipeline.training.mtp import MultiToken
 from pipeline.training.resumable import Resumable
 

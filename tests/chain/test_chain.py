@@ -19,7 +19,7 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.recipe import load
-from pipeline.stages.base import KINDS
+from pipeline.stages.registry import KINDS
 
 if TYPE_CHECKING:
     from tests.chain.conftest import Chain

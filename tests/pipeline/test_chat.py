@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from pipeline.chat import Conversation
-from pipeline.data.templates import TemplateError
 from pipeline.rollout.base import Sampling
+from pipeline.templates import TemplateError
 
 
 def test_an_answer_comes_and_is_remembered(calculator: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stages.base import StageConfig, StageContext
+from pipeline.context import StageContext
+from pipeline.schema.pieces import StageConfig
 
 
 @pytest.fixture

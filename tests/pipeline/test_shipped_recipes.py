@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pipeline.recipe import RecipeError, load, shipped
-from pipeline.stages.base import config_class
+from pipeline.stages.registry import config_class
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))

@@ -24,7 +24,7 @@ from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.shared import Turn, WeightFile
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.rollout.weights import official_weights
-from pipeline.stages.base import ProcessSpec, RolloutSpec
+from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 from pipeline.stages.grpo import shares_gpu
 
 PROMPTS = [[7, 8, 9], [5], [6, 7], [8], [9, 5]]

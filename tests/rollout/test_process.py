@@ -21,7 +21,7 @@ from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.shared import Board, Box, WeightFile
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.rollout.weights import official_weights
-from pipeline.stages.base import ProcessSpec, RolloutSpec
+from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 
 PROMPTS = [[7, 8, 9], [5], [6, 7]]
 LONG = Sampling(n=4, max_tokens=40, seed=3)
@@ -121,7 +121,7 @@ def test_the_engine_dies_with_its_trainer(calculator: Path, stopped: bool) -> No
     code = (
         "import time\n"
         "from pipeline.rollout.process import ProcessEngine\n"
-        "from pipeline.stages.base import RolloutSpec\n"
+        "from pipeline.schema.pieces import RolloutSpec\n"
         f"engine = ProcessEngine(RolloutSpec(engine='transformers'), {str(calculator)!r})\n"
         "while engine._board.read()[0] == 0: time.sleep(0.01)\n"
         "print(engine._process.pid, flush=True)\n"

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from pipeline.rollout import open_engine, sampling
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.speculative import counted_by_vllm, facts, vllm_options
-from pipeline.stages.base import RolloutSpec, SpeculativeSpec
+from pipeline.schema.pieces import RolloutSpec, SpeculativeSpec
 
 PROMPTS = [[5, 6], [7], [8, 9, 10]]
 

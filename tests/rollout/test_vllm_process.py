@@ -17,7 +17,7 @@ from pipeline.rollout.base import Finish, Sampling, complete
 from pipeline.rollout.fleet import Fleet
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.weights import official_weights
-from pipeline.stages.base import ProcessSpec, RolloutSpec
+from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]  # vLLM takes minutes to start on a busy machine

@@ -18,7 +18,7 @@ from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Sampling
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.rollout.vllm_server import VllmServerEngine
-from pipeline.stages.base import RolloutSpec
+from pipeline.schema.pieces import RolloutSpec
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm

@@ -13,7 +13,7 @@ import pytest
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Sampling, derived_seed
 from pipeline.rollout.vllm_server import VllmServerEngine
-from pipeline.stages.base import RolloutSpec
+from pipeline.schema.pieces import RolloutSpec
 
 
 class Server(ThreadingHTTPServer):

@@ -14,7 +14,7 @@ from model import V3Config, V3ForCausalLM  # noqa: E402
 from model.mtp import Objective  # noqa: E402
 from pipeline.data.vocabulary import VocabularySpec, build  # noqa: E402
 from pipeline.rollout import open_engine, sampling  # noqa: E402
-from pipeline.stages.base import RolloutSpec, SpeculativeSpec  # noqa: E402
+from pipeline.schema.pieces import RolloutSpec, SpeculativeSpec  # noqa: E402
 from tests.model.test_mtp import SHAPE  # noqa: E402
 
 WORDS, LENGTH, STEPS = 30, 24, 60

@@ -16,7 +16,7 @@ import torch
 
 from pipeline.rollout import open_engine
 from pipeline.rollout.base import Finish, Rollout, Sampling
-from pipeline.stages.base import RolloutSpec
+from pipeline.schema.pieces import RolloutSpec
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm

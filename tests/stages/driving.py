@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.stages.base import Outputs, StageContext, config_class, run_function
+from pipeline.context import Outputs, StageContext
+from pipeline.stages.registry import config_class, run_function
 
 TINY = {
     "hidden_size": 32,

@@ -17,7 +17,8 @@ import yaml
 from safetensors.torch import load_file
 
 from pipeline.checks import accelerate_config
-from pipeline.stages.base import StageContext, run_function
+from pipeline.context import StageContext
+from pipeline.stages.registry import run_function
 from pipeline.training import checkpoints
 from tests.stages.driving import CORPUS, TINY, context_of
 

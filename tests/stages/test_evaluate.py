@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.data.templates import TemplateError
-from pipeline.stages import sampling
-from pipeline.stages.base import StageContext
+from pipeline.context import StageContext
+from pipeline.sampling import sampler as sampling
+from pipeline.sampling.sampler import Group, Judgement, Sample
+from pipeline.sampling.scores import interval, majority_correct, pass_at_k, score, sentence
 from pipeline.stages.evaluate import LABELS, EvaluateConfig, evaluate_model, run
-from pipeline.stages.sampling import Group, Judgement, Sample
-from pipeline.stages.scores import interval, majority_correct, pass_at_k, score, sentence
+from pipeline.templates import TemplateError
 
 
 @pytest.mark.parametrize(("n", "correct"), [(1, 0), (1, 1), (5, 0), (5, 1), (5, 3), (6, 5), (6, 6)])

@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.stages.base import run_function
+from pipeline.stages.registry import run_function
 from tests.stages.driving import context_of
 
 SCORES = {

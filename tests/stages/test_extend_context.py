@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.stages.base import Outputs, config_class
+from pipeline.context import Outputs
+from pipeline.stages.registry import config_class
 from tests.stages.driving import Drive
 
 LONG = """

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from model import V3Config, V3ForCausalLM, fp8
+from pipeline.context import Outputs
 from pipeline.data.vocabulary import VocabularySpec, build
-from pipeline.stages.base import Outputs, run_function
 from pipeline.stages.export import ExportConfig
 from pipeline.stages.pretrain import PretrainConfig
+from pipeline.stages.registry import run_function
 from tests.model.test_fp8 import ALIGNED
 from tests.stages.driving import CORPUS, context_of
 

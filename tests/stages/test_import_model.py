@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.stages.base import Outputs, run_function
+from pipeline.context import Outputs
+from pipeline.stages.registry import run_function
 from tests.stages.driving import TINY, context_of
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.stages import sampling
-from pipeline.stages.base import StageContext
+from pipeline.context import StageContext
+from pipeline.sampling import sampler as sampling
 from pipeline.stages.rejection_sample import NothingKeptError, RejectionSampleConfig, run
 
 

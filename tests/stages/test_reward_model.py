@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, set_seed
 
+from pipeline.context import Outputs
 from pipeline.data.mixture import DataError
 from pipeline.data.pairs import tokenised
-from pipeline.stages.base import Outputs
 from pipeline.stages.reward_model import run
 from rewards.preference import ConversationReader, Preference
 from rewards.verdict import Item

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.corpora.needle import NeedleCorpus
 from pipeline.data.corpus import CorpusError
-from pipeline.data.needle_corpus import NeedleCorpus
 from pipeline.tasks.base import TaskError
 from pipeline.tasks.needle import Needle
 

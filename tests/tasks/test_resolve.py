@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.stages.base import RewardSpec, StageConfig, StageContext, TaskSpec
+from pipeline.context import StageContext
+from pipeline.schema.pieces import RewardSpec, StageConfig, TaskSpec
 from pipeline.tasks.base import TaskError
 from pipeline.tasks.grading import Accuracy, accuracy_options, composite
 from pipeline.tasks.resolve import TaskField, TestTaskField, prompt_rows, resolve

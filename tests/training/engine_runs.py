@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import GRPOConfig
 
-from pipeline.training.efficiency import STOCK, LengthChange
+from pipeline.schema.efficiency import STOCK, LengthChange
 from pipeline.training.grpo import GrpoTrainer, Samples
 
 STEPS, GROUP, PROMPTS = 5, 4, 2

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from pipeline.training.efficiency import Efficiency
+from pipeline.schema.efficiency import Efficiency
 from pipeline.training.grpo import GrpoTrainer, Samples
 from pipeline.training.schedule import merged
 

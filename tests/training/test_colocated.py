@@ -13,9 +13,9 @@ from trl.trainer import grpo_trainer
 
 from pipeline.rollout import RolloutError
 from pipeline.rollout.options import check_options
-from pipeline.stages.base import RolloutSpec
-from pipeline.stages.grpo import generation_fields
+from pipeline.schema.pieces import RolloutSpec
 from pipeline.training.colocated import DIFFERENCE, DRIFT_STEPS, Drift
+from pipeline.training.generation import generation_fields
 
 
 @pytest.mark.parametrize(

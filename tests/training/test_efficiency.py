@@ -12,8 +12,8 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from pipeline.stages.base import config_class
-from pipeline.training.efficiency import STOCK, Efficiency, LengthChange
+from pipeline.schema.efficiency import STOCK, Efficiency, LengthChange
+from pipeline.stages.registry import config_class
 from pipeline.training.overlap import Recorded
 from pipeline.training.refill import extra_prompts, join, split
 from rewards import Batch, Part

@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 
 from model.config import V2Config, V3Config
 from pipeline.recipe import RecipeError, load
-from pipeline.stages.base import run_function
+from pipeline.schema.efficiency import OUR_CLASSES, Efficiency
+from pipeline.stages.registry import run_function
 from pipeline.training import fused
-from pipeline.training.efficiency import OUR_CLASSES, Efficiency
 from tests.stages.driving import context_of
 from tests.training.replay import History, distance, history_of, trainer_of
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.stages.base import SpeculativeSpec, run_function
+from pipeline.schema.mtp import DraftSpec, MtpSpec
+from pipeline.schema.pieces import SpeculativeSpec
+from pipeline.stages.registry import run_function
 from pipeline.training import varlen
-from pipeline.training.mtp import DraftSpec, MtpSpec
 from tests.model.test_mtp import DOCUMENTS, counted, expected, make
 from tests.stages.driving import CORPUS, TINY, context_of
 

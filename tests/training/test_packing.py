@@ -12,8 +12,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
+from pipeline.schema.efficiency import STOCK, Efficiency
 from pipeline.training import varlen
-from pipeline.training.efficiency import STOCK, Efficiency
 from pipeline.training.rows import balanced, equal_groups
 from tests.training.replay import BATCH, distance, graded, half_dead, history_of, trainer_of
 

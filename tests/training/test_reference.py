@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.stages.base import config_class
+from pipeline.schema.efficiency import STOCK
 from pipeline.stages.grpo import trainer_defaults
-from pipeline.training.efficiency import STOCK
+from pipeline.stages.registry import config_class
 from tests.training.replay import history_of, trainer_of
 
 PROMPTS = ["what is 2", "hello", "what four you are", "you are kind"] * 2

@@ -20,10 +20,11 @@ from trl.generation.vllm_generation import VLLMGeneration
 from pipeline.rollout.base import Finish, Rollout, Sampling, complete
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.transformers import TransformersEngine
+from pipeline.schema.efficiency import LengthChange
+from pipeline.schema.pieces import RolloutSpec
 from pipeline.stages import grpo
-from pipeline.stages.base import RolloutSpec, config_class
+from pipeline.stages.registry import config_class
 from pipeline.tasks.grading import composite
-from pipeline.training.efficiency import LengthChange
 from pipeline.training.overlap import Recorded
 from pipeline.training.rollouts import SAMPLED_AHEAD, Plan, Rollouts
 from tests.stages.driving import context_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.stages.base import RewardSpec
+from pipeline.schema.pieces import RewardSpec
 from pipeline.stages.grpo import check_problems
 from pipeline.training.grpo import Samples
 

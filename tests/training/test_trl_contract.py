@@ -18,10 +18,10 @@ from trl import DistillationTrainer, GRPOTrainer, SFTTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
-from pipeline import trainer_fields
+from pipeline.schema import trainer_fields
+from pipeline.schema.reserved import FOLLOW_EVALUATIONS
 from pipeline.stages import distill, grpo, pretrain, sft
 from pipeline.training import checkpoints, rows
-from pipeline.training.fields import FOLLOW_EVALUATIONS
 
 EPOCH = [
     *("model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),

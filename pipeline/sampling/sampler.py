@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.data.rows import read_rows, write_rows
-from pipeline.data.templates import TemplateError, encode, render, set_chat_template
 from pipeline.rollout import TRANSFORMERS, VLLM_SERVER, engine_name, open_engine, sampling
 from pipeline.rollout.base import Engine, Finish, Rollout, RolloutError, derived_seed
 from pipeline.rollout.speculative import facts
-from pipeline.stages.base import RolloutSpec
+from pipeline.rows import read_rows, write_rows
+from pipeline.schema.pieces import RolloutSpec
+from pipeline.templates import TemplateError, encode, render, set_chat_template
 from rewards import Batch, Composite, Status, Verdict
 from rewards.function import guard_infra
 

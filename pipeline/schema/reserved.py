@@ -30,6 +30,31 @@ RESERVED: Mapping[str, str] = {
 }
 """Trainer fields that no training stage leaves to the recipe -> why."""
 
+DATA_RESERVED: Mapping[str, str] = {
+    "max_length": "set the stage's `max_length`",
+    "packing": "set the stage's `packing`",
+    "packing_strategy": "follows from the stage's `packing`; examples are never cut",
+    "truncation_mode": "examples are never cut; see `too_long`",
+    "completion_only_loss": "only what the assistant says is trained on",
+    "assistant_only_loss": "only what the assistant says is trained on",
+    "chat_template_path": "set `chat_template` where the model is imported",
+    "eos_token": "it is what the chat template ends a turn with",
+    "pad_token": "it is the tokenizer's own",
+    "dataset_text_field": "rows are tokenised by the stage",
+    "dataset_kwargs": "rows are tokenised by the stage",
+    "dataset_num_proc": "rows are tokenised by the stage",
+    "shuffle_dataset": "rows are shuffled in every epoch",
+}
+"""Fields of SFTConfig that follow from the stage's own."""
+
+TEXT_RESERVED: Mapping[str, str] = {
+    **RESERVED,
+    **DATA_RESERVED,
+    "max_length": "set the stage's `length`",
+    "packing": "documents are always packed",
+}
+"""Fields of SFTConfig that follow from the stage's own."""
+
 SAMPLING_RESERVED: Mapping[str, str] = {
     "use_vllm": "set `rollout.engine`",
     "vllm_mode": "set `rollout.engine`: vllm (in-process) or vllm_server",

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.stages.base import Strict
+from pipeline.schema.pieces import Strict
 
 
 class Efficiency(Strict):

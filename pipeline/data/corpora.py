@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.context import StageContext
 from pipeline.data import corpus as corpora
-from pipeline.stages.base import DataRef, Fault, StageContext, Strict
-from pipeline.stages.sft import DATA_RESERVED
-from pipeline.training.fields import RESERVED
-
-TEXT_RESERVED: Mapping[str, str] = {
-    **RESERVED,
-    **DATA_RESERVED,
-    "max_length": "set the stage's `length`",
-    "packing": "documents are always packed",
-}
-"""Fields of SFTConfig that follow from the stage's own."""
+from pipeline.schema.pieces import DataRef, Fault, Strict
 
 
 class CorpusSpec(Strict):

@@ -1,8 +1,6 @@
-"""What every stage kind is made of: a typed config, the context it runs in, and what it leaves behind.
+"""The pieces of a recipe as pydantic models: a stage's config, references, rewards, tasks, rollouts.
 
-A stage kind is one module beside this one. It defines a config class (a subclass of `StageConfig`) and a function
-`run(context) -> Outputs` that reads top to bottom. `KINDS` below is the whole registry.
-
+This is the floor of `pipeline`: nothing here or beside it imports another room. A stage kind subclasses `StageConfig`.
 Fields that name another stage carry a `Ref`, so that recipes are checked whole before anything runs::
 
     class SftConfig(StageConfig):
@@ -12,32 +10,13 @@ Fields that name another stage carry a `Ref`, so that recipes are checked whole 
 
 from __future__ import annotations
 
-import importlib
-import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
-from rewards.registry import located
-
-KINDS: Mapping[str, str] = {
-    "import_model": "pipeline.stages.import_model:ImportModelConfig",
-    "pretrain": "pipeline.stages.pretrain:PretrainConfig",
-    "extend_context": "pipeline.stages.extend_context:ExtendContextConfig",
-    "sft": "pipeline.stages.sft:SftConfig",
-    "grpo": "pipeline.stages.grpo:GrpoConfig",
-    "rejection_sample": "pipeline.stages.rejection_sample:RejectionSampleConfig",
-    "reward_model": "pipeline.stages.reward_model:RewardModelConfig",
-    "distill": "pipeline.stages.distill:DistillConfig",
-    "evaluate": "pipeline.stages.evaluate:EvaluateConfig",
-    "export": "pipeline.stages.export:ExportConfig",
-}
-"""Stage kinds: name -> module:config class. The module also has `run`."""
 
 
 class Product(StrEnum):
@@ -74,6 +53,8 @@ DataRef = Annotated[str, Ref(Product.DATASET), InputFile()]
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SFT_CONFIG = "trl.trainer.sft_config:SFTConfig"
 """The `trainer_class` of stages that TRL's SFTTrainer trains."""
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""What weights are stored in."""
 Precision = Literal["trainer", "fp8"]
 """What a training stage multiplies in: what `trainer:` says (`bf16`, `tf32`), or FP8, block by block (`model.fp8`)."""
 
@@ -175,7 +156,7 @@ class TaskSpec(Strict):
         split: which part of the task.
         problems: how many problems; all (or the task's default number, if it is generated) if not given.
         weight: how often its problems are drawn, against the other tasks of the stage.
-        template: prompt template (see `pipeline.data.templates`); the task's own if not given.
+        template: prompt template (see `pipeline.templates`); the task's own if not given.
         options: arguments of the task, on top of those that the recipe's `tasks:` gives.
     """
 
@@ -273,120 +254,3 @@ class RolloutSpec(Strict):
     engine_options: dict[str, Any] = Field(default_factory=dict)
     process: ProcessSpec | None = None
     speculative: SpeculativeSpec | None = None
-
-
-C = TypeVar("C", bound=StageConfig)
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """What a stage leaves behind besides the files in `context.output`.
-
-    Attributes:
-        metrics: numbers (and short strings or nested mappings) for the manifest, the table and the report.
-    """
-
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class StageContext(Generic[C]):
-    """What a stage runs with.
-
-    Attributes:
-        name: the stage's name in the recipe.
-        config: its config, resolved.
-        inputs: stage name -> folder of the published artifact.
-        output: folder to fill: `model/`, `data.jsonl`, or anything else. Empty when the stage starts, also on resume.
-        scratch: folder that survives an interruption: checkpoints go here.
-        base: folder of the recipe file, against which relative paths are read.
-        seed: the seed to use.
-        events: file that progress and metrics are appended to.
-        tasks: the recipe's `tasks:` definitions, for resolving names.
-    """
-
-    name: str
-    config: C
-    inputs: Mapping[str, Path]
-    output: Path
-    scratch: Path
-    base: Path
-    seed: int
-    events: Path
-    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def model_path(self, ref: str) -> str:
-        """What to give to `from_pretrained`: the folder behind `@stage`, a local folder, or the hub id as it is."""
-        if ref.startswith("@"):
-            return str(self.inputs[ref[1:]] / "model")
-        local = located(ref, self.base)
-        return str(local.resolve()) if local.exists() else ref
-
-    def rollout(self, spec: RolloutSpec) -> RolloutSpec:
-        """The same with the path of the draft model, if there is one, in place of `@stage`."""
-        if spec.speculative is None or spec.speculative.draft is None:
-            return spec
-        found = spec.speculative.model_copy(update={"draft": self.model_path(spec.speculative.draft)})
-        return spec.model_copy(update={"speculative": found})
-
-    def data_path(self, ref: str) -> Path:
-        """The JSONL file behind `@stage` or a path."""
-        if ref.startswith("@"):
-            return self.inputs[ref[1:]] / "data.jsonl"
-        return located(ref, self.base).resolve()
-
-    def resolved(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options in which every `@stage` is the path of what that stage published, and every relative path absolute.
-
-        A path is what has a slash and exists beside the recipe.
-        """
-        return {name: self._resolved(value) for name, value in options.items()}
-
-    def _resolved(self, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return self.resolved(value)
-        if isinstance(value, list):
-            return [self._resolved(item) for item in value]
-        if isinstance(value, str) and value.startswith("@"):
-            folder = self.inputs[value[1:]]
-            return str(folder / "model" if (folder / "model").is_dir() else folder / "data.jsonl")
-        if isinstance(value, str) and "/" in value and exists(local := located(value, self.base)):
-            return str(local.resolve())
-        return value
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder for trainer checkpoints; what is in it when the stage starts is what it resumes from."""
-        return self.scratch / "checkpoints"
-
-    @property
-    def examples(self) -> Path:
-        """Folder for what is tokenised once and read by all processes and attempts."""
-        return self.scratch / "examples"
-
-    def log(self, step: int, total: int | None = None, **metrics: float | int | str) -> None:
-        """Report progress and live metrics: one JSON line that the runner shows and the report plots."""
-        line = json.dumps({"step": step, "total": total, "time": round(time.time(), 3), **metrics})
-        with self.events.open("a", encoding="utf-8") as sink:
-            sink.write(line + "\n")
-
-
-def exists(path: Path) -> bool:
-    """Whether there is such a file or folder; not an error for text that could be no path."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long, a zero byte
-        return False
-
-
-def config_class(kind: str) -> type[StageConfig]:
-    """The config class of a stage kind. Raises KeyError for an unknown kind."""
-    module, _, name = KINDS[kind].partition(":")
-    found: type[StageConfig] = getattr(importlib.import_module(module), name)
-    return found
-
-
-def run_function(kind: str) -> Callable[[StageContext[Any]], Outputs]:
-    """The `run` of a stage kind."""
-    function: Callable[[StageContext[Any]], Outputs] = importlib.import_module(KINDS[kind].partition(":")[0]).run
-    return function

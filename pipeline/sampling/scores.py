@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.stages.sampling import Group, Sample
+from pipeline.sampling.sampler import Group, Sample
 from rewards.text import split_thought
 
 Z95 = 1.959963984540054

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.templates import encode, set_chat_template
+from pipeline.templates import encode, set_chat_template
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,116 @@
+"""What a stage runs with, and what it leaves behind besides files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pipeline.schema.pieces import RolloutSpec, StageConfig
+from rewards.registry import located
+
+C = TypeVar("C", bound=StageConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a stage leaves behind besides the files in `context.output`.
+
+    Attributes:
+        metrics: numbers (and short strings or nested mappings) for the manifest, the table and the report.
+    """
+
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageContext(Generic[C]):
+    """What a stage runs with.
+
+    Attributes:
+        name: the stage's name in the recipe.
+        config: its config, resolved.
+        inputs: stage name -> folder of the published artifact.
+        output: folder to fill: `model/`, `data.jsonl`, or anything else. Empty when the stage starts, also on resume.
+        scratch: folder that survives an interruption: checkpoints go here.
+        base: folder of the recipe file, against which relative paths are read.
+        seed: the seed to use.
+        events: file that progress and metrics are appended to.
+        tasks: the recipe's `tasks:` definitions, for resolving names.
+    """
+
+    name: str
+    config: C
+    inputs: Mapping[str, Path]
+    output: Path
+    scratch: Path
+    base: Path
+    seed: int
+    events: Path
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def model_path(self, ref: str) -> str:
+        """What to give to `from_pretrained`: the folder behind `@stage`, a local folder, or the hub id as it is."""
+        if ref.startswith("@"):
+            return str(self.inputs[ref[1:]] / "model")
+        local = located(ref, self.base)
+        return str(local.resolve()) if local.exists() else ref
+
+    def rollout(self, spec: RolloutSpec) -> RolloutSpec:
+        """The same with the path of the draft model, if there is one, in place of `@stage`."""
+        if spec.speculative is None or spec.speculative.draft is None:
+            return spec
+        found = spec.speculative.model_copy(update={"draft": self.model_path(spec.speculative.draft)})
+        return spec.model_copy(update={"speculative": found})
+
+    def data_path(self, ref: str) -> Path:
+        """The JSONL file behind `@stage` or a path."""
+        if ref.startswith("@"):
+            return self.inputs[ref[1:]] / "data.jsonl"
+        return located(ref, self.base).resolve()
+
+    def resolved(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options in which every `@stage` is the path of what that stage published, and every relative path absolute.
+
+        A path is what has a slash and exists beside the recipe.
+        """
+        return {name: self._resolved(value) for name, value in options.items()}
+
+    def _resolved(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return self.resolved(value)
+        if isinstance(value, list):
+            return [self._resolved(item) for item in value]
+        if isinstance(value, str) and value.startswith("@"):
+            folder = self.inputs[value[1:]]
+            return str(folder / "model" if (folder / "model").is_dir() else folder / "data.jsonl")
+        if isinstance(value, str) and "/" in value and exists(local := located(value, self.base)):
+            return str(local.resolve())
+        return value
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder for trainer checkpoints; what is in it when the stage starts is what it resumes from."""
+        return self.scratch / "checkpoints"
+
+    @property
+    def examples(self) -> Path:
+        """Folder for what is tokenised once and read by all processes and attempts."""
+        return self.scratch / "examples"
+
+    def log(self, step: int, total: int | None = None, **metrics: float | int | str) -> None:
+        """Report progress and live metrics: one JSON line that the runner shows and the report plots."""
+        line = json.dumps({"step": step, "total": total, "time": round(time.time(), 3), **metrics})
+        with self.events.open("a", encoding="utf-8") as sink:
+            sink.write(line + "\n")
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; not an error for text that could be no path."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, a zero byte
+        return False
