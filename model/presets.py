@@ -183,10 +183,10 @@ def load(preset: str | Mapping[str, Any]) -> Shape:
     changes = dict(preset)
     if (name := changes.pop("preset", None)) is None:
         return Shape.model_validate(changes)
-    path = _folder() / f"{name}.yaml"
-    if not path.is_file():
+    if name not in names():
         raise ValueError(f"there is no model preset {name!r}. Known: {', '.join(names())}")
-    return Shape.model_validate({**yaml.safe_load(path.read_text(encoding="utf-8")), **changes})
+    preset_fields = yaml.safe_load((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
+    return Shape.model_validate({**preset_fields, **changes})
 
 
 def fields(shape: Shape) -> dict[str, Any]:

@@ -145,9 +145,15 @@ def check(text: Source) -> Recipe:
         if kind not in KINDS
     ]
     stages: dict[str, StageConfig] = {}
+    room = source.MAX_VALUES
     for stage, values in header.stages.items():
         try:
-            stages[stage] = _stage(stage, values, header, text)
+            merged = _with_defaults(stage, values, header, text)
+            if (room := room - source.size(merged)) < 0:
+                many = f"with `defaults` and `launch` the stages hold more than {source.MAX_VALUES:,} values"
+                issues.append(text.issue(("stages", stage), many))
+                break
+            stages[stage] = _stage(stage, merged, text)
         except RecipeError as error:
             issues.extend(error.issues)
     recipe = Recipe(
@@ -159,7 +165,8 @@ def check(text: Source) -> Recipe:
     return recipe
 
 
-def _stage(stage: str, values: dict[str, Any], header: _Header, text: Source) -> StageConfig:
+def _with_defaults(stage: str, values: dict[str, Any], header: _Header, text: Source) -> dict[str, Any]:
+    """The fields of a stage, those that the recipe gives for all stages or all of its kind included."""
     loc: Loc = ("stages", stage)
     if not _NAME.fullmatch(stage) or "." in stage:
         reason = ": a dot would keep KEY=VALUE on the command line from reaching it" if "." in stage else ""
@@ -175,10 +182,15 @@ def _stage(stage: str, values: dict[str, Any], header: _Header, text: Source) ->
         merged["launch"] = header.launch.model_dump(exclude=None if model.distributed else {"accelerate"})
     if header.task is not None and "tasks" in model.model_fields and "tasks" not in merged:
         merged["tasks"] = [f"{header.task}/{model.default_split}"]
+    return merged
+
+
+def _stage(stage: str, merged: Mapping[str, Any], text: Source) -> StageConfig:
+    model = config_class(merged["kind"])
     try:
         return model.model_validate(merged)
     except ValidationError as error:
-        raise RecipeError(_explain(error, model, text, loc)) from error
+        raise RecipeError(_explain(error, model, text, ("stages", stage))) from error
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

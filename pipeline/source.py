@@ -1,13 +1,14 @@
 """YAML that remembers where it came from: values with the file and line of each, and overrides on top.
 
 Departures from plain YAML, each because it bit people: a key that stands twice is an error, `1e-6` is a number
-(YAML 1.1 reads it as text), and `on`, `yes`, `no` and dates are text (YAML 1.1 converts them).
+(YAML 1.1 reads it as text), and `on`, `yes`, `no` and dates are text (YAML 1.1 converts them). How much a file may
+hold is bounded before anything is built from it: a few aliases of aliases are enough for a thousand million values.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,13 @@ except ImportError:  # PyYAML was built without libyaml
 
 Loc = tuple[str | int, ...]
 """Where a value stands: keys and list indices from the root."""
+
+MAX_BYTES = 4 * 2**20
+"""Largest file: a thousand times a long recipe."""
+MAX_VALUES = 50_000
+"""Most keys and values, each alias counted as all that it stands for: 30 MB in memory, a third of a second."""
+MAX_DEPTH = 100
+"""Deepest nesting: libyaml recurses in C, where too deep a file ends the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +105,9 @@ class Source:
         if not isinstance(here, dict) and not (isinstance(here, list) and isinstance(last, int) and last < len(here)):
             raise RecipeError([Issue(f"override {assignment!r}", dotted, "there is no such place in the recipe")])
         try:
-            here[last] = yaml.load(text, Loader=_Loader) if text else None
-        except yaml.YAMLError as error:
-            raise RecipeError([Issue(f"override {assignment!r}", dotted, f"not YAML: {_reason(error)}")]) from error
+            here[last] = _parsed(text)
+        except _UnfitError as error:
+            raise RecipeError([Issue(f"override {assignment!r}", dotted, str(error))]) from error
         self.overridden[tuple(keys)] = assignment
 
     @staticmethod
@@ -135,27 +143,106 @@ def read(path: Path) -> Source:
         RecipeError: no such file, not YAML, or a key that stands twice; names the line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        text = raw.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([Issue(str(path), "", f"cannot be read: {error}")]) from error
+    if len(raw) > MAX_BYTES:
+        raise RecipeError([Issue(str(path), "", f"is larger than {MAX_BYTES:,} bytes: that is no recipe")])
+    source = Source(path, None, {(): 1})
+    try:
+        source.data = _parsed(text, lambda node: _note_lines(node, (), source))
+    except _UnfitError as error:
+        raise RecipeError([Issue(f"{path}:{error.line}" if error.line else str(path), "", str(error))]) from error
+    return source
+
+
+class _UnfitError(ValueError):
+    """Text that is not YAML, or too much of it.
+
+    Attributes:
+        line: where, from 1; 0 for the text as a whole.
+    """
+
+    def __init__(self, message: str, line: int = 0) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def _parsed(text: str, see: Callable[[yaml.Node], None] = lambda node: None) -> Any:
+    """The data of a YAML text; `see` is shown its root before merge keys are unfolded in place.
+
+    Raises:
+        _UnfitError: not YAML, or more than what is allowed here.
+    """
     loader = _Loader(text)
     try:
+        _bound(yaml.parse(text, Loader=_Loader))
         node = loader.get_single_node()
-        source = Source(path, None, {(): 1})
-        if node is not None:
-            _note_lines(node, (), source)  # before merge keys are unfolded in place
-            source.data = _unshared(loader.construct_document(node))
-    except RecursionError as error:
-        raise RecipeError([Issue(str(path), "", "an alias stands within what it names")]) from error
+        if node is None:
+            return None
+        see(node)
+        return _unshared(loader.construct_document(node))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise RecipeError([Issue(f"{path}:{line}", "", f"not YAML: {_reason(error)}")]) from error
+        raise _UnfitError(f"not YAML: {_reason(error)}", mark.line + 1 if mark else 1) from error
     except yaml.YAMLError as error:
-        raise RecipeError([Issue(str(path), "", f"not YAML: {_reason(error)}")]) from error
+        raise _UnfitError(f"not YAML: {_reason(error)}") from error
+    except (RecipeError, _UnfitError):
+        raise
+    except (ValueError, OverflowError, TypeError, KeyError) as error:  # what a tag asks for, such as `!!int twelve`
+        raise _UnfitError(f"not YAML: {error}") from error
     finally:
         loader.dispose()
-    return source
+
+
+def _bound(events: Iterable[yaml.Event]) -> None:
+    """Count what a text stands for, without building it.
+
+    Raises:
+        _UnfitError: it is nested too deeply, is too much, or holds an alias within what that names.
+    """
+    known: dict[str, tuple[int, int] | None] = {}  # anchor -> values and depth; `None` while it is still being read
+    inside: list[tuple[str | None, int, int]] = [(None, 0, 0)]  # collections being read: anchor, values, depth
+    for event in events:
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if (tag := getattr(event, "tag", None)) is not None and tag not in _TAGS:
+            raise _UnfitError(f"recipes have no tags: leave {tag.replace('tag:yaml.org,2002:', '!!')} out", line)
+        if isinstance(event, yaml.CollectionStartEvent):
+            inside.append((event.anchor, 1, 1))
+            if event.anchor is not None:
+                known[event.anchor] = None
+            found = (0, 0)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, *both = inside.pop()
+            found = (both[0], both[1])
+            if anchor is not None:
+                known[anchor] = found
+        elif isinstance(event, yaml.AliasEvent):
+            alias = known.get(event.anchor or "", (1, 0))  # an unknown one is told when values are built
+            if alias is None:
+                raise _UnfitError("an alias stands within what it names", line)
+            found = alias
+        elif isinstance(event, yaml.ScalarEvent):
+            found = (1, 0)
+            if event.anchor is not None:
+                known[event.anchor] = found
+        else:
+            continue
+        anchor, size, depth = inside[-1]
+        inside[-1] = anchor, size + found[0], max(depth, found[1] + 1)
+        if size + found[0] > MAX_VALUES:
+            raise _UnfitError(f"holds more than {MAX_VALUES:,} values, each alias counted as all it stands for", line)
+        if len(inside) + found[1] > MAX_DEPTH:
+            raise _UnfitError(f"is nested more than {MAX_DEPTH} deep", line)
+
+
+def size(value: Any) -> int:
+    """How many keys and values some data holds."""
+    if isinstance(value, dict):
+        return 1 + len(value) + sum(map(size, value.values()))
+    return 1 + sum(map(size, value)) if isinstance(value, list) else 1
 
 
 def _unshared(value: Any) -> Any:
@@ -191,8 +278,9 @@ class _Loader(_Safe):
 
 
 _FLOAT = re.compile(
-    r"[-+]?(\d[\d_]*)?\.?\d[\d_]*([eE][-+]?\d+)|[-+]?(\d[\d_]*\.\d*|\.\d+)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    r"[-+]?(\d[\d_]*(\.\d[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+|[-+]?(\d[\d_]*\.\d*|\.\d+)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 )
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")} | {"!"}
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _OURS = {"tag:yaml.org,2002:float", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"}
 _Loader.yaml_implicit_resolvers = {
