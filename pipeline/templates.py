@@ -26,6 +26,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from rewards.registry import nearest
+from rewards.text import THINK_OPEN
 
 Chat = list[dict[str, str]]
 """Messages, each with `role` and `content`."""
@@ -233,6 +234,12 @@ def render(tokenizer: Any, chats: Sequence[Chat], prefill: str = "") -> list[str
             f"give it one with `chat_template:` ({', '.join(sorted(CHATS))})"
         )
     return [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + prefill for chat in chats]
+
+
+def opening(rendered: str) -> str:
+    """What a chat template makes the assistant's turn begin with, if that is a thought: `<think>` and what follows."""
+    shown = rendered.rstrip()
+    return rendered[len(shown) - len(THINK_OPEN) :] if shown.endswith(THINK_OPEN) else ""
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import TypeGuard
 
-from rewards.text import answer_tag, split_thought
+from rewards.text import answer_tag
 from rewards.verdict import Item, Status, Verdict
 
 MAX_CHARACTERS = 400
@@ -51,7 +51,7 @@ class Countdown:
         numbers, target = item.columns.get("numbers"), item.columns.get("target")
         if not (_are_numbers(numbers) and isinstance(target, int)):
             return Verdict.of(Status.BAD_GOLD, detail=f"numbers {numbers!r} with target {target!r} is no problem")
-        _, rest = split_thought(item.completion)
+        _, rest = item.split()
         expression = answer_tag(rest)
         if expression is None:
             expression = _last_boxed(rest)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rewards.text import answer_tag, split_thought
+from rewards.text import answer_tag, says_something
 from rewards.verdict import Item, Status, Verdict
 
 
@@ -33,9 +33,9 @@ class Exact:
 
     def _judge(self, item: Item) -> Verdict:
         gold = " ".join(str(item.answer).split()) if item.answer is not None else ""
-        if not gold:
+        if not says_something(gold):
             return Verdict.of(Status.BAD_GOLD, detail="there is no gold answer")
-        _, rest = split_thought(item.completion)
+        _, rest = item.split()
         found = answer_tag(rest)
         if found is None and not self.tagged:
             found = rest

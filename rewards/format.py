@@ -20,10 +20,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from rewards.text import THINK_CLOSE, THINK_OPEN
+from rewards.text import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, says_something
 from rewards.verdict import Item, Status, Verdict
-
-ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>")
 """What common tokenizers end a turn or pad with, as text: seen where a completion was decoded with special tokens."""
@@ -35,8 +33,8 @@ class ThinkFormat:
     Args:
         answer_tag: ask for `<answer>…</answer>` around everything after the thought (R1-Zero's template).
         prefilled: whether the prompt already ends with `<think>`, so that completions begin inside the thought.
-            `"auto"` looks at the end of each prompt. It cannot see a tag that a chat template adds behind a list of
-            messages: say `True` there.
+            `"auto"` looks at the end of each prompt, and at the column `prefill`, which the stages of this house fill
+            in where a chat template adds the tag behind a list of messages.
         end_tokens: special tokens, as text, that may follow the answer.
     """
 
@@ -57,7 +55,7 @@ class ThinkFormat:
         return [self._judge(item) for item in items]
 
     def _judge(self, item: Item) -> Verdict:
-        prefilled = item.prompt.rstrip().endswith(THINK_OPEN) if self.prefilled == "auto" else self.prefilled
+        prefilled = item.opened if self.prefilled == "auto" else self.prefilled
         text = THINK_OPEN + item.completion if prefilled else item.completion
         fault = self._fault(self._without_ending(text).lstrip())
         return Verdict.of(Status.WRONG if fault else Status.CORRECT, detail=fault)
@@ -80,11 +78,6 @@ class ThinkFormat:
             if not (answer.startswith(ANSWER_OPEN) and answer.endswith(ANSWER_CLOSE)):
                 return f"after the thought there is something beside {ANSWER_OPEN}…{ANSWER_CLOSE}"
             answer = answer.removeprefix(ANSWER_OPEN).removesuffix(ANSWER_CLOSE)
-        if not _says_something(thought):
+        if not says_something(thought):
             return "the thought is empty"
-        return "" if _says_something(answer) else "the answer is empty"
-
-
-def _says_something(text: str) -> bool:
-    """Whether any character leaves a mark on paper: spaces and zero-width characters do not."""
-    return any(char.isprintable() and not char.isspace() for char in text)
+        return "" if says_something(answer) else "the answer is empty"

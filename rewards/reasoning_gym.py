@@ -17,7 +17,7 @@ from typing import Any
 
 from rewards.countdown import ExpressionError, check
 from rewards.pool import STATUS_OF, Fate, Outcome, Pool, PoolError
-from rewards.text import answer_tag, split_thought
+from rewards.text import answer_tag
 from rewards.verdict import Item, Status, Verdict
 
 OWN_SCORER = "countdown"
@@ -87,7 +87,7 @@ class ReasoningGym:
             puzzle = _puzzle(item)
         except (ValueError, TypeError, KeyError) as error:
             return Verdict.of(Status.BAD_GOLD, detail=f"the row has no puzzle: {error}")
-        answer = answer_tag(split_thought(item.completion)[1])
+        answer = answer_tag(item.split()[1])
         if not answer:
             return Verdict.of(Status.NO_ANSWER, detail="there is no <answer> after the thought")
         if len(answer) > MAX_CHARACTERS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,17 +32,38 @@ def _content(content: Any) -> str:
     return "".join(part if isinstance(part, str) else str(part.get("text") or "") for part in content)
 
 
-def split_thought(completion: str) -> tuple[str | None, str]:
+BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0\U0001d159")
+"""Letters and symbols that leave no mark on paper: fillers of Hangul, empty Braille, a note without head."""
+
+
+def says_something(text: str) -> bool:
+    """Whether any character leaves a mark on paper. Spaces, control and format characters, letters that are blank, and
+    accents or selectors without a letter do not."""
+    return any(unicodedata.category(char)[0] in "LNPS" and char not in BLANK for char in text)
+
+
+def opens_thought(begun: str) -> bool:
+    """Whether the assistant, made to begin its turn with this text, is inside a thought."""
+    return THINK_CLOSE not in begun.rpartition(THINK_OPEN)[2] if THINK_OPEN in begun else False
+
+
+def split_thought(completion: str, opened: bool = False) -> tuple[str | None, str]:
     """Split a completion into (thought, the rest) at the *last* `</think>`.
 
-    The opening tag may be missing, because chat templates often put it into the prompt. A thought that was opened
-    and never closed leaves nothing to judge: the rest is empty. With no tag at all the thought is `None`.
+    A thought that was opened, by the completion or before it, and never closed leaves nothing to judge: the rest is
+    empty. With no tag at all the thought is `None`.
+
+    Args:
+        completion: what the model wrote.
+        opened: whether the prompt ends inside a thought, as many chat templates make it; `Item.opened` knows.
     """
     head, tag, tail = completion.rpartition(THINK_CLOSE)
     if tag:
         return head.split(THINK_OPEN, 1)[-1], tail
     if THINK_OPEN in completion:
         return completion.split(THINK_OPEN, 1)[1], ""
+    if opened:
+        return completion, ""
     return None, completion
 
 

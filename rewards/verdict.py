@@ -15,6 +15,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
+from rewards.text import THINK_OPEN, opens_thought, plain, split_thought
+
+PREFILL = "prefill"
+"""Column with what the assistant's turn was made to begin with, where the prompt does not show it."""
+
 
 class Status(StrEnum):
     """Why a verdict is what it is."""
@@ -86,6 +91,21 @@ class Item:
     completion_ids: Sequence[int] | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     messages: Sequence[Mapping[str, Any]] | None = None
+
+    @property
+    def opened(self) -> bool:
+        """Whether the completion begins inside a thought: the prompt ends with `<think>`, or the assistant's turn was
+        made to begin with a thought by the column `prefill` or by a last message of its own."""
+        begun = str(self.columns.get(PREFILL) or "")
+        if self.messages and self.messages[-1].get("role") == "assistant":
+            begun = plain(self.messages[-1]) + begun
+        if THINK_OPEN in begun:
+            return opens_thought(begun)
+        return self.prompt.rstrip().endswith(THINK_OPEN)
+
+    def split(self) -> tuple[str | None, str]:
+        """The completion as (thought, the rest); see `rewards.text.split_thought`."""
+        return split_thought(self.completion, self.opened)
 
 
 @runtime_checkable

@@ -20,9 +20,10 @@ from pipeline.rollout.base import Engine, Finish, Rollout, RolloutError, derived
 from pipeline.rollout.speculative import facts
 from pipeline.rows import read_rows, write_rows
 from pipeline.schema.pieces import RolloutSpec
-from pipeline.templates import TemplateError, encode, render, set_chat_template
+from pipeline.templates import TemplateError, encode, opening, render, set_chat_template
 from rewards import Batch, Composite, Status, Verdict
 from rewards.function import guard_infra
+from rewards.verdict import PREFILL
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class Sampler:
                 seed = derived_seed(self.seed, label, number)
                 done, total = start * self.n, len(rows) * self.n
                 rollouts = self._rollouts(prompts, seed, lambda step, _: tell(done + step, total))  # noqa: B023
-                write_rows(path, _judged(chunk, prompts, rollouts, judge))
+                write_rows(path, _judged(chunk, prompts, rollouts, judge, self.prefill))
             for row, prompt, (_, stored) in zip(chunk, prompts, read_rows(path), strict=True):
                 yield Group(row, prompt, tuple(_sample(sample) for sample in stored["samples"]))
         if report is not None:
@@ -186,7 +187,11 @@ class Sampler:
 
 
 def _judged(
-    rows: Sequence[Mapping[str, Any]], prompts: Sequence[str], groups: Sequence[Sequence[Rollout]], judge: Composite
+    rows: Sequence[Mapping[str, Any]],
+    prompts: Sequence[str],
+    groups: Sequence[Sequence[Rollout]],
+    judge: Composite,
+    prefill: str,
 ) -> Iterator[dict[str, Any]]:
     """One line a prompt, with its judged samples."""
     flat = [
@@ -196,7 +201,10 @@ def _judged(
         [prompt for _, prompt, _ in flat],
         [rollout.text for _, _, rollout in flat],
         [rollout.token_ids for _, _, rollout in flat],
-        {name: [row[name] for row, _, _ in flat] for name in rows[0] if name != "prompt"},
+        {
+            **{name: [row[name] for row, _, _ in flat] for name in rows[0] if name != "prompt"},
+            PREFILL: [opening(prompt.removesuffix(prefill)) + prefill for _, prompt, _ in flat],
+        },
     )
     verdicts = judge.verdicts(batch)
     for part in judge.parts:

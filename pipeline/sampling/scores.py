@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.sampling.sampler import Group, Sample
-from rewards.text import split_thought
+from rewards import Item
+from rewards.text import says_something
 
 Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
@@ -117,7 +118,7 @@ def score(groups: Sequence[Group], k: int, labels: Labels) -> dict[str, Any]:
         "low": low,
         "high": high,
         "tokens": _mean([sample.tokens for sample in samples]),
-        "thinking": _mean([_thinks(sample) for sample in samples]),
+        "thinking": _mean([_thinks(group.prompt, sample) for group in groups for sample in group.samples]),
         "truncated": _mean([sample.truncated for sample in samples]),
     }
     if k > 1:
@@ -151,9 +152,9 @@ def _judged(samples: Sequence[Sample], label: str) -> list[Sample]:
     return [s for s in samples if label in s.judgements and s.judgements[label].score is not None]
 
 
-def _thinks(sample: Sample) -> bool:
-    thought, _ = split_thought(sample.completion)
-    return bool(thought and thought.strip())
+def _thinks(prompt: str, sample: Sample) -> bool:
+    thought, _ = Item(sample.completion, prompt=prompt).split()
+    return says_something(thought or "")
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -32,6 +32,7 @@ from pipeline.tasks.resolve import TaskField
 from pipeline.training.generation import generation_fields
 from pipeline.training.schedule import check_cycle, merged
 from rewards.registry import located
+from rewards.verdict import PREFILL
 
 DEFAULTS: Mapping[str, Any] = {
     "loss_type": "grpo",
@@ -246,6 +247,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
 
     from pipeline.rollout.speculative import vllm_options
     from pipeline.tasks.resolve import prompt_rows
+    from pipeline.templates import opening, render
     from pipeline.training import experts, models, setup
     from pipeline.training.grpo import GrpoTrainer, Samples
 
@@ -254,6 +256,9 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     args = arguments(context)
     rows = prompt_rows(config.tasks, context)
     check_problems(rows, config.rewards, args)
+    tokenizer = setup.load_tokenizer(model)
+    if begun := opening(render(tokenizer, [rows[0]["prompt"]])[0]):
+        rows = [{PREFILL: begun, **row} for row in rows]
     engine = open_process(context)
     speculation = vllm_options(context.rollout(config.rollout).speculative) if args.use_vllm else {}
     trainer = GrpoTrainer(
@@ -261,7 +266,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
         reward_funcs=reward,
         args=args,
         train_dataset=Dataset.from_list(rows),
-        processing_class=setup.load_tokenizer(model),
+        processing_class=tokenizer,
         samples=Samples(context.scratch / "samples.jsonl", config.sample_every, config.samples),
         efficiency=config.switches,
         length_schedule=config.length_schedule,

@@ -30,9 +30,8 @@ from pipeline.sampling.sampler import Group, Sample, Sampler, record
 from pipeline.schema.pieces import ModelRef, Product, RewardSpec, RolloutSpec, StageConfig
 from pipeline.tasks.grading import ACCURACY, composite
 from pipeline.tasks.resolve import TaskField, TestTaskField, problem_rows, prompt_rows, resolve
-from pipeline.templates import ChatTemplateName, prompt_template
+from pipeline.templates import ChatTemplateName, opening, prompt_template
 from rewards import Composite
-from rewards.text import THINK_OPEN
 from rewards.verdict import BLAMELESS
 
 logger = logging.getLogger(__name__)
@@ -240,7 +239,8 @@ class _Account:
                 return UNJUDGED
             if judgement.score is not None and judgement.score < requirement.min:
                 return WRONG if requirement.use == ACCURACY else requirement.label
-        if (fault := self.config.filters.fault(sample.completion, sample.tokens, sample.truncated)) is not None:
+        said = _said(group.prompt, sample.completion, self.config.prefill)
+        if (fault := self.config.filters.fault(said, sample.tokens, sample.truncated)) is not None:
             return fault
         if self.config.dedup and self.duplicates.seen(group.row["question"], sample.completion):
             return DUPLICATE
@@ -264,7 +264,4 @@ def _said(prompt: str, completion: str, prefill: str) -> str:
     """All that the assistant says: with what a stage, or a chat template that opens the thought, put before it."""
     if prefill:
         return (prefill + completion).strip()
-    opened = prompt.rstrip()
-    if opened.endswith(THINK_OPEN):
-        return (prompt[len(opened) - len(THINK_OPEN) :] + completion).strip()
-    return completion.strip()
+    return (opening(prompt) + completion).strip()

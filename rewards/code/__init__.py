@@ -65,7 +65,7 @@ class CodeVerifier:
             key = item.answer if isinstance(item.answer, str) else json.dumps(item.answer, sort_keys=True, default=repr)
             if key not in golds:
                 golds[key] = _gold(item.answer)
-            gold, code = golds[key], extract_code(item.completion)
+            gold, code = golds[key], extract_code(item.completion, item.opened)
             if isinstance(gold, GoldError):
                 verdicts[row] = Verdict.of(Status.BAD_GOLD, detail=str(gold))
             elif code is None or not code.strip():

@@ -11,13 +11,13 @@ MAX_CODE = 1 << 17
 _FENCE = "```"
 
 
-def extract_code(completion: str) -> str | None:
+def extract_code(completion: str, opened: bool = False) -> str | None:
     """The program that a completion ends with, or `None`.
 
     After the last `</think>`: the last closed block fenced as Python; else the last closed block of any kind; else
-    the content of the last `<answer>`.
+    the content of the last `<answer>`. `opened` says that the completion begins inside a thought.
     """
-    _, rest = split_thought(completion)
+    _, rest = split_thought(completion, opened)
     blocks = _blocks(rest)
     python = [code for language, code in blocks if language in PYTHON]
     if python:

@@ -32,15 +32,16 @@ _LAST_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
 _SENTENCE_END = re.compile(r"\.(?:\s|$)|\n|(?<=[a-z])[!?](?:\s|$)")
 
 
-def finals(completion: str, final_line: bool = True, lenient: bool = False) -> list[str]:
+def finals(completion: str, final_line: bool = True, lenient: bool = False, opened: bool = False) -> list[str]:
     """The texts that a completion offers as its final answer, in order; several if it has several boxes or tags.
 
     Args:
         completion: what the model wrote.
         final_line: read answers that are announced in words, or that are the whole text.
         lenient: fall back to the last number of the text.
+        opened: whether the completion begins inside a thought.
     """
-    _, text = split_thought(completion)
+    _, text = split_thought(completion, opened)
     text = text[-_TAIL:]
     tagged = list(_tagged(text))
     if tagged:

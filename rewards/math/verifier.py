@@ -95,7 +95,7 @@ class MathVerifier:
     def _case(self, item: Item) -> _Case:
         started = time.perf_counter()
         try:
-            case = _Case(golds(item.answer), finals(item.completion, self.final_line, self.lenient))
+            case = _Case(golds(item.answer), finals(item.completion, self.final_line, self.lenient, item.opened))
             case.decide()
         finally:
             ms = (time.perf_counter() - started) * 1000

