@@ -197,8 +197,8 @@ def load(path: str, revision: str | None = None, **options: Any) -> Any:
     """
     ours = is_ours(path, revision)
     loader = model_class(_model_type(path, revision)) if ours else AutoModelForCausalLM
-    return loader.from_pretrained(path, revision=revision, **options)
+    return loader.from_pretrained(path, revision=revision, trust_remote_code=False, **options)
 
 
 def _model_type(path: str, revision: str | None) -> str:
-    return str(AutoConfig.from_pretrained(path, revision=revision).model_type)
+    return str(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False).model_type)

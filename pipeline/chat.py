@@ -31,7 +31,7 @@ class Conversation:
 
         self.template, self.sampling = prompt_template(template), sampling
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self.model = load(path, dtype="auto").to(self.device).eval()
         self.chat: Chat = []
         torch.manual_seed(sampling.seed)

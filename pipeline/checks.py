@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from pipeline import source
 from pipeline.context import exists
+from pipeline.conversion import folder
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.options import check_options
 from pipeline.schema import trainer_fields
@@ -32,7 +33,7 @@ from pipeline.schema.pieces import (
     StageConfig,
     TaskSpec,
 )
-from pipeline.schema.reserved import FOLLOW_EVALUATIONS, NO_EVALUATION
+from pipeline.schema.reserved import FOLLOW_EVALUATIONS, NO_EVALUATION, REMOTE_CODE
 from pipeline.source import Issue, Loc, Source
 from pipeline.tasks import base as tasks
 from pipeline.tasks.resolve import merged
@@ -168,6 +169,8 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
         found = [
             *_check_references(recipe, stage, config, names),
             *_check_files(config, recipe.base),
+            *_check_models(config, recipe.base),
+            *_check_code(config),
             *(fault for fault in _check_tasks(recipe, config) if fault[1] not in told),
             *_check_rewards(config, recipe.base),
             *_check_trainer(config),
@@ -181,6 +184,8 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
 
 def _check_definitions(recipe: Recipe) -> Iterator[Fault]:
     for name, definition in recipe.tasks.items():
+        for loc, message in _check_code(definition):
+            yield ("tasks", name, *loc), message
         if (fault := _task_fault(definition.use, definition.options, definition.template, recipe.base)) is not None:
             yield ("tasks", name), fault
     if isinstance(task := recipe.data.get("task"), str):
@@ -213,6 +218,34 @@ def _check_files(config: StageConfig, base: Path) -> Iterator[Fault]:
             local = _looks_local(leaf.value) or exists(located(leaf.value, base))
             if not local and not _HUB_ID.fullmatch(leaf.value):
                 yield leaf.loc, f"{leaf.value!r} is neither '@stage', a file, nor a hub id"
+
+
+def _check_models(config: StageConfig, base: Path) -> Iterator[Fault]:
+    """Folders that are no models, or hold what must not be read or could not be saved again after training."""
+    for leaf in walk(config):
+        marker = leaf.marker(Ref)
+        if marker is None or marker.product is not Product.MODEL or not isinstance(leaf.value, str):
+            continue
+        path = located(leaf.value, base)
+        if leaf.value.startswith("@") or not exists(path):
+            continue
+        try:
+            if path.is_file():
+                folder.check_file(path)
+            else:
+                folder.check(path)
+                if config.trainer_class is not None and leaf.loc == ("model",):
+                    folder.check_generation(path)
+        except folder.ModelFolderError as error:
+            yield leaf.loc, str(error)
+
+
+def _check_code(config: BaseModel) -> Iterator[Fault]:
+    """Settings, however deep, by which a library would run code that comes with a model."""
+    for leaf in walk(config):
+        key = str(leaf.loc[-1]).replace("-", "_")
+        if key.lower() in REMOTE_CODE and leaf.loc != ("trainer", "trust_remote_code"):
+            yield leaf.loc, f"code that comes with a model is not run: leave {leaf.loc[-1]} out"
 
 
 def _check_tasks(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:

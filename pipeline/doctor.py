@@ -124,7 +124,7 @@ def model(path: str) -> Iterator[Finding]:
     from transformers import AutoTokenizer, GenerationConfig
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         yield Finding(Level.ERROR, "tokenizer", f"{path} cannot be loaded: {error}")
         return
@@ -156,7 +156,7 @@ def _attention(path: str) -> Iterator[Finding]:
     from model import presets
 
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError):  # a tokenizer without a model
         return
     if config.model_type.startswith("deepseek_v") and (reason := presets.check_vllm(config)):

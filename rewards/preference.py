@@ -67,11 +67,13 @@ class Preference:
             raise ValueError("batch_size and max_tokens are at least 1")
         from transformers import AutoConfig, AutoTokenizer
 
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         _check_classifier(model, config)
         self._truncation = truncation
         self._max_tokens = min(max_tokens, getattr(config.get_text_config(), "max_position_embeddings", max_tokens))
-        self._reader = ConversationReader(AutoTokenizer.from_pretrained(model), scope, config.pad_token_id)
+        self._reader = ConversationReader(
+            AutoTokenizer.from_pretrained(model, trust_remote_code=False), scope, config.pad_token_id
+        )
         self._scorer: _Scorer = (
             _Transformers(model, device, batch_size, config.pad_token_id)
             if backend == "transformers"
@@ -139,7 +141,9 @@ class _Transformers:
         from transformers import AutoModelForSequenceClassification
 
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = AutoModelForSequenceClassification.from_pretrained(model).to(self._device).eval()
+        self._model = (
+            AutoModelForSequenceClassification.from_pretrained(model, trust_remote_code=False).to(self._device).eval()
+        )
         # Without a padding token, the model itself cannot tell where a row of a batch ends.
         self._batch_size, self._pad = (1, 0) if pad is None else (batch_size, pad)
 

@@ -8,15 +8,28 @@ since both rotate neighbouring channels (`rope_interleave`).
 from __future__ import annotations
 
 import json
+import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -64,6 +77,45 @@ BIAS = "e_score_correction_bias"
 
 OTHER = ("optimizer", "lr_scheduler", "dataloader", "train_state")
 """What a training checkpoint of torchtitan holds beside the model."""
+
+METADATA = ".metadata"
+"""The index of a distributed checkpoint, in its folder."""
+
+_INDEX: Mapping[tuple[str, str], Any] = {
+    **{
+        (kind.__module__, kind.__name__): kind
+        for kind in (
+            Metadata,
+            TensorStorageMetadata,
+            BytesStorageMetadata,
+            TensorProperties,
+            ChunkStorageMetadata,
+            MetadataIndex,
+            StorageMeta,
+            _MEM_FORMAT_ENCODING,
+            _StorageInfo,
+        )
+    },
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): lambda name: _layout(name),
+    ("pathlib", "PosixPath"): lambda *parts: "/".join(map(str, parts)),
+    ("pathlib", "PurePosixPath"): lambda *parts: "/".join(map(str, parts)),
+    ("collections", "OrderedDict"): OrderedDict,
+}
+"""What an index may name -> what stands for it."""
+
+_BROKEN = (
+    OSError,
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    ImportError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+)
+"""What a broken pickle brings, as the documentation of `pickle` has it."""
 
 _OFFICIAL = re.compile(r"model\.layers\.(\d+)\.(?:mlp\.experts\.(\d+)\.)?(.+)")
 _TITAN = re.compile(r"layers\.(\d+)\.(.+)")
@@ -134,6 +186,54 @@ def write(source: Path, target: Path) -> None:
     save(to_torchtitan(state), checkpoint_id=target, no_dist=True)
 
 
+class DataReader(FileSystemReader):
+    """torch's reader of a distributed checkpoint, for one that somebody else made: it runs nothing that is in it.
+
+    The index is a pickle, which torch would read in whole, whatever it calls; here it may name the classes of an index
+    alone. A file of tensors lies in the folder itself, and torch reads it as tensors only.
+
+    Raises:
+        ValueError: the index is broken, or names anything else; or a file lies elsewhere.
+    """
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The index; see `FileSystemReader.read_metadata`."""
+        path = Path(self.path) / METADATA
+        try:
+            with path.open("rb") as file:
+                found = _IndexOnly(file).load()
+        except _BROKEN as error:
+            raise ValueError(f"{path} is no index of a distributed checkpoint: {error}") from error
+        if not isinstance(found, Metadata) or not isinstance(found.storage_data, dict):
+            raise ValueError(f"{path} is no index of a distributed checkpoint: it holds {type(found).__name__}")
+        for place in found.storage_data.values():
+            self._check(str(place.relative_path))
+        found.storage_meta = StorageMeta(load_id=self.load_id)
+        return found
+
+    def _check(self, name: str) -> None:
+        home = Path(self.path).resolve()
+        if Path(name).name != name or not (home / name).resolve().is_relative_to(home):
+            raise ValueError(f"{home / METADATA} names {name!r}, which is no file of this folder")
+
+
+class _IndexOnly(pickle.Unpickler):
+    """Unpickles what torch writes into an index: its own records of names, shapes and types."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _INDEX:
+            return _INDEX[module, name]
+        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+            return found
+        raise pickle.UnpicklingError(f"it wants {module}.{name}, which is not run")
+
+
+def _layout(name: str) -> torch.layout:
+    if name != str(torch.strided):
+        raise pickle.UnpicklingError(f"a tensor's layout is {name}")
+    return torch.strided
+
+
 def read(source: Path, target: Path, dtype: str | None = None) -> None:
     """Write the weights of a torchtitan checkpoint as safetensors under official names, one file a layer.
 
@@ -143,15 +243,20 @@ def read(source: Path, target: Path, dtype: str | None = None) -> None:
         dtype: precision of all weights but the gates' bias, such as `bfloat16`; theirs if not given.
 
     Raises:
-        ValueError: it holds a tensor that torchtitan's DeepSeek-V3 has not, or none at all.
+        ValueError: it holds a tensor that torchtitan's DeepSeek-V3 has not, or none at all; or is broken, or more than
+            data (see `DataReader`).
     """
-    entries = FileSystemReader(source).read_metadata().state_dict_metadata
+    entries = DataReader(source).read_metadata().state_dict_metadata
     homes: dict[str, str] = {}
     total = 0
     groups = _by_layer({name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)})
     for number, (_, group) in enumerate(groups, start=1):
         state = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in group.items()}
-        load(state, checkpoint_id=source, no_dist=True)
+        try:
+            load(state, storage_reader=DataReader(source), no_dist=True)
+        except CheckpointException as error:
+            first, _ = next(iter(error.failures.values()))
+            raise ValueError(f"{source}: a file of tensors is broken, or holds other things: {_line(first)}") from error
         tensors = from_torchtitan(state)
         if dtype is not None:
             wanted = getattr(torch, dtype)
@@ -164,6 +269,11 @@ def read(source: Path, target: Path, dtype: str | None = None) -> None:
         raise ValueError(f"{source} holds no tensors of torchtitan's DeepSeek-V3")
     index = {"metadata": {"total_size": total}, "weight_map": homes}
     (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _line(error: BaseException) -> str:
+    """The first sentence of an error: torch goes on with advice to read whatever it is."""
+    return str(error).partition(". ")[0]
 
 
 def _by_layer(

@@ -1,4 +1,7 @@
-"""Foreign models become complete Hugging Face folders whose tokenizer, chat template and stop tokens agree."""
+"""Foreign models become complete Hugging Face folders whose tokenizer, chat template and stop tokens agree.
+
+Only data is read of them; see `pipeline.conversion.folder`, whose `check` comes before everything here.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,32 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from pipeline.conversion.folder import (
+    CODE,
+    CONFIG,
+    GENERATION,
+    INDEX,
+    KEPT,
+    WEIGHTS,
+    ModelFolderError,
+    check,
+    check_file,
+    check_format,
+    files,
+    read_json,
+    unsaveable,
+)
 from pipeline.templates import encode, set_chat_template
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = ".safetensors"
-KEPT = (".json", ".txt", ".model", ".jinja", ".tiktoken", WEIGHTS)
-"""Endings of what belongs to a model: weights as safetensors, configs, tokenizer; no code and no pickles."""
-CONFIG = "config.json"
-INDEX = ".safetensors.index.json"
+TOKENIZER = "tokenizer_config.json"
 SHARD = "5GB"
 """Largest file of weights: what the hub's clients download well."""
 HEADER_BYTES = 8
@@ -37,19 +54,30 @@ def copied(source: str, target: Path, revision: str | None) -> None:
         revision: branch, tag or commit on the hub.
 
     Raises:
-        ValueError: the folder holds no model.
+        ValueError: the folder holds no model, or what must not be read.
     """
     local = Path(source).is_dir()
-    folder = Path(source) if local else _downloaded(source, revision)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{source} holds no model: there is no config.json in it")
+    folder = located(source, revision)
     if not any(path.suffix == WEIGHTS for path in folder.iterdir()):
         converted(str(folder), target, "auto")
         return
     target.mkdir(parents=True)
-    for path in folder.iterdir():
-        if path.is_file() and path.suffix in KEPT:
-            _place(path.resolve(), target / path.name, link=not local and path.suffix == WEIGHTS)
+    for path in files(folder):
+        _place(path.resolve(), target / path.name, link=not local and path.suffix == WEIGHTS)
+
+
+def located(source: str, revision: str | None) -> Path:
+    """The folder of a model, downloaded if it is not on this machine, with nothing in it that must not be read.
+
+    Raises:
+        ModelFolderError: it holds no model, or what is refused.
+        ValueError: transformers does not know the architecture, whose own code is not run.
+    """
+    folder = Path(source) if Path(source).is_dir() else _downloaded(source, revision)
+    check(folder)
+    check_format(folder, torchtitan=False)
+    _check_architecture(folder)
+    return folder
 
 
 def converted(source: str, target: Path, dtype: str, revision: str | None = None, shard: str = SHARD) -> None:
@@ -60,8 +88,15 @@ def converted(source: str, target: Path, dtype: str, revision: str | None = None
     from model.modeling import load  # keeps a DeepSeek-V3's prediction blocks, which transformers' class leaves out
 
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
-    load(source, dtype=wanted, revision=revision).save_pretrained(target, max_shard_size=shard)
-    AutoTokenizer.from_pretrained(source, revision=revision).save_pretrained(target)
+    folder = located(source, revision)
+    try:
+        model = load(str(folder), dtype=wanted)
+    except UnpicklingError as error:  # torch goes on with advice to read it whatever it is
+        raise ModelFolderError(f"{folder}: a file of weights holds more than tensors, and is not read") from error
+    for name in _told(unsaveable(model.generation_config.to_dict()), folder):
+        setattr(model.generation_config, name, None)
+    model.save_pretrained(target, max_shard_size=shard)
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=False).save_pretrained(target)
 
 
 def is_fp8(source: str, revision: str | None) -> bool:
@@ -69,7 +104,8 @@ def is_fp8(source: str, revision: str | None) -> bool:
     from model import fp8
 
     if Path(source).is_dir():
-        return (Path(source) / CONFIG).is_file() and fp8.is_fp8(Path(source))
+        check(Path(source))
+        return fp8.is_fp8(Path(source))
     from huggingface_hub import hf_hub_download
 
     return fp8.is_fp8(Path(hf_hub_download(source, CONFIG, revision=revision)).parent)
@@ -81,7 +117,7 @@ def from_fp8(source: str, target: Path, dtype: str, revision: str | None) -> Non
 
     from model import fp8
 
-    folder = Path(source) if Path(source).is_dir() else _downloaded(source, revision)
+    folder = located(source, revision)
     _companions(folder, target)
     fp8.read(folder, target, getattr(torch, dtype))
 
@@ -101,21 +137,19 @@ def to_fp8(source: str, target: Path) -> None:
         )
 
 
-def is_torchtitan(source: str) -> bool:
-    """Whether a folder holds a distributed checkpoint, as torchtitan writes them."""
-    return (Path(source) / ".metadata").is_file()
-
-
 def from_torchtitan(source: str, target: Path, dtype: str | None) -> None:
     """Bring a checkpoint of torchtitan's DeepSeek-V3 under the official names.
 
     Raises:
-        ValueError: config and tokenizer, which torchtitan keeps elsewhere, do not lie beside it.
+        ValueError: it is no such checkpoint; or config and tokenizer, which torchtitan keeps elsewhere, do not lie
+            beside it.
     """
     from model.parallel import torchtitan
 
     if not (Path(source) / CONFIG).is_file():
         raise ValueError(f"{source} has no {CONFIG}: copy the model's config and tokenizer there")
+    check(Path(source))
+    check_format(Path(source), torchtitan=True)
     _companions(Path(source), target)
     torchtitan.read(Path(source), target, dtype)
     if dtype is not None:
@@ -133,8 +167,8 @@ def to_torchtitan(source: str, target: Path) -> None:
 def _companions(folder: Path, target: Path) -> None:
     """Copy what belongs to a model beside its weights."""
     target.mkdir(parents=True)
-    for path in folder.iterdir():
-        if path.is_file() and path.suffix in KEPT and path.suffix != WEIGHTS and not path.name.endswith(INDEX):
+    for path in files(folder):
+        if path.suffix != WEIGHTS and not path.name.endswith(f"{WEIGHTS}{INDEX}"):
             shutil.copyfile(path, target / path.name)
 
 
@@ -152,9 +186,11 @@ def from_gguf(source: str, target: Path, dtype: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = Path(source)
+    check_file(path)
     wanted = getattr(torch, dtype)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=wanted)
+    place, name = path.parent, path.name
+    tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name, trust_remote_code=False)
+    loaded = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=wanted, trust_remote_code=False)
     if hasattr(loaded.config, "quantization_config"):
         del loaded.config.quantization_config
     model = AutoModelForCausalLM.from_config(loaded.config, dtype=wanted)
@@ -185,9 +221,13 @@ def settle(folder: Path, template: str | Path | None) -> dict[str, Any]:
     """
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    config = AutoConfig.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    stops = _stops(GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else config)
+    for path in (folder / CONFIG, folder / TOKENIZER, folder / GENERATION):
+        _rewrite(path, {}, without=CODE)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    generation = folder / GENERATION
+    _rewrite(generation, {}, without=_told(unsaveable(read_json(generation) if generation.exists() else {}), folder))
+    stops = _stops(GenerationConfig.from_pretrained(folder) if generation.exists() else config)
     if isinstance(template, Path):
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     elif template is not None:
@@ -201,8 +241,9 @@ def settle(folder: Path, template: str | Path | None) -> dict[str, Any]:
     tokenizer.save_pretrained(folder)
     ends = list(dict.fromkeys([tokenizer.eos_token_id, *stops]))
     agreed = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": tokenizer.pad_token_id}
-    _rewrite(folder / "generation_config.json", agreed)
-    _rewrite(folder / "config.json", {**agreed, "eos_token_id": tokenizer.eos_token_id})
+    _rewrite(generation, agreed)
+    _rewrite(folder / CONFIG, {**agreed, "eos_token_id": tokenizer.eos_token_id})
+    _check_saving(folder)
     total, precision = weights(folder)
     return {
         "parameters": total,
@@ -235,9 +276,45 @@ def _stops(config: Any) -> list[int]:
     return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
 
-def _rewrite(path: Path, values: dict[str, Any]) -> None:
-    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    path.write_text(json.dumps({**old, **values}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _rewrite(path: Path, values: Mapping[str, Any], without: Collection[str] = ()) -> None:
+    """Set some values of a JSON file, and leave some out; a file that is not there is made for values only."""
+    old = read_json(path) if path.exists() else {}
+    new = {name: value for name, value in {**old, **values}.items() if name not in without}
+    if new != old:
+        path.write_text(json.dumps(new, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _told(names: list[str], folder: Path) -> list[str]:
+    """The same, after a line about them."""
+    if names:
+        log.warning("%s: %s has no effect beside the other settings: left out", folder / GENERATION, ", ".join(names))
+    return names
+
+
+def _check_saving(folder: Path) -> None:
+    """Make sure that a model trained from this folder can be saved.
+
+    Raises:
+        ModelFolderError: its configs are such that transformers would refuse.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    with TemporaryDirectory() as place:
+        try:
+            AutoConfig.from_pretrained(folder, trust_remote_code=False).save_pretrained(place)
+            GenerationConfig.from_pretrained(folder).save_pretrained(place)
+        except ValueError as error:
+            raise ModelFolderError(f"the model's configs can be read, but could not be saved again: {error}") from error
+
+
+def _check_architecture(folder: Path) -> None:
+    from transformers import CONFIG_MAPPING
+
+    kind = read_json(folder / CONFIG).get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ModelFolderError(
+            f"{folder / CONFIG}: transformers has no architecture {kind!r}, and a model's own code is not run"
+        )
 
 
 def weights(folder: Path) -> tuple[int, str]:
@@ -255,8 +332,11 @@ def weights(folder: Path) -> tuple[int, str]:
 def _downloaded(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [f"*{ending}" for ending in KEPT]
-    return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+    wanted, inner = [f"*{ending}" for ending in KEPT], ["*/*"]
+    folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=inner))
+    if not any(path.suffix == WEIGHTS for path in folder.iterdir()):  # published before safetensors were
+        snapshot_download(hub_id, revision=revision, allow_patterns=["pytorch_model*"], ignore_patterns=inner)
+    return folder
 
 
 def _place(source: Path, target: Path, link: bool) -> None:

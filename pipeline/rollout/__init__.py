@@ -59,7 +59,7 @@ def open_engine(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = 
     from transformers import AutoTokenizer
 
     engine = VllmServerEngine(model_path, spec.server, logprobs)
-    engine.decode_with(AutoTokenizer.from_pretrained(model_path))
+    engine.decode_with(AutoTokenizer.from_pretrained(model_path, trust_remote_code=False))
     return engine
 
 

@@ -70,7 +70,9 @@ class Assistant:
     def __init__(self, main: Any, path: str, tokens: int) -> None:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=main.dtype).to(main.device).eval()
+        self.model = (
+            AutoModelForCausalLM.from_pretrained(path, dtype=main.dtype, trust_remote_code=False).to(main.device).eval()
+        )
         if self.model.config.vocab_size != main.config.vocab_size:
             raise RolloutError(f"rollout.speculative.draft: {path} has another vocabulary")
         self.model.generation_config = GenerationConfig(

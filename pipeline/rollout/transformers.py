@@ -49,7 +49,7 @@ class TransformersEngine:
         speculative: SpeculativeSpec | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         dtype = torch.float32 if self.device.type == "cpu" else "auto"
         self.model = load(path, dtype=dtype).to(self.device).eval()
         self.speculation: Speculation | None = None

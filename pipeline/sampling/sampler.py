@@ -123,7 +123,7 @@ class Sampler:
 
         self.model, self.rollout, self.n, self.seed, self.scratch = model, rollout, n, seed, scratch
         self.engine_name, self.prefill = engine_name(rollout), prefill
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         if chat_template is not None:
             ends = self.tokenizer.eos_token
             set_chat_template(self.tokenizer, chat_template)

@@ -11,6 +11,18 @@ NO_EVALUATION = "a training stage has no evaluation data; score its model with a
 FOLLOW_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")
 """Learning rate schedules of transformers that want an `eval_strategy`."""
 
+REMOTE_CODE = frozenset(
+    {
+        "trust_remote_code",
+        "auto_map",
+        "code_revision",
+        "custom_generate",
+        "allow_all_kernels",
+        "torch_force_no_weights_only_load",
+    }
+)
+"""Settings of transformers, vLLM and torch, the last a variable of the environment, that let code of a model's run."""
+
 RESERVED: Mapping[str, str] = {
     "output_dir": "a stage works in its own scratch folder",
     "seed": "set the stage's `seed`",

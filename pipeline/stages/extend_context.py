@@ -109,7 +109,7 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
 
     config = context.config
     path = context.model_path(config.model)
-    before = AutoConfig.from_pretrained(path)
+    before = AutoConfig.from_pretrained(path, trust_remote_code=False)
     after = yarn.extended(before, config.context, config.factor)
     tokenizer = setup.load_tokenizer(path)
     tokenizer.model_max_length = max(tokenizer.model_max_length, config.context)

@@ -192,7 +192,7 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
 
     config = context.config
     if config.efficiency.fused_kernels:
-        fused.check(AutoConfig.from_pretrained(context.model_path(config.model)))
+        fused.check(AutoConfig.from_pretrained(context.model_path(config.model), trust_remote_code=False))
     reward = Recorded(composite(config.rewards, config.tasks, context).parts, context.base)
     reward.prepare()
     trainer = build(context, reward)
@@ -306,7 +306,10 @@ def arguments(context: StageContext[GrpoConfig]) -> Any:
 
     from pipeline.training import setup
 
-    config, policy = context.config, AutoConfig.from_pretrained(context.model_path(context.config.model))
+    config, policy = (
+        context.config,
+        AutoConfig.from_pretrained(context.model_path(context.config.model), trust_remote_code=False),
+    )
     rollout = config.rollout
     if rollout.in_process:  # then TRL is not to open an engine of its own
         rollout = rollout.model_copy(update={"engine": "transformers"})

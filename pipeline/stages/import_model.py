@@ -2,9 +2,10 @@
 
     base: {kind: import_model, model: Qwen/Qwen2.5-0.5B, revision: main, chat_template: r1_zero}
 
-FP8 checkpoints in DeepSeek-V3's format become BF16, file by file. Nothing of a model's own code is run. The published
-folder is complete (weights as safetensors, config, tokenizer), and its tokenizer ends a sequence with what its chat
-template ends a turn with.
+FP8 checkpoints in DeepSeek-V3's format become BF16, file by file. A model is data: none of its own code is run, no
+pickle is read that could run any, and no link that leaves its folder is followed. The published folder is complete
+(weights as safetensors, config, tokenizer), and its tokenizer ends a sequence with what its chat template ends a turn
+with.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import field_validator
 
-from pipeline.context import Outputs, StageContext
+from pipeline.context import Outputs, StageContext, exists
+from pipeline.conversion.folder import ModelFolderError, check_format
 from pipeline.schema.pieces import Dtype, Fault, InputFile, ModelRef, Product, StageConfig
 from pipeline.templates import TemplateError, chat_template, check_jinja
 from rewards.registry import located
@@ -27,8 +29,9 @@ class ImportModelConfig(StageConfig):
     """Config of an `import_model` stage.
 
     Attributes:
-        model: a hub id, a local folder, a GGUF file, or a folder with a distributed checkpoint of torchtitan's
-            DeepSeek-V3 and the model's config and tokenizer.
+        model: a hub id, a local folder, or a GGUF file.
+        format: `torchtitan` reads a folder with a distributed checkpoint of torchtitan's DeepSeek-V3, and the model's
+            config and tokenizer.
         revision: branch, tag or commit on the hub.
         dtype: what the weights are converted to; left as they are (GGUF, FP8: bfloat16) if not given.
         chat_template: replaces the model's own: a name (see `pipeline.templates`), or a Jinja file.
@@ -38,6 +41,7 @@ class ImportModelConfig(StageConfig):
 
     kind: Literal["import_model"] = "import_model"
     model: ModelRef
+    format: Literal["huggingface", "torchtitan"] = "huggingface"
     revision: str | None = None
     dtype: Dtype | None = None
     chat_template: Annotated[str, InputFile(required=False)] | None = None
@@ -50,7 +54,13 @@ class ImportModelConfig(StageConfig):
         return name
 
     def faults(self, base: Path) -> Iterator[Fault]:
-        """A chat template that is not Jinja; a file that is not there is told elsewhere."""
+        """A chat template that is not Jinja, a folder of another format; a file that is not there is told elsewhere."""
+        folder = located(self.model, base)
+        if not self.model.startswith("@") and exists(folder) and folder.is_dir():
+            try:
+                check_format(folder, self.format == "torchtitan")
+            except ModelFolderError as error:
+                yield ("format",), str(error)
         if (file := self.own_template(base)) is not None and file.exists():
             try:
                 check_jinja(file)
@@ -74,7 +84,7 @@ def run(context: StageContext[ImportModelConfig]) -> Outputs:
     source, target = context.model_path(config.model), context.output / "model"
     if source.endswith(".gguf"):
         importing.from_gguf(source, target, config.dtype or "bfloat16")
-    elif importing.is_torchtitan(source):
+    elif config.format == "torchtitan":
         importing.from_torchtitan(source, target, config.dtype)
     elif importing.is_fp8(source, config.revision):
         importing.from_fp8(source, target, config.dtype or "bfloat16", config.revision)

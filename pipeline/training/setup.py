@@ -37,7 +37,7 @@ def load_tokenizer(path: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {path} has no end-of-sequence token; import the model with a chat_template")
     if tokenizer.pad_token_id is None:
@@ -96,7 +96,7 @@ def context_length(path: str) -> int:
     """The longest sequence that a model was made for, in tokens."""
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(path).get_text_config().max_position_embeddings)
+    return int(AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config().max_position_embeddings)
 
 
 def warn_if_dropped(account: Account, max_length: int) -> None:

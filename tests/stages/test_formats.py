@@ -74,13 +74,15 @@ def test_torchtitan_out_and_in(trained: Path, tmp_path: Path) -> None:
     assert outputs.metrics["dtype"] == "F32"
     assert (exported / "model" / ".metadata").is_file()
     assert not list((exported / "model").glob("*.safetensors"))
-    imported, _ = stage(tmp_path, "base", {"kind": "import_model", "model": str(exported / "model")})
+    imported, _ = stage(
+        tmp_path, "base", {"kind": "import_model", "model": str(exported / "model"), "format": "torchtitan"}
+    )
     before, after = state(trained / "model"), state(imported / "model")
     assert before.keys() == after.keys()
     assert all(weight.equal(after[name]) for name, weight in before.items())
     (exported / "model" / "config.json").unlink()
     with pytest.raises(ValueError, match=r"has no config\.json: copy the model's config and tokenizer there"):
-        stage(tmp_path, "bare", {"kind": "import_model", "model": str(exported / "model")})
+        stage(tmp_path, "bare", {"kind": "import_model", "model": str(exported / "model"), "format": "torchtitan"})
 
 
 @pytest.mark.parametrize(
