@@ -1,279 +1,258 @@
-r"""What an expression is worth: a recursive-descent reader of tokens that computes while it reads.
+r"""What an expression is worth, with given values of its variables.
 
-It is no computer algebra: `\sqrt{12}` is 3.4641..., and variables are fixed arbitrary numbers, several sets of them.
-Two expressions that differ in one set are different; two that agree to forty digits in all sets are equal for every
-purpose but a proof (Schwartz-Zippel). What the reader does not know is `None`, never an error, and what would keep it
-busy is `TooBigError`.
+It is no computer algebra: `\sqrt{12}` is 3.4641..., and variables are numbers, several sets of them (`samples`). Two
+expressions that differ in one set are different; two that agree in all sets are equal for every purpose but a proof
+(Schwartz-Zippel). What the evaluator does not know is `None`, never an error, and what would keep it busy is
+`TooBigError`. What is not computed, as an integral, is a number made of what stands in it: equal ones have equal parts.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import lru_cache
+from zlib import crc32
 
-from rewards.math.numbers import (
-    FUNCTIONS,
-    MAX_BITS,
-    MP,
-    Number,
-    UnknownError,
-    apply,
-    binomial,
-    combine,
-    divide,
-    factorial,
-    inexact,
-    literal,
-    power,
-    rational,
-    stand_in,
-    times,
-)
-from rewards.math.tokens import CLOSING, OPENING, Kind, Token, Tokens
-from rewards.math.units import is_product
+from rewards.math.arithmetic import Arithmetic, arithmetic, natural
+from rewards.math.nodes import Node
+from rewards.math.numbers import Number, OutsideError, TooBigError, UnknownError, rational
+from rewards.math.samples import values_of
+from rewards.math.tokens import Tokens
+from rewards.math.tree import tree
 
-MAX_NESTING = 40
-"""Brackets and fractions within one another; deeper ones are not read."""
+DIGITS = 50
+"""Decimal digits with which values are compared at first."""
+MAX_TERMS = 400
+"""Terms of the longest sum that is added up."""
+MAX_STEPS = 10000
+"""Operations of one evaluation, all terms of its sums included."""
+_DUMMIES = tuple(Fraction(n, 13) for n in (7, 19, 37))
+"""What the variable of an integral or a limit takes, to tell one integrand from another."""
+_FINGERPRINT_DIGITS = 15
+
+Values = Mapping[str, Number]
 
 
-def evaluate(expression: Tokens, sample: int = 0) -> Number | None:
-    """The value of an expression, or `None` if it is not one that this reader knows.
-
-    Args:
-        expression: its tokens.
-        sample: which set of values the variables take, below `SAMPLES`.
+def evaluate(expression: Tokens) -> Number | None:
+    """The value of an expression, its variables taken for fixed positive numbers; `None` if it cannot be read.
 
     Raises:
         TooBigError: computing it would take unreasonably long.
     """
-    if not expression or len(expression) > 512:
+    node = tree(expression)
+    if node is None:
         return None
+    values, real = values_of(node)
+    return evaluated(node, values, DIGITS, real)
+
+
+def evaluated(node: Node, values: Values, digits: int, real: bool) -> Number | None:
+    """The value of an expression; `None` if it has none, or none that is known here.
+
+    Args:
+        node: the expression.
+        values: of its variables.
+        digits: decimal digits of what is not exact.
+        real: whether the variables are real, so that the square root of a negative one has no value.
+
+    Raises:
+        TooBigError: computing it would take unreasonably long.
+        OutsideError: it has no value for these values of its variables.
+    """
+    if not values:
+        return _constant(node, digits, real)
+    return _evaluated(node, values, digits, real)
+
+
+@lru_cache(maxsize=2048)
+def _constant(node: Node, digits: int, real: bool) -> Number | None:
+    return _evaluated(node, {}, digits, real)
+
+
+def _evaluated(node: Node, values: Values, digits: int, real: bool) -> Number | None:
     try:
-        reader = _Reader(expression, sample)
-        value = reader.sum()
-        return value if reader.position == len(reader.tokens) else None
+        return _Evaluation(values, arithmetic(digits, real)).of(node)
+    except OutsideError:
+        raise
     except (UnknownError, ZeroDivisionError):
         return None
 
 
-_ENDS = CLOSING | {",", "&", "\\\\", "=", "<", ">", "<=", ">=", "|"}
+class _Evaluation:
+    """One computation."""
 
+    def __init__(self, values: Values, with_: Arithmetic) -> None:
+        self.values, self.arithmetic, self.steps = dict(values), with_, 0
+        mp = with_.mp
+        self._constants = {"pi": lambda: +mp.pi, "e": lambda: +mp.e, "i": lambda: mp.mpc(0, 1)}
 
-class _Reader:
-    """One reading of one expression; `position` is the next token."""
-
-    def __init__(self, expression: Tokens, sample: int) -> None:
-        self.tokens, self.sample, self.position, self.depth = _letters(expression), sample, 0, 0
-
-    def peek(self) -> Token | None:
-        return self.tokens[self.position] if self.position < len(self.tokens) else None
-
-    def take(self) -> Token:
-        token = self.peek()
-        if token is None:
+    def of(self, node: Node) -> Number:
+        """The value of a node."""
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise TooBigError("a computation too long to be meant")
+        if node.value is not None:
+            return rational(node.value)
+        if node.op == "symbol":
+            return self._symbol(node.name)
+        special = _SPECIAL.get(node.op)
+        if special is not None:
+            return special(self, node)
+        args = [self.of(arg) for arg in node.args]
+        operation = _OPERATIONS.get(node.op)
+        if operation is None:
             raise UnknownError
-        self.position += 1
-        return token
+        return operation(self.arithmetic, args, node.name)
 
-    def at(self, *texts: str) -> bool:
-        token = self.peek()
-        return token is not None and token.text in texts
-
-    def sum(self) -> Number:
-        self.depth += 1
-        if self.depth > MAX_NESTING:
-            raise UnknownError
-        total = self.product()
-        while self.at("+", "-"):
-            minus, term = self.take().text == "-", self.product()
-            total = combine(total, term, (lambda a, b: a - b) if minus else (lambda a, b: a + b))
-        self.depth -= 1
-        return total
-
-    def product(self) -> Number:
-        total = self.signed()
-        while (token := self.peek()) is not None and token.text not in _ENDS and token.text not in ("+", "-"):
-            if token.text == "*":
-                self.take()
-                total = combine(total, self.signed(), times)
-            elif token.text == "/":
-                self.take()
-                total = divide(total, self.signed())
-                if self.position < len(self.tokens) and self._continues():
-                    raise UnknownError  # 1/2x may be a half of x or one over 2x
-            else:
-                before = self.tokens[self.position - 1]
-                total = self._juxtaposed(total, before, token)
-        return total
-
-    def _continues(self) -> bool:
-        """Whether a factor follows without any sign."""
-        token = self.peek()
-        return token is not None and token.text not in _ENDS and token.text not in ("+", "-", "*", "/", "^", "!")
-
-    def _juxtaposed(self, total: Number, before: Token, token: Token) -> Number:
-        """`2x` is a product, but `2 1/2` and `2\\frac{1}{2}` are mixed numbers."""
-        if before.kind is Kind.NUMBER and token.text == r"\frac":
-            part = self.powered()
-            if part.exact is not None and total.exact is not None and before.text.isdigit() and 0 < part.exact < 1:
-                return rational(total.exact + (part.exact if total.exact >= 0 else -part.exact))
-            return combine(total, part, times)
-        if token.kind is Kind.NUMBER and before.text not in ("!", ")", "}"):
-            if not (before.kind is Kind.NUMBER and before.text.isdigit() and token.spaced and token.text.isdigit()):
-                raise UnknownError
-            top = int(self.take().text)
-            if not self.at("/") or total.exact is None:
-                raise UnknownError
-            self.take()
-            bottom = self.take()
-            if not bottom.text.isdigit() or not 0 < top < int(bottom.text):
-                raise UnknownError
-            part = rational(Fraction(top, int(bottom.text)))
-            return combine(total, part, (lambda a, b: a + b) if total.exact >= 0 else (lambda a, b: a - b))
-        return combine(total, self.powered(), times)
-
-    def signed(self) -> Number:
-        sign = 1
-        while self.at("+", "-"):
-            sign = -sign if self.take().text == "-" else sign
-        value = self.powered()
-        # A mixed number keeps its sign: -1\frac{1}{2} is -3/2.
-        return value if sign == 1 else combine(rational(-1), value, times)
-
-    def powered(self) -> Number:
-        value = self.atom()
-        while (token := self.peek()) is not None:
-            if token.text == "^":
-                value = power(value, self.exponent())
-            elif token.text == "!":
-                self.take()
-                value = factorial(value)
-            elif token.text == "deg":
-                self.take()
-                value = combine(value, Number(None, MP.mpc(MP.pi / 180)), times)
-            else:
-                break
-        return value
-
-    def exponent(self) -> Number:
-        """What stands behind `^`; towers are read from the top, as `2^3^2` means `2^9`."""
-        self.take()
-        value = self.group() if self.at("{") else self.signed()
-        return power(value, self.exponent()) if self.at("^") else value
-
-    def group(self) -> Number:
-        """A bracketed expression."""
-        opened = self.take().text
-        if opened not in OPENING:
-            raise UnknownError
-        value = self.sum()
-        if self.take().text not in _PARTNER[opened]:
-            raise UnknownError
-        if opened == r"\lfloor" or opened == r"\lceil":
-            if value.exact is None:
-                raise UnknownError
-            return rational(math.floor(value.exact) if opened == r"\lfloor" else math.ceil(value.exact))
-        return value
-
-    def atom(self) -> Number:
-        token = self.peek()
-        if token is None:
-            raise UnknownError
-        if token.text in ("(", "[", "{", r"\lfloor", r"\lceil"):
-            return self.group()
-        self.take()
-        if token.kind is Kind.NUMBER:
-            value = literal(token.text)
-            if value is None:
-                raise UnknownError
-            return rational(value)
-        if token.kind is Kind.SYMBOL:
-            return stand_in(token.text, self.sample)
-        if token.text == "|":
-            inside = self.sum()
-            if self.take().text != "|":
-                raise UnknownError
-            if inside.exact is not None:
-                return rational(abs(inside.exact))
-            return inexact(abs(inside.about), inside.variables)
-        return self.command(token.text)
-
-    def command(self, name: str) -> Number:
-        if name == r"\pi":
-            return Number(None, MP.mpc(MP.pi))
-        if name == r"\frac":
-            return divide(self.group(), self.group())
-        if name == r"\binom":
-            return binomial(self.group(), self.group())
-        if name == r"\sqrt":
-            degree = self.group() if self.at("[") else rational(2)
-            inside = self.group() if self.at("{", "(") else self.atom()
-            if degree.exact is None or degree.exact.denominator != 1 or not 2 <= degree.exact <= 64:
-                raise UnknownError
-            if degree.exact % 2 and inside.about.real < 0 and inside.about.imag == 0:
-                minus = power(combine(rational(-1), inside, times), rational(1 / degree.exact))
-                return combine(rational(-1), minus, times)
-            return power(inside, rational(1 / degree.exact))
-        if name in FUNCTIONS:
-            exponent = None
-            if self.at("^"):
-                self.take()
-                exponent = self.group()
-                if exponent.exact is None or exponent.exact < 1:
-                    raise UnknownError  # \sin^{-1} is an inverse, not a power
-            argument = self.group() if self.at("(", "{") else self._argument()
-            value = apply(FUNCTIONS[name], argument)
-            return value if exponent is None else power(value, exponent)
-        if name == r"\log":
-            return self.logarithm()
+    def _symbol(self, name: str) -> Number:
+        if name in self.values:
+            return self.values[name]
+        if name in ("e", "i"):
+            return self.arithmetic.constant(self._constants[name]())
         raise UnknownError
 
-    def logarithm(self) -> Number:
-        r"""`\log_2 8`. Without a base it may be any: then the base is one more variable."""
-        base = stand_in("base of log", self.sample)
-        if self.at("_"):
-            self.take()
-            base = self.group() if self.at("{") else self.atom()
-        argument = self.group() if self.at("(", "{") else self._argument()
-        below = apply(MP.log, base)
-        if below.about == 0:
+    def pi(self, node: Node) -> Number:
+        """The circle's number."""
+        return self.arithmetic.constant(self._constants["pi"]())
+
+    def series(self, node: Node) -> Number:
+        """A sum or a product over an index, term by term."""
+        low, high, body = node.args
+        if high.op == "infinity":
+            return self.opaque(node)
+        kind, _, index = node.name.partition(" ")
+        first, last = self.of(low), self.of(high)
+        start, end = natural(first), natural(last)
+        if end - start > MAX_TERMS:
+            raise OutsideError if last.variables else TooBigError("a sum too long to be meant")
+        total = rational(0 if kind == r"\sum" else 1, first.variables or last.variables)
+        combine = self.arithmetic.add if kind == r"\sum" else self.arithmetic.times
+        for n in range(start, end + 1):
+            total = combine(total, self._with(index, rational(n), body))
+        return total
+
+    def opaque(self, node: Node) -> Number:
+        """A number that stands for an integral, a limit or an endless sum, made of its parts."""
+        *bounds, body = node.args
+        seen = [node.op, node.name.partition(" ")[0] if node.op == "series" else ""]
+        for bound in bounds:
+            seen.append(bound.op if bound.op in ("infinity", "none") else self._print(bound))
+            if bound.op == "neg" and bound.args[0].op == "infinity":
+                seen[-1] = "-infinity"
+        name = node.name.rpartition(" ")[2]
+        for dummy in _DUMMIES:
+            try:
+                seen.append(self._written(self._with(name, rational(dummy, True), body)))
+            except OutsideError:
+                seen.append("outside")
+        return Number(_stand_in(" ".join(seen)), None, True, 2, True)
+
+    def _print(self, node: Node) -> str:
+        if node.op == "neg" and node.args[0].op == "infinity":
+            return ""
+        return self._written(self.of(node))
+
+    def _written(self, number: Number) -> str:
+        return str(self.arithmetic.mp.nstr(self.arithmetic.value(number), _FINGERPRINT_DIGITS))
+
+    def _with(self, name: str, value: Number, body: Node) -> Number:
+        """The value of a body in which a name has a value of its own."""
+        before = self.values.get(name)
+        self.values[name] = value
+        try:
+            return self.of(body)
+        finally:
+            if before is None:
+                del self.values[name]
+            else:
+                self.values[name] = before
+
+
+def _stand_in(text: str) -> Fraction:
+    """A fixed rational between one and two."""
+    return 1 + Fraction(crc32(text.encode()), 2**32)
+
+
+def _call(on: Arithmetic, args: list[Number], name: str) -> Number:
+    """An unknown function of numbers: a polynomial that is its own, and neither odd, even nor symmetric."""
+    total = rational(_stand_in(name), True)
+    for position, arg in enumerate(args):
+        own = rational(Fraction(crc32(f"{name}/{position}".encode()) % 97 + 3, 50))
+        square = on.times(total, total)
+        total = on.add(on.add(on.times(own, square), on.times(total, arg)), on.times(arg, on.times(arg, arg)))
+    return total
+
+
+def _cross(on: Arithmetic, args: list[Number], name: str) -> Number:
+    """A product that changes its sign with the order of its factors, as that of vectors does."""
+    a, b = args
+    cubes = [on.times(x, on.times(x, x)) for x in (a, b)]
+    difference = on.add(on.times(a, cubes[1]), on.negative(on.times(b, cubes[0])))
+    return Number(difference.exact, difference.inexact, True, difference.size, difference.opaque)
+
+
+def _extreme(on: Arithmetic, args: list[Number], name: str) -> Number:
+    largest = name == "max"
+    best = args[0]
+    for arg in args[1:]:
+        a, b = on.value(arg), on.value(best)
+        if not all(isinstance(value, on.mp.mpf) for value in (a, b)):
             raise UnknownError
-        quotient = divide(apply(MP.log, argument), below)
-        nearest = MP.nint(quotient.about.real)
-        if base.exact and argument.exact and abs(nearest) < MAX_BITS and base.exact ** int(nearest) == argument.exact:
-            return rational(int(nearest))
-        return quotient
-
-    def _argument(self) -> Number:
-        r"""What `\sin` applies to without brackets: one product that has no further functions, as in `\sin 2x`."""
-        value = self.powered()
-        while (token := self.peek()) is not None and (
-            token.kind in (Kind.SYMBOL, Kind.NUMBER) or token.text in (r"\pi", r"\frac")
-        ):
-            value = combine(value, self.powered(), times)
-        if self.at("/"):
-            self.take()
-            value = divide(value, self.powered())
-        return value
+        best = arg if (a > b) == largest else best
+    return best
 
 
-_PARTNER = {
-    "(": (")",),
-    "[": ("]",),
-    "{": ("}",),
-    r"\lfloor": (r"\rfloor",),
-    r"\lceil": (r"\rceil",),
-    r"\{": (),
-    r"\langle": (),
+def _divisors(on: Arithmetic, args: list[Number], name: str) -> Number:
+    function = math.gcd if name == "gcd" else math.lcm
+    return rational(function(*(natural(arg) for arg in args)), any(arg.variables for arg in args))
+
+
+def _add(on: Arithmetic, args: list[Number], name: str) -> Number:
+    total = args[0]
+    for arg in args[1:]:
+        total = on.add(total, arg)
+    return total
+
+
+def _multiply(on: Arithmetic, args: list[Number], name: str) -> Number:
+    total = args[0]
+    for arg in args[1:]:
+        total = on.times(total, arg)
+    return total
+
+
+def _degrees(on: Arithmetic, args: list[Number], name: str) -> Number:
+    return on.times(args[0], on.constant(on.mp.pi / 180))
+
+
+_SPECIAL: Mapping[str, Callable[[_Evaluation, Node], Number]] = {
+    "pi": _Evaluation.pi,
+    "series": _Evaluation.series,
+    "integral": _Evaluation.opaque,
+    "limit": _Evaluation.opaque,
 }
-
-
-def _letters(expression: Tokens) -> Tokens:
-    """Words that are products of variables, letter by letter."""
-    result: list[Token] = []
-    for token in expression:
-        if token.kind is Kind.WORD and is_product(token.text):
-            result += [Token(Kind.SYMBOL, letter) for letter in token.text]
-        else:
-            result.append(token)
-    return tuple(result)
+_OPERATIONS: Mapping[str, Callable[[Arithmetic, list[Number], str], Number]] = {
+    "+": _add,
+    "*": _multiply,
+    "neg": lambda on, args, name: on.negative(args[0]),
+    "inverse": lambda on, args, name: on.inverse(args[0]),
+    "/": lambda on, args, name: on.times(args[0], on.inverse(args[1])),
+    "^": lambda on, args, name: on.power(args[0], args[1]),
+    "root": lambda on, args, name: on.root(args[0], args[1]),
+    "!": lambda on, args, name: on.factorial(args[0]),
+    "deg": _degrees,
+    "abs": lambda on, args, name: on.absolute(args[0]),
+    "floor": lambda on, args, name: on.rounded(args[0], up=False),
+    "ceil": lambda on, args, name: on.rounded(args[0], up=True),
+    "binom": lambda on, args, name: on.binomial(args[0], args[1]),
+    "permutations": lambda on, args, name: on.binomial(args[0], args[1], ordered=True),
+    "apply": lambda on, args, name: on.apply(name, args[0]),
+    "log": lambda on, args, name: on.logarithm(args[0], args[1]),
+    "call": _call,
+    "cross": _cross,
+    "max": lambda on, args, name: _extreme(on, args, "max"),
+    "min": lambda on, args, name: _extreme(on, args, "min"),
+    "gcd": lambda on, args, name: _divisors(on, args, "gcd"),
+    "lcm": lambda on, args, name: _divisors(on, args, "lcm"),
+}

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from rewards.math.expressions import evaluate
+from rewards.math.expressions import DIGITS, evaluated
+from rewards.math.integration import renamed
 from rewards.math.latex import latex, used
-from rewards.math.numbers import MP, SAMPLES, Number
+from rewards.math.nodes import Node
+from rewards.math.numbers import MP, Number, OutsideError
+from rewards.math.operators import function_letters
+from rewards.math.samples import Letters, letters_of, samples
 from rewards.math.tokens import INFINITY, Kind, Tokens, split
+from rewards.math.tree import tree
 
 Leaf = Callable[[Tokens, Tokens], bool | None]
 """Compares two expressions: gold first."""
@@ -16,18 +21,27 @@ TOLERANCE = MP.mpf(10) ** -6
 """Relative difference up to which a decimal may stand for a value; tighter than any rounding a person does by hand."""
 _FEWEST_DIGITS = 6
 """Significant digits that a decimal must show to stand for another number: fewer cannot claim such a tolerance."""
-_SAME = MP.mpf(10) ** -40
-"""Relative difference between two ways to compute one value to fifty digits."""
 _NOTHING = MP.mpf(10) ** -45
-"""What is left where two equal terms cancel."""
+"""Size of an imaginary part that is only what cancelled."""
 _FLOAT_NOISE = MP.mpf(10) ** -12
 """Relative error that binary floating point leaves in a gold such as 0.30000000000000004."""
+_CERTAIN_BITS = 120
+"""Leading bits, half of them behind the point, in which two values agree that are the same; if fewer are known, they
+are computed to more digits."""
+_LOST_BITS = 16
+"""Last bits of a value that rounding may have spoilt."""
+_MAX_DIGITS = 3000
+_BITS_A_DIGIT = 3.33
 
 
 def exact(gold: Tokens, answer: Tokens) -> bool | None:
-    """Compare two expressions by their values; `None` if that takes an algebra system."""
+    """Compare two expressions by their values; `None` if that takes an algebra system.
+
+    It does only if the gold itself is beyond this reader, or stands for something that is not computed.
+    """
     if gold == answer:
         return True
+    answer = renamed(gold, answer)
     equal = _by_value(gold, answer)
     allowed = used(gold)
     return False if equal is None and (latex(gold, allowed) is None or latex(answer, allowed) is None) else equal
@@ -39,19 +53,78 @@ def _by_value(gold: Tokens, answer: Tokens) -> bool | None:
     ends = infinite(gold), infinite(answer)
     if any(ends):
         return ends[0] == ends[1]
-    for sample in range(SAMPLES):
-        a, b = evaluate(gold, sample), evaluate(answer, sample)
-        if a is None or b is None:
-            return None
-        if a.exact is not None and a.exact == b.exact:
+    functions = function_letters((gold, answer))
+    nodes = tree(gold, functions), tree(answer, functions)
+    if nodes[0] is None or nodes[1] is None:
+        return None if nodes[0] is None else False
+    letters = letters_of((nodes[0], nodes[1]))
+    if not letters:
+        values = [_worth(node) for node in nodes if node is not None]
+        if values[0] is None or values[1] is None:
+            return None if values[0] is None else False
+        if any(places_of(side) is not None for side in (gold, answer)):
+            return values[0].exact == values[1].exact is not None or _close((values[0], gold), (values[1], answer))
+    return same_value(nodes[0], nodes[1], letters)
+
+
+def _worth(node: Node) -> Number | None:
+    """What a constant is worth."""
+    try:
+        return evaluated(node, {}, DIGITS, real=False)
+    except OutsideError:
+        return None
+
+
+def same_value(gold: Node, answer: Node, letters: Letters) -> bool | None:
+    """Whether two expressions have one value wherever both have any; `None` if the gold's is not known."""
+    if gold == answer:
+        return True
+    for real in (True, False) if letters and not letters.is_complex else (False,):
+        compared = 0
+        for values in samples(letters):
+            try:
+                equal = _agree(gold, answer, values, real)
+            except OutsideError:
+                continue
+            if not equal:
+                return equal
+            compared += 1
+        if compared:
             return True
-        if not a.variables and not b.variables:
-            if places_of(gold) is not None or places_of(answer) is not None:
-                return _close((a, gold), (b, answer))
-            return False if a.exact is not None and b.exact is not None else equal_values(a.about, b.about)
-        if not equal_values(a.about, b.about):
-            return False
-    return True
+    return None
+
+
+def _agree(gold: Node, answer: Node, values: Any, real: bool) -> bool | None:
+    """Whether two expressions agree for one set of values.
+
+    Raises:
+        OutsideError: one of them has no value there.
+    """
+    digits = DIGITS
+    while True:
+        a, b = evaluated(gold, values, digits, real), evaluated(answer, values, digits, real)
+        if a is None or b is None:
+            return None if a is None else False
+        if a.exact is not None and b.exact is not None:
+            equal = a.exact == b.exact
+        else:
+            known, equal = _compared(a, b, digits)
+            if not known and digits < _MAX_DIGITS:
+                digits = min(_MAX_DIGITS, int(digits + DIGITS + 2 * max(a.size, b.size) / _BITS_A_DIGIT))
+                continue
+        return None if not equal and (a.opaque or b.opaque) else equal
+
+
+def _compared(a: Number, b: Number, digits: int) -> tuple[bool, bool]:
+    """Whether the digits suffice to tell two values apart, and whether they are equal as far as that can be seen."""
+    x, y = a.about, b.about
+    noise = max(a.size, b.size) - int(digits * _BITS_A_DIGIT) + _LOST_BITS
+    apart = abs(x - y)
+    if apart and MP.mag(apart) > noise:
+        return True, False
+    largest = max(abs(x), abs(y))
+    certain = bool(largest) and MP.mag(largest) - noise >= _CERTAIN_BITS and noise <= -_CERTAIN_BITS // 2
+    return certain or digits > DIGITS, True
 
 
 _RELATIONS = frozenset({"=", "<", ">", "<=", ">="})
@@ -68,18 +141,57 @@ def _same_relation(gold: Tokens, answer: Tokens) -> bool | None:
             cut[n], signs[n] = cut[n][::-1], sign.replace(">", "<")
     if signs[0] != signs[1]:
         return False
-    ratios = []
-    for sample in range(SAMPLES):
-        values = [evaluate(side, sample) for sides in cut for side in sides]
-        if any(value is None for value in values):
-            return None
-        g, h, a, b = (value.about for value in values if value is not None)
-        if equal_values(g, h) or equal_values(a, b):
-            return False
-        ratios.append((a - b) / (g - h))
-    if not all(equal_values(ratio, ratios[0]) for ratio in ratios) or not any(v and v.variables for v in values):
+    functions = function_letters((gold, answer))
+    nodes = [tree(side, functions) for sides in cut for side in sides]
+    if any(node is None for node in nodes[:2]):
+        return _side_by_side(cut)
+    if any(node is None for node in nodes):
         return False
-    return signs[0] == "=" or bool(ratios[0].real > 0 and equal_values(ratios[0], ratios[0].real))
+    return _multiples([node for node in nodes if node is not None], signs[0])
+
+
+def _side_by_side(cut: list[list[Tokens]]) -> bool | None:
+    """Relations that cannot be evaluated: their sides are compared one by one."""
+    return every(exact(gold, answer) for gold, answer in zip(*cut, strict=True))
+
+
+def _multiples(nodes: list[Node], sign: str) -> bool | None:
+    """Whether the differences of two relations' sides are in one ratio, positive for inequalities."""
+    letters = letters_of(tuple(nodes))
+    if not letters:
+        return False
+    for real in (True, False) if not letters.is_complex else (False,):
+        ratios: list[Any] = []
+        for values in samples(letters):
+            try:
+                ratio = _ratio(nodes, values, real)
+            except OutsideError:
+                continue
+            if ratio is None:
+                return None
+            if not ratio:
+                return False
+            ratios.append(ratio)
+        if ratios:
+            constant = all(equal_values(ratio, ratios[0]) for ratio in ratios)
+            return constant and (sign == "=" or bool(ratios[0].real > 0 and equal_values(ratios[0], ratios[0].real)))
+    return False
+
+
+def _ratio(nodes: list[Node], values: Any, real: bool) -> Any:
+    """The ratio of the two differences; 0 if one of them vanishes, `None` if one has no value."""
+    g, h, a, b = (evaluated(node, values, 2 * DIGITS, real) for node in nodes)
+    if g is None or h is None:
+        return None
+    if a is None or b is None:
+        return 0
+    below, above = (g.about - h.about), (a.about - b.about)
+    if equal_values(g.about, h.about) or equal_values(a.about, b.about):
+        return 0
+    return above / below
+
+
+_SAME = MP.mpf(10) ** -40
 
 
 def equal_values(a: Any, b: Any) -> bool:

@@ -23,10 +23,8 @@ from rewards.verdict import Item, Status, Verdict
 MAX_ANSWER = 512
 """Characters of the longest answer that is read (or twice the gold's length, if that is more)."""
 MAX_FINALS = 8
-_PER_ITEM_S = 0.25
-"""Wall-clock seconds that each comparison beyond the first adds to a batch's allowance."""
 _SHARE = 5
-"""A comparison is killed after this fraction of the deadline, so that several hangs still fit into one."""
+"""A comparison takes at most this fraction of the deadline, so that several hangs still fit into one."""
 
 
 class MathVerifier:
@@ -38,8 +36,8 @@ class MathVerifier:
     Args:
         final_line: accept answers that are announced in words (`The answer is 5`) where there is no tag or box.
         lenient: where nothing announces an answer, take the last number of the text.
-        deadline_s: wall-clock seconds after which a batch's symbolic stage has ended, plus a little for every
-            comparison beyond the first; a comparison that hangs is killed after a fifth of it.
+        deadline_s: seconds for a batch's symbolic stage, however many comparisons it has: they share its CPU time, and
+            one takes a fifth of it at most. What is not decided by then is wrong (`timeout`), and harms no other row.
         workers: processes of the pool; one a core, up to eight, if not given.
         rss_mib: MiB of memory that one comparison may take.
     """
@@ -104,9 +102,8 @@ class MathVerifier:
 
     def _algebra(self, pairs: Sequence[tuple[str, str]]) -> list[Decision]:
         """Ask the pool."""
-        allowance = self.deadline_s + _PER_ITEM_S * (len(pairs) - 1)
         try:
-            outcomes = self._pool.map(pairs, allowance)
+            outcomes = self._pool.map(pairs, self.deadline_s)
         except PoolError as error:
             return [Decision(Status.INFRA, str(error))] * len(pairs)
         decisions = {

@@ -22,10 +22,14 @@ SOURCE = """
 import os, sys, time
 
 def work(what, value=0):
+    started = time.process_time()
     if what == "hang":
         return len(str(9 ** 9 ** 9))
     if what == "sleep":
         time.sleep(value)
+    if what == "burn":
+        while time.process_time() - started < value:
+            pass
     if what == "memory":
         return len(bytearray(value * 2**20))
     if what == "die":
@@ -261,3 +265,54 @@ def test_it_does_not_inherit_the_parents_memory(pool):
     worker = pool.map([("pid",)])[0].value
     assert psutil.Process(worker).memory_info().rss < 100 * 2**20
     assert len(ballast)
+
+
+def test_hanging_calls_cost_their_own_share_and_never_a_neighbours_value(path):
+    pool = Pool(path, workers=2, deadline_s=3.0)
+    try:
+        calls = [("hang", n) for n in range(24)] + [("echo", n) for n in range(8)]
+        pool.map([("echo", -1)])
+        started = time.monotonic()
+        outcomes = pool.map(calls, within_s=6.0)
+        assert time.monotonic() - started < 3 * 6.0 + 10.0
+        assert {outcome.fate for outcome in outcomes[:24]} <= {Fate.TIMEOUT, Fate.UNREACHED}
+        assert [outcome.value for outcome in outcomes[24:]] == list(range(8))
+    finally:
+        pool.close()
+
+
+def test_a_call_that_needs_more_than_its_share_gets_what_the_others_leave(path):
+    """Sixteen calls share six seconds; one of them needs more than a sixteenth, and the others nearly nothing."""
+    pool = Pool(path, workers=1, deadline_s=3.0)
+    try:
+        outcomes = pool.map([("burn", 0.9), *(("echo", n) for n in range(15))], within_s=6.0)
+        assert fates(outcomes) == [Fate.DONE] * 16
+    finally:
+        pool.close()
+
+
+def test_cpu_time_decides_and_not_the_clock(path):
+    """Six others compete for the cores, so that half a second of work takes longer than its limit on the clock."""
+    pool = Pool(path, workers=1, deadline_s=1.0)
+    burn = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(burn) for _ in range(3 * len(os.sched_getaffinity(0)))]
+    try:
+        (outcome,) = pool.map([("burn", 0.6)])
+        assert outcome.fate is Fate.DONE
+        assert 550 < outcome.ms < 1000
+        assert fates(pool.map([("hang",)])) == [Fate.TIMEOUT]
+    finally:
+        pool.close()
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def test_a_timeout_in_a_crowd_is_not_remembered(path):
+    pool = Pool(path, workers=1, deadline_s=2.0)
+    try:
+        crowd = [("burn", 0.8 + n / 1000) for n in range(20)]
+        assert Fate.TIMEOUT in fates(pool.map(crowd, within_s=2.0))
+        assert fates(pool.map(crowd[:1])) == [Fate.DONE]
+    finally:
+        pool.close()

@@ -1,0 +1,23 @@
+r"""`+ C` and `+ c`: a constant that may be any number may have any name."""
+
+from __future__ import annotations
+
+from rewards.math.tokens import Kind, Token, Tokens
+
+_NAMES = frozenset({"C", "c", "K", "k", "C_1", "c_1", "C_0", "D"})
+"""What such a constant is called; the gold calls it `C`."""
+
+
+def renamed(gold: Tokens, answer: Tokens) -> Tokens:
+    """The answer with its constant of integration called `C`, if that is what the gold has and no answer's letter is.
+
+    A constant occurs once in each, and neither has the other's name beside it.
+    """
+    theirs = [token.text for token in gold if token.kind is Kind.SYMBOL]
+    ours = [token.text for token in answer if token.kind is Kind.SYMBOL]
+    if theirs.count("C") != 1 or "C" in ours or len(set(theirs)) < 2:
+        return answer
+    free = {name for name in ours if name in _NAMES and name not in theirs}
+    if len(free) != 1 or ours.count(name := free.pop()) != 1:
+        return answer
+    return tuple(Token(Kind.SYMBOL, "C", t.spaced) if t.text == name and t.kind is Kind.SYMBOL else t for t in answer)
