@@ -7,23 +7,26 @@ appears by one rename of a complete folder, so nothing half-written is ever visi
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import durable
+
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 RUN_RECORD = "run.json"
 """In the run's folder: the recipe's name, file and stages (name, kind, fingerprint, inputs, after) and the command."""
+RUN_RECIPE = "recipe.yaml"
+"""In the run's folder: the recipe, with overrides and defaults applied."""
 SHORT = 12
 """Hexadecimal digits of a fingerprint in a folder's name: 48 bits, ample for one run."""
+
+MEND_RECORD = "run the recipe again, which writes it anew and keeps the stages that are finished"
 
 
 class RecordError(ValueError):
@@ -56,52 +59,46 @@ def find(run: Path, stage: str, fingerprint: str) -> Artifact | None:
 
 def latest(run: Path, stage: str) -> Artifact | None:
     """The artifact of a stage that was finished last, whatever its fingerprint."""
-    found = [_read(path) for path in (run / "stages" / stage).glob("*") if path.is_dir()]
+    found = [_read(path) for path in (run / "stages" / stage).glob("[!.]*") if path.is_dir()]
     return max((a for a in found if a is not None), key=lambda a: str(a.manifest.get("finished")), default=None)
 
 
 def _read(path: Path) -> Artifact | None:
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        whole = all((path / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items())
+        manifest = durable.read_record(path / MANIFEST, hash_required=False)
+        faults = durable.damage(path, manifest["files"], contents=False)
     except FileNotFoundError as error:
         if path.exists():
             log.warning("%s is not a whole artifact (%s is missing): the stage will run again", path, error.filename)
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a broken manifest brings
+    except durable.DamageError as error:
+        log.warning("%s: the stage will run again", error)
+        return None
+    except (OSError, KeyError, TypeError, AttributeError) as error:  # whatever a broken manifest brings
         log.warning("%s cannot be read (%s): the stage will run again", path / MANIFEST, error)
         return None
-    if not whole:
-        log.warning("%s was altered after it was published: the stage will run again", path)
-    return Artifact(path, manifest) if whole else None
+    if faults:
+        log.warning(
+            "%s was altered after it was published (%s): the stage will run again", path, durable.describe(faults)
+        )
+        return None
+    return Artifact(path, manifest)
 
 
 def publish(source: Path, target: Path, manifest: Mapping[str, Any]) -> Artifact:
     """Turn a finished folder into an artifact: hash its files, write the manifest, sync, rename into place.
 
     Args:
-        source: the complete folder, on the same file system as `target`.
+        source: the complete folder; on another file system than `target` it is copied.
         target: where the artifact will appear; a broken one there is replaced.
         manifest: everything but the files' hashes, which are added here.
     """
-    files = {
-        str(path.relative_to(source)): {"sha256": _sha256(path), "bytes": path.stat().st_size}
-        for path in sorted(source.rglob("*"))
-        if path.is_file() and path != source / MANIFEST
-    }
-    full = {**manifest, "files": files}
-    with (source / MANIFEST).open("w", encoding="utf-8") as sink:
-        json.dump(full, sink, indent=1, ensure_ascii=False)
-        sink.flush()
-        os.fsync(sink.fileno())
-    for name in files:
-        _sync(source / name)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    durable.seal(source, MANIFEST, **manifest)
+    durable.make_folder(target.parent)
     if target.exists():
         shutil.rmtree(target)
-    source.rename(target)
-    _sync(target.parent)
-    return Artifact(target, full)
+    durable.move(source, target)
+    return Artifact(target, durable.read_record(target / MANIFEST))
 
 
 def record(run: Path) -> dict[str, Any]:
@@ -109,19 +106,36 @@ def record(run: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the folder holds no run.
-        RecordError: the file is empty, half written, or something else.
+        RecordError: the file is empty, half written, altered, or something else.
     """
     path = run / RUN_RECORD
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        found, reason = None, str(error)
-    else:
-        reason = "it lists no stages"
-    if not isinstance(found, dict) or not isinstance(found.get("stages"), list):
-        mend = "run the recipe again, which writes it anew and keeps the stages that are finished"
-        raise RecordError(f"{path} is empty or broken ({reason}): {mend}")
+        found = durable.read_record(path, hash_required=False)
+        if not isinstance(found.get("stages"), list):
+            raise durable.DamageError(f"{path} is empty or broken (it lists no stages)")
+    except durable.DamageError as error:
+        raise RecordError(f"{error}: {MEND_RECORD}") from error
     return found
+
+
+def recipe_file(run: Path) -> Path | None:
+    """The recipe as it ran, if it was kept.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        RecordError: it is not what was written, or see `record`.
+    """
+    if faults := durable.damage(run, record(run).get("files", {})):
+        raise RecordError(f"{run / RUN_RECIPE} {faults[RUN_RECIPE]}: {MEND_RECORD}")
+    path = run / RUN_RECIPE
+    return path if path.is_file() else None
+
+
+def write_run_record(run: Path, content: Mapping[str, Any], recipe: str) -> None:
+    """Write down what a run is, and its recipe beside it; `record` reads it."""
+    durable.write(run / RUN_RECIPE, recipe)
+    files = {RUN_RECIPE: {"sha256": durable.sha256(run / RUN_RECIPE), "bytes": (run / RUN_RECIPE).stat().st_size}}
+    durable.write_record(run / RUN_RECORD, {**content, "files": files})
 
 
 def current(run: Path) -> dict[str, Artifact | None]:
@@ -134,23 +148,17 @@ def current(run: Path) -> dict[str, Artifact | None]:
     return {stage["name"]: find(run, stage["name"], stage["fingerprint"]) for stage in record(run)["stages"]}
 
 
+def damage(artifact: Artifact, under: str = "") -> dict[str, str]:
+    """The files that are not as they were published: name -> fault, in words. Reads all of them.
+
+    Args:
+        artifact: a published one.
+        under: only files whose names begin with this, such as `model/`.
+    """
+    files = {name: entry for name, entry in artifact.manifest["files"].items() if name.startswith(under)}
+    return durable.damage(artifact.path, files)
+
+
 def verify(artifact: Artifact) -> list[str]:
-    """The files whose content no longer has the hash in the manifest."""
-    return [
-        name
-        for name, entry in artifact.manifest["files"].items()
-        if not (artifact.path / name).is_file() or _sha256(artifact.path / name) != entry["sha256"]
-    ]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """The files that are not as they were published; see `damage`."""
+    return list(damage(artifact))

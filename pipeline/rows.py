@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import durable
+
 
 class RowError(ValueError):
     """A row that cannot be read or lacks what is asked of it; the message begins with `file:line`."""
@@ -54,8 +56,6 @@ def whole_row(line: bytes) -> dict[str, Any] | None:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSONL file at once: it appears whole under its name, or not at all."""
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", encoding="utf-8") as sink:
+    """Write a JSONL file at once: it appears whole and lasting under its name, or not at all."""
+    with durable.writing(path) as sink:
         sink.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    partial.replace(path)

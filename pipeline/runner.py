@@ -8,8 +8,8 @@ work since a stage's last checkpoint; the same command goes on from there.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
+import logging
 import os
 import shutil
 import signal
@@ -26,12 +26,15 @@ from typing import Any, Protocol
 
 import yaml
 
-from pipeline import artifacts, checks, graph
+from pipeline import artifacts, checks, durable, graph
 from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State, Step
+from pipeline.locks import LockError, await_ghosts, run_lock
 from pipeline.process import EVENTS, LOG, StageProcess
 from pipeline.recipe import Recipe
-from pipeline.worker import OUTCOME, Job, await_ghosts
+from pipeline.worker import OUTCOME, Job
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0
@@ -117,7 +120,7 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
         StageError: a stage failed; stages that ran beside it were still finished and published.
         KeyboardInterrupt: interrupted; all stages were stopped, and the same command resumes.
     """
-    with _lock(run):
+    with _working_on(run):
         nodes = graph.build(recipe)
         steps = graph.plan(nodes, run)
         _record(recipe, nodes, run)
@@ -178,14 +181,13 @@ class _Scheduler:
 
     def _start(self, node: Node) -> StageProcess:
         scratch = artifacts.scratch(self.run_path, node.name, node.fingerprint)
-        scratch.mkdir(parents=True, exist_ok=True)
-        await_ghosts(scratch)
+        durable.make_folder(scratch)
+        await_ghosts(scratch, node.name)
         shutil.rmtree(scratch / "output", ignore_errors=True)
         (scratch / "output").mkdir(parents=True)
         (scratch / OUTCOME).unlink(missing_ok=True)
-        counter = scratch / "attempts"
-        attempt = 1 + (int(counter.read_text() or 0) if counter.exists() else 0)
-        _write(counter, str(attempt))
+        attempt = _count_attempt(scratch / "attempts")
+        durable.whole_lines(scratch / EVENTS)
         job = Job(
             stage=node.name,
             config=node.config.model_dump(mode="json", by_alias=True),
@@ -194,7 +196,7 @@ class _Scheduler:
             tasks={name: definition.model_dump(mode="json") for name, definition in self.recipe.tasks.items()},
             seed=node.config.seed or 0,
         )
-        (scratch / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
+        durable.write(scratch / "job.json", json.dumps(asdict(job)))
         events = scratch / EVENTS
         seen = events.stat().st_size if events.exists() else 0
         inherited = {name: value for name, value in os.environ.items() if name not in _RANK}
@@ -285,11 +287,42 @@ class _Scheduler:
 
 
 def _command(node: Node, base: Path, job: Path) -> list[str]:
-    worker = ["-m", "pipeline.worker", str(job), str(os.getpid())]
+    runner = str(os.getpid())
+    worker = ["-m", "pipeline.worker", str(job), runner]
     if node.config.launch.accelerate is None:
         return [sys.executable, *worker]
     config = checks.accelerate_config(node.config.launch.accelerate, base)
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *worker]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    return [sys.executable, "-m", "rewards.parent", runner, *launcher, *worker]
+
+
+def _count_attempt(counter: Path) -> int:
+    """One more than the attempts that a stage's scratch folder counts."""
+    text = counter.read_text(encoding="utf-8", errors="replace") if counter.exists() else "0"
+    if not text.isdecimal():
+        log.warning("%s is empty or broken: attempts are counted from 1 again", counter)
+    attempt = 1 + (int(text) if text.isdecimal() else 0)
+    durable.write(counter, str(attempt))
+    return attempt
+
+
+@contextlib.contextmanager
+def _working_on(run: Path) -> Iterator[None]:
+    """Hold the run; a disk that is full, or another fault of it, is told in a line, and nothing finished is lost.
+
+    Raises:
+        RunError: another process works on the run, or its folder cannot be read or written.
+    """
+    try:
+        with run_lock(run):
+            yield
+    except LockError as error:
+        raise RunError(str(error)) from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = f"{error.filename or run}: {error.strerror}"
+        raise RunError(f"{where}. Nothing that is finished is lost: mend this, and the same command goes on") from error
 
 
 def _record(recipe: Recipe, nodes: Mapping[str, Node], run: Path) -> None:
@@ -312,33 +345,8 @@ def _record(recipe: Recipe, nodes: Mapping[str, Node], run: Path) -> None:
         "started": _iso(time.time()),
         "stages": stages,
     }
-    _write(run / artifacts.RUN_RECORD, json.dumps(record, indent=1, ensure_ascii=False))
-    _write(run / "recipe.yaml", yaml.safe_dump(dict(recipe.data), sort_keys=False, allow_unicode=True))
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)
-
-
-@contextlib.contextmanager
-def _lock(run: Path) -> Iterator[None]:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        handle = (run / ".lock").open("a+")
-    except OSError as error:
-        raise RunError(f"{run} cannot be written: {error.strerror}") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise RunError(f"another process ({handle.read().strip() or 'unknown'}) works on {run}") from None
-        handle.truncate(0)
-        handle.write(f"pid {os.getpid()}")
-        handle.flush()
-        yield
+    data = yaml.safe_dump(dict(recipe.data), sort_keys=False, allow_unicode=True)
+    artifacts.write_run_record(run, record, data)
 
 
 def _git_revision() -> str | None:

@@ -6,25 +6,25 @@ and its metrics come back in `outcome.json`. If the runner dies, so does the sta
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import durable
 from pipeline.context import StageContext
+from pipeline.locks import stage_lock
 from pipeline.stages.registry import config_class, run_function
+from rewards.parent import end_with_parent, guard_group
 
 OUTCOME = "outcome.json"
-LOCK = "lock"
-ORPHAN_POLL_SECONDS = 1.0
+DISK_FULL = os.EX_IOERR
+"""Exit code of a stage that ended because its disk, or its user's quota, is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +51,31 @@ class Job:
 def main(argv: list[str] | None = None) -> None:
     """Run the stage of a job file."""
     path, runner = sys.argv[1:] if argv is None else argv
+    _bind(int(runner))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup and in background jobs
     scratch = Path(path).parent
     job = Job(**json.loads(Path(path).read_text(encoding="utf-8")))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with (scratch / LOCK).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    with stage_lock(scratch):
         _end_without(int(runner))
-        _run(job, scratch, int(runner))
+        try:
+            _run(job, scratch)
+        except Exception as error:
+            if not durable.disk_full(error):
+                raise
+            logging.getLogger(__name__).error("%s", error, exc_info=error)
+            sys.exit(DISK_FULL)
 
 
-def await_ghosts(scratch: Path) -> None:
-    """Wait until no process of an earlier attempt is alive: each holds the lock, and ends soon after its runner."""
-    with (scratch / LOCK).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _bind(runner: int) -> None:
+    """End with the process that started this one: the runner, or a launcher that ends with it; and so the group."""
+    end_with_parent(os.getppid())
+    _end_without(runner)
+    if os.getpgrp() == os.getpid():
+        guard_group()
 
 
-def _run(job: Job, scratch: Path, runner: int) -> None:
-    threading.Thread(target=_die_with, args=(runner,), daemon=True).start()
+def _run(job: Job, scratch: Path) -> None:
     config = config_class(str(job.config["kind"])).model_validate(job.config)
     context = StageContext(
         name=job.stage,
@@ -85,19 +92,7 @@ def _run(job: Job, scratch: Path, runner: int) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         device, packages = _surroundings()
         outcome = {"metrics": dict(outputs.metrics), "device": device, "packages": packages}
-        partial = scratch / (OUTCOME + ".part")
-        partial.write_text(json.dumps(outcome), encoding="utf-8")
-        partial.rename(scratch / OUTCOME)
-
-
-def _die_with(runner: int) -> None:
-    """End this stage when the runner is gone, so that a resumed run never meets its own ghost.
-
-    The runner gave the stage a process group of its own: what the stage has started (pools, engines) ends with it.
-    """
-    while _alive(runner):
-        time.sleep(ORPHAN_POLL_SECONDS)
-    _end_without(runner)
+        durable.write(scratch / OUTCOME, json.dumps(outcome))
 
 
 def _end_without(runner: int) -> None:

@@ -9,7 +9,6 @@ length, never pickle: a worker that went bad must not be able to run code in the
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import json
 import os
@@ -18,18 +17,18 @@ import select
 import signal
 import socket
 import struct
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from rewards.parent import end_with_parent
 
 HEADER = struct.Struct("!I")
 """Length of the JSON message that follows, in bytes."""
 
 FORK, KILL = b"F", b"K"
 PID = struct.Struct("!i")
-_PR_SET_PDEATHSIG = 1
 _PARENT_POLL_S = 2.0
 """How often the server looks whether its parent still lives, should the socket have leaked into another process."""
 
@@ -82,7 +81,7 @@ def _work(channel: socket.socket, function: Callable[..., Any], rss_mib: int) ->
     """A worker: one request after another until the channel closes. Never returns."""
     status = 1
     try:
-        _die_with_server()
+        end_with_parent(os.getppid())
         limit = _address_space() + rss_mib * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -120,11 +119,6 @@ def _quiet() -> None:
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _die_with_server() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _address_space() -> int:

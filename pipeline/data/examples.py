@@ -7,7 +7,7 @@ what is trained is what is sampled, whatever the template does with earlier turn
 
 from __future__ import annotations
 
-import json
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
+from pipeline import durable
 from pipeline.data.mixture import DataError, Row
 from pipeline.templates import Chat, encode, render
 
@@ -26,6 +27,10 @@ IGNORED = -100
 CHUNK_ROWS = 2000
 """Rows tokenised at a time: enough for the tokenizer to be fast, few enough to stay small in memory."""
 THINK = "<think>"
+ACCOUNT = "account.json"
+"""The mark of tokenised examples: what became of the rows, and the hashes of the files."""
+
+log = logging.getLogger(__name__)
 
 TooLong = Literal["drop", "error"]
 T = TypeVar("T")
@@ -103,16 +108,18 @@ def shared(folder: Path, args: Any, make: Callable[[], tuple[Dataset, Account]])
     """
     from datasets import load_from_disk
 
-    account = folder / "account.json"
     with args.main_process_first(local=False):
-        if not folder.exists():
+        if args.process_index == 0 and (faults := durable.damage_of(folder, ACCOUNT)):
+            if folder.exists():
+                log.warning("%s is damaged (%s): its rows are tokenised again", folder, durable.describe(faults))
+                shutil.rmtree(folder)
             dataset, made = make()
             unfinished = folder.with_name(f"{folder.name}.unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
             dataset.save_to_disk(unfinished)
-            (unfinished / account.name).write_text(json.dumps(asdict(made)), encoding="utf-8")
-            unfinished.rename(folder)
-    return load_from_disk(folder), Account(**json.loads(account.read_text(encoding="utf-8")))
+            durable.seal(unfinished, ACCOUNT, account=asdict(made))
+            durable.move(unfinished, folder)
+    return load_from_disk(folder), Account(**durable.read_record(folder / ACCOUNT)["account"])
 
 
 def _turns(row: Row) -> Iterator[tuple[Chat | str, str]]:

@@ -114,11 +114,14 @@ def read_run(path: Path) -> Run:
 
     Raises:
         FileNotFoundError: the folder holds no run.
-        RecordError: see `artifacts.record`.
+        RecordError: its record or its recipe is broken; see `artifacts.recipe_file`.
     """
     record = artifacts.record(path)
-    file = path / "recipe.yaml"
-    recipe = mapping(source.read(file).data) if file.is_file() else {}
+    file = artifacts.recipe_file(path)
+    try:
+        recipe = {} if file is None else mapping(source.read(file).data)
+    except source.RecipeError as error:
+        raise artifacts.RecordError(f"{error}: {artifacts.MEND_RECORD}") from error
     configs = mapping(recipe.get("stages"))
     stages = {entry["name"]: _stage(path, entry, mapping(configs.get(entry["name"]))) for entry in record["stages"]}
     return Run(path, record["name"], str(record.get("description") or ""), in_order(stages), recipe, record)

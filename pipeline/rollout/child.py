@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
-import signal
 import sys
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -15,11 +12,10 @@ from pipeline.rollout import open_updatable, preload
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.process import Job, Opening
 from pipeline.rollout.shared import Board, Box, Turn, WeightFile
+from rewards.parent import end_with_parent
 
 if TYPE_CHECKING:
     import torch
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -29,7 +25,8 @@ def main() -> None:
     engine that has failed in an unknown way is not asked again.
     """
     parent, *descriptors = map(int, sys.argv[2:])
-    _die_with(parent)
+    if not end_with_parent(parent):
+        sys.exit(1)
     board = Board(descriptors[3])
     board.tick()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
@@ -75,12 +72,3 @@ def _called(pipe: Connection) -> bool:
     except (EOFError, ConnectionResetError):
         return False
     return True
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when the one that started it ends, in whatever way."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # it ended before the kernel was asked
-        sys.exit(1)

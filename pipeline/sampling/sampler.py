@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+from pipeline import durable
 from pipeline.rollout import TRANSFORMERS, VLLM_SERVER, engine_name, open_engine, sampling
 from pipeline.rollout.base import Engine, Finish, Rollout, RolloutError, derived_seed
 from pipeline.rollout.speculative import facts
@@ -153,17 +153,18 @@ class Sampler:
         """
         sequences = CHUNK_SEQUENCES.get(self.engine_name, CHUNK_SEQUENCES_VLLM)
         size = max(1, sequences // self.n)
-        folder = self.scratch / quote(label, safe="")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self.scratch / durable.file_name(label)
+        durable.make_folder(folder)
         tell = _throttled(report)
         for number, start in enumerate(range(0, len(rows), size)):
             chunk, path = rows[start : start + size], folder / f"{number:05d}.jsonl"
             prompts = render(self.tokenizer, [row["prompt"] for row in chunk], self.prefill)
-            if not path.exists():
+            if not _whole(path):
                 seed = derived_seed(self.seed, label, number)
                 done, total = start * self.n, len(rows) * self.n
                 rollouts = self._rollouts(prompts, seed, lambda step, _: tell(done + step, total))  # noqa: B023
                 write_rows(path, _judged(chunk, prompts, rollouts, judge, self.prefill))
+                durable.seal_file(path)
             for row, prompt, (_, stored) in zip(chunk, prompts, read_rows(path), strict=True):
                 yield Group(row, prompt, tuple(_sample(sample) for sample in stored["samples"]))
         if report is not None:
@@ -184,6 +185,14 @@ class Sampler:
         if aborted := sum(rollout.finish is Finish.ABORT for group in groups for rollout in group):
             raise RolloutError(f"{self.engine_name} gave up on {aborted} completions of {self.model}")
         return groups
+
+
+def _whole(path: Path) -> bool:
+    """Whether a chunk is there as it was written; a damaged one is told, and sampled again with the same seed."""
+    fault = durable.file_damage(path)
+    if fault is not None and path.exists():
+        logger.warning("%s is damaged (%s): its prompts are sampled again", path, fault)
+    return fault is None
 
 
 def _judged(

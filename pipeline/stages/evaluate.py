@@ -16,10 +16,10 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
-from urllib.parse import quote
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline import durable
 from pipeline.artifacts import MANIFEST
 from pipeline.context import Outputs, StageContext
 from pipeline.rollout import engine_name
@@ -120,7 +120,7 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
                 context.rollout(config.rollout),
                 config.samples,
                 context.seed,
-                context.scratch / "samples" / quote(label, safe=""),
+                context.scratch / "samples" / durable.file_name(label),
                 config.chat_template,
                 config.prefill,
             )

@@ -1,36 +1,133 @@
-"""Checkpoints that a `kill -9` cannot spoil: one counts only once its completeness mark is written.
+"""Checkpoints that neither a `kill -9`, nor a power cut, nor a bad disk spoils, and the way back to the last good one.
 
-The trainer writes `checkpoint-<step>` file by file. A process killed in the middle leaves a folder that looks like a
-checkpoint and is none, so the mark is written last, and whatever lacks it is deleted on resume.
+The trainer writes `checkpoint-<step>` file by file. Once all lie on the disk, the mark is written, which lists them
+with their sizes and hashes (`pipeline.durable`). A resumed stage takes the newest checkpoint that is as its mark says.
+One without a mark was being written when the process ended, and one that differs from its mark is damaged: both are
+told in a line and deleted. The two newest are kept, and an older one goes only when a younger one is complete.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from pipeline import durable
+from pipeline.context import StageContext
+from pipeline.schema.reserved import KEEP_CHECKPOINTS
+
+log = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
 MARK = "complete"
+SAMPLES = "samples.jsonl"
+JOURNALS = ("events.jsonl", SAMPLES)
+"""Files beside the folder of checkpoints that grow as training goes on; each checkpoint has them as they were."""
+
+Say = Callable[[str], None]
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Say that every file of a checkpoint is written."""
-    (checkpoint / MARK).touch()
+    """Say that every file of a checkpoint is written, as a record of all of them."""
+    for journal in JOURNALS:
+        if (grown := checkpoint.parent.parent / journal).is_file():
+            shutil.copyfile(grown, checkpoint / journal)
+    durable.seal(checkpoint, MARK)
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a folder, if there is one."""
-    complete = [path for path in folder.glob(f"{PREFIX}*") if (path / MARK).is_file()]
-    return max(complete, key=step_of, default=None)
+def rotate(folder: Path) -> None:
+    """Delete the oldest checkpoints when a new one was marked complete.
+
+    Raises:
+        OSError: what was just written is not there as it was: nothing is deleted.
+    """
+    kept = _by_step(folder)[:KEEP_CHECKPOINTS]
+    for checkpoint in kept:
+        if (checkpoint / MARK).exists() and (faults := durable.damage_of(checkpoint, MARK, contents=False)):
+            raise OSError(f"{checkpoint} was written, and is damaged already: {durable.describe(faults)}")
+    keep_only(folder, *kept)
 
 
-def keep_only(folder: Path, checkpoint: Path | None) -> None:
-    """Delete every checkpoint but one: incomplete ones, and older ones that a kill may have left half-deleted."""
-    for path in folder.glob(f"{PREFIX}*"):
-        if path != checkpoint:
+def resume(context: StageContext[Any], accelerator: Any) -> Path | None:
+    """The checkpoint that a stage goes on from, the same for all its processes; `None`: it starts from its beginning.
+
+    Journals become what they were when the checkpoint was written, as far as they are not.
+
+    Args:
+        context: the stage; what is found to be damaged is also told as an event of it.
+        accelerator: knows the processes; the main one looks, and the others wait for it.
+    """
+    folder = context.checkpoints
+    if accelerator.is_main_process:
+        durable.make_folder(folder)
+        found = newest(folder, lambda line: context.log(0, note=line))
+        step = -1 if found is None else step_of(found)
+        for path in _by_step(folder):
+            if step_of(path) > step or not (path / MARK).exists():
+                shutil.rmtree(path)
+        if found is not None:
+            for journal in JOURNALS:
+                _restore(context.scratch / journal, found / journal)
+    accelerator.wait_for_everyone()
+    return next((path for path in _by_step(folder) if (path / MARK).exists()), None)
+
+
+def newest(folder: Path, say: Say | None = None) -> Path | None:
+    """The newest checkpoint that is as its mark says, if there is one; reads all of it.
+
+    Args:
+        folder: of the checkpoints.
+        say: is told of each damaged one that is younger; a warning in the log tells it in any case.
+    """
+    damaged: list[str] = []
+    found = None
+    for checkpoint in _by_step(folder):
+        if not (checkpoint / MARK).exists():
+            log.info("%s is incomplete: the stage ended while it was written", checkpoint)
+        elif faults := durable.damage_of(checkpoint, MARK):
+            damaged.append(f"{checkpoint} is damaged ({durable.describe(faults)})")
+        else:
+            found = checkpoint
+            break
+    if damaged:
+        way = f"going back to {found.name}" if found else "no other is whole, so the stage starts from its beginning"
+        line = f"{'; '.join(damaged)}: {way}"
+        log.warning("%s", line)
+        if say is not None:
+            say(line)
+    return found
+
+
+def keep_only(folder: Path, *checkpoints: Path | None) -> None:
+    """Delete every checkpoint but these: incomplete ones, and older ones that a kill may have left half-deleted."""
+    for path in _by_step(folder):
+        if path not in checkpoints:
+            (path / MARK).unlink(missing_ok=True)  # first: what is half deleted must not look whole
             shutil.rmtree(path)
 
 
 def step_of(checkpoint: Path) -> int:
     """The optimizer step after which a checkpoint was taken."""
     return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """The folders of checkpoints, the newest first."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def _restore(journal: Path, copy: Path) -> None:
+    """Make sure that a journal begins as its copy does; samples that were taken later are taken again."""
+    if not copy.is_file():
+        return
+    then = copy.read_bytes()
+    now = journal.read_bytes() if journal.is_file() else b""
+    if now.startswith(then) and (now == then or journal.name != SAMPLES):
+        return
+    if not now.startswith(then):
+        log.warning("%s was damaged or cut: it is taken from %s", journal, copy.parent)
+    with durable.writing(journal, encoding=None) as sink:
+        sink.write(then)

@@ -41,10 +41,7 @@ def fit(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Events(context))
-    checkpoint = checkpoints.newest(context.checkpoints)
-    if trainer.is_world_process_zero():
-        checkpoints.keep_only(context.checkpoints, checkpoint)
-    trainer.accelerator.wait_for_everyone()
+    checkpoint = checkpoints.resume(context, trainer.accelerator)
     if checkpoint is not None:
         log.info("resuming after step %d", checkpoints.step_of(checkpoint))
     started = time.perf_counter()

@@ -72,6 +72,7 @@ class Resumable:
         self.accelerator.wait_for_everyone()  # every rank writes the state of its random numbers
         if self.args.should_save:
             checkpoints.mark_complete(Path(self.args.output_dir) / f"{checkpoints.PREFIX}{self.state.global_step}")
+            checkpoints.rotate(Path(self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         sharded = self.is_fsdp_enabled or (Path(resume_from_checkpoint) / "adapter_config.json").exists()

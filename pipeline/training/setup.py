@@ -12,7 +12,6 @@ import torch
 from pipeline.context import StageContext
 from pipeline.data.examples import Account
 from pipeline.schema.pieces import Precision
-from pipeline.schema.reserved import KEEP_CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ def arguments(
         "seed": context.seed,
         "data_seed": context.seed,
         "save_strategy": "steps",
-        "save_total_limit": KEEP_CHECKPOINTS,
+        "save_total_limit": None,  # `checkpoints.rotate` deletes the old ones, and only once the new one is safe
         "disable_tqdm": True,
         "use_cpu": on_cpu,
     }

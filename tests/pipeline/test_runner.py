@@ -25,6 +25,7 @@ stages:
   last: {kind: evaluate, model: no/model, after: [one], tasks: [{use: "play.py:Play", options: {name: last}}]}
 """
 PLAY = """\
+import ctypes
 import signal
 import os
 import subprocess
@@ -37,8 +38,8 @@ HERE = Path(__file__).parent
 
 
 class Play(Task):
-    def __init__(self, name, stubborn=False, talkative=False):
-        self.name, self.stubborn, self.talkative = name, stubborn, talkative
+    def __init__(self, name, stubborn=False, talkative=False, greedy=False):
+        self.name, self.stubborn, self.talkative, self.greedy = name, stubborn, talkative, greedy
 
     def problems(self, split, n=None, seed=0):
         if self.stubborn:
@@ -48,6 +49,8 @@ class Play(Task):
         child = subprocess.Popen(["sleep", "600"])
         (HERE / "writing").write_text(f"{os.getpid()} {child.pid}")
         (HERE / "writing").rename(HERE / f"{self.name}.started")
+        if self.greedy:
+            ctypes.PyDLL(None).sleep(600)  # unlike CDLL, it keeps the interpreter's lock
         while not (HERE / f"{self.name}.go").exists():
             time.sleep(0.02)
             if self.talkative:
@@ -185,20 +188,47 @@ def test_a_killed_runner_takes_its_stage_along(runs: Runs) -> None:
     assert runs.states()["one"] == "interrupted"
 
 
-def test_a_new_runner_waits_for_the_ghost_of_the_old_one(runs: Runs) -> None:
-    """Started in the moment after the kill, when the orphan still lives: the two never work at the same time."""
+@pytest.mark.parametrize("ghost", ["stopped", "never lets go of the interpreter"])
+def test_an_orphan_that_cannot_watch_its_runner_ends_with_it(ghost: str, runs: Runs) -> None:
+    """By the kernel's means: a stopped process runs no code, and a C extension may hold the interpreter for hours."""
+    if ghost != "stopped":
+        recipe = RECIPE.replace("{name: one}", "{name: one, greedy: true}")
+        (runs.folder / "recipe.yaml").write_text(recipe)
     runner = runs.start()
-    stage, _ = runs.stage("one")
-    os.kill(stage, signal.SIGSTOP)  # an orphan that takes its time
+    stage, child = runs.stage("one")
+    if ghost == "stopped":
+        os.kill(stage, signal.SIGSTOP)
     runner.kill()
     runner.wait()
+    until(lambda: not alive(stage) and not alive(child), "the orphaned stage and its child to end")
     runs.start()
-    time.sleep(2)
-    assert not (runs.folder / "one.started").exists()
-    assert alive(stage)
-    os.kill(stage, signal.SIGCONT)
     assert runs.stage("one")[0] != stage
-    assert not alive(stage)
+
+
+def test_who_waits_for_a_process_of_an_earlier_attempt_says_so(runs: Runs) -> None:
+    runner = runs.start()
+    runs.stage("one")
+    runner.kill()
+    runner.wait()
+    hold = (
+        "import fcntl, sys; lock = open(sys.argv[1], 'a'); fcntl.flock(lock, fcntl.LOCK_SH); print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{hold}; input()", str(runs.scratch("one") / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as ghost:
+        assert ghost.stdout is not None
+        ghost.stdout.readline()
+        again = runs.start()
+        assert again.stderr is not None
+        line = again.stderr.readline()
+        assert line.startswith(f"stage 'one' waits for process {ghost.pid} (python")
+        assert "of an earlier attempt to end, since 1 s and for at most 60 s" in line
+        assert not (runs.folder / "one.started").exists()
+        ghost.communicate("\n")
+    runs.stage("one")
 
 
 def test_a_killed_stage_is_a_failure_that_can_be_resumed(runs: Runs) -> None:

@@ -1,0 +1,80 @@
+"""Processes that end with the one that started them, by the kernel's own means.
+
+A process that watches its parent needs its interpreter's lock for that, and a C extension may hold it for hours; one
+that was stopped (SIGSTOP) watches nothing at all. Linux kills a process itself when its parent ends, in whatever way.
+That reaches one process. What else belongs to its process group is ended by a guard, a small process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+_WORD = signal.SIGTERM
+"""What the kernel sends to a guard; the guard waits for it."""
+
+
+def end_with_parent(parent: int, word: signal.Signals = signal.SIGKILL) -> bool:
+    """Have the kernel send a signal to this process when the process that started it ends.
+
+    Args:
+        parent: the process that started this one: it may have ended before the kernel is asked.
+        word: the signal.
+
+    Returns:
+        Whether the parent is still there. Elsewhere than on Linux this is all that it does.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, word) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    return os.getppid() == parent
+
+
+def guard_group() -> None:
+    """Have this process group killed when this process, which leads it, ends. Call it before there are threads.
+
+    The guard stands outside of the group, so it neither hears Ctrl-C nor is stopped with it.
+    """
+    leader = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {_WORD})
+    if os.fork() == 0:
+        try:
+            _guard(leader)
+        finally:
+            os._exit(0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {_WORD})
+
+
+def _guard(leader: int) -> None:
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    alive = end_with_parent(leader, _WORD)
+    while alive:
+        signal.sigwait({_WORD})
+        alive = os.getppid() == leader
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def main() -> None:
+    """`python -m rewards.parent PARENT COMMAND…`: become a command that ends with its parent, and its group with it."""
+    parent, *command = sys.argv[1:]
+    if not end_with_parent(int(parent)):
+        sys.exit(f"{command[0]}: the process {parent} that started it is gone")
+    guard_group()
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main()
