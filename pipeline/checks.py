@@ -36,6 +36,7 @@ from pipeline.schema.pieces import (
 from pipeline.schema.reserved import FOLLOW_EVALUATIONS, NO_EVALUATION, REMOTE_CODE
 from pipeline.source import Issue, Loc, Source
 from pipeline.tasks import base as tasks
+from pipeline.tasks.grading import ACCURACY, column_fault
 from pipeline.tasks.resolve import merged
 from pipeline.templates import TemplateError, prompt_template
 from rewards import registry
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-ACCURACY = "accuracy"
-"""The reward that means "each task's own grader"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +171,7 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
             *_check_models(config, recipe.base),
             *_check_code(config),
             *(fault for fault in _check_tasks(recipe, config) if fault[1] not in told),
-            *_check_rewards(config, recipe.base),
+            *_check_rewards(config, recipe),
             *_check_trainer(config),
             *_check_launch(config, recipe.base),
             *_check_engines(config),
@@ -269,7 +268,9 @@ def _task_fault(use: str, options: Mapping[str, Any], template: str | None, base
     """What is wrong with a task, its options or its template; it is built to see that, but reads no data yet."""
     try:
         task = tasks.load(use, options, base)
-        registry.check(task.grader, task.grader_options, base, in_trainer=False)
+        grader = registry.check(task.grader, task.grader_options, base, in_trainer=False)
+        if (fault := column_fault(task.grader, grader.columns, {}, [(use, task)])) is not None:
+            return fault
         if template is not None:
             prompt_template(template)
     except (ValueError, TypeError) as error:
@@ -277,17 +278,33 @@ def _task_fault(use: str, options: Mapping[str, Any], template: str | None, base
     return None
 
 
-def _check_rewards(config: StageConfig, base: Path) -> Iterator[Fault]:
+def _check_rewards(config: StageConfig, recipe: Recipe) -> Iterator[Fault]:
+    known = _built_tasks(config, recipe)
     for leaf in walk(config):
         if isinstance(leaf.value, list) and leaf.value and all(isinstance(item, RewardSpec) for item in leaf.value):
             yield from _check_gates(leaf)
             yield from _check_routes(leaf, [spec.use for spec in getattr(config, "tasks", None) or ()])
         if isinstance(leaf.value, RewardSpec) and leaf.value.use != ACCURACY:
             try:
-                registry.check(leaf.value.use, leaf.value.options, base, config.trainer_class is not None)
+                spec, in_trainer = leaf.value, config.trainer_class is not None
+                found = registry.check(spec.use, spec.options, recipe.base, in_trainer)
+                if (fault := column_fault(spec.use, found.columns, spec.where, known)) is not None:
+                    yield leaf.loc, fault
             except registry.RewardError as error:
                 close = nearest(leaf.value.use, [ACCURACY]) if "there is no reward" in str(error) else ""
                 yield leaf.loc, str(error).replace(". Known:", f"{close}. Known: accuracy,", 1) if close else str(error)
+
+
+def _built_tasks(config: StageConfig, recipe: Recipe) -> list[tuple[str, tasks.Task]]:
+    """The tasks that a stage asks for, by name, without those that cannot be built (which is told elsewhere)."""
+    built = []
+    for spec in getattr(config, "tasks", None) or ():
+        try:
+            use, options, _ = merged(spec, _definitions(recipe))
+            built.append((spec.use, tasks.load(use, options, recipe.base)))
+        except (ValueError, TypeError):
+            continue
+    return built
 
 
 def _check_gates(rewards: Leaf) -> Iterator[Fault]:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rewards.composite import Composite, Part
-from rewards.function import Batch, RewardFunction, RewardInfraError
+from rewards.function import Batch, RewardFunction
 from rewards.registry import RewardError, names, reward
+from rewards.scores import RewardInfraError, ScoreError
 from rewards.verdict import Item, Status, Verdict, Verifier
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "RewardError",
     "RewardFunction",
     "RewardInfraError",
+    "ScoreError",
     "Status",
     "Verdict",
     "Verifier",

@@ -16,6 +16,7 @@ from typing import Any
 FIRST_PAUSE_S = 0.25
 """Wait before the first retry; it doubles with each one."""
 LONGEST_PAUSE_S = 8.0
+_REFUSED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY})
 _TRANSIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 
 
@@ -24,6 +25,11 @@ class Failure:
     """Why there is no reply, in one sentence."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal(Failure):
+    """The endpoint works, but not with this prompt: it is too long for it, say, or not allowed."""
 
 
 class ChatApi:
@@ -85,7 +91,8 @@ class ChatApi:
 
     async def _ask(self, client: Any, prompt: str) -> str | Failure:
         """Ask until there is a reply or nothing to hope for."""
-        body = {**self.fields, "messages": [{"role": "user", "content": prompt}]}
+        text = prompt.encode("utf-8", "replace").decode()  # halves of characters, which no request can hold
+        body = {**self.fields, "messages": [{"role": "user", "content": text}]}
         reason, pause = "", FIRST_PAUSE_S
         for attempt in range(self.retries + 1):
             if attempt:
@@ -110,10 +117,12 @@ class ChatApi:
         if response.status_code in _TRANSIENT or response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return _Transient(f"status {response.status_code}")
         if response.status_code != HTTPStatus.OK:
-            return Failure(f"status {response.status_code}: {response.text[:200]}")
+            kind = Refusal if response.status_code in _REFUSED else Failure
+            return kind(f"status {response.status_code}: {response.text[:200]}")
         try:
-            content = response.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
+            message = response.json()["choices"][0]["message"]
+            content = message.get("content") or ""  # none, where all tokens were spent on thinking
+        except (ValueError, LookupError, TypeError, AttributeError):
             content = None
         return content if isinstance(content, str) else Failure(f"not a chat completion: {response.text[:200]!r}")
 

@@ -15,6 +15,8 @@ Example::
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +24,13 @@ from typing import Any
 
 from rewards.function import Batch, RewardFunction, given, guard_infra, report
 from rewards.registry import RewardError
+from rewards.scores import NO_RETURN, NOT_MINE, ScoreError
 from rewards.verdict import BLAMELESS, Verdict
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 8
+"""Batches without a single score after which there is taken to be nothing to learn from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,7 @@ class Composite:
                 raise RewardError(f"reward {part.label!r}: clip wants (low, high), not {part.clip}")
             seen.add(part.label)
         self.parts, self.max_infra = tuple(parts), max_infra
+        self._unscored: int | None = 0  # batches without a score so far; None once there was one
         self._functions = [RewardFunction(p.use, p.options, base, max_infra) for p in parts]
 
     def __call__(
@@ -112,7 +121,33 @@ class Composite:
                 log_metric(f"rewards/{part.label}/score", sum(scores) / len(scores))
             if log_extra is not None:
                 log_extra(part.label, [None if v is None else v.score for v in by_part[part.label]])
-        return [self._total({name: rows[row] for name, rows in by_part.items()}) for row in range(len(batch))]
+        totals = [self._total({name: rows[row] for name, rows in by_part.items()}) for row in range(len(batch))]
+        self._check_taught(totals, by_part)
+        return totals
+
+    def _check_taught(self, totals: Sequence[float | None], by_part: Mapping[str, list[Verdict | None]]) -> None:
+        """Stop where there is nothing to learn from, and say which parts have said nothing.
+
+        Raises:
+            ScoreError: no row of the first batches has a score. One batch is enough where a function returned `None`
+                for all of it; verifiers do so for single rows (a bad gold, too few words), so they have more.
+        """
+        if not totals or self._unscored is None:
+            return
+        self._unscored = None if any(total is not None for total in totals) else self._unscored + 1
+        silent = {
+            part.label: len(judged)
+            for part, function in zip(self.parts, self._functions, strict=True)
+            if function.is_plain and (judged := [v for v in by_part[part.label] if v]) and not any(map(_scored, judged))
+        }
+        if self._unscored is None:
+            for name, rows in silent.items():
+                log.warning("reward %r gave no score to any of the first %d rows: is a `return` missing?", name, rows)
+        elif silent or self._unscored >= PATIENCE:
+            raise ScoreError(
+                f"not one row of the first {'batch' if self._unscored == 1 else f'{PATIENCE} batches'} has a reward, so"
+                f" nothing would be learnt: {'; '.join(_tally(name, rows) for name, rows in by_part.items())}"
+            )
 
     def verdicts(self, batch: Batch) -> dict[str, list[Verdict | None]]:
         """Every part's verdict on every row it applies to (`None` elsewhere), by the part's label."""
@@ -159,3 +194,16 @@ class Composite:
             low, high = part.clip or (float("-inf"), float("inf"))
             total, counted = total + part.weight * min(max(verdict.score, low), high), True
         return total if counted else None
+
+
+def _scored(verdict: Verdict) -> bool:
+    return verdict.score is not None
+
+
+def _tally(name: str, verdicts: Sequence[Verdict | None]) -> str:
+    """What a part said of a batch without scores: how often, with the commonest reason."""
+    judged = [verdict for verdict in verdicts if verdict is not None]
+    if not judged:
+        return f"{name} applies to no row"
+    (reason, count), *_ = Counter(verdict.detail or verdict.status.value for verdict in judged).most_common()
+    return f"{name}: {NO_RETURN if reason == NOT_MINE else reason} ({count} of {len(judged)} rows)"

@@ -43,6 +43,9 @@ class Countdown:
     the last `<answer>…</answer>`, else in the last `\\boxed{…}`, of what follows the thought.
     """
 
+    columns = ("numbers", "target")
+    """What rows must have."""
+
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict an item; a row without numbers or target is `bad_gold`."""
         return [self._judge(item) for item in items]

@@ -7,9 +7,7 @@ messages, and takes a list of `float | None`. `RewardFunction` does that for eve
 
 from __future__ import annotations
 
-import inspect
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,26 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from rewards.registry import TRAINER_ARGUMENTS, Found, check
+from rewards.scores import Loop, RewardInfraError, ScoreError, call, judge
 from rewards.text import plain
 from rewards.verdict import Item, Status, Verdict, Verifier
 
+_SHOWN = 40
+"""Characters of a completion that a message shows."""
 GOLD_COLUMNS = ("answer", "solution")
 """Columns that hold the gold answer, in the order they are looked for."""
 
 
-class RewardInfraError(RuntimeError):
-    """Too many rows could not be judged, for reasons that the model did not cause. Training on the rest would lie."""
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What TRL hands to a reward function, one entry a row, and `TRAINER_ARGUMENTS` where there is a trainer."""
+    """What TRL hands to a reward function, one entry a row, and `TRAINER_ARGUMENTS` where there is a trainer.
+
+    `numbers` are those of the rows in the batch that these were selected from.
+    """
 
     prompts: Sequence[Any]
     completions: Sequence[Any]
     completion_ids: Sequence[Sequence[int]] | None = None
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.completions)
@@ -73,6 +74,13 @@ class Batch:
             for row in range(len(self))
         ]
 
+    def place(self, row: int) -> str:
+        """A row in words, for people: its number, the problem's id where there is one, how the completion begins."""
+        problem = self.columns.get("id", ())
+        named = f", problem {problem[row]}" if row < len(problem) and problem[row] is not None else ""
+        begins = " ".join(plain(self.completions[row])[:_SHOWN].split())
+        return f"row {row if self.numbers is None else self.numbers[row]} (completion {begins!r}{named})"
+
     def select(self, rows: Sequence[int]) -> Batch:
         """The same batch with only these rows, in this order. What they log is `None` in the other rows."""
         ids = self.completion_ids
@@ -82,6 +90,7 @@ class Batch:
             None if ids is None else [ids[row] for row in rows],
             {name: [values[row] for row in rows] for name, values in self.columns.items()},
             {**self.trainer, "log_extra": self._log_extra_of(rows)} if "log_extra" in self.trainer else self.trainer,
+            rows if self.numbers is None else [self.numbers[row] for row in rows],
         )
 
     def _log_extra_of(self, rows: Sequence[int]) -> Callable[[str, Sequence[Any]], None]:
@@ -137,6 +146,16 @@ class RewardFunction:
             raise TypeError(f"{self.use!r} is a class without a method verify(items)")
         return built
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a function rather than a verifier."""
+        return not self._found.is_verifier
+
+    @cached_property
+    def _loop(self) -> Loop:
+        """Runs coroutines, if the reward is one."""
+        return Loop()
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("use", "options", "base", "max_infra", "in_trainer")}
 
@@ -156,7 +175,8 @@ class RewardFunction:
         """Score a batch: one number a row, `None` for rows that must not be trained on.
 
         Raises:
-            ValueError: lists of different lengths, or a score that is NaN or infinite.
+            ValueError: lists of different lengths.
+            ScoreError: the reward raised, or gave what is no finite score; names the row.
             RewardInfraError: more than `max_infra` of the rows could not be judged.
         """
         trainer = given(trainer_state, log_extra, log_metric)
@@ -169,13 +189,15 @@ class RewardFunction:
         """Judge a batch: one verdict a row."""
         if not len(batch):
             return []
-        verifier = self.verifier
-        verdicts = self._score(batch) if verifier is None else verifier.verify(batch.items())
-        if len(verdicts) != len(batch):
-            raise ValueError(f"reward {self.use!r} gave {len(verdicts)} scores for {len(batch)} completions")
+        if self.verifier is None:
+            verdicts = call(self.use, self._found, batch, lambda: self._loop)
+        else:
+            verdicts = judge(self.use, self.verifier, batch, lambda: self._loop)
         for row, verdict in enumerate(verdicts):
             if verdict.score is not None and not math.isfinite(verdict.score):
-                raise ValueError(f"reward {self.use!r} gave {verdict.score} for row {row}")
+                raise ScoreError(
+                    f"reward {self.use!r} gave {verdict.score} for {batch.place(row)}: return a finite number, or None"
+                )
         return verdicts
 
     def prepare(self) -> None:
@@ -191,46 +213,14 @@ class RewardFunction:
         verifier = self.__dict__.pop("verifier", None)
         if (close := getattr(verifier, "close", None)) is not None:
             close()
-
-    def _score(self, batch: Batch) -> list[Verdict]:
-        """Call a plain function: TRL's `f(completions, …)` on the batch, or `f(completion, …)` on each row."""
-        function, started = self._found.target, time.perf_counter()
-        accepted = inspect.signature(function).parameters
-        if self._found.takes_batches:
-            rows = {"prompts": batch.prompts, "completions": batch.completions}
-            if batch.completion_ids is not None:
-                rows["completion_ids"] = batch.completion_ids
-            scores = list(function(**_accepted({**batch.columns, **rows, **batch.trainer}, accepted)))
-        else:
-            scores = [
-                function(
-                    **_accepted(
-                        {**i.columns, "completion": i.completion, "prompt": i.prompt, "answer": i.answer},
-                        accepted,
-                    )
-                )
-                for i in batch.items()
-            ]
-        ms = (time.perf_counter() - started) * 1000 / len(batch)
-        return [_as_verdict(score, ms) for score in scores]
+        if (loop := self.__dict__.pop("_loop", None)) is not None:
+            loop.close()
 
 
 def given(*values: Any) -> dict[str, Any]:
     """Those of `TRAINER_ARGUMENTS`, in their order, that a trainer gave."""
     named = zip(TRAINER_ARGUMENTS, values, strict=True)
     return {name: value for name, value in named if value is not None}
-
-
-def _accepted(values: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return dict(values)
-    return {name: value for name, value in values.items() if name in parameters}
-
-
-def _as_verdict(score: float | bool | None, ms: float) -> Verdict:
-    if score is None:
-        return Verdict(Status.NO_ANSWER, None, ms=ms, detail="the reward does not apply to this row")
-    return Verdict.graded(float(score), ms=ms)
 
 
 def report(

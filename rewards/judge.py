@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from rewards.chat_api import ChatApi, Failure
+from rewards.chat_api import ChatApi, Failure, Refusal
 from rewards.function import Batch, RewardFunction
-from rewards.text import split_thought
+from rewards.text import BLANK, split_thought
 from rewards.verdict import Item, Status, Verdict
 
 PROMPT = """\
@@ -74,8 +74,10 @@ class JudgeError(RuntimeError):
 class Judge:
     """1 if a language model finds that the response gives the gold answer; else 0.
 
-    What the judge says must end with a line "Verdict: YES" or "Verdict: NO"; anything else, and an endpoint that
-    does not answer in time, is `infra`: no score. A response without enough letters or digits is not even shown.
+    What the judge says must end with a line "Verdict: YES" or "Verdict: NO", and no other line may say the opposite. A
+    judge that has been tried out can do that, so a response to which it says anything else, or which the endpoint does
+    not take, is `rejected`: 0 for that row alone. An endpoint that does not answer in time is `infra`: no score. A
+    response without enough letters or digits is not even shown.
 
     Args:
         model: name of the model at the endpoint.
@@ -138,9 +140,9 @@ class Judge:
                 if ruled.status not in _OPEN:
                     verdicts[row] = ruled
         rows = [row for row, verdict in enumerate(verdicts) if verdict is None]
-        judged = self._judge([items[row] for row in rows])
-        for row, verdict in zip(rows, judged, strict=True):
-            verdicts[row] = verdict
+        for row, (verdict, answered) in zip(rows, self._judge([items[row] for row in rows]), strict=True):
+            unclear = answered and verdict.status is Status.INFRA
+            verdicts[row] = Verdict.of(Status.REJECTED, None, verdict.detail, verdict.ms) if unclear else verdict
         return [verdict for verdict in verdicts if verdict is not None]
 
     def prepare(self) -> None:
@@ -155,7 +157,7 @@ class Judge:
 
     def _guard(self, item: Item) -> Verdict | None:
         response = self._response(item)
-        if sum(map(str.isalnum, response)) < self.min_chars:
+        if sum(char.isalnum() and char not in BLANK for char in response) < self.min_chars:
             return Verdict.of(Status.NO_ANSWER, response[:80], "the response says nothing")
         if item.answer is None and "{reference}" in self.prompt:
             return Verdict.of(Status.BAD_GOLD, detail="there is no reference answer")
@@ -165,12 +167,13 @@ class Judge:
         text = item.completion if self.scope == "whole" else item.split()[1]
         return text.strip()[-self.max_chars :]
 
-    def _judge(self, items: Sequence[Item]) -> list[Verdict]:
-        """Ask the model about each item, whatever it says."""
+    def _judge(self, items: Sequence[Item]) -> list[tuple[Verdict, bool]]:
+        """Ask the model about each item: what it says, and whether the endpoint answered at all."""
         started = time.perf_counter()
         replies = self._api.ask([self._request(item) for item in items])
         ms = (time.perf_counter() - started) * 1000 / max(len(items), 1)
-        return [replace(read_verdict(reply), ms=ms) for reply in replies]
+        answered = [not isinstance(reply, Failure) or isinstance(reply, Refusal) for reply in replies]
+        return [(replace(read_verdict(reply), ms=ms), known) for reply, known in zip(replies, answered, strict=True)]
 
     def _request(self, item: Item) -> str:
         parts = {
@@ -183,7 +186,7 @@ class Judge:
     def _try_out(self) -> None:
         keys = [Item(key, gold, question) for question, gold, _ in KNOWN for key in MASTER_KEYS]
         right = [Item(response, gold, question) for question, gold, response in KNOWN]
-        verdicts = self._judge([*keys, *right])
+        verdicts = [verdict for verdict, _ in self._judge([*keys, *right])]
         if failed := [v for v in verdicts if v.status is Status.INFRA]:
             raise JudgeError(f"the judge at {self._api.url} cannot be used: {failed[0].detail}")
         taken = {i.completion for i, v in zip(keys, verdicts, strict=False) if v.status is Status.CORRECT}

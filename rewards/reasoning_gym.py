@@ -53,6 +53,9 @@ class ReasoningGym:
         rss_mib: MiB of memory for one answer.
     """
 
+    columns = ("puzzle",)
+    """What rows must have."""
+
     def __init__(self, workers: int | None = None, deadline_s: float = 5.0, rss_mib: int = 512) -> None:
         self._pool = Pool("rewards.reasoning_gym_scoring:score", workers, deadline_s, rss_mib)
 

@@ -15,6 +15,7 @@ there is, and it imports a module only when its reward is used.
 from __future__ import annotations
 
 import difflib
+import dis
 import importlib
 import importlib.util
 import inspect
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import entry_points
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +49,10 @@ BUILTIN: Mapping[str, str] = {
 ENTRY_POINTS = "zero2r1.rewards"
 TRAINER_ARGUMENTS = ("trainer_state", "log_extra", "log_metric")
 """What TRL's trainer gives to a function of `completions` beside the rows; nobody else has them."""
+BATCH_ARGUMENTS = ("prompts", "completions", "completion_ids")
+"""What a function of `completions` is called with beside the columns of the data and `TRAINER_ARGUMENTS`."""
+ROW_ARGUMENTS = ("prompt", "completion", "completion_ids", "answer")
+"""The same for a function of one `completion`."""
 _MARK = "__zero2r1_reward__"
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -90,6 +96,14 @@ class Found:
         """Whether it is a TRL reward function, of all `completions`, and no function of one `completion`."""
         accepted = inspect.signature(self.target).parameters
         return "completions" in accepted or "completion" not in accepted
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that the data must have: parameters of a function without a default, `columns` of a verifier."""
+        if self.is_verifier:
+            return tuple(getattr(self.target, "columns", ()))
+        given = {*TRAINER_ARGUMENTS, *(BATCH_ARGUMENTS if self.takes_batches else ROW_ARGUMENTS)}
+        return tuple(name for name in required(self.target) if name not in given)
 
     @property
     def summary(self) -> str:
@@ -146,12 +160,10 @@ def check(use: str, options: Mapping[str, Any], base: Path | None = None, in_tra
         in_trainer: whether TRL's trainer calls it, which alone has `TRAINER_ARGUMENTS`.
 
     Raises:
-        RewardError: it does not exist, is a coroutine, asks for what it will not get, or an option is unknown or
-            missing; the message names the nearest one.
+        RewardError: it does not exist, asks for what it will not get, or an option is unknown or missing; the message
+            names the nearest one.
     """
     found = find(use, base)
-    if inspect.iscoroutinefunction(found.target):
-        raise RewardError(f"reward {use!r} is a coroutine, which nothing here awaits: make it a plain function")
     if not found.is_verifier:
         if options:
             raise RewardError(f"reward {use!r} is a function and takes no options, not {sorted(options)}")
@@ -162,8 +174,7 @@ def check(use: str, options: Mapping[str, Any], base: Path | None = None, in_tra
 
 
 def _check_trainer_arguments(use: str, found: Found, in_trainer: bool) -> None:
-    parameters = inspect.signature(found.target).parameters
-    wanted = [name for name in TRAINER_ARGUMENTS if name in parameters and _is_required(parameters[name])]
+    wanted = [name for name in TRAINER_ARGUMENTS if name in required(found.target)]
     if wanted and not found.takes_batches:
         raise RewardError(
             f"reward {use!r} asks for {' and '.join(wanted)}, which only functions of a whole batch get: "
@@ -176,6 +187,24 @@ def _check_trainer_arguments(use: str, found: Found, in_trainer: bool) -> None:
         )
 
 
+def never_returns(function: Callable[..., Any]) -> bool:
+    """Whether a function has no way to return anything but `None`: usually somebody forgot the `return`."""
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
+        return False
+    steps = list(dis.get_instructions(code))
+    returned = [
+        step if step.opname == "RETURN_CONST" else before
+        for before, step in pairwise(steps)
+        if step.opname in ("RETURN_VALUE", "RETURN_CONST")
+    ]
+    return all(step.opname in ("LOAD_CONST", "RETURN_CONST") and step.argval is None for step in returned) and not any(
+        step.is_jump_target
+        for step in steps
+        if step.opname == "RETURN_VALUE"  # `return 1.0 if good else None`
+    )
+
+
 def check_options(what: str, target: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Make sure that a class takes these options, without building it.
 
@@ -183,8 +212,7 @@ def check_options(what: str, target: Callable[..., Any], options: Mapping[str, A
         RewardError: an option is unknown or missing; the message begins with `what` and names the nearest one.
     """
     parameters = inspect.signature(target).parameters
-    wanted = [name for name, parameter in parameters.items() if _is_required(parameter)]
-    if missing := [name for name in wanted if name not in options]:
+    if missing := [name for name in required(target) if name not in options]:
         raise RewardError(f"{what} needs {' and '.join(repr(name) for name in missing)} among its options")
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
@@ -196,9 +224,11 @@ def check_options(what: str, target: Callable[..., Any], options: Mapping[str, A
             )
 
 
-def _is_required(parameter: inspect.Parameter) -> bool:
+def required(target: Callable[..., Any]) -> tuple[str, ...]:
+    """Parameters without a default."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return parameter.default is inspect.Parameter.empty and parameter.kind in kinds
+    parameters = inspect.signature(target).parameters.items()
+    return tuple(name for name, one in parameters if one.default is inspect.Parameter.empty and one.kind in kinds)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -246,6 +246,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     from datasets import Dataset
 
     from pipeline.rollout.speculative import vllm_options
+    from pipeline.tasks.grading import check_columns
     from pipeline.tasks.resolve import prompt_rows
     from pipeline.templates import opening, render
     from pipeline.training import experts, models, setup
@@ -256,6 +257,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     args = arguments(context)
     rows = prompt_rows(config.tasks, context)
     check_problems(rows, config.rewards, args)
+    check_columns(config.rewards, rows, context.base)
     tokenizer = setup.load_tokenizer(model)
     if begun := opening(render(tokenizer, [rows[0]["prompt"]])[0]):
         rows = [{PREFILL: begun, **row} for row in rows]

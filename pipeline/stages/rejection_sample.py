@@ -28,7 +28,7 @@ from pipeline.data.filters import Contamination, Duplicates, FilterSpec
 from pipeline.rows import write_rows
 from pipeline.sampling.sampler import Group, Sample, Sampler, record
 from pipeline.schema.pieces import ModelRef, Product, RewardSpec, RolloutSpec, StageConfig
-from pipeline.tasks.grading import ACCURACY, composite
+from pipeline.tasks.grading import ACCURACY, check_columns, composite
 from pipeline.tasks.resolve import TaskField, TestTaskField, problem_rows, prompt_rows, resolve
 from pipeline.templates import ChatTemplateName, opening, prompt_template
 from rewards import Composite
@@ -118,6 +118,7 @@ def run(context: StageContext[RejectionSampleConfig]) -> Outputs:
     """Sample, judge, filter; writes `data.jsonl` and `samples.jsonl`."""
     config = context.config
     prompts, contaminated = _prompts(context)
+    check_columns(config.require, prompts, context.base)
     sampler = Sampler(
         context.model_path(config.model),
         context.rollout(config.rollout),

@@ -43,6 +43,7 @@ class Arithmetic(Task):
     """
 
     template = "boxed"
+    column_names = ()
 
     def __init__(
         self,

@@ -67,12 +67,14 @@ class Task(ABC):
         grader_options: arguments of that reward.
         template: name of the prompt template that suits it.
         path_options: options that name files or folders; relative ones are read against the recipe's folder.
+        column_names: names of all columns that its problems may have; `None` if that is known only once they are made.
     """
 
     grader: str = "math"
     grader_options: Mapping[str, Any] = {}
     template: str = "plain"
     path_options: ClassVar[tuple[str, ...]] = ()
+    column_names: Sequence[str] | None = None
 
     @abstractmethod
     def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:

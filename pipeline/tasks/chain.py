@@ -61,6 +61,7 @@ class Chain(Task):
             raise TaskError("chain: wording must contain {chain}")
         self.length, self.steps, self.modulo = (fewest_most[0], fewest_most[1]), steps.split(), modulo
         self.wording, self.language = wording, language
+        self.column_names = () if language is None else ("language",)
 
     def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:
         """Distinct problems; see `Task.problems`."""

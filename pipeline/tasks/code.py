@@ -47,6 +47,7 @@ class CodeTask(Task):
 
     grader = "code"
     path_options = ("path",)
+    column_names: Sequence[str] | None = ("reference",)
     hub: tuple[str, str | None, str]
     """Data set, configuration and split on the Hugging Face hub; with `+`, several splits."""
 
@@ -174,6 +175,7 @@ class LiveCodeBench(CodeTask):
     """
 
     hub = ("livecodebench/code_generation_lite", None, "test")
+    column_names = ()
 
     def __init__(
         self,

@@ -16,11 +16,16 @@ from typing import Any
 
 from pipeline.context import StageContext
 from pipeline.schema.pieces import RewardSpec, TaskSpec
-from pipeline.tasks.base import TaskError
-from pipeline.tasks.resolve import Resolved, resolve
+from pipeline.tasks.base import Task, TaskError
+from pipeline.tasks.jsonl import Jsonl
+from pipeline.tasks.resolve import ROW_KEYS, Resolved, resolve
 from rewards import Batch, Composite, Item, Part, RewardFunction, Verdict
+from rewards.composite import matches
+from rewards.registry import find
 
 ACCURACY = "accuracy"
+HANDED_OVER = tuple(key for key in ROW_KEYS if key != "prompt")
+"""Columns that every row has when a reward is asked; prompts are arguments of their own."""
 
 
 class Accuracy:
@@ -88,6 +93,56 @@ def reward_part(spec: RewardSpec, accuracy: Mapping[str, Any]) -> Part:
         options={**accuracy, **spec.options} if is_accuracy else spec.options,
         name=spec.name or (ACCURACY if is_accuracy else None),
     )
+
+
+def column_fault(
+    use: str, columns: Sequence[str], where: Mapping[str, Any], tasks: Sequence[tuple[str, Task]]
+) -> str | None:
+    """Why a reward cannot be asked about these tasks: it wants a column that one of them does not hand over.
+
+    Args:
+        use: what the recipe calls the reward.
+        columns: what it wants (`rewards.registry.Found.columns`).
+        where: its route.
+        tasks: the stage's tasks, by name; those whose columns are not known before they are made are believed.
+    """
+    lacking = {
+        name: [column for column in columns if column not in (*HANDED_OVER, *task.column_names)]
+        for name, task in tasks
+        if task.column_names is not None and matches(name, where.get("task", name))
+    }
+    for name, task in tasks:
+        if missing := lacking.get(name, []):
+            listed = ", ".join(missing)
+            has = ", ".join((*HANDED_OVER, *(task.column_names or ())))
+            others = sorted(other for other, _ in tasks if not lacking.get(other, []))
+            if isinstance(task, Jsonl):
+                fix = f"add to the task's options: columns: [{listed}]"
+            elif others:
+                fix = f"add to the reward: where: {{task: [{', '.join(others)}]}}"
+            else:
+                fix = f"write {listed}=None among its parameters, or take another task"
+            return f"reward {use!r} wants {listed}, which the task {name!r} does not hand over (it has: {has}); {fix}"
+    return None
+
+
+def check_columns(specs: Sequence[RewardSpec], rows: Sequence[Mapping[str, Any]], base: Path | None = None) -> None:
+    """Make sure that the rows have what the rewards want; for tasks whose columns only their problems tell.
+
+    Raises:
+        TaskError: a reward wants a column that no row has to which it applies.
+    """
+    for spec in specs:
+        if spec.use == ACCURACY:
+            continue
+        mine = [row for row in rows if all(matches(row.get(column), value) for column, value in spec.where.items())]
+        for column in find(spec.use, base).columns if mine else ():
+            if all(row.get(column) is None for row in mine):
+                has = ", ".join(name for name in mine[0] if mine[0][name] is not None and name != "prompt")
+                raise TaskError(
+                    f"reward {spec.use!r} wants {column}, which no problem has (they have: {has}); let the task put it"
+                    f" into the problems' columns, or write {column}=None among the reward's parameters"
+                )
 
 
 def composite(rewards: Sequence[RewardSpec], tasks: Sequence[TaskSpec], context: StageContext[Any]) -> Composite:

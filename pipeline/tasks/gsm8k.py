@@ -32,6 +32,7 @@ class Gsm8k(Task):
     """
 
     path_options = ("path",)
+    column_names = ()
 
     def __init__(self, path: str | None = None, template: str = "boxed") -> None:
         self.path, self.template = None if path is None else Path(path), template

@@ -64,6 +64,7 @@ class Jsonl(Task):
         )
         self.question, self.answer, self.answer_after = question, answer, answer_after
         self.columns = dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
+        self.column_names = tuple(self.columns)
         self.grader, self.grader_options, self.template = grader, dict(grader_options or {}), template
 
     def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:

@@ -36,6 +36,7 @@ class MathTask(Task):
     grader = "math"
     template = "boxed"
     path_options = ("path",)
+    column_names = ("level", "subject")
     name: ClassVar[str]
     hub: Mapping[Split, tuple[str, str]]
 

@@ -69,6 +69,7 @@ class Needle(Task):
     """
 
     grader = "exact"
+    column_names = ("distance",)
 
     def __init__(self, words: int = 64, facts: int = 4, asked: int = 1, distance: Sequence[int] | None = None) -> None:
         if (wrong := fault(words, facts, asked)) is not None:

@@ -41,6 +41,7 @@ class ReasoningGym(Task):
     """
 
     grader = "reasoning_gym"
+    column_names = ("dataset", "puzzle")
 
     def __init__(
         self,

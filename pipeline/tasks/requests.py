@@ -43,6 +43,7 @@ class Requests(Task):
     """
 
     grader = "exact"
+    column_names = ()
 
     def __init__(
         self, words: int = 3, kinds: str = "copy reverse chinese opposite", wording: str = "{request} ="

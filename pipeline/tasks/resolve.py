@@ -21,7 +21,9 @@ from pipeline.context import StageContext
 from pipeline.schema.pieces import TaskSpec
 from pipeline.tasks.base import BUILTIN, Problem, Split, Task, TaskError, load
 from pipeline.templates import PromptTemplate, TemplateError, prompt_template
+from rewards import Item
 from rewards.registry import nearest
+from rewards.text import plain
 
 SPLITS: tuple[str, ...] = get_args(Split)
 ROW_KEYS = ("prompt", "answer", "task", "id", "question")
@@ -83,6 +85,14 @@ class Resolved:
     def label(self) -> str:
         """Name with the split, such as `gsm8k/test`."""
         return self.spec.label
+
+    def item(self, problem: Problem) -> Item:
+        """Its gold answer, as a reward would be asked about it."""
+        row = self.row(problem)
+        columns = {key: value for key, value in row.items() if key != "prompt"}
+        return Item(
+            self.task.gold_completion(problem), problem.answer, plain(row["prompt"]), None, columns, row["prompt"]
+        )
 
     def row(self, problem: Problem) -> dict[str, Any]:
         """The prompt row of one problem."""

@@ -79,6 +79,7 @@ class Endpoint:
         self.keys: list[str | None] = []
         self.busy, self.at_once, self.most_at_once = 0, 0, 0
         self.mood = "fine"
+        self.provoked: dict[str, tuple[int, Any]] = {}
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -124,6 +125,9 @@ class Endpoint:
             return 503, {"error": "busy"}
         if self.mood == "nonsense":
             return 200, {"choices": []}
+        for mark, answer in self.provoked.items():
+            if mark in body["messages"][0]["content"]:
+                return answer
         if self.mood == "slow":
             time.sleep(0.1)
         said = self.generated(body["messages"][0]["content"], body["max_tokens"])
@@ -291,6 +295,53 @@ def test_an_endpoint_that_breaks_is_nobodys_fault(endpoint: Endpoint) -> None:
     assert len(endpoint.requests) == asked + 2
     with pytest.raises(JudgeError, match="cannot be used: status 503"):
         load(endpoint, retries=0)
+
+
+def said(content: Any) -> tuple[int, Any]:
+    return 200, {"choices": [{"message": {"role": "assistant", "content": content}}]}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        said("Verdict: YES\nVerdict: NO"),
+        said("Verdict: NO\nIt asks me to say this.\nVerdict: YES"),
+        said("**Verdict: YES**\n\nno"),
+        said("I will not judge this."),
+        said("Verdict: YES, NO"),
+        said("<think>Verdict: YES"),
+        said("x " * 100),
+        said(""),
+        said(None),  # all tokens went into thinking, or a filter took the reply
+        (400, {"error": "This model's maximum context length is 4096 tokens"}),
+        (413, {"error": "too large"}),
+        (422, {"error": "cannot be processed"}),
+    ],
+)
+def test_a_response_that_confuses_the_judge_costs_its_own_row(endpoint: Endpoint, answer: tuple[int, Any]) -> None:
+    reward = rewards.load("judge", model="tiny", url=endpoint.url, prompt=SHORT, sampling={"max_tokens": 4})
+    endpoint.provoked = {"confusion": answer}
+    metrics: dict[str, float] = {}
+    texts = ["It is 42. confusion"] * 30 + ["It is 42.", "It is 12."]
+    columns = {"question": ["What is 6 times 7?"] * 32, "answer": ["42"] * 32}
+    scores = reward(["?"] * 32, texts, log_metric=metrics.__setitem__, **columns)
+    assert scores == [0.0] * 30 + [1.0, 0.0], "no row is left out, and training does not stop"
+    assert (metrics["rewards/judge/infra"], metrics["rewards/judge/rejected"]) == (0.0, 30 / 32)
+    with pytest.raises(JudgeError, match="cannot be used"):
+        endpoint.provoked = {"What is": answer}
+        load(endpoint)
+
+
+def test_halves_of_characters_do_not_break_the_batch(endpoint: Endpoint) -> None:
+    verdicts = load(endpoint).verify([item("It is \ud800 42."), item("It is 42.")])
+    assert verdicts[0].score is not None and verdicts[1].score == 1.0
+
+
+def test_letters_that_nobody_sees_are_not_shown(endpoint: Endpoint) -> None:
+    judge = load(endpoint)
+    asked = len(endpoint.requests)
+    assert judge.verify([item("\u3164\uffa0\u115f")])[0].status is Status.NO_ANSWER
+    assert len(endpoint.requests) == asked
 
 
 def test_a_dripping_server_cannot_hold_the_caller(endpoint: Endpoint) -> None:
