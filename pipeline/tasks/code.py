@@ -155,7 +155,7 @@ class HumanEval(CodeTask):
         prompt, entry = row["prompt"], row["entry_point"]
         given = ast.parse(prompt + "\n    pass")
         given.body = [node for node in given.body if not (isinstance(node, ast.FunctionDef) and node.name == entry)]
-        gold = {"check": row["test"], "entry": entry, "setup": ast.unparse(given)}
+        gold = {"check": row["test"], "entry": entry, "given": ast.unparse(given)}
         question = f"Complete this function.\n\n```python\n{prompt.strip()}\n```{ASK}"
         name = row["task_id"].lower().replace("/", "-")
         return Problem(name, question, json.dumps(gold), {"reference": prompt + row["canonical_solution"]})

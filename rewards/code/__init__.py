@@ -9,9 +9,9 @@ partial credit is asked for. Forms of gold answers: see `rewards.code.gold`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from textwrap import dedent
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +22,9 @@ from rewards.sandbox import Limits, open_sandbox
 from rewards.verdict import Item, Status, Verdict
 
 __all__ = ["CodeVerifier", "GoldError", "extract_code", "read_gold"]
+
+_REMEMBERED = 1024
+"""Gold answers that are not read and rehearsed again, if they return within as many others."""
 
 
 class CodeVerifier:
@@ -55,34 +58,55 @@ class CodeVerifier:
         limits = Limits(wall_s=timeout, memory_mb=memory_mb)
         self._sandbox = open_sandbox(backend, limits, workers, url, unsafe_local)
         self._runner, self._partial = Runner(self._sandbox, partial, tolerance), partial
+        self._golds: dict[str, Gold | GoldError] = {}
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
         """Judge all items, in parallel; equal programs under equal tests run once."""
         verdicts: dict[int, Verdict] = {}
         jobs: dict[tuple[str, str], tuple[str, Gold, list[int]]] = {}
-        golds: dict[str, Gold | GoldError] = {}
-        for row, item in enumerate(items):
-            key = item.answer if isinstance(item.answer, str) else json.dumps(item.answer, sort_keys=True, default=repr)
-            if key not in golds:
-                golds[key] = _gold(item.answer)
-            gold, code = golds[key], extract_code(item.completion, item.opened)
-            if isinstance(gold, GoldError):
-                verdicts[row] = Verdict.of(Status.BAD_GOLD, detail=str(gold))
-            elif code is None or not code.strip():
-                verdicts[row] = Verdict.of(Status.NO_ANSWER, detail="no closed block of code")
-            elif len(code) > MAX_CODE:
-                verdicts[row] = Verdict.of(Status.REJECTED, detail=f"a program of {len(code)} characters")
-            else:
-                jobs.setdefault((code, key), (code, gold, []))[2].append(row)
+        keys = [_key(item.answer) for item in items]
         with ThreadPoolExecutor(self._sandbox.workers, "code-reward") as threads:
+            answers = {key: item.answer for key, item in zip(keys, items, strict=True)}
+            golds = dict(zip(answers, threads.map(self._gold, answers, answers.values()), strict=True))
+            for key in [*self._golds][:-_REMEMBERED]:
+                del self._golds[key]
+            for row, (key, item) in enumerate(zip(keys, items, strict=True)):
+                gold, code = golds[key], extract_code(item.completion, item.opened)
+                code = dedent(code) if code is not None else None  # a block may stand in a list
+                if isinstance(gold, GoldError):
+                    verdicts[row] = Verdict.of(Status.BAD_GOLD, detail=str(gold))
+                elif code is None or not code.strip():
+                    verdicts[row] = Verdict.of(Status.NO_ANSWER, detail="no closed block of code")
+                elif len(code) > MAX_CODE:
+                    verdicts[row] = Verdict.of(Status.REJECTED, detail=f"a program of {len(code)} characters")
+                else:
+                    jobs.setdefault((code, key), (code, gold, []))[2].append(row)
             judged = threads.map(lambda job: self._judge(job[0], job[1]), jobs.values())
             for (_, _, rows), verdict in zip(jobs.values(), judged, strict=True):
                 verdicts.update(dict.fromkeys(rows, verdict))
         return [verdicts[row] for row in range(len(items))]
 
+    def check_gold(self, gold: Any) -> str | None:
+        """Why a gold answer cannot be judged by, or could be passed by cheating; `None` if it is sound."""
+        read = self._gold(_key(gold), gold)
+        return str(read) if isinstance(read, GoldError) else None
+
     def close(self) -> None:
         """End the sandbox's processes."""
         self._sandbox.close()
+
+    def _gold(self, key: str, answer: Any) -> Gold | GoldError:
+        """Read a gold answer, and rehearse its tests, once."""
+        if key not in self._golds:
+            try:
+                gold = read_gold(answer)
+                reason = self._runner.rehearse(gold)
+                result: Gold | GoldError = GoldError(reason) if reason else gold
+            except GoldError as error:
+                result = error
+            self._golds[key] = result
+            return result
+        return self._golds[key]
 
     def _judge(self, code: str, gold: Gold) -> Verdict:
         started = perf_counter()
@@ -93,8 +117,5 @@ class CodeVerifier:
         return Verdict.of(result.status, code, result.detail, ms)
 
 
-def _gold(answer: Any) -> Gold | GoldError:
-    try:
-        return read_gold(answer)
-    except GoldError as error:
-        return error
+def _key(answer: Any) -> str:
+    return answer if isinstance(answer, str) else repr(answer)

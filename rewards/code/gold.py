@@ -11,12 +11,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.code.asserts import Split, free_names, split
+from rewards.code.asserts import Split, split
+from rewards.code.suite import Suite, UnsafeError, read_suite
 from rewards.sandbox.inside import values
+
+_ENTRY = re.compile(r"[^\W\d]\w*(\(\)\.[^\W\d]\w*)?")
+"""A function, or `Solution().method`."""
 
 
 class GoldError(ValueError):
@@ -53,29 +58,10 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class Asserts:
-    """Assert statements that could be taken apart; `setup` runs after the solution, beside it."""
+    """Assert statements that could be taken apart; `whole` is the same as a suite."""
 
     tests: tuple[Split, ...]
-    setup: str
-
-
-@dataclass(frozen=True, slots=True)
-class Suite:
-    """Tests that stay whole: they run apart from the solution and question it.
-
-    Attributes:
-        source: the tests; they fail by raising.
-        names: functions of the solution that they use.
-        imports: modules that they use without importing them.
-        entry: the function that `check(candidate)` is called with; empty if the tests are a plain script.
-        given: code that stands before both, tests and solution.
-    """
-
-    source: str
-    names: tuple[str, ...]
-    imports: tuple[str, ...]
-    entry: str = ""
-    given: str = ""
+    whole: Suite
 
 
 Gold = Stdio | Calls | Asserts | Suite
@@ -102,13 +88,15 @@ def read_gold(answer: Any) -> Gold:
         ("inputs", {"inputs", "outputs"}, _stdio),
         ("calls", {"function", "calls"}, _calls),
         ("tests", {"tests", "setup"}, _asserts),
-        ("check", {"check", "entry", "setup"}, _suite),
+        ("check", {"check", "entry", "setup", "given"}, _suite),
     ):
         if required in fields:
             if unknown := set(fields) - allowed:
                 raise GoldError(f"a gold answer with {required!r} has no {sorted(unknown)}; it has {sorted(allowed)}")
             try:
                 return read(fields)
+            except UnsafeError as error:
+                raise GoldError(str(error)) from error
             except (KeyError, TypeError, SyntaxError, values.RefusedError, RecursionError) as error:
                 raise GoldError(f"unreadable {required!r}: {type(error).__name__}: {error}") from error
     raise GoldError("a gold answer of code has 'inputs', 'calls', 'tests' or 'check'")
@@ -118,6 +106,8 @@ def _stdio(fields: Mapping[str, Any]) -> Stdio:
     inputs, outputs = fields["inputs"], fields["outputs"]
     if not inputs or len(inputs) != len(outputs) or not _texts(inputs) or not _texts(outputs):
         raise GoldError("'inputs' and 'outputs' are lists of text of one length, and not empty")
+    if not any(output.strip() for output in outputs):
+        raise GoldError("tests nothing: every output is empty")
     return Stdio(tuple(zip(inputs, outputs, strict=True)))
 
 
@@ -139,22 +129,16 @@ def _asserts(fields: Mapping[str, Any]) -> Asserts | Suite:
     tests, setup = fields["tests"], fields.get("setup") or ""
     if not tests or not _texts(tests) or not isinstance(setup, str):
         raise GoldError("'tests' is a list of assert statements, and not empty; 'setup' is code")
-    compile(setup, "setup", "exec")
-    splits = [split(test) for test in tests]
-    if all(splits):
-        return Asserts(tuple(s for s in splits if s is not None), setup)
-    source = "\n".join([setup, *tests])
-    names, imports = free_names(source)
-    return Suite(source, tuple(names), tuple(imports))
+    suite = read_suite(setup, tests)
+    splits = [split(test) for test in tests] if not setup.strip() else [None]
+    return Asserts(tuple(s for s in splits if s is not None), suite) if all(splits) else suite
 
 
 def _suite(fields: Mapping[str, Any]) -> Suite:
-    suite, entry, setup = fields["check"], fields["entry"], fields.get("setup") or ""
-    if not entry.isidentifier():
+    suite, entry = fields["check"], fields["entry"]
+    if not _ENTRY.fullmatch(entry):
         raise GoldError("'entry' is the name of the function that 'check' tests")
-    source = f"{setup}\n{suite}"
-    names, imports = free_names(source)
-    return Suite(source, tuple(sorted({*names, entry})), tuple(imports), entry, setup)
+    return read_suite(fields.get("setup") or "", [suite], entry, fields.get("given") or "")
 
 
 def _texts(items: Any) -> bool:

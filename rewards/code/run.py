@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rewards.code.compare import same_output, same_value
-from rewards.code.gold import Asserts, Calls, Gold, Stdio, Suite
+from rewards.code.gold import Asserts, Calls, Gold, Stdio
+from rewards.code.suite import Suite
 from rewards.sandbox import Ending, Outcome, Sandbox
 from rewards.sandbox.inside import values
+from rewards.sandbox.inside.questions import NONSENSE
 from rewards.verdict import Status
+
+_FINAL = (Status.INFRA, Status.TIMEOUT, Status.REJECTED)
+"""What is not tried again on the next input, also where passed tests are counted: it took as long as a job may."""
 
 MAX_DETAIL = 200
 """Characters of a verdict's detail."""
+
+
+_CLAIMS = ({"value"}, {"error"}, {"value", "argument"})
+"""What a record of a call has: what it returned (and what became of its first argument), or what it raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +78,27 @@ class Runner:
             if failed is None and not same_output(_text(outcome.stdout), expected, self.tolerance):
                 failed = Status.WRONG, "another output was expected"
             tests.append(failed or (Status.CORRECT, ""))
-            if failed is not None and (not self.complete or failed[0] is Status.INFRA):
+            if failed is not None and (not self.complete or failed[0] in _FINAL):
                 break
         return _result(tests, len(gold.cases))
 
     def _calls(self, code: str, gold: Calls) -> Result:
-        calls = [{"function": gold.function, "args": call.args, "kwargs": call.kwargs} for call in gold.calls]
-        outcome, claims = self._evaluate(code, "", calls)
+        in_place = _returns_nothing(code, gold)
+        calls = [
+            {"function": gold.function, "args": call.args, "kwargs": call.kwargs, "in_place": in_place}
+            for call in gold.calls
+        ]
+        outcome, claims = self._evaluate(code, calls)
         tests: list[tuple[Status, str]] = []
         for call, claim in zip(gold.calls, claims, strict=True):
+            if claim is not None and "argument" in claim:
+                claim = {"value": claim["argument"]}
             failed = _unusable(claim) or _compared(claim, lambda v, c=call: same_value(v, c.expected, self.tolerance))
             tests.append(failed or (Status.CORRECT, ""))
         return _result(_explained(tests, outcome), len(tests))
 
     def _asserts(self, code: str, gold: Asserts) -> Result:
-        outcome, claims = self._evaluate(code, gold.setup, [call for test in gold.tests for call in test.calls])
+        outcome, claims = self._evaluate(code, [call for test in gold.tests for call in test.calls])
         tests: list[tuple[Status, str]] = []
         left: list[tuple[int, dict[str, Any]]] = []
         for test in gold.tests:
@@ -106,27 +123,78 @@ class Runner:
         return _result(_explained(tests, outcome), len(tests))
 
     def _suite(self, code: str, gold: Suite) -> Result:
-        suite = {
-            "kind": "check",
-            "suite": gold.source,
-            "names": gold.names,
-            "imports": gold.imports,
-            "entry": gold.entry,
-        }
+        total = len(gold.tests) or 1
+        suite = {**_questions(gold), "kind": "check", "stop": not self.complete}
         outcome = self.sandbox.run(suite, {"kind": "serve", "given": gold.given, "code": code, "setup": ""})
+        tests: list[tuple[Status, str]] = []
+        for record in (outcome.records or [])[:total]:
+            passed = record.get("passed") is True
+            tests.append((Status.CORRECT, "") if passed else (Status.WRONG, str(record.get("error", ""))))
         failed = _failure(outcome)
-        record = (outcome.records or [{}])[0]
-        if failed is None and record.get("passed") is not True:
-            failed = Status.WRONG, str(record.get("error", ""))
-        return _result([failed or (Status.CORRECT, "")], 1)
+        if failed is not None and failed[0] is Status.INFRA:
+            tests = []
+        first = next((test for test in tests if test[0] is not Status.CORRECT), None)
+        missing = first or failed or (Status.WRONG, "it ended before all its tests")
+        return _result([*tests, *[missing] * (total - len(tests))], total)
 
-    def _evaluate(self, code: str, setup: str, calls: list[Any]) -> tuple[Outcome, list[dict[str, Any] | None]]:
+    def rehearse(self, gold: Gold) -> str | None:
+        """Why no verdict on these tests would mean anything, or `None`: they are run with no solution to question."""
+        suite = gold.whole if isinstance(gold, Asserts) else gold
+        if not isinstance(suite, Suite) or (isinstance(gold, Asserts) and any(t.predicate is None for t in gold.tests)):
+            return None
+        outcome = self.sandbox.run({**_questions(suite), "kind": "rehearse"})
+        records = outcome.records or []
+        if _failure(outcome) is not None:
+            return None  # they take their time; what comes of it is seen when there is a solution
+        if len(records) <= len(NONSENSE):
+            return "the tests end their own process"
+        for record in records:
+            if record["unsendable"]:
+                return f"unsafe: {record['unsendable']}; classes of the tests that only hold data belong in 'setup'"
+            if record["failure"] and not record["asked"]:
+                return f"the tests fail before they ask anything: {record['failure']}"
+        *nonsense, raising = records
+        if not any(record["asked"] for record in records):
+            return "tests nothing: the solution is never called"
+        if not any(record["failure"] for record in nonsense):
+            return "tests nothing: any result passes"
+        if not raising["failure"]:
+            return "tests nothing: a solution that only raises passes; expect exceptions by their names"
+        return None
+
+    def _evaluate(self, code: str, calls: list[Any]) -> tuple[Outcome, list[dict[str, Any] | None]]:
         """What the solution claims for each call; `None` where it said nothing."""
-        payload = {"kind": "calls", "code": code, "setup": setup, "calls": calls, "stop": not self.complete}
+        payload = {"kind": "calls", "code": code, "setup": "", "calls": calls, "stop": not self.complete}
         outcome = self.sandbox.run(payload)
         records: Iterable[dict[str, Any]] = outcome.records or []
-        claims = [record for record in records if set(record) in ({"value"}, {"error"})][: len(calls)]
+        claims = [record for record in records if set(record) in _CLAIMS][: len(calls)]
         return outcome, [*claims, *[None] * (len(calls) - len(claims))]
+
+
+def _returns_nothing(code: str, gold: Calls) -> bool:
+    """Whether a solution works in place: its function says `-> None`, where every call is expected to give a value."""
+    if not re.search(r"->\s*None", code) or any(call.expected is None for call in gold.calls):
+        return False
+    try:
+        nodes = list(ast.walk(ast.parse(code)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    functions = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name == gold.function]
+    return bool(functions) and all(
+        isinstance(function.returns, ast.Constant) and function.returns.value is None for function in functions
+    )
+
+
+def _questions(suite: Suite) -> dict[str, Any]:
+    return {
+        "suite": suite.source,
+        "tests": suite.tests,
+        "names": suite.names,
+        "classes": suite.classes,
+        "exceptions": suite.exceptions,
+        "imports": suite.imports,
+        "entry": suite.entry,
+    }
 
 
 def _unusable(claim: Mapping[str, Any] | None) -> tuple[Status, str] | None:

@@ -28,6 +28,8 @@ SLACK_S = 30.0
 """Seconds that a server may take beyond the program's own time, for its queue."""
 
 _INSIDE = Path(__file__).parent / "inside"
+_HARNESSED = ("values", "play", "helpers", "questions")
+"""What the server is sent of that, each after what it imports."""
 _HARNESS = """
 import json, os, sys, types
 for name in ("rewards", "rewards.sandbox", "rewards.sandbox.inside"):
@@ -37,9 +39,11 @@ for name, source in {sources!r}.items():
     setattr(sys.modules["rewards.sandbox.inside"], name, module)
     sys.modules[module.__name__] = module
     exec(source, module.__dict__)
-os.dup2(1, module.RESULTS_FD)
+from rewards.sandbox.inside import play, questions
+os.dup2(1, play.RESULTS_FD)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-module.play(json.loads({payload!r}))
+play.complete_builtins()
+play.play(json.loads({payload!r}), {{**play.KINDS, "rehearse": questions.rehearse}})
 """
 
 
@@ -155,5 +159,5 @@ class E2B(RemoteSandbox):
 
 
 def _harness(payload: Payload) -> str:
-    sources = {name: (_INSIDE / f"{name}.py").read_text(encoding="utf-8") for name in ("values", "play")}
+    sources = {name: (_INSIDE / f"{name}.py").read_text(encoding="utf-8") for name in _HARNESSED}
     return _HARNESS.format(sources=sources, payload=json.dumps(payload))

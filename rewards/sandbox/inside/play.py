@@ -1,4 +1,4 @@
-"""Running one job, in its jail: a program, calls of a solution, or a test suite that questions a solution.
+"""Running one job, in its jail: a program, calls of a solution, or predicates over what they returned.
 
 Results go to a descriptor of their own, one line each, opened by the job's secret nonce. They are *claims* of code
 that may be hostile; no expected value is ever in the process that makes them, so a forged claim is worth no more than
@@ -7,8 +7,10 @@ a returned one.
 
 from __future__ import annotations
 
+import _sitebuiltins
 import atexit
 import builtins
+import importlib
 import io
 import json
 import os
@@ -16,7 +18,6 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from rewards.sandbox.inside import values
@@ -27,11 +28,19 @@ RESULTS_FD, ASK_FD, REPLY_FD = 3, 4, 5
 MAX_REPLY = 1 << 20
 """Bytes of one result, or of one answer that a test suite reads from a solution."""
 
+SITE_IMPORTS = (
+    "typing collections itertools functools math heapq bisect string re copy random operator statistics datetime json "
+    "decimal fractions sys"
+)
+"""Modules whose names LiveCodeBench and LeetCode put before a solution; in this order, the first one wins."""
+SITE_RECURSION = 50_000
+
 Payload = dict[str, Any]
 Report = Callable[[Payload], None]
+Kind = Callable[[Payload, Report], None]
 
 
-def play(payload: Payload) -> None:
+def play(payload: Payload, kinds: Mapping[str, Kind] | None = None) -> None:
     """Run the job that the payload describes. May end in any way; what counts was reported before."""
     nonce = payload["nonce"]
 
@@ -43,41 +52,43 @@ def play(payload: Payload) -> None:
             line = line[os.write(RESULTS_FD, line) :]
 
     report({"ready": True})
-    KINDS[payload["kind"]](payload, report)
+    (kinds or KINDS)[payload["kind"]](payload, report)
 
 
 def program(payload: Payload, report: Report) -> None:
     """Run code as a script. Its input lies ready; what it prints and how it exits is seen from outside."""
     code = 0
     try:
-        _load(payload["code"], "__main__")
+        try:
+            load(payload["code"], "__main__")
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
         threading._shutdown()  # type: ignore[attr-defined]  # wait for its threads, as the interpreter does at its end
         atexit._run_exitfuncs()
         sys.stdout.flush()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001  # whatever a model's program raises
-        report({"error": _words(error)})
+        report({"error": words(error)})
         code = 1
     os._exit(code & 0xFF)
 
 
 def calls(payload: Payload, report: Report) -> None:
     """Load a solution, then evaluate calls of it, in order; each is source text, or a function's name and arguments."""
-    namespace = _solution(payload, report)
+    namespace = solution(payload, report)
     if namespace is None:
         return
     for call in payload["calls"]:
         try:
             if isinstance(call, str):
                 value = eval(compile(call, "<call>", "eval"), namespace)  # noqa: S307  # the purpose of this process
-            else:
-                arguments, keywords = values.decode(call["args"]), values.decode(call["kwargs"])
-                value = _function(namespace, call["function"])(*arguments, **keywords)
-            report({"value": values.encode(value)})
+                report({"value": values.encode(value)})
+                continue
+            arguments, keywords = values.decode(call["args"]), values.decode(call["kwargs"])
+            value = lookup(namespace, call["function"])(*arguments, **keywords)
+            changed = {"argument": values.encode(arguments[0])} if value is None and call.get("in_place") else {}
+            report({"value": values.encode(value), **changed})
         except BaseException as error:  # noqa: BLE001
-            report({"error": _words(error)})
+            report({"error": words(error)})
             if payload["stop"]:
                 return
 
@@ -91,58 +102,13 @@ def judge(payload: Payload, report: Report) -> None:
             passed = bool(eval(compile(test["predicate"], "<test>", "eval"), namespace))  # noqa: S307
             report({"passed": passed})
         except BaseException as error:  # noqa: BLE001
-            report({"passed": False, "error": _words(error)})
+            report({"passed": False, "error": words(error)})
 
 
-def check(payload: Payload, report: Report) -> None:
-    """Run a test suite whose solution lives in another process; `names` are functions that the solution defines.
-
-    A suite is a script that fails by raising. If it defines `check(candidate)`, that is called with the entry point.
-    """
-    asks, replies = os.fdopen(ASK_FD, "w"), os.fdopen(REPLY_FD, "rb")
-
-    def ask(name: str, *arguments: Any, **keywords: Any) -> Any:
-        print(values.dumps([name, arguments, keywords]), file=asks, flush=True)
-        line = replies.readline(MAX_REPLY)
-        if not line.endswith(b"\n"):
-            raise AssertionError("the solution gave no answer")
-        value, error = values.loads(line)
-        if error is not None:
-            kind = getattr(builtins, str(error[0]), None)
-            raise kind(error[1]) if isinstance(kind, type) and issubclass(kind, Exception) else AssertionError(error[1])
-        return value
-
-    try:
-        asked = {name: partial(ask, name) for name in payload["names"]}
-        namespace = _load(payload["suite"], "suite", {name: __import__(name) for name in payload["imports"]} | asked)
-        if payload["entry"]:
-            namespace["check"](partial(ask, payload["entry"]))
-        report({"passed": True})
-    except BaseException as error:  # noqa: BLE001
-        report({"passed": False, "error": _words(error)})
+KINDS: dict[str, Kind] = {function.__name__: function for function in (program, calls, judge)}
 
 
-def serve(payload: Payload, report: Report) -> None:
-    """Load a solution and answer the calls that a test suite makes, until it is killed."""
-    namespace = _solution(payload, report)
-    if namespace is None:
-        return
-    asks, replies = os.fdopen(ASK_FD, "rb"), os.fdopen(REPLY_FD, "w")
-    for line in asks:
-        try:
-            name, arguments, keywords = values.loads(line)
-            answer = values.dumps([_function(namespace, name)(*arguments, **keywords), None])
-        except BaseException as error:  # noqa: BLE001
-            answer = values.dumps([None, [type(error).__name__, _words(error)]])
-        print(answer, file=replies, flush=True)
-
-
-KINDS: dict[str, Callable[[Payload, Report], None]] = {
-    function.__name__: function for function in (program, calls, judge, check, serve)
-}
-
-
-def _load(code: str, name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def load(code: str, name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Execute code as a module of this name, with some names given, and return its namespace."""
     module = types.ModuleType(name)
     module.__dict__.update(given or {})
@@ -151,23 +117,44 @@ def _load(code: str, name: str, given: Mapping[str, Any] | None = None) -> dict[
     return module.__dict__
 
 
-def _solution(payload: Payload, report: Report) -> dict[str, Any] | None:
+def solution(payload: Payload, report: Report) -> dict[str, Any] | None:
     """The namespace of a solution, with what its problem gives before it and the set-up of its tests after it.
 
     `None`, and a report, if one of them fails.
     """
     try:
-        namespace = _load(payload.get("given", ""), "solution")
+        if "class Solution" in payload["code"]:
+            _give_imports()
+        namespace = load(payload.get("given", ""), "solution")
         exec(compile(payload["code"], "<solution>", "exec"), namespace)  # noqa: S102
         if payload["setup"]:
             exec(compile(payload["setup"], "<setup>", "exec"), namespace)  # noqa: S102
     except BaseException as error:  # noqa: BLE001
-        report({"failed": _words(error)})
+        report({"failed": words(error)})
         return None
     return namespace
 
 
-def _function(namespace: dict[str, Any], name: str) -> Any:
+def _give_imports() -> None:
+    """Make names known that competition sites import before a class `Solution`, unless built-ins have them.
+
+    They stand behind the solution's own names, so that nothing it defines or imports changes. Recursion is as deep as
+    there, too.
+    """
+    sys.setrecursionlimit(SITE_RECURSION)
+    for module in SITE_IMPORTS.split():
+        known = importlib.import_module(module)
+        vars(builtins).setdefault(module.partition(".")[0], sys.modules[module.partition(".")[0]])
+        for name in getattr(known, "__all__", None) or [name for name in vars(known) if not name.startswith("_")]:
+            vars(builtins).setdefault(name, getattr(known, name))
+
+
+def complete_builtins() -> None:
+    """Add `exit` and `quit`, which the interpreter has only where it reads `site`."""
+    vars(builtins).update({name: _sitebuiltins.Quitter(name, "") for name in ("exit", "quit")})
+
+
+def lookup(namespace: dict[str, Any], name: str) -> Any:
     """The function of a solution; methods of a class `Solution` count, as competition sites want it."""
     if name in namespace:
         return namespace[name]
@@ -176,7 +163,7 @@ def _function(namespace: dict[str, Any], name: str) -> Any:
     raise NameError(f"the solution defines no {name!r}")
 
 
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
     """An exception in at most 200 characters; its own `__str__` may be hostile too."""
     try:
         text = f"{type(error).__name__}: {error}"

@@ -1,0 +1,168 @@
+"""Golds of code: they pay no cheat, refuse no right program, and are refused themselves where they test nothing."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rewards import corpus
+from rewards.code import CodeVerifier, GoldError, extract_code, read_gold
+from rewards.code.compare import same_output, same_value
+from rewards.verdict import Item, Status
+
+pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap")
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[CodeVerifier]:
+    built = CodeVerifier(timeout=3, memory_mb=256, workers=2)
+    yield built
+    built.close()
+
+
+def item(code: str, gold: Any) -> Item:
+    return Item(f"```python\n{code}\n```", gold)
+
+
+def test_corpus(verifier: CodeVerifier) -> None:
+    pairs = corpus.load("code")
+    assert sum(not pair.equal for pair in pairs) >= 60 and all(pair.why for pair in pairs)
+    verdicts = verifier.verify([Item(pair.completion, pair.gold) for pair in pairs])
+    judged = [(pair.gold, pair.completion, verdict) for pair, verdict in zip(pairs, verdicts, strict=True)]
+    assert [j for j, pair in zip(judged, pairs, strict=True) if (j[2].score == 1.0) != pair.equal] == []
+    assert not [j for j in judged if j[2].status is Status.INFRA]
+
+
+@pytest.mark.parametrize(
+    ("gold", "words"),
+    [
+        ({"tests": ["assert True"]}, "never called"),
+        ({"tests": ["def test_f():\n    assert f(2) == 4"]}, r"test_f\(\) is defined and never called; call it"),
+        ({"tests": ["assert f(2) == 4", "def test_g():\n    assert f(3) == 9"]}, "test_g"),
+        ({"tests": ["f(2)"]}, "any result passes"),
+        ({"tests": ["try:\n    f(2)\nexcept Exception:\n    ok = True\nassert ok"]}, "only raises passes"),
+        ({"tests": ["import nowhere\nassert f(2) == 4"]}, "fail before they ask anything: ModuleNotFoundError"),
+        ({"check": "def chek(candidate):\n    assert candidate(2) == 4", "entry": "f"}, "KeyError: 'check'"),
+        ({"tests": ["assert f(2) == expected"]}, "expected are not defined in the tests; define what is expected"),
+        ({"tests": ["assert is_close(f(2), 1.4)"]}, r"is_close\(\) decides, and only the solution defines it"),
+        ({"tests": ["assert f(1) == Point(1, 2)"]}, "made by Point, which the solution defines"),
+        ({"tests": ["p = Point(1, 2)\nassert f(1) == p"]}, "made by Point"),
+        ({"tests": ["x = [2, 1]\nf(x)\nassert x == sorted(x)"]}, "compare with a copy from before the call"),
+        ({"tests": ["class A:\n    pass\nassert f(A()) == 1"]}, "hand an object of A to the solution"),
+        ({"tests": ["import os\nos._exit(0)\nassert f(1) == 1"]}, "end their own process"),
+        (
+            {"check": "def check(candidate):\n    with redirect_stdout(o):\n        candidate(1)", "entry": "f"},
+            "'inputs'",
+        ),
+        ({"inputs": ["1", "2"], "outputs": ["", "\n"]}, "every output is empty"),
+    ],
+)
+def test_golds_that_cannot_judge_are_refused_by_name(gold: Any, words: str, verifier: CodeVerifier) -> None:
+    (verdict,) = verifier.verify([item("def f(x): return x * x", gold)])
+    assert (verdict.status, verdict.score) == (Status.BAD_GOLD, None)
+    with pytest.raises(GoldError, match=words):
+        raise GoldError(verifier.check_gold(gold))
+    assert verdict.detail == verifier.check_gold(gold)
+
+
+def test_sound_golds_pass_the_rehearsal(verifier: CodeVerifier) -> None:
+    for gold in (
+        {"tests": ["assert f(2)", "assert f(3) is not None"]},
+        {"tests": ["with pytest.raises(ValueError):\n    f(-1)"], "setup": "import pytest"},
+        {"check": "def check(candidate):\n    assert candidate(2) == 4", "entry": "f"},
+        {"inputs": [""], "outputs": ["1"]},
+    ):
+        assert verifier.check_gold(gold) is None
+
+
+def test_suites_that_end_before_the_first_question_are_nobodys_breakdown(verifier: CodeVerifier) -> None:
+    """A suite that is through before its solution is set up: twelve of two hundred were `infra`."""
+    gold = {"check": "def check(candidate):\n    raise ValueError", "entry": "f"}
+    read = read_gold(gold)
+    slow = "#" * 100_000  # to be read before a solution is ready
+    results = [verifier._runner.run(slow, read) for _ in range(20)]
+    assert {result.status for result in results} == {Status.WRONG}
+
+
+def test_partial_counts_each_test_of_a_suite_and_stops_at_a_program_that_hangs() -> None:
+    verifier = CodeVerifier(partial=True, timeout=0.5, workers=1)
+    suite = {"tests": ["x = 2\nassert f(x) == 4", "assert f(3) == 0", "y = 3\nassert f(y) == 9"], "setup": "z = 1"}
+    stdio = {"inputs": [str(n) for n in range(40)], "outputs": ["0"] * 40}
+    started = time.perf_counter()
+    first, second = verifier.verify(
+        [item("def f(x): return x * x", suite), item("n = int(input())\nwhile n: pass\nprint(n)", stdio)]
+    )
+    assert time.perf_counter() - started < 6
+    verifier.close()
+    assert (first.status, first.score) == (Status.WRONG, 2 / 3)
+    assert (second.status, second.score) == (Status.TIMEOUT, 1 / 40)
+
+
+@pytest.mark.parametrize(
+    ("completion", "code"),
+    [
+        ("```python\nprint(1)```", "print(1)"),
+        ("```python\ndef f():\n    return 1```\nDone.", "def f():\n    return 1"),
+        ("```python print(1)\n```", "print(1)"),
+        ("```python def f(x):\n    return x\n```", "def f(x):\n    return x"),
+        ("```python print(1)```", "print(1)"),
+        ("```print(1)```", "print(1)"),
+        ("~~~python\na\n~~~", "a"),
+        ("~~~\na\n```\nb\n~~~", "a\n```\nb"),
+        ("````python\na\n```\nb\n````", "a\n```\nb"),
+        ("```python\na\n````", "a"),
+        ("```python\na\n~~~\nb\n```", "a\n~~~\nb"),
+        ("```python {.numbered}\na\n```", "a"),
+        ("```python\ns = '```'\nb\n```", "s = '```'\nb"),
+        ("````python\na\n```", None),
+        ("Use ```python\na\n```", None),
+    ],
+)
+def test_fences(completion: str, code: str | None) -> None:
+    assert extract_code(completion) == code
+
+
+def test_a_block_within_a_list_runs(verifier: CodeVerifier) -> None:
+    completion = "1. So:\n   ```python\n   for i in range(2):\n       print(i)\n   ```\n"
+    assert verifier.verify([Item(completion, {"inputs": [""], "outputs": ["0\n1"]})])[0].score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "same"),
+    [
+        ("1000000008", "1000000007", False),
+        ("1000000007.0", "1000000007", True),
+        ("1000000008.0", "1000000007", False),
+        ("007", "7", True),
+        ("1" * 5000, "1" * 4999 + "2", False),
+        ("2.0000001", "2.0", True),
+        ("2", "2.0", True),
+        (".5", "0.50", True),
+        ("5e-1", "0.5", True),
+        ("٣", "3", False),
+        ("٣.0", "3.0", False),
+        ("1_000", "1000", False),
+        ("1_000.0", "1000.0", False),
+        ("inf", "1.5", False),
+        ("1e999", "1.5", False),
+        ("1e999", "2e999", False),
+        ("nan", "nan", True),
+        ("infinity", "inf", False),
+        ("1e9999999999", "3", False),
+        ("0x10", "16", False),
+    ],
+)
+def test_tolerance_is_for_numbers_with_a_point(actual: str, expected: str, same: bool) -> None:
+    assert same_output(actual, expected, 1e-6) is same
+
+
+def test_what_a_list_of_json_stands_for() -> None:
+    for value in (range(3), iter([0, 1, 2]), (0, 1, 2), {0: 1, 1: 1, 2: 1}.keys()):
+        assert same_value(value, [0, 1, 2])
+    assert not same_value(range(10**18), [0, 1, 2])
+    assert not same_value({0, 1, 2}, [0, 1, 2])
+    assert not same_value("012", ["0", "1", "2"])
