@@ -28,7 +28,7 @@ from pydantic import AfterValidator
 from rewards.registry import nearest
 from rewards.text import THINK_OPEN
 
-Chat = list[dict[str, str]]
+Chat = list[dict[str, Any]]
 """Messages, each with `role` and `content`."""
 
 QUESTION = "{question}"
@@ -96,7 +96,12 @@ _R1_ZERO = """\
         {{- 'User: ' + message['content'] + '\\n' }}
     {%- elif message['role'] == 'assistant' %}
         {{- 'Assistant:\\n' }}
-        {%- generation %}{{- message['content'] + eos_token }}{%- endgeneration %}
+        {%- generation %}
+            {%- if message['reasoning_content'] %}
+                {{- '<think>\\n' + message['reasoning_content'] + '\\n</think>\\n\\n' }}
+            {%- endif %}
+            {{- message['content'] + eos_token }}
+        {%- endgeneration %}
         {{- '\\n' }}
     {%- endif %}
 {%- endfor %}
@@ -106,7 +111,12 @@ _CHATML = """\
 {%- for message in messages %}
     {{- '<|im_start|>' + message['role'] + '\\n' }}
     {%- if message['role'] == 'assistant' %}
-        {%- generation %}{{- message['content'] + '<|im_end|>' }}{%- endgeneration %}
+        {%- generation %}
+            {%- if message['reasoning_content'] %}
+                {{- '<think>\\n' + message['reasoning_content'] + '\\n</think>\\n\\n' }}
+            {%- endif %}
+            {{- message['content'] + '<|im_end|>' }}
+        {%- endgeneration %}
     {%- else %}
         {{- message['content'] + '<|im_end|>' }}
     {%- endif %}
@@ -122,7 +132,12 @@ _R1 = """\
         {{- '<｜User｜>' + message['content'] }}
     {%- elif message['role'] == 'assistant' %}
         {{- '<｜Assistant｜>' }}
-        {%- generation %}{{- message['content'] + eos_token }}{%- endgeneration %}
+        {%- generation %}
+            {%- if message['reasoning_content'] %}
+                {{- '<think>\\n' + message['reasoning_content'] + '\\n</think>\\n\\n' }}
+            {%- endif %}
+            {{- message['content'] + eos_token }}
+        {%- endgeneration %}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<｜Assistant｜>' }}{%- endif %}"""
@@ -218,12 +233,30 @@ def set_chat_template(tokenizer: Any, name: str) -> None:
         tokenizer.eos_token = template.end_of_turn
     if tokenizer.eos_token is None:
         raise TemplateError(f"chat template {name!r} ends a turn with the end-of-sequence token; there is none")
-    starts = tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-    tokenizer.chat_template = ("{{- bos_token }}" if starts else "") + template.jinja
+    tokenizer.chat_template = ("{{- bos_token }}" if start_ids(tokenizer) else "") + template.jinja
 
 
-def render(tokenizer: Any, chats: Sequence[Chat], prefill: str = "") -> list[str]:
-    """The text of each chat up to where the assistant goes on, followed by `prefill`.
+def start_ids(tokenizer: Any) -> list[int]:
+    """What a tokenizer puts before a text that is no chat: its beginning-of-sequence token, or nothing."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("").input_ids[:1] == [bos] else []
+
+
+def chat_text(
+    tokenizer: Any,
+    chat: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+    ask: bool = False,
+    kwargs: Mapping[str, Any] | None = None,
+) -> str:
+    """What a tokenizer's chat template makes of a chat; how that joins with the rest is `pipeline.rendering`'s.
+
+    Args:
+        tokenizer: with a chat template.
+        chat: messages.
+        tools: JSON schemas of tools.
+        ask: whether to end where the assistant goes on.
+        kwargs: arguments of the template.
 
     Raises:
         TemplateError: the tokenizer has no chat template.
@@ -233,7 +266,17 @@ def render(tokenizer: Any, chats: Sequence[Chat], prefill: str = "") -> list[str
             "the model's tokenizer has no chat template, as is usual for base models: "
             f"give it one with `chat_template:` ({', '.join(sorted(CHATS))})"
         )
-    return [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + prefill for chat in chats]
+    given = {**(kwargs or {}), **({"tools": list(tools)} if tools else {})}
+    return str(tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=ask, **given))
+
+
+def render(tokenizer: Any, chats: Sequence[Chat], prefill: str = "") -> list[str]:
+    """The text of each chat up to where the assistant goes on, followed by `prefill`.
+
+    Raises:
+        TemplateError: the tokenizer has no chat template.
+    """
+    return [chat_text(tokenizer, chat, ask=True) + prefill for chat in chats]
 
 
 def opening(rendered: str) -> str:

@@ -14,10 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from pipeline.schema.pieces import Launch, ProcessSpec, RewardSpec, RolloutSpec, StageConfig, Strict, TaskSpec
+from pipeline.schema.pieces import (
+    Launch,
+    ProcessSpec,
+    PromptedConfig,
+    RewardSpec,
+    RolloutSpec,
+    StageConfig,
+    Strict,
+    TaskSpec,
+)
 from pipeline.stages.registry import KINDS, config_class
 from pipeline.tasks.base import BUILTIN as TASKS
 from pipeline.tasks.base import check as task_class
+from pipeline.training.finetune import FinetuneConfig
 from rewards.registry import BUILTIN as REWARDS
 from rewards.registry import find
 
@@ -31,9 +41,9 @@ This page is written by `python scripts/write_reference.py`.
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD, "## What every stage has\n", _code(StageConfig), _code(Launch)]
+    parts = [HEAD, "## What every stage has\n", _code(StageConfig), _code(Launch), _code(PromptedConfig)]
     pieces: list[object] = [Launch, RolloutSpec, ProcessSpec, TaskSpec, RewardSpec]
-    parts += ["## Pieces that several kinds share\n", *map(_code, pieces[1:])]
+    parts += ["## Pieces that several kinds share\n", *map(_code, [*pieces[1:], FinetuneConfig])]
     parts.append("## Stage kinds\n")
     for kind in sorted(KINDS):
         config = config_class(kind)

@@ -1,8 +1,9 @@
 """Training rows become token ids and labels, in exactly the form in which the model will later generate.
 
-What the assistant says is tokenised apart from what comes before it, as when it is generated: the prompt is the chat
-template's own text up to the point where the assistant goes on, and the end-of-sequence token closes the turn. So
-what is trained is what is sampled, whatever the template does with earlier turns (R1's drops their thoughts).
+What the assistant says is tokenised apart from what comes before it, as when it is generated; `pipeline.rendering`
+says what is which. So what is trained is what is sampled, whatever the template does with earlier turns (R1's drops
+their thoughts). A text that is no chat begins with what the tokenizer puts before a text, which is mostly a
+beginning-of-sequence token.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline import durable
-from pipeline.data.mixture import DataError, Row
-from pipeline.templates import Chat, encode, render
+from pipeline.data.mixture import DataError
+from pipeline.messages import MessageError, conversation
+from pipeline.rendering import Renderer
+from pipeline.templates import encode, start_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,13 +29,14 @@ IGNORED = -100
 """Label of tokens that the loss leaves out (PyTorch's convention)."""
 CHUNK_ROWS = 2000
 """Rows tokenised at a time: enough for the tokenizer to be fast, few enough to stay small in memory."""
-THINK = "<think>"
 ACCOUNT = "account.json"
 """The mark of tokenised examples: what became of the rows, and the hashes of the files."""
 
 log = logging.getLogger(__name__)
 
 TooLong = Literal["drop", "error"]
+Example = tuple[str, list[int], list[int]]
+"""(where its row stands, token ids that are read, token ids that are learnt)."""
 T = TypeVar("T")
 
 
@@ -64,7 +68,13 @@ class Account:
         }
 
 
-def completions(tokenizer: Any, rows: Sequence[Row], max_length: int, too_long: TooLong) -> tuple[Dataset, Account]:
+def completions(
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    max_length: int,
+    too_long: TooLong,
+    renderer: Renderer | None = None,
+) -> tuple[Dataset, Account]:
     """Tokenise rows of chats, or of prompts and completions; only what the assistant says is trained on.
 
     Args:
@@ -72,28 +82,34 @@ def completions(tokenizer: Any, rows: Sequence[Row], max_length: int, too_long: 
         rows: see `pipeline.data.mixture`.
         max_length: longest example, in tokens. A longer one is never cut: it would teach to stop, or not to, at random.
         too_long: what to do with a longer one.
+        renderer: how chats are rendered; as the tokenizer itself says if not given.
 
     Returns:
         Columns `input_ids` and `labels`, and what became of the rows.
 
     Raises:
-        DataError: a row is not a training row, an example is too long and shall be an error, or none is left.
+        DataError: a row is not a training row, or holds what the chat template does not use; an example is too long
+            and shall be an error; or none is left. The message names the row's file and line.
+        TemplateError: see `Renderer`.
     """
-    turns = (turn for row in rows for turn in _turns(row))
+    renderer = renderer or Renderer(tokenizer)
+    turns = (turn for row in rows for turn in _turns(renderer, row, getattr(row, "place", "")))
     return _collect(_completion_ids(tokenizer, turns), max_length, too_long)
 
 
 def documents(tokenizer: Any, texts: Iterable[str]) -> tuple[Dataset, Account]:
-    """Tokenise documents, each closed by the end-of-sequence token; everything is trained on.
+    """Tokenise documents, each begun as the tokenizer begins a text and closed by the end-of-sequence token; everything
+    is trained on.
 
     Raises:
         DataError: there is none.
     """
+    starts = start_ids(tokenizer)
 
-    def pairs() -> Iterator[tuple[list[int], list[int]]]:
+    def pairs() -> Iterator[Example]:
         for chunk in _chunks(texts):
             for ids in encode(tokenizer, chunk):
-                yield [], [*ids, tokenizer.eos_token_id]
+                yield "", [], [*started(starts, ids), tokenizer.eos_token_id]
 
     return _collect(pairs(), None, "error")
 
@@ -122,53 +138,41 @@ def shared(folder: Path, args: Any, make: Callable[[], tuple[Dataset, Account]])
     return load_from_disk(folder), Account(**durable.read_record(folder / ACCOUNT)["account"])
 
 
-def _turns(row: Row) -> Iterator[tuple[Chat | str, str]]:
-    """(what comes before, what the assistant says) for every turn of a row that is to be learnt."""
-    prompt, completion = row.get("prompt", []), row.get("completion")
-    if completion is None:
-        prompt, completion = [], row.get("messages")  # whole, also where a column `prompt` tells how it begins
+Turn = tuple[str, str, str, bool]
+"""(where its row stands, what comes before, what the assistant says, whether a beginning-of-sequence token is due)."""
+
+
+def _turns(renderer: Renderer, row: Mapping[str, Any], place: str) -> Iterator[Turn]:
+    """Every turn of a row that is to be learnt."""
+    prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):
-        yield prompt, completion
+        eos = renderer.tokenizer.eos_token
+        yield place, prompt, completion.removesuffix(eos) + eos, True
         return
-    if not _is_chat(prompt) or not _is_chat(completion):
-        raise DataError(f"neither a chat nor a prompt with its completion: {str(row)[:200]}")
-    chat = [*prompt, *completion]
-    learnt = [at for at, message in enumerate(chat) if at >= len(prompt) and message["role"] == "assistant"]
-    if not learnt:
-        raise DataError(f"a chat in which the assistant says nothing: {str(row)[:200]}")
-    for at in learnt:
-        yield chat[:at], chat[at]["content"]
+    try:
+        if (chat := conversation(row)) is None:
+            raise MessageError(f"neither a chat nor a prompt with its completion: {str(dict(row))[:200]}")
+        for before, said in renderer.turns(chat):
+            yield place, before, said, False
+    except MessageError as error:
+        raise DataError(f"{place}: {error}" if place else str(error)) from error
 
 
-def _is_chat(value: Any) -> TypeGuard[Chat]:
-    return isinstance(value, list) and all(
-        isinstance(message, Mapping) and isinstance(message.get("content"), str) and "role" in message
-        for message in value
-    )
-
-
-def _completion_ids(tokenizer: Any, turns: Iterator[tuple[Chat | str, str]]) -> Iterator[tuple[list[int], list[int]]]:
-    eos = tokenizer.eos_token
+def _completion_ids(tokenizer: Any, turns: Iterator[Turn]) -> Iterator[Example]:
+    starts = start_ids(tokenizer)
     for chunk in _chunks(turns):
-        rendered = iter(render(tokenizer, [before for before, _ in chunk if not isinstance(before, str)]))
-        prompts = [before if isinstance(before, str) else next(rendered) for before, _ in chunk]
-        said = [
-            _unprefilled(prompt, text.removesuffix(eos)) + eos for prompt, (_, text) in zip(prompts, chunk, strict=True)
-        ]
-        yield from zip(encode(tokenizer, prompts), encode(tokenizer, said), strict=True)
+        prompts = encode(tokenizer, [before for _, before, _, _ in chunk])
+        said = encode(tokenizer, [text for _, _, text, _ in chunk])
+        for (place, _, _, bare), before, after in zip(chunk, prompts, said, strict=True):
+            yield place, started(starts, before) if bare else before, after
 
 
-def _unprefilled(prompt: str, said: str) -> str:
-    """What the assistant says after a template that already opens the thought for it."""
-    opened = prompt.rstrip()
-    if not opened.endswith(THINK) or not said.startswith(THINK):
-        return said
-    return said.removeprefix(THINK).removeprefix(prompt[len(opened) :])
+def started(starts: list[int], ids: list[int]) -> list[int]:
+    """Token ids behind what the tokenizer puts before a text, once."""
+    return ids if ids[: len(starts)] == starts else starts + ids
 
 
-def _collect(
-    pairs: Iterator[tuple[list[int], list[int]]], max_length: int | None, too_long: TooLong
-) -> tuple[Dataset, Account]:
+def _collect(pairs: Iterator[Example], max_length: int | None, too_long: TooLong) -> tuple[Dataset, Account]:
     from datasets import Dataset, Features, List, Value, concatenate_datasets
 
     features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
@@ -176,12 +180,13 @@ def _collect(
     tokens = trained = dropped = longest = 0
     for chunk in _chunks(pairs):
         columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-        for before, said in chunk:
+        for place, before, said in chunk:
             length = len(before) + len(said)
             longest = max(longest, length)
             if max_length is not None and length > max_length:
                 if too_long == "error":
-                    raise DataError(f"an example has {length} tokens, more than max_length={max_length}")
+                    where = f"{place}: " if place else ""
+                    raise DataError(f"{where}an example has {length} tokens, more than max_length={max_length}")
                 dropped += 1
                 continue
             columns["input_ids"].append(before + said)

@@ -7,23 +7,33 @@ A row is one of
     {"prompt": "2 + 2 =", "completion": " 4"}
     {"text": "Two and two make four."}
 
-and may have further columns, which are left alone.
+and may have further columns, which are left alone. Chats may have `tools` (JSON schemas) and `chat_template_kwargs`
+beside them, and messages what `pipeline.messages` knows: `tool_calls`, `reasoning_content`, `weight`, parts of text.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from pipeline.context import StageContext
+from pipeline.messages import without
 from pipeline.rows import RowError, read_rows
 from pipeline.schema.pieces import DataRef, Strict
 
-Row = dict[str, Any]
+
+class Row(dict[str, Any]):
+    """A row that knows where it stands: `data.jsonl:17`; empty where it comes from no file."""
+
+    __slots__ = ("place",)
+
+    def __init__(self, values: Mapping[str, Any], place: str = "") -> None:
+        super().__init__(values)
+        self.place = place
 
 
 class DataError(ValueError):
@@ -37,11 +47,14 @@ class DataSource(Strict):
         source: `@stage` or a JSONL file; `from` in a recipe.
         take: how many of its rows, drawn by the stage's seed; all if not given.
         weight: how often a row comes up in an epoch: with 2 each one is there twice, with 0.5 every other one is.
+        ignore: keys of messages that are left out, such as [name]; what a chat template does not use is an error
+            otherwise.
     """
 
     source: DataRef = Field(alias="from")
     take: Annotated[int, Field(gt=0)] | None = None
     weight: Annotated[float, Field(gt=0)] = 1.0
+    ignore: list[str] = Field(default_factory=list)
 
 
 def _parse(value: Any) -> Any:
@@ -59,7 +72,7 @@ def read(path: Path) -> Iterator[Row]:
         DataError: the file is missing, or a line is not a JSON object; the message names the line.
     """
     try:
-        yield from (row for _, row in read_rows(path))
+        yield from (Row(row, place) for place, row in read_rows(path))
     except RowError as error:
         raise DataError(str(error)) from error
 
@@ -79,6 +92,8 @@ def mixed(sources: Sequence[DataSource], context: StageContext[Any]) -> list[Row
             raise DataError(f"{source.source} has {len(own)} rows, fewer than the {source.take} to be taken")
         random.Random(f"{context.seed} {position}").shuffle(own)
         own = own[: source.take]
+        if source.ignore:
+            own = [Row(without(row, source.ignore), row.place) for row in own]
         whole, part = divmod(round(source.weight * len(own)), len(own))
         rows += own * whole + own[:part]
     return rows

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -119,6 +119,36 @@ class StageConfig(Strict):
     def faults(self, base: Path) -> Iterator[Fault]:
         """What is wrong that no single field shows, with file paths read against `base`, the recipe's folder."""
         yield from ()
+
+
+class PromptedConfig(StageConfig):
+    """Fields of the stages that render chats; see `pipeline.rendering`.
+
+    A model carries them along: what is not given is what the model was trained with last.
+
+    Attributes:
+        chat_template_kwargs: arguments of the model's chat template, such as {enable_thinking: false}.
+        prefill: text that every answer of the assistant is made to begin with, such as `<think>`. It belongs to the
+            prompt: it is read, and neither sampled nor learnt.
+    """
+
+    chat_template_kwargs: dict[str, Any] | None = None
+    prefill: str | None = None
+
+    @property
+    def template_kwargs(self) -> dict[str, Any] | None:
+        """`chat_template_kwargs`, or those that `trainer` has, which calls them the same."""
+        given = getattr(self, "trainer", {}).get("chat_template_kwargs")
+        return self.chat_template_kwargs if given is None else given
+
+    @model_validator(mode="after")
+    def _said_once(self) -> Self:
+        given = getattr(self, "trainer", {}).get("chat_template_kwargs")
+        if given is not None and self.chat_template_kwargs is not None:
+            raise ValueError("chat_template_kwargs stands in the stage and in its `trainer`: leave one out")
+        if given is not None and not isinstance(given, dict):
+            raise ValueError("trainer.chat_template_kwargs is a mapping, such as {enable_thinking: false}")
+        return self
 
 
 class RewardSpec(Strict):

@@ -50,6 +50,7 @@ DATA_RESERVED: Mapping[str, str] = {
     "completion_only_loss": "only what the assistant says is trained on",
     "assistant_only_loss": "only what the assistant says is trained on",
     "chat_template_path": "set `chat_template` where the model is imported",
+    "chat_template_kwargs": "set the stage's `chat_template_kwargs`",
     "eos_token": "it is what the chat template ends a turn with",
     "pad_token": "it is the tokenizer's own",
     "dataset_text_field": "rows are tokenised by the stage",

@@ -68,6 +68,7 @@ class ExtendContextConfig(StageConfig):
     """
 
     product: ClassVar[Product] = Product.MODEL
+    version: ClassVar[int] = 2  # documents begin with BOS where the tokenizer puts one
     distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = TEXT_RESERVED

@@ -62,6 +62,7 @@ class PretrainConfig(StageConfig):
     """
 
     product: ClassVar[Product] = Product.MODEL
+    version: ClassVar[int] = 2  # documents begin with BOS where the tokenizer puts one
     distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = TEXT_RESERVED

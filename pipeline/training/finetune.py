@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from pipeline.context import Outputs, StageContext
 from pipeline.data.mixture import DataSource
 from pipeline.schema.mtp import MtpSpec
-from pipeline.schema.pieces import SFT_CONFIG, ModelRef, Precision, Product, StageConfig
+from pipeline.schema.pieces import SFT_CONFIG, ModelRef, Precision, Product, PromptedConfig
 from pipeline.schema.reserved import DATA_RESERVED, RESERVED
 from pipeline.schema.routing import FinetuneRouting
 
@@ -28,8 +28,8 @@ DEFAULTS: Mapping[str, Any] = {
 """Ours, where they differ from TRL's."""
 
 
-class FinetuneConfig(StageConfig):
-    """What stages share that fine-tune on rows.
+class FinetuneConfig(PromptedConfig):
+    """What stages share that fine-tune on rows; see `PromptedConfig` for the other fields.
 
     Attributes:
         model: what to start from.
@@ -43,6 +43,7 @@ class FinetuneConfig(StageConfig):
         trainer: fields of TRL's config class.
     """
 
+    version: ClassVar[int] = 2  # messages are rendered by the template, texts begin with BOS
     product: ClassVar[Product] = Product.MODEL
     distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = SFT_CONFIG
@@ -78,6 +79,7 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
     config: FinetuneConfig = context.config
     model = context.model_path(config.model)
     tokenizer = setup.load_tokenizer(model)
+    renderer = setup.renderer(model, tokenizer, config)
     max_length = config.max_length or setup.context_length(model)
     fixed = {
         "max_length": max_length if config.packing else None,
@@ -88,7 +90,7 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
     dataset, account = examples.shared(
         context.examples,
         args,
-        lambda: examples.completions(tokenizer, mixture.mixed(data, context), max_length, config.too_long),
+        lambda: examples.completions(tokenizer, mixture.mixed(data, context), max_length, config.too_long, renderer),
     )
     setup.warn_if_dropped(account, max_length)
     trainer = sft.build(

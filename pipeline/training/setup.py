@@ -11,7 +11,8 @@ import torch
 
 from pipeline.context import StageContext
 from pipeline.data.examples import Account
-from pipeline.schema.pieces import Precision
+from pipeline.rendering import Renderer
+from pipeline.schema.pieces import Precision, PromptedConfig
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,26 @@ def load_tokenizer(path: str) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def renderer(path: str, tokenizer: Any, config: PromptedConfig) -> Renderer:
+    """How a stage renders chats for the model that it trains; the model's tokenizer will carry that along.
+
+    Args:
+        path: folder or hub id of the model, whose generation config names tokens that end a turn.
+        tokenizer: the model's, which is saved with it.
+        config: the stage's config.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        stops = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:
+        stops = None
+    ids = [stops] if isinstance(stops, int) else stops or []
+    made = Renderer(tokenizer, config.template_kwargs, config.prefill, tokenizer.convert_ids_to_tokens(ids))
+    made.carry()
+    return made
 
 
 def arguments(
