@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pipeline.rendering import Renderer
 from pipeline.rollout.base import Sampling
-from pipeline.templates import Chat, prompt_template, render
+from pipeline.templates import Chat, prompt_template
 
 
 class Conversation:
@@ -18,9 +19,17 @@ class Conversation:
         path: folder or hub id.
         template: prompt template that wraps every question; `plain` leaves it as it is.
         sampling: how to sample; `n` does not apply.
+        template_kwargs, prefill: see `pipeline.rendering.Renderer`.
     """
 
-    def __init__(self, path: str, template: str, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        path: str,
+        template: str,
+        sampling: Sampling,
+        template_kwargs: Mapping[str, Any] | None = None,
+        prefill: str | None = None,
+    ) -> None:
         from pipeline.training import setup
 
         setup.prepare()
@@ -33,6 +42,7 @@ class Conversation:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self.model = load(path, dtype="auto").to(self.device).eval()
+        self.renderer = Renderer(self.tokenizer, template_kwargs, prefill)
         self.chat: Chat = []
         torch.manual_seed(sampling.seed)
 
@@ -47,8 +57,8 @@ class Conversation:
 
         turn = self.template(question)
         self.chat += [message for message in turn if message["role"] != "system" or not self.chat]
-        text = render(self.tokenizer, [self.chat])
-        inputs = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(self.device)
+        (prompt,) = self.renderer.prompts([self.chat])
+        inputs = self.tokenizer(prompt.text, add_special_tokens=False, return_tensors="pt").to(self.device)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         answer = ""
         with ThreadPoolExecutor(1) as pool:
@@ -58,7 +68,7 @@ class Conversation:
                 answer += piece
                 yield piece
         sampled.result()
-        self.chat.append({"role": "assistant", "content": answer})
+        self.chat.append({"role": "assistant", "content": prompt.begun + answer})
 
     def forget(self) -> None:
         """Start over with an empty conversation."""

@@ -30,11 +30,9 @@ from typing import Any
 from jinja2 import TemplateError as JinjaError
 
 from pipeline.messages import ASSISTANT, PLUMBING, Conversation, Message, MessageError
-from pipeline.templates import Chat, TemplateError, chat_text
+from pipeline.templates import PROMPTING, Chat, TemplateError, chat_text
 from rewards.text import THINK_CLOSE, THINK_OPEN
 
-PROMPTING = "prompting"
-"""Key of `tokenizer_config.json` under which a model carries how it is prompted."""
 EMPTY_THOUGHT = f"{THINK_OPEN}\n\n{THINK_CLOSE}\n\n"
 """A thought that says nothing, as Qwen3 and DeepSeek write it."""
 RESERVED = frozenset(
@@ -99,17 +97,36 @@ class Renderer:
         """The prompt of each chat: everything up to where the assistant goes on.
 
         Raises:
-            TemplateError: the template cannot take a chat, or the tokenizer has none.
+            TemplateError: the template cannot take a chat or leaves out a message of it, or the tokenizer has none.
         """
-        return [self._prompt(chat, (), {}) for chat in chats]
+        prompts = [self._prompt(chat, (), {}) for chat in chats]
+        for chat in chats:
+            try:
+                self._check_used(Conversation(chat, []), self.template_kwargs)
+            except MessageError as error:
+                raise TemplateError(f"a prompt: {error}") from error
+        return prompts
 
     def carry(self) -> None:
         """Let the tokenizer, and so the model that is saved with it, carry along how it is prompted."""
-        told = {"chat_template_kwargs": self.template_kwargs, "prefill": self.prefill}
-        told = {name: value for name, value in told.items() if value}
         self.tokenizer.init_kwargs.pop(PROMPTING, None)
-        if told:
-            self.tokenizer.init_kwargs[PROMPTING] = told
+        if self.told:
+            self.tokenizer.init_kwargs[PROMPTING] = self.told
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """How the model is prompted beyond what the template does by itself; empty if it is not."""
+        told = {"chat_template_kwargs": self.template_kwargs, "prefill": self.prefill}
+        return {name: value for name, value in told.items() if value}
+
+    def guide(self, trainer: Any) -> None:
+        """Let a trainer of TRL, which tokenises prompts itself, make the prompts of this renderer."""
+        trainer.chat_template_kwargs = dict(self.template_kwargs)
+        if self.prefill:
+            # "+" and no "-": whitespace before the block is the template's own; a newline at its end is never rendered
+            template = self.tokenizer.get_chat_template().removesuffix("\n")
+            trainer.chat_template = template + "{%+ if add_generation_prompt %}{{ _prefill }}{% endif %}"
+            trainer.chat_template_kwargs["_prefill"] = self.prefill
 
     def turns(self, chat: Conversation) -> list[tuple[str, str]]:
         """(prompt, what the assistant says) for every turn of a chat that is to be learnt.

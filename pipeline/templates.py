@@ -26,12 +26,13 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from rewards.registry import nearest
-from rewards.text import THINK_OPEN
 
 Chat = list[dict[str, Any]]
 """Messages, each with `role` and `content`."""
 
 QUESTION = "{question}"
+PROMPTING = "prompting"
+"""Key of `tokenizer_config.json` under which a model carries how it is prompted; see `pipeline.rendering`."""
 
 
 class TemplateError(ValueError):
@@ -233,6 +234,7 @@ def set_chat_template(tokenizer: Any, name: str) -> None:
         tokenizer.eos_token = template.end_of_turn
     if tokenizer.eos_token is None:
         raise TemplateError(f"chat template {name!r} ends a turn with the end-of-sequence token; there is none")
+    tokenizer.init_kwargs.pop(PROMPTING, None)  # it was meant for the template of before
     tokenizer.chat_template = ("{{- bos_token }}" if start_ids(tokenizer) else "") + template.jinja
 
 
@@ -277,12 +279,6 @@ def render(tokenizer: Any, chats: Sequence[Chat], prefill: str = "") -> list[str
         TemplateError: the tokenizer has no chat template.
     """
     return [chat_text(tokenizer, chat, ask=True) + prefill for chat in chats]
-
-
-def opening(rendered: str) -> str:
-    """What a chat template makes the assistant's turn begin with, if that is a thought: `<think>` and what follows."""
-    shown = rendered.rstrip()
-    return rendered[len(shown) - len(THINK_OPEN) :] if shown.endswith(THINK_OPEN) else ""
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

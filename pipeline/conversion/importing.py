@@ -31,7 +31,7 @@ from pipeline.conversion.folder import (
     read_json,
     unsaveable,
 )
-from pipeline.templates import encode, set_chat_template
+from pipeline.templates import PROMPTING, encode, set_chat_template
 
 log = logging.getLogger(__name__)
 
@@ -229,6 +229,7 @@ def settle(folder: Path, template: str | Path | None) -> dict[str, Any]:
     _rewrite(generation, {}, without=_told(unsaveable(read_json(generation) if generation.exists() else {}), folder))
     stops = _stops(GenerationConfig.from_pretrained(folder) if generation.exists() else config)
     if isinstance(template, Path):
+        tokenizer.init_kwargs.pop(PROMPTING, None)  # it was meant for the template of before
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     elif template is not None:
         set_chat_template(tokenizer, template)

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import durable
+from pipeline.rendering import Prompt, Renderer
 from pipeline.rollout import TRANSFORMERS, VLLM_SERVER, engine_name, open_engine, sampling
 from pipeline.rollout.base import Engine, Finish, Rollout, RolloutError, derived_seed
 from pipeline.rollout.speculative import facts
 from pipeline.rows import read_rows, write_rows
 from pipeline.schema.pieces import RolloutSpec
-from pipeline.templates import TemplateError, encode, opening, render, set_chat_template
+from pipeline.templates import TemplateError, encode, set_chat_template
 from rewards import Batch, Composite, Status, Verdict
 from rewards.function import guard_infra
 from rewards.verdict import PREFILL
@@ -86,11 +87,13 @@ class Group:
         row: the prompt row (see `pipeline.tasks.resolve`).
         prompt: its rendered text, as the model saw it.
         samples: in the order of sampling.
+        begun: what of the prompt the assistant is made to begin with.
     """
 
     row: Mapping[str, Any]
     prompt: str
     samples: tuple[Sample, ...]
+    begun: str = ""
 
 
 class Sampler:
@@ -103,7 +106,7 @@ class Sampler:
         seed: seed of everything.
         scratch: folder for finished chunks.
         chat_template: chat template to use instead of the tokenizer's own.
-        prefill: text that every completion is made to begin with; it belongs to the prompt.
+        template_kwargs, prefill: see `pipeline.rendering.Renderer`.
 
     Raises:
         TemplateError: the chat template does not exist, or does not fit the model.
@@ -117,12 +120,13 @@ class Sampler:
         seed: int,
         scratch: Path,
         chat_template: str | None = None,
-        prefill: str = "",
+        template_kwargs: Mapping[str, Any] | None = None,
+        prefill: str | None = None,
     ) -> None:
         from transformers import AutoTokenizer
 
         self.model, self.rollout, self.n, self.seed, self.scratch = model, rollout, n, seed, scratch
-        self.engine_name, self.prefill = engine_name(rollout), prefill
+        self.engine_name = engine_name(rollout)
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         if chat_template is not None:
             ends = self.tokenizer.eos_token
@@ -132,6 +136,7 @@ class Sampler:
                     f"chat template {chat_template!r} ends a turn with {self.tokenizer.eos_token}, but {model} stops "
                     f"at {ends}: import the model with that chat template instead"
                 )
+        self.renderer = Renderer(self.tokenizer, template_kwargs, prefill)
         self._engine: Engine | None = None
         self.speculation: dict[str, float] = {}
 
@@ -158,15 +163,15 @@ class Sampler:
         tell = _throttled(report)
         for number, start in enumerate(range(0, len(rows), size)):
             chunk, path = rows[start : start + size], folder / f"{number:05d}.jsonl"
-            prompts = render(self.tokenizer, [row["prompt"] for row in chunk], self.prefill)
+            prompts = self.renderer.prompts([row["prompt"] for row in chunk])
             if not _whole(path):
                 seed = derived_seed(self.seed, label, number)
                 done, total = start * self.n, len(rows) * self.n
                 rollouts = self._rollouts(prompts, seed, lambda step, _: tell(done + step, total))  # noqa: B023
-                write_rows(path, _judged(chunk, prompts, rollouts, judge, self.prefill))
+                write_rows(path, _judged(chunk, prompts, rollouts, judge))
                 durable.seal_file(path)
             for row, prompt, (_, stored) in zip(chunk, prompts, read_rows(path), strict=True):
-                yield Group(row, prompt, tuple(_sample(sample) for sample in stored["samples"]))
+                yield Group(row, prompt.text, tuple(map(_sample, stored["samples"])), prompt.begun)
         if report is not None:
             report(len(rows) * self.n, len(rows) * self.n)
 
@@ -176,11 +181,12 @@ class Sampler:
             self._engine.close()
             self._engine = None
 
-    def _rollouts(self, prompts: Sequence[str], seed: int, progress: Report) -> list[list[Rollout]]:
+    def _rollouts(self, prompts: Sequence[Prompt], seed: int, progress: Report) -> list[list[Rollout]]:
         if self._engine is None:
             logger.info("loading %s with %s", self.model, self.engine_name)
             self._engine = open_engine(self.rollout, self.model, self.seed)
-        groups = self._engine.generate(encode(self.tokenizer, prompts), sampling(self.rollout, self.n, seed), progress)
+        ids = encode(self.tokenizer, [prompt.text for prompt in prompts])
+        groups = self._engine.generate(ids, sampling(self.rollout, self.n, seed), progress)
         self.speculation = facts(getattr(self._engine, "speculation", None))
         if aborted := sum(rollout.finish is Finish.ABORT for group in groups for rollout in group):
             raise RolloutError(f"{self.engine_name} gave up on {aborted} completions of {self.model}")
@@ -196,23 +202,19 @@ def _whole(path: Path) -> bool:
 
 
 def _judged(
-    rows: Sequence[Mapping[str, Any]],
-    prompts: Sequence[str],
-    groups: Sequence[Sequence[Rollout]],
-    judge: Composite,
-    prefill: str,
+    rows: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt], groups: Sequence[Sequence[Rollout]], judge: Composite
 ) -> Iterator[dict[str, Any]]:
     """One line a prompt, with its judged samples."""
     flat = [
         (row, prompt, rollout) for row, prompt, group in zip(rows, prompts, groups, strict=True) for rollout in group
     ]
     batch = Batch(
-        [prompt for _, prompt, _ in flat],
+        [prompt.text for _, prompt, _ in flat],
         [rollout.text for _, _, rollout in flat],
         [rollout.token_ids for _, _, rollout in flat],
         {
             **{name: [row[name] for row, _, _ in flat] for name in rows[0] if name != "prompt"},
-            PREFILL: [opening(prompt.removesuffix(prefill)) + prefill for _, prompt, _ in flat],
+            PREFILL: [prompt.begun for _, prompt, _ in flat],
         },
     )
     verdicts = judge.verdicts(batch)

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.sampling.sampler import Group, Sample
 from rewards import Item
 from rewards.text import says_something
+from rewards.verdict import PREFILL
 
 Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
@@ -118,7 +119,7 @@ def score(groups: Sequence[Group], k: int, labels: Labels) -> dict[str, Any]:
         "low": low,
         "high": high,
         "tokens": _mean([sample.tokens for sample in samples]),
-        "thinking": _mean([_thinks(group.prompt, sample) for group in groups for sample in group.samples]),
+        "thinking": _mean([_thinks(group.begun, sample) for group in groups for sample in group.samples]),
         "truncated": _mean([sample.truncated for sample in samples]),
     }
     if k > 1:
@@ -152,8 +153,8 @@ def _judged(samples: Sequence[Sample], label: str) -> list[Sample]:
     return [s for s in samples if label in s.judgements and s.judgements[label].score is not None]
 
 
-def _thinks(prompt: str, sample: Sample) -> bool:
-    thought, _ = Item(sample.completion, prompt=prompt).split()
+def _thinks(begun: str, sample: Sample) -> bool:
+    thought, _ = Item(sample.completion, columns={PREFILL: begun}).split()
     return says_something(thought or "")
 
 

@@ -123,6 +123,7 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
             f"student ({model}) and teacher ({teacher}) have different vocabularies, so their distributions cannot be"
             " compared: distil through `data`, or choose a teacher of the same family"
         )
+    renderer = setup.renderer(model, tokenizer, config)
     prompts = [{"prompt": row["prompt"]} for row in prompt_rows(config.tasks, context)]
     args = setup.arguments(DistillationConfig, context, ON_POLICY_DEFAULTS, generation_fields(config.rollout))
     trainer = DistillTrainer(
@@ -133,5 +134,6 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
         processing_class=tokenizer,
         mtp=config.mtp,
     )
+    renderer.guide(trainer)
     experts.balance(trainer, config.routing)
     return Outputs({**fit(trainer, context), "problems": len(prompts)})

@@ -26,7 +26,7 @@ from pipeline.rollout import engine_name
 from pipeline.rows import write_rows
 from pipeline.sampling.sampler import Group, Sampler, record
 from pipeline.sampling.scores import Labels, score, sentence
-from pipeline.schema.pieces import ModelRef, Product, RewardSpec, RolloutSpec, StageConfig, TaskSpec
+from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec, TaskSpec
 from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part
 from pipeline.tasks.resolve import Resolved, TestTaskField, problem_rows, resolve
 from pipeline.templates import ChatTemplateName
@@ -46,8 +46,8 @@ class EvaluationRollout(RolloutSpec):
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
 
 
-class EvaluateConfig(StageConfig):
-    """Fields of an `evaluate` stage.
+class EvaluateConfig(PromptedConfig):
+    """Fields of an `evaluate` stage; see `PromptedConfig` for the other fields.
 
     Attributes:
         model, models: what to score: one model, or several in one process.
@@ -56,7 +56,6 @@ class EvaluateConfig(StageConfig):
         problems: most problems of each task; as many as the task gives if not given.
         rollout: how to sample.
         chat_template: chat template to use instead of the tokenizer's own, such as for a base model from the hub.
-        prefill: text that every completion is made to begin with, such as `<think>`.
         save: how many problems of each task keep their samples in `samples.jsonl`; all if not given.
     """
 
@@ -70,7 +69,6 @@ class EvaluateConfig(StageConfig):
     problems: Annotated[int, Field(gt=0)] | None = None
     rollout: EvaluationRollout = EvaluationRollout()
     chat_template: ChatTemplateName | None = None
-    prefill: str = ""
     save: Annotated[int, Field(ge=0)] | None = None
 
     @field_validator("models")
@@ -112,6 +110,7 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
     progress = _Progress(context, list(labels), rows_by_task)
     scores: dict[str, dict[str, Any]] = {}
     speculation: dict[str, Any] = {}
+    prompting: dict[str, Any] = {}
     saved: list[dict[str, Any]] = []
     try:
         for label, reference in labels.items():
@@ -122,6 +121,7 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
                 context.seed,
                 context.scratch / "samples" / durable.file_name(label),
                 config.chat_template,
+                config.chat_template_kwargs,
                 config.prefill,
             )
             scores[label] = {}
@@ -130,13 +130,16 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
                 scores[label][task] = entry = score(groups, config.samples, LABELS)
                 logger.info("%s", sentence(label, task, entry, sampling_facts(context)))
                 saved += _records(groups[: config.save], label)
+            if sampler.renderer.told:
+                prompting[label] = sampler.renderer.told
             if sampler.speculation:
                 speculation[label] = sampler.speculation
             sampler.close()
     finally:
         judge.close()
     write_rows(context.output / "samples.jsonl", saved)
-    told = {"speculation": speculation} if speculation else {}
+    told = {"speculation": speculation, "prompting": prompting}
+    told = {name: of_model for name, of_model in told.items() if of_model}
     return Outputs({"sampling": sampling_facts(context), "scores": scores, **told})
 
 
@@ -187,7 +190,8 @@ def sampling_facts(context: StageContext[EvaluateConfig]) -> dict[str, Any]:
         "samples": config.samples,
         "seed": context.seed,
     }
-    return facts | {name: value for name in ("chat_template", "prefill") if (value := getattr(config, name))}
+    asked = ("chat_template", "chat_template_kwargs", "prefill")
+    return facts | {name: value for name in asked if (value := getattr(config, name)) is not None and value != ""}
 
 
 class _Progress:

@@ -25,7 +25,16 @@ from pydantic import BeforeValidator, Field, model_validator
 from pipeline.context import Outputs, StageContext
 from pipeline.schema.efficiency import Efficiency, LengthChange, check_efficiency, check_lengths, kernels_fault
 from pipeline.schema.mtp import DraftSpec
-from pipeline.schema.pieces import VISIBLE, Fault, ModelRef, ProcessSpec, Product, RewardSpec, RolloutSpec, StageConfig
+from pipeline.schema.pieces import (
+    VISIBLE,
+    Fault,
+    ModelRef,
+    ProcessSpec,
+    Product,
+    PromptedConfig,
+    RewardSpec,
+    RolloutSpec,
+)
 from pipeline.schema.reserved import CHOICES, GRPO_RESERVED
 from pipeline.schema.routing import PolicyRouting
 from pipeline.tasks.resolve import TaskField
@@ -84,8 +93,8 @@ def _as_reward(value: Any) -> Any:
 RewardField = Annotated[RewardSpec, BeforeValidator(_as_reward)]
 
 
-class GrpoConfig(StageConfig):
-    """Config of a `grpo` stage.
+class GrpoConfig(PromptedConfig):
+    """Config of a `grpo` stage; see `PromptedConfig` for the other fields.
 
     Attributes:
         model: what to start from.
@@ -103,7 +112,7 @@ class GrpoConfig(StageConfig):
     """
 
     product: ClassVar[Product] = Product.MODEL
-    version: ClassVar[int] = 2  # micro-batches are merged
+    version: ClassVar[int] = 3  # micro-batches are merged; a completion that is cut off has no format
     distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = "trl.trainer.grpo_config:GRPOConfig"
     reserved: ClassVar[Mapping[str, str]] = GRPO_RESERVED
@@ -248,7 +257,6 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     from pipeline.rollout.speculative import vllm_options
     from pipeline.tasks.grading import check_columns
     from pipeline.tasks.resolve import prompt_rows
-    from pipeline.templates import opening, render
     from pipeline.training import experts, models, setup
     from pipeline.training.grpo import GrpoTrainer, Samples
 
@@ -259,8 +267,9 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     check_problems(rows, config.rewards, args)
     check_columns(config.rewards, rows, context.base)
     tokenizer = setup.load_tokenizer(model)
-    if begun := opening(render(tokenizer, [rows[0]["prompt"]])[0]):
-        rows = [{PREFILL: begun, **row} for row in rows]
+    renderer = setup.renderer(model, tokenizer, config)
+    prompts = renderer.prompts([row["prompt"] for row in rows])
+    rows = [{**row, PREFILL: prompt.begun} for row, prompt in zip(rows, prompts, strict=True)]
     engine = open_process(context)
     speculation = vllm_options(context.rollout(config.rollout).speculative) if args.use_vllm else {}
     trainer = GrpoTrainer(
@@ -278,6 +287,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
         overlap=config.rollout.overlap,
         spare=config.rollout.spare,
     )
+    renderer.guide(trainer)
     experts.balance(trainer, config.routing)
     return trainer
 

@@ -27,10 +27,10 @@ from pipeline.context import Outputs, StageContext
 from pipeline.data.filters import Contamination, Duplicates, FilterSpec
 from pipeline.rows import write_rows
 from pipeline.sampling.sampler import Group, Sample, Sampler, record
-from pipeline.schema.pieces import ModelRef, Product, RewardSpec, RolloutSpec, StageConfig
+from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec
 from pipeline.tasks.grading import ACCURACY, check_columns, composite
 from pipeline.tasks.resolve import TaskField, TestTaskField, problem_rows, prompt_rows, resolve
-from pipeline.templates import ChatTemplateName, opening, prompt_template
+from pipeline.templates import ChatTemplateName, prompt_template
 from rewards import Composite
 from rewards.verdict import BLAMELESS
 
@@ -67,8 +67,8 @@ class Requirement(RewardSpec):
         return self
 
 
-class RejectionSampleConfig(StageConfig):
-    """Fields of a `rejection_sample` stage.
+class RejectionSampleConfig(PromptedConfig):
+    """Fields of a `rejection_sample` stage; see `PromptedConfig` for `prefill`, which becomes part of the rows.
 
     Attributes:
         model: what samples.
@@ -84,7 +84,6 @@ class RejectionSampleConfig(StageConfig):
         template: prompt template of the written rows; the one that was sampled with if not given.
         rollout: how to sample.
         chat_template: chat template to use instead of the tokenizer's own.
-        prefill: text that every completion is made to begin with; it becomes part of the row's completion.
         save: samples written to `samples.jsonl` for every reason to keep or drop.
     """
 
@@ -103,7 +102,6 @@ class RejectionSampleConfig(StageConfig):
     template: str | None = None
     rollout: RolloutSpec = RolloutSpec()
     chat_template: ChatTemplateName | None = None
-    prefill: str = ""
     save: Annotated[int, Field(ge=0)] = 100
 
     @field_validator("template")
@@ -126,6 +124,7 @@ def run(context: StageContext[RejectionSampleConfig]) -> Outputs:
         context.seed,
         context.scratch / "samples",
         config.chat_template,
+        config.chat_template_kwargs,
         config.prefill,
     )
     judge = _judge(context)
@@ -240,7 +239,7 @@ class _Account:
                 return UNJUDGED
             if judgement.score is not None and judgement.score < requirement.min:
                 return WRONG if requirement.use == ACCURACY else requirement.label
-        said = _said(group.prompt, sample.completion, self.config.prefill)
+        said = group.begun + sample.completion
         if (fault := self.config.filters.fault(said, sample.tokens, sample.truncated)) is not None:
             return fault
         if self.config.dedup and self.duplicates.seen(group.row["question"], sample.completion):
@@ -257,12 +256,5 @@ class _Account:
         prompt = row["prompt"]
         if self.config.template is not None:
             prompt = prompt_template(self.config.template)(row["question"])
-        answer = {"role": "assistant", "content": _said(group.prompt, sample.completion, self.config.prefill)}
+        answer = {"role": "assistant", "content": (group.begun + sample.completion).strip()}
         return {"messages": [*prompt, answer], "task": row["task"], "id": row["id"], "answer": row["answer"]}
-
-
-def _said(prompt: str, completion: str, prefill: str) -> str:
-    """All that the assistant says: with what a stage, or a chat template that opens the thought, put before it."""
-    if prefill:
-        return (prefill + completion).strip()
-    return (opening(prompt) + completion).strip()

@@ -24,10 +24,13 @@ from pipeline.templates import PromptTemplate, TemplateError, prompt_template
 from rewards import Item
 from rewards.registry import nearest
 from rewards.text import plain
+from rewards.verdict import PREFILL
 
 SPLITS: tuple[str, ...] = get_args(Split)
 ROW_KEYS = ("prompt", "answer", "task", "id", "question")
 """Keys that every prompt row has."""
+STAGE_KEYS = (PREFILL,)
+"""Keys that stages put into rows for rewards."""
 TRL_KEYS = (
     *("prompts", "completions", "completion", "completion_ids", "completions_ids", "image", "images"),
     *("trainer_state", "log_metric", "log_extra", "environments", "self"),
@@ -96,7 +99,7 @@ class Resolved:
 
     def row(self, problem: Problem) -> dict[str, Any]:
         """The prompt row of one problem."""
-        if clash := [name for name in problem.columns if name in (*ROW_KEYS, *TRL_KEYS)]:
+        if clash := [name for name in problem.columns if name in (*ROW_KEYS, *STAGE_KEYS, *TRL_KEYS)]:
             raise TaskError(f"task {self.name!r}: problem {problem.id} has columns with reserved names: {clash}")
         return {
             "prompt": self.template(problem.question),
