@@ -19,6 +19,7 @@ from itertools import pairwise
 from string import ascii_lowercase, ascii_uppercase
 
 from rewards.math.expressions import evaluate
+from rewards.math.kinds import Kind, Token, Tokens
 from rewards.math.quantities import quantities, ratios
 from rewards.math.read import read
 from rewards.math.shapes import (
@@ -37,7 +38,7 @@ from rewards.math.shapes import (
     Union,
     Words,
 )
-from rewards.math.tokens import Kind, Token, Tokens, tokens
+from rewards.math.tokens import tokens
 from rewards.math.values import Leaf, every, places_of, some
 from rewards.math.wording import in_words, same_words
 

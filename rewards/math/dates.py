@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rewards.math.tokens import Tokens
+from rewards.math.kinds import Tokens
 
 _MONTHS = (
     *("january", "february", "march", "april", "may", "june"),

@@ -15,10 +15,10 @@ from functools import lru_cache
 from zlib import crc32
 
 from rewards.math.arithmetic import Arithmetic, arithmetic, natural
+from rewards.math.kinds import Tokens
 from rewards.math.nodes import Node
 from rewards.math.numbers import Number, OutsideError, TooBigError, UnknownError, rational
 from rewards.math.samples import values_of
-from rewards.math.tokens import Tokens
 from rewards.math.tree import tree
 
 DIGITS = 50

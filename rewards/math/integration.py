@@ -2,7 +2,7 @@ r"""`+ C` and `+ c`: a constant that may be any number may have any name."""
 
 from __future__ import annotations
 
-from rewards.math.tokens import Kind, Token, Tokens
+from rewards.math.kinds import Kind, Token, Tokens
 
 _NAMES = frozenset({"C", "c", "K", "k", "C_1", "c_1", "C_0", "D"})
 """What such a constant is called; the gold calls it `C`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from rewards.math.kinds import CLOSING, OPENING, Kind, Token, Tokens, fraction_tokens
 from rewards.math.notation import words
 from rewards.math.numbers import literal
-from rewards.math.tokens import CLOSING, OPENING, Kind, Token, Tokens, fraction_tokens
 from rewards.math.units import is_product
 
 _VOCABULARY = words(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from rewards.math.kinds import INFINITY, Kind, Token, Tokens, closing
 from rewards.math.nodes import Node, number
 from rewards.math.notation import words
 from rewards.math.numbers import UnknownError
 from rewards.math.operators import derivative, is_differential
-from rewards.math.tokens import INFINITY, Kind, Token, Tokens, closing
 
 FUNCTIONS = words(
     r"\sin \cos \tan \cot \sec \csc \ln \lg \exp \sinh \cosh \tanh \coth \cis \sgn \arcsin \arccos \arctan \arccot"

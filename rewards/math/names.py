@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from rewards.math.kinds import Kind, Tokens, closing, split
 from rewards.math.notation import words
-from rewards.math.tokens import Kind, Tokens, closing, split
 from rewards.math.trim import trim
 
 _MARKS = frozenset("{}|")

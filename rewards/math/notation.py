@@ -16,13 +16,14 @@ UNICODE = str.maketrans(
         "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "°": r"^\circ ", "º": r"^\circ ", "∅": r"\emptyset ",
         "≈": r"\approx ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ",
         "∖": r"\setminus ", "〈": r"\langle ", "〉": r"\rangle ", "⟨": r"\langle ", "⟩": r"\rangle ", "…": "...",
-        "¹": "^{1}", "²": "^{2}", "³": "^{3}", "⁴": "^{4}", "⁵": "^{5}", "⁶": "^{6}", "⁷": "^{7}", "⁸": "^{8}",
-        "⁹": "^{9}", "⁰": "^{0}", "⁻": "^-", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
+        "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}",
         "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}", "⅖": r"\frac{2}{5}", "⅗": r"\frac{3}{5}",
         "⅘": r"\frac{4}{5}", "⅙": r"\frac{1}{6}", "⅚": r"\frac{5}{6}", "⅛": r"\frac{1}{8}", "⅜": r"\frac{3}{8}",
-        "⅝": r"\frac{5}{8}", "⅞": r"\frac{7}{8}", "₀": "_0", "₁": "_1", "₂": "_2", "₃": "_3", "₄": "_4", "₅": "_5",
-        "₆": "_6", "₇": "_7", "₈": "_8", "₉": "_9", "’": "'", "‘": "'", "“": '"', "”": '"', "∧": r"\land ",
-        "∨": r"\lor ",
+        "⅝": r"\frac{5}{8}", "⅞": r"\frac{7}{8}", "’": "'", "‘": "'", "“": '"', "”": '"', "∧": r"\land ",
+        "∨": r"\lor ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "′": "'", "″": "''", "∑": r"\sum ", "∏": r"\prod ",
+        "∫": r"\int ", "→": r"\to ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ",
+        "λ": r"\lambda ", "μ": r"\mu ", "φ": r"\phi ", "ω": r"\omega ", "σ": r"\sigma ", "γ": r"\gamma ",
+        "，": ",", "、": ",", "；": ";", "。": ".",
     }
 )  # fmt: skip
 ALIASES = {
@@ -35,6 +36,12 @@ ALIASES = {
     **dict.fromkeys([r"\epsilon", r"\varepsilon"], r"\epsilon"),
     **dict.fromkeys([r"\phi", r"\varphi"], r"\phi"),
     **dict.fromkeys([r"\emptyset", r"\varnothing"], r"\emptyset"),
+    r"\tg": r"\tan",
+    r"\ctg": r"\cot",
+    r"\cosec": r"\csc",
+    r"\arctg": r"\arctan",
+    r"\arcctg": r"\arccot",
+    r"\iff": r"\Leftrightarrow",
     **dict.fromkeys([r"\lvert", r"\rvert", r"\vert", r"\mid"], "|"),
 }
 OPERATORS = {
@@ -68,6 +75,7 @@ TEXTS = words(
 FONTS = words(
     r"\mathbf \mathcal \mathfrak \boldsymbol \bm \pmb \vec \overrightarrow \underline \hat \ensuremath \boxed \fbox"
 )
+VECTORS = words(r"\mathbf \boldsymbol \bm \pmb \vec \overrightarrow \hat")
 GREEK = words(
     r"\alpha \beta \gamma \delta \epsilon \zeta \eta \theta \iota \kappa \lambda \mu \nu \xi \rho \sigma \tau \phi"
     r" \chi \psi \omega \Gamma \Delta \Theta \Lambda \Sigma \Phi \Psi \Omega \ell"
@@ -76,7 +84,8 @@ PLAIN = {
     "sqrt": r"\sqrt", "pi": r"\pi", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "infty": r"\infty",
     "sin": r"\sin", "cos": r"\cos", "tan": r"\tan", "cot": r"\cot", "sec": r"\sec", "csc": r"\csc", "ln": r"\ln",
     "log": r"\log", "exp": r"\exp", "arcsin": r"\arcsin", "arccos": r"\arccos", "arctan": r"\arctan",
-    "theta": r"\theta", "alpha": r"\alpha", "beta": r"\beta",
+    "cis": r"\cis", "lg": r"\lg", "sinh": r"\sinh", "cosh": r"\cosh", "tanh": r"\tanh", "arcsec": r"\arcsec",
+    "arccot": r"\arccot", "arccsc": r"\arccsc", "sgn": r"\sgn", "tg": r"\tan", "ctg": r"\cot", "theta": r"\theta", "alpha": r"\alpha", "beta": r"\beta",
 }  # fmt: skip
 BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 BASES |= {"eleven": 11, "twelve": 12, "sixteen": 16}

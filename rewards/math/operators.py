@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from rewards.math.tokens import Kind, Token, Tokens, closing
+from rewards.math.kinds import Kind, Token, Tokens, closing
 
 _ALWAYS = frozenset({"f", "F", r"\phi", r"\psi", r"\Phi", r"\Psi"})
 """Letters that are functions wherever brackets follow them; others only if their argument is a single thing."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 
 from rewards.math.expressions import evaluate
+from rewards.math.kinds import Kind, Token, Tokens, fraction_tokens
 from rewards.math.shapes import Quantity, Ratio, Shape
-from rewards.math.tokens import Kind, Token, Tokens, fraction_tokens
 from rewards.math.units import DEGREE, PERCENT, RADIAN, Unit
 from rewards.math.values import Leaf, some
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from rewards.math.dates import date
+from rewards.math.kinds import INFINITY, Kind, Token, Tokens, closing, fraction_tokens, split
 from rewards.math.names import is_label, is_name, is_point_name
 from rewards.math.notation import words
 from rewards.math.number_words import NUMBER_WORDS, leading
@@ -26,7 +27,6 @@ from rewards.math.shapes import (
     Union,
     Words,
 )
-from rewards.math.tokens import INFINITY, Kind, Token, Tokens, closing, fraction_tokens, split
 from rewards.math.trim import trim
 from rewards.math.units import is_product, split_unit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from rewards.math.tokens import Tokens
+from rewards.math.kinds import Tokens
 from rewards.math.units import Unit
 
 

@@ -12,9 +12,9 @@ import logging
 from math_verify import LatexExtractionConfig, parse, verify
 
 from rewards.math.compare import equal, shape_of
+from rewards.math.kinds import Tokens, TooDeepError
 from rewards.math.latex import latex, used
 from rewards.math.numbers import TooBigError
-from rewards.math.tokens import Tokens, TooDeepError
 from rewards.math.values import exact
 
 

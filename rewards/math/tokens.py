@@ -7,47 +7,13 @@ the text: one pass of one regular expression without nested repetition, and one 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from fractions import Fraction
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from rewards.math.notation import ALIASES, BASES, FONTS, GREEK, OPERATORS, PLAIN, TEXTS, UNICODE
-
-
-class Kind(StrEnum):
-    """What a token is."""
-
-    NUMBER = "number"
-    """A number as written, without separators; `0.1(6)` for a repeating decimal, `101_2` for one with a base."""
-    SYMBOL = "symbol"
-    """One letter, possibly with a subscript: `x`, `x_1`, `\\theta`."""
-    WORD = "word"
-    """Several letters outside of `\\text`: a word, a unit, or a product of variables."""
-    TEXT = "text"
-    """A word inside `\\text` and its relatives."""
-    COMMAND = "command"
-    OPERATOR = "operator"
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One token; `spaced` says that white space came before it, and is no part of its identity."""
-
-    kind: Kind
-    text: str
-    spaced: bool = field(default=False, compare=False)
-
-
-Tokens = tuple[Token, ...]
-MAX_DEPTH = 24
-"""Nesting of groups beyond which nothing is read: no honest answer needs it, and Python's stack is finite."""
-
-
-class TooDeepError(ValueError):
-    """Braces are nested deeper than any honest answer needs."""
-
+from rewards.math.joined import joined
+from rewards.math.kinds import CLOSING, MAX_DEPTH, OPENING, Kind, Token, Tokens, TooDeepError
+from rewards.math.layout import clean
+from rewards.math.notation import ALIASES, BASES, FONTS, GREEK, OPERATORS, PLAIN, TEXTS, VECTORS
 
 _GAP = r"(?:,|\{,\}|\\,|\\;|\\:|\\ |\u2009|\u202f|\u00a0| |'|_)"
 _NUMBER = (
@@ -58,38 +24,23 @@ _NUMBER = (
 )
 _MASTER = re.compile(
     r"(?P<space>(?:\s|~|\\[,;:> ]|\\$|\\[()\[\]]|\\(?:quad|qquad|thinspace|enspace|hfill|newline)(?![a-zA-Z]))+)"
-    r"|(?P<nothing>\\!|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|boldsymbol|bf|rm|it|mathstrut"
-    r"|hphantom|phantom)(?![a-zA-Z]))"
-    r"|(?P<base>(?<![A-Za-z0-9.,])(?=[A-Z]*\d|[A-F]{2,}_\{16)[0-9A-Z]+_(?:\{\\(?:text|mathrm|mbox)\{[a-z]+\}\}|\\(?:text|mbox)\{[a-z]+\}|\{[a-z]{3,7}\}|\{\d+\}|\d+))"
+    r"|(?P<nothing>\\(?:left|right)(?![a-zA-Z])(?:\s*\.(?!\d))?|\\(?:middle|[bB]igg?[lrm]?|displaystyle|textstyle"
+    r"|script(?:script)?style|limits|nolimits|boldsymbol|bf|rm|it|sf|tt|(?:math)?strut|tiny|(?:script|footnote|normal)size"
+    r"|small|[lL]arge|LARGE|[hH]uge|boldmath|bfseries|itshape|upshape|nonumber|notag|allowbreak|relax|smash"
+    r"|math(?:ord|bin|rel|open|close|inner|punct))(?![a-zA-Z]))"
+    r"|(?P<base>(?<![A-Za-z0-9.,])(?:(?=[A-Z]*\d|[A-F]{2,}_\{\(?16)[0-9A-Z]+|\d[0-9a-f]*[a-f][0-9a-f]*(?=_\{\(?16\)?\}))"
+    r"_(?!\{?\(?0)(?:\{\\(?:text|mathrm|mbox)\{[a-z]+\}\}|\\(?:text|mbox)\{[a-z]+\}|\{[a-z]{3,7}\}|\{\(?\d+\)?\}|\d+))"
     rf"|(?P<number>(?P<whole>{_NUMBER})(?P<part>(?:\.|\{{,\}}(?=\d)|(?<=\.\d\d\d),(?=\d))"
     r"(?:\d*(?:\\overline|\\bar|\\dot)\{?\d+\}?|\d*\(\d+\)|\d+(?:\.\.\.|\\l?dots|\\cdots)?))?"
     r"(?P<power>[eE][+-]?\d{1,6}(?![A-Za-z0-9]))?)"
     r"|(?P<degree>\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degrees?(?![a-zA-Z])|\\circ(?![a-zA-Z]))"
     r"|(?P<row>\\\\(?:\s*\[-?[\d.]{1,6}(?:pt|em|ex|mm|cm)\])?)"
-    r"|(?P<environment>\\(?:begin|end)\s*\{[a-zA-Z]+\*?\}(?:\{[clr|]*\})?)"
+    r"|(?P<environment>\\(?:begin|end)\s*\{[a-zA-Z]+\*?\}(?:\s*\{[clr| ]*\})?)"
     r"|(?P<command>\\[a-zA-Z]+\*?|\\.)"
-    r"|(?P<letters>[A-Za-z]+(?:'(?=[a-z]))?[a-z]*)"
+    r"|(?P<letters>o'clock|[A-Za-z]{2,}'[a-z]{1,2}(?![a-z])|[A-Za-z]+)"
     r"|(?P<operator>\*\*|<=|>=|!=|==|:=|->|\.\.\.|.)",
     re.DOTALL,
 )
-
-
-_LETTER_TIMES = re.compile(r"(?<=\d) ?x ?(?=10 ?\^)")
-_CHOOSE = re.compile(r"\{([^{}]*)\\choose([^{}]*)\}")
-
-
-def clean(text: str) -> str:
-    """Fold Unicode look-alikes into ASCII and LaTeX: full-width and Arabic digits, minus signs, superscripts."""
-    text = _CHOOSE.sub(r"\\binom{\1}{\2}", text.replace(r"\!", "").replace("per cent", "percent"))
-    text = _LETTER_TIMES.sub(r"\\times ", text)
-    if text.isascii():
-        return text
-    folded = unicodedata.normalize("NFKC", text.translate(UNICODE)).translate(UNICODE)
-    return "".join(
-        str(unicodedata.digit(c)) if unicodedata.category(c) == "Nd" else c
-        for c in folded
-        if unicodedata.category(c) not in ("Cf", "Mn", "Cc") or c in "\t\n"
-    )
 
 
 def tokens(text: str) -> Tokens:
@@ -101,7 +52,7 @@ def tokens(text: str) -> Tokens:
     cleaned = clean(text)
     if len(cleaned) > 4 * len(text) + 64:
         raise TooDeepError("characters that stand for many others")
-    found = list(_subscripts(_tokens(cleaned, 0)))
+    found = joined(_tokens(cleaned, 0))
     return tuple(_braced(found, _closers(found), 0, len(found)))
 
 
@@ -124,6 +75,8 @@ def _tokens(text: str, depth: int) -> list[Token]:
             content, position = _argument(text, position)
             is_text = raw in TEXTS and not (raw == r"\mathrm" and content in ("e", "i", "d"))
             inner = _in_text(content, depth) if is_text else _tokens(content, depth + 1)
+            if raw in VECTORS:
+                inner = [replace(t, mark="vector") for t in inner]
             if raw == r"\mathbb":
                 inner = [Token(Kind.COMMAND, rf"\mathbb {content.strip()}")]
             spaced = spaced or content[:1].isspace()
@@ -147,8 +100,8 @@ def _one(kind: str, raw: str, found: re.Match[str], spaced: bool) -> Iterator[To
             yield Token(Kind.NUMBER, _number(found), spaced)
     elif kind == "base":
         digits, _, base = raw.partition("_")
-        base = re.sub(r"\\text|\\mathrm|\\mbox|[{}]", "", base)
-        yield Token(Kind.NUMBER, f"{digits}_{BASES.get(base, base)}", spaced)
+        base = re.sub(r"\\text|\\mathrm|\\mbox|[{}()]", "", base)
+        yield Token(Kind.NUMBER, f"{digits.upper()}_{BASES.get(base, base)}", spaced)
     elif kind == "degree":
         yield Token(Kind.OPERATOR, "deg", spaced)
     elif kind == "row":
@@ -164,7 +117,7 @@ def _one(kind: str, raw: str, found: re.Match[str], spaced: bool) -> Iterator[To
     elif raw in GREEK:
         yield Token(Kind.SYMBOL, raw, spaced)
     elif (raw := ALIASES.get(raw, raw)) in OPERATORS:
-        yield Token(Kind.OPERATOR, OPERATORS[raw], spaced)
+        yield Token(Kind.OPERATOR, OPERATORS[raw], spaced, "times" if raw == r"\times" else "")
     else:
         yield Token(Kind.COMMAND if kind == "command" else Kind.OPERATOR, raw, spaced)
 
@@ -288,69 +241,3 @@ def _closers(found: Sequence[Token]) -> dict[int, int]:
 
 _OPEN, _CLOSE = Token(Kind.OPERATOR, "{"), Token(Kind.OPERATOR, "}")
 _BARE_COMMANDS = frozenset({r"\pi", r"\infty"})
-
-
-def closing(found: Sequence[Token], start: int) -> int | None:
-    """Index of the token that closes the group opened at `start`, whatever its brackets; `None` if there is none."""
-    depth = 0
-    for position in range(start, len(found)):
-        if found[position].text in OPENING:
-            depth += 1
-        elif found[position].text in CLOSING:
-            depth -= 1
-            if depth == 0:
-                return position
-    return None
-
-
-OPENING = frozenset({"{", "(", "[", r"\{", r"\langle", r"\lfloor", r"\lceil"})
-CLOSING = frozenset({"}", ")", "]", r"\}", r"\rangle", r"\rfloor", r"\rceil"})
-
-
-def _subscripts(found: list[Token]) -> Iterator[Token]:
-    """Join a letter with its subscript: `x _ { 1 }` is the symbol `x_1`."""
-    position = 0
-    while position < len(found):
-        token = found[position]
-        position += 1
-        if token.kind in (Kind.SYMBOL, Kind.WORD) and position + 1 < len(found) and found[position].text == "_":
-            end = position + 2
-            if found[position + 1].text == "{":
-                closing = next((i for i in range(end, min(end + 8, len(found))) if found[i].text == "}"), None)
-                if closing is None:
-                    yield token
-                    continue
-                inner, end = found[end:closing], closing + 1
-            else:
-                inner = found[position + 1 : end]
-            token = Token(Kind.SYMBOL, f"{token.text}_{''.join(t.text for t in inner)}", token.spaced)
-            position = end
-        yield token
-
-
-INFINITY = Token(Kind.COMMAND, r"\infty")
-
-
-def split(written: Tokens, is_separator: Callable[[int], bool]) -> list[Tokens]:
-    """Cut at separators that stand outside of all brackets."""
-    parts, depth, start = [], 0, 0
-    for index, token in enumerate(written):
-        if token.text in OPENING or token.text.startswith(r"\begin "):
-            depth += 1
-        elif token.text in CLOSING or token.text.startswith(r"\end "):
-            depth -= 1
-        elif depth == 0 and is_separator(index):
-            parts.append(written[start:index])
-            start = index + 1
-    return [*parts, written[start:]]
-
-
-def fraction_tokens(value: Fraction) -> Tokens:
-    """A rational as tokens."""
-    sign = (Token(Kind.OPERATOR, "-"),) if value < 0 else ()
-    top = Token(Kind.NUMBER, str(abs(value.numerator)))
-    if value.denominator == 1:
-        return (*sign, top)
-    opened, closed = Token(Kind.OPERATOR, "{"), Token(Kind.OPERATOR, "}")
-    bottom = Token(Kind.NUMBER, str(value.denominator))
-    return (*sign, Token(Kind.COMMAND, r"\frac"), opened, top, closed, opened, bottom, closed)

@@ -11,11 +11,11 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
+from rewards.math.kinds import CLOSING, OPENING, Kind, Token, Tokens
 from rewards.math.named import Names
 from rewards.math.nodes import Node, number
 from rewards.math.numbers import UnknownError, literal
 from rewards.math.operators import is_differential
-from rewards.math.tokens import CLOSING, OPENING, Kind, Token, Tokens
 from rewards.math.units import is_product
 
 MAX_NESTING = 40

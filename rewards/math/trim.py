@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from rewards.math.kinds import Kind, Token, Tokens, closing
 from rewards.math.notation import words
-from rewards.math.tokens import Kind, Token, Tokens, closing
 
 _SIGNS = {"negative": (Token(Kind.OPERATOR, "-"),), "minus": (Token(Kind.OPERATOR, "-"),), "positive": (), "plus": ()}
 _CLOSING_WORDS = words("is are the final correct answer")

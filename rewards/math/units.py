@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from rewards.math.kinds import Kind, Token, Tokens
 from rewards.math.notation import words
 from rewards.math.number_words import MULTIPLIERS, NUMBER_WORDS, ORDINALS
-from rewards.math.tokens import Kind, Token, Tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 from rewards.math.expressions import DIGITS, evaluated
 from rewards.math.integration import renamed
+from rewards.math.kinds import INFINITY, Kind, Tokens, split
 from rewards.math.latex import latex, used
 from rewards.math.nodes import Node
 from rewards.math.numbers import MP, Number, OutsideError
 from rewards.math.operators import function_letters
 from rewards.math.samples import Letters, letters_of, samples
-from rewards.math.tokens import INFINITY, Kind, Tokens, split
 from rewards.math.tree import tree
 
 Leaf = Callable[[Tokens, Tokens], bool | None]

@@ -14,8 +14,9 @@ from rewards.function import GOLD_COLUMNS
 from rewards.math.choices import choice
 from rewards.math.compare import equal, shape_of
 from rewards.math.extract import finals, gold_text
+from rewards.math.kinds import TooDeepError
 from rewards.math.numbers import TooBigError, simple
-from rewards.math.tokens import TooDeepError, tokens
+from rewards.math.tokens import tokens
 from rewards.math.values import exact
 from rewards.pool import STATUS_OF, Fate, Pool, PoolError
 from rewards.verdict import Item, Status, Verdict

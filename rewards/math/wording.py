@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from rewards.math.kinds import Kind, Tokens
 from rewards.math.shapes import Quantity, Shape, Words
-from rewards.math.tokens import Kind, Tokens
 from rewards.math.units import is_product
 from rewards.math.values import infinite
 

@@ -12,7 +12,8 @@ import pytest
 from rewards import Item, Status
 from rewards.hostile import attacks
 from rewards.math import MathVerifier
-from rewards.math.tokens import TooDeepError, tokens
+from rewards.math.kinds import TooDeepError
+from rewards.math.tokens import tokens
 
 GOLDS = ["42", r"\frac{\sqrt{3}}{2}", "(1,2)", r"\text{Tuesday}", "y=2x+1", r"\int_0^1 \sqrt{x} dx", "5 cm"]
 DEADLINE_S = 4.0
