@@ -74,7 +74,7 @@ class Arithmetic:
                 raise OutsideError
         size = self.mp.mag(value) if value else 0
         opaque = any(parent.opaque for parent in parents)
-        return Number(None, value, variables, max(size, *(p.size for p in parents), 1), opaque)
+        return Number(None, value, variables, max([size, 1, *(parent.size for parent in parents)]), opaque)
 
     def constant(self, value: Any) -> Number:
         """A constant that is not rational."""

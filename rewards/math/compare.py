@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from string import ascii_lowercase, ascii_uppercase
 
+from rewards.math.choices import letters_chosen
+from rewards.math.equations import approximate, chains, consistent, equation, joined
 from rewards.math.expressions import evaluate
 from rewards.math.kinds import Kind, Token, Tokens
 from rewards.math.quantities import quantities, ratios
 from rewards.math.read import read
+from rewards.math.regions import same_ranges
 from rewards.math.shapes import (
     Approximate,
     Chain,
@@ -38,12 +40,13 @@ from rewards.math.shapes import (
     Union,
     Words,
 )
+from rewards.math.tables import same_matrices
 from rewards.math.tokens import tokens
-from rewards.math.values import Leaf, every, places_of, some
+from rewards.math.values import Leaf, every
 from rewards.math.wording import in_words, same_words
 
-_ROUGH = 0.01
-"""Relative difference up to which `A \\approx B` is not a contradiction."""
+_FEW = 24
+"""Elements of a set that are compared with one another to find repetitions."""
 
 
 def shape_of(text: str) -> Shape:
@@ -52,7 +55,9 @@ def shape_of(text: str) -> Shape:
     Raises:
         TooDeepError: the text nests brackets deeper than anything that is read.
     """
-    text = text.strip().strip("`\"'")
+    text = text.strip()
+    while len(text) > 1 and text[0] == text[-1] and text[0] in "`\"'":
+        text = text[1:-1].strip()
     if text.startswith("**") and text.endswith("**"):
         text = text.strip("*")
     if (text.count("$") - text.count(r"\$")) % 2 == 0:
@@ -90,22 +95,24 @@ def same(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     if isinstance(gold, Date) or isinstance(answer, Date):
         return same(_undated(gold), _undated(answer), leaf)
     if isinstance(answer, Approximate):
-        return _approximate(gold, answer, leaf)
+        return approximate(gold, answer, same, leaf)
     if isinstance(gold, Approximate):
         return same(gold.parts[0], answer, leaf)
+    if (choices := letters_chosen(gold, answer)) is not None:
+        return choices
     if isinstance(gold, Relation) or isinstance(answer, Relation):
         sides = [s.written if isinstance(s, Relation | Interval) else () for s in (gold, answer)]
         return leaf(sides[0], sides[1]) if sides[0] and sides[1] else False
     if isinstance(gold, Named) or isinstance(answer, Named):
         return _named(gold, answer, leaf)
     if isinstance(gold, Chain) or isinstance(answer, Chain):
-        return _chains(gold, answer, leaf)
+        return chains(gold, answer, same, leaf)
     if isinstance(gold, Interval | Union) or isinstance(answer, Interval | Union):
-        return _ranges(gold, answer, leaf)
+        return same_ranges(gold, answer, same, leaf)
     if isinstance(gold, Words) or isinstance(answer, Words):
         return in_words(gold, answer)
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):
-        return _matrices(gold, answer, leaf)
+        return same_matrices(gold, answer, same, leaf)
     if isinstance(gold, Group) or isinstance(answer, Group):
         return _groups(gold, answer, leaf)
     if isinstance(gold, Ratio) or isinstance(answer, Ratio):
@@ -122,22 +129,22 @@ def _named(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
         return _groups(*parts, leaf)
     if isinstance(gold, Named) and isinstance(answer, Named):
         if gold.name != answer.name and not (_is_phrase(gold.name) or _is_phrase(answer.name)):
-            flipped = [_equation(shape) for shape in (gold, answer)]
+            flipped = [equation(shape) for shape in (gold, answer)]
             return leaf(flipped[0], flipped[1]) if None not in flipped and _mentions(answer, gold) else False  # type: ignore[arg-type]
-        return every([_consistent(answer.values, leaf), same(gold.values[-1], answer.values[-1], leaf)])
+        return every([consistent(answer.values, same, leaf), same(gold.values[-1], answer.values[-1], leaf)])
     if isinstance(answer, Named):
         if isinstance(gold, Chain):
-            equation = _equation(answer)
-            return False if equation is None else leaf(_joined(gold.sides), equation)
+            equal = equation(answer)
+            return False if equal is None else leaf(joined(gold.sides), equal)
         value = answer.values[-1]
         if isinstance(gold, Interval | Union) and not isinstance(value, Interval | Union | Group):
             return False
-        return every([_consistent(answer.values, leaf), same(gold, value, leaf)])
+        return every([consistent(answer.values, same, leaf), same(gold, value, leaf)])
     assert isinstance(gold, Named)
     if isinstance(answer, Chain):
-        equation = _equation(gold)
-        if equation is not None and any(t.kind is Kind.SYMBOL for side in answer.sides for t in side):
-            return leaf(equation, _joined(answer.sides))
+        wanted = equation(gold)
+        if wanted is not None and any(t.kind is Kind.SYMBOL for side in answer.sides for t in side):
+            return leaf(wanted, joined(answer.sides))
     if isinstance(answer, Interval | Union):
         return same(gold.values[-1], answer, leaf)
     return same(gold.values[-1], answer, leaf)
@@ -176,67 +183,11 @@ def _written(shape: Shape) -> Tokens:
     return shape.written if isinstance(shape, Quantity | Relation | Nonsense) else ()
 
 
-def _equation(shape: Named) -> Tokens | None:
-    value = shape.values[0]
-    if len(shape.values) != 1 or not isinstance(value, Quantity):
-        return None
-    return _joined((shape.name, value.written))
-
-
-_EQUALS = Token(Kind.OPERATOR, "=")
-
-
-def _joined(sides: Sequence[Tokens]) -> Tokens:
-    """The sides of an equation as one run of tokens."""
-    result: Tokens = sides[0]
-    for side in sides[1:]:
-        result = (*result, _EQUALS, *side)
-    return result
-
-
-def _consistent(values: Sequence[Shape], leaf: Leaf) -> bool | None:
-    """Whether an equality chain does not contradict itself."""
-    return every(same(a, b, leaf) for a, b in pairwise(values))
-
-
-def _chains(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
-    """Equations, and calculations such as `2 + 3 = 5`."""
-    if isinstance(gold, Chain) and isinstance(answer, Chain) and _has_variables(gold):
-        if len(gold.sides) == len(answer.sides) == 2:
-            return leaf(_joined(gold.sides), _joined(answer.sides))
-        return False
-    if isinstance(answer, Chain):
-        if _has_variables(answer) and not isinstance(gold, Quantity):
-            return False
-        values = [read(side, 1) for side in answer.sides]
-        goal = read(gold.sides[-1], 1) if isinstance(gold, Chain) else gold
-        return every([_consistent(values, leaf), same(goal, values[-1], leaf)])
-    assert isinstance(gold, Chain)
-    if _has_variables(gold):
-        return False
-    return some(same(read(side, 1), answer, leaf) for side in gold.sides)
-
-
-def _has_variables(chain: Chain) -> bool:
-    return any(
-        (t.kind is Kind.SYMBOL and t.text not in ("e", "i")) or t.kind is Kind.WORD for s in chain.sides for t in s
-    )
-
-
-def _approximate(gold: Shape, answer: Approximate, leaf: Leaf) -> bool | None:
-    r"""`2\sqrt{5} \approx 4.47`: the first part is the answer, or the last if the gold is a decimal."""
-    parts = [part.values[-1] if isinstance(part, Named) else part for part in answer.parts]
-    values = [evaluate(part.value) if isinstance(part, Quantity) else None for part in parts]
-    for value in values:
-        if value is None or values[0] is None or abs(value.about - values[0].about) > _ROUGH * abs(values[0].about):
-            return False
-    decimal = isinstance(gold, Quantity) and places_of(gold.value) is not None
-    return some(same(gold, part, leaf) for part in (answer.parts if decimal else answer.parts[:1]))
-
-
 def _groups(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     if isinstance(gold, Group) and isinstance(answer, Group):
         return _two_groups(gold, answer, leaf)
+    if isinstance(gold, Quantity) and isinstance(answer, Group) and answer.written:
+        return leaf(gold.value, answer.written)  # P(10, 3) is a point, or a number of permutations
     if isinstance(gold, Quantity) and isinstance(answer, Group) and (comma := _decimal_comma(answer)) is not None:
         return leaf(gold.value, comma)
     if isinstance(gold, Group) and isinstance(answer, Quantity) and (comma := _decimal_comma(gold)) is not None:
@@ -258,6 +209,10 @@ def _decimal_comma(answer: Group) -> Tokens | None:
 
 
 def _two_groups(gold: Group, answer: Group, leaf: Leaf) -> bool | None:
+    if "or" in (gold.brackets, answer.brackets) and gold.brackets != answer.brackets and gold.brackets:
+        return False
+    if "{}" in (gold.brackets, answer.brackets):
+        gold, answer = (Group(_distinct(one.items, leaf), one.brackets) for one in (gold, answer))
     if len(gold.items) != len(answer.items):
         return False
     if any(isinstance(item, Named) for item in (*gold.items, *answer.items)):
@@ -274,7 +229,16 @@ def _two_groups(gold: Group, answer: Group, leaf: Leaf) -> bool | None:
 
 
 def _ordered(group: Group) -> bool:
-    return group.brackets not in ("", "{}")
+    return group.brackets not in ("", "{}", "or")
+
+
+def _distinct(items: Sequence[Shape], leaf: Leaf) -> tuple[Shape, ...]:
+    """The elements of a set, each once."""
+    distinct: list[Shape] = []
+    for item in items[:_FEW]:
+        if not any(same(other, item, leaf) for other in distinct):
+            distinct.append(item)
+    return (*distinct, *items[_FEW:])
 
 
 def _brackets_agree(gold: Group, answer: Group) -> bool:
@@ -337,60 +301,3 @@ def _unordered(
                 return False
             unknown = True
     return None if unknown else True
-
-
-def _as_interval(shape: Shape) -> Interval | None:
-    if isinstance(shape, Interval):
-        return shape
-    if isinstance(shape, Group) and len(shape.items) == 2 and shape.brackets in ("()", "[]", "(]", "[)"):
-        return Interval((shape.items[0], shape.items[1]), shape.brackets)
-    return None
-
-
-def _ranges(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
-    """Intervals and their unions, however written."""
-    variables = [shape.variable for shape in (gold, answer) if isinstance(shape, Interval | Union) and shape.variable]
-    if len(variables) == 2 and variables[0] != variables[1]:
-        return False
-    if isinstance(gold, Union) or isinstance(answer, Union):
-        parts = [shape.parts if isinstance(shape, Union) else (shape,) for shape in (gold, answer)]
-        return _unordered(parts[0], parts[1], lambda g, a: same(_anonymous(g), _anonymous(a), leaf))
-    a, b = _as_interval(gold), _as_interval(answer)
-    if a is None or b is None:
-        return False
-    return every([a.brackets == b.brackets, *(same(g, h, leaf) for g, h in zip(a.ends, b.ends, strict=True))])
-
-
-def _anonymous(shape: Shape) -> Shape:
-    return Interval(shape.ends, shape.brackets) if isinstance(shape, Interval) else shape
-
-
-def _matrices(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
-    if isinstance(gold, Matrix) and isinstance(answer, Matrix):
-        if (len(gold.rows), len(gold.rows[0])) != (len(answer.rows), len(answer.rows[0])):
-            return False
-        pairs = zip(_cells(gold), _cells(answer), strict=True)
-        return every(same(g, a, leaf) for g, a in pairs)
-    matrix, other = (gold, answer) if isinstance(gold, Matrix) else (answer, gold)
-    assert isinstance(matrix, Matrix)
-    cells = _cells(matrix)
-    if (
-        isinstance(other, Group)
-        and other.brackets in ("()", "<>", "[]")
-        and 1 in (len(matrix.rows), len(matrix.rows[0]))
-    ):
-        rows = other.items
-        if len(rows) != len(cells):
-            return False
-        return every(same(*((c, r) if matrix is gold else (r, c)), leaf) for c, r in zip(cells, rows, strict=True))
-    if isinstance(other, Group) and all(isinstance(row, Group) and row.brackets == "[]" for row in other.items):
-        flat = [item for row in other.items if isinstance(row, Group) for item in row.items]
-        lengths = {len(row.items) for row in other.items if isinstance(row, Group)}
-        if len(other.items) != len(matrix.rows) or lengths != {len(matrix.rows[0])}:
-            return False
-        return every(same(*((c, r) if matrix is gold else (r, c)), leaf) for c, r in zip(cells, flat, strict=True))
-    return False
-
-
-def _cells(matrix: Matrix) -> list[Shape]:
-    return [cell for row in matrix.rows for cell in row]

@@ -1,8 +1,9 @@
 r"""Where the final answer of a completion is.
 
-In this order: what follows the last `</think>`; in it `<answer>...</answer>`; else `\boxed{...}`; else a line that
-announces the answer (`The final answer is ...`, `Answer: ...`, GSM8K's `#### ...`); else the whole text if it is
-nothing but an answer; and only if asked to be lenient the last number. Every pass is linear in the completion.
+In this order: what follows the last `</think>`; in it `<answer>...</answer>`; else `\boxed{...}`; else a line or a
+heading that announces the answer (`The final answer is ...`, `**Answer**`, `答案：`, GSM8K's `#### ...`); else the
+whole text if it is nothing but an answer; and only if asked to be lenient the last number. Every pass is linear in the
+completion.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ _LINE_LENGTH = 2000
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t]*")
 _TAG = re.compile(r"<answer>|</answer>", re.IGNORECASE)
 _CUE = re.compile(
-    r"####|(?:\bfinal[ \t]+answer|\banswer)[*_]{0,3}[ \t]*"
-    r"(?:(?:\bis\b|=|\bwould be\b|\bto\b[^.:\n]{0,80}\bis\b)[ \t]*:?|:)[*_]{0,3}",
+    r"####|(?<![a-z])answer[*_]{0,3}[ \t]*"
+    r"(?:(?:\bis\b|=|\bwould be\b|\bto\b[^.:\n]{0,80}\bis\b)[ \t]*:?|:)[*_]{0,3}"
+    r"|(?:^|\n)[ \t]*(?:#{1,6}[ \t]*|\*\*|__)(?:the[ \t]+)?(?:final[ \t]+)?answer(?:\*\*|__)?[ \t]*(?=\n)"
+    r"|答案[ \t]*(?:[是为為][ \t]*[:：]?|[:：])",
     re.IGNORECASE,
 )
+"""What announces an answer: a phrase, a heading on a line of its own, or the same in Chinese."""
 _LAST_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
-_SENTENCE_END = re.compile(r"\.(?:\s|$)|\n|(?<=[a-z])[!?](?:\s|$)")
+_SENTENCE_END = re.compile(r"\.(?:\s|$)|\n|。|(?<=[a-z])[!?](?:\s|$)")
+_LETTER = re.compile(r"\(?([A-H])\)?[.)]?")
 
 
 def finals(completion: str, final_line: bool = True, lenient: bool = False, opened: bool = False) -> list[str]:
@@ -46,9 +51,11 @@ def finals(completion: str, final_line: bool = True, lenient: bool = False, open
     tagged = list(_tagged(text))
     if tagged:
         return [inner for content in tagged for inner in (_boxes(content) or [_plain_answer(content)])]
-    boxed = _boxes(text)
+    boxed, end = _closed_boxes(text)
     if boxed:
-        return boxed
+        return _with_choice(boxed, text[end:]) if final_line else boxed
+    if end:
+        return []  # the last box never closes: what stands before it was not the answer
     if final_line:
         announced = _announced(text)
         if announced is not None:
@@ -90,6 +97,11 @@ def _plain_answer(content: str) -> str:
 
 def _boxes(text: str) -> list[str]:
     """Contents of balanced boxes outside of other boxes, without empty ones and repetitions."""
+    return _closed_boxes(text)[0]
+
+
+def _closed_boxes(text: str) -> tuple[list[str], int]:
+    """Contents of boxes, and where the last one ends (0 if there is none); one left open retracts all before it."""
     contents: dict[str, None] = {}
     end = 0
     for found in [*_BOX.finditer(text)][-MAX_BOXES - 1 :]:
@@ -100,18 +112,28 @@ def _boxes(text: str) -> list[str]:
             digits = re.match(r"\d+", text[position : position + 40])
             if digits is not None:
                 contents[digits[0]] = None
+                end = position + digits.end()
             continue
         closed = matching_brace(text, position, position + _LINE_LENGTH)
+        end = position if closed is None else closed
         if closed is None:
+            contents.clear()
             continue
-        end = closed
         content = text[position + 1 : closed].strip()
         inner = _boxes(content)
         if inner and content.startswith("\\"):
             content = inner[-1]
         if content:
             contents[content] = None
-    return list(contents)
+    return list(contents), end
+
+
+def _with_choice(boxed: list[str], rest: str) -> list[str]:
+    """A boxed value and, behind it, the letter of a choice: one answer, as `(D) 12` is."""
+    letter = _LETTER.fullmatch(_announced(rest) or "") if len(boxed) == 1 else None
+    if letter is None or _LETTER.fullmatch(boxed[0]):
+        return boxed
+    return [f"({letter[1]}) {boxed[0]}"]
 
 
 def _announced(text: str) -> str | None:

@@ -105,7 +105,7 @@ class Names(ABC):
 
     def prescript(self) -> Node:
         """`{}_{10}C_3`: a number of combinations or permutations."""
-        self.position += 3
+        self.take()
         top = self.group() if self.at("{") else self.atom()
         name, _, below = self.take().text.partition("_")
         if name not in _CHOICES or not below.isdigit():

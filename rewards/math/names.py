@@ -25,14 +25,12 @@ def is_name(side: Tokens) -> bool:
     if len(side) > 3 and side[0].text in ("P", "E") and side[1].text == "(":
         return closing(side, 1) == len(side) - 1  # P(X = 2)
     if side[0].kind is Kind.SYMBOL and len(side) > 3 and side[1].text == "(" and side[-1].text == ")":
-        return all(t.kind is Kind.SYMBOL or t.text == "," for t in side[2:-1])
+        return all(t.kind in (Kind.SYMBOL, Kind.NUMBER) or t.text in (",", "-") for t in side[2:-1])  # f(x), f(-2)
     if side[0].text in (r"\angle", r"\triangle", "|", r"\overline", r"\sin", r"\cos", r"\tan"):
         return all(t.text.isupper() or t.text in _MARKS or t.text.startswith("\\") for t in side[1:])  # |AB|, not |x|
-    if len(side) > 4 and side[0].kind is Kind.SYMBOL and side[1].text == "'":
-        return is_name((side[0], *side[2:]))  # f'(x)
     if len(side) > 8 and side[0].kind is Kind.SYMBOL and [t.text for t in side[1:6]] == ["^", "{", "-", "1", "}"]:
         return is_name((side[0], *side[6:]))  # f^{-1}(x)
-    return side[0].kind is Kind.SYMBOL and len(side) == 2 and side[1].text == "'"
+    return len(side) > 1 and side[0].text in (r"\max", r"\min") and is_name(side[1:])
 
 
 def is_label(side: Tokens) -> bool:

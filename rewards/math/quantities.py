@@ -7,14 +7,15 @@ from fractions import Fraction
 from rewards.math.expressions import evaluate
 from rewards.math.kinds import Kind, Token, Tokens, fraction_tokens
 from rewards.math.shapes import Quantity, Ratio, Shape
-from rewards.math.units import DEGREE, PERCENT, RADIAN, Unit
-from rewards.math.values import Leaf, some
+from rewards.math.units import DEGREE, PERCENT, RADIAN, Unit, in_letters
+from rewards.math.values import Leaf, every, some
 
 
 def quantities(gold: Quantity, answer: Quantity, leaf: Leaf) -> bool | None:
     """Whether two quantities are the same, in the policy of `rewards.math.compare` on units."""
     if gold.written == answer.written:
         return True
+    answer = _with_unit(gold, answer)
     g, a = gold.unit, answer.unit
     if g is None and a is None:
         return leaf(gold.value, answer.value)
@@ -28,6 +29,14 @@ def quantities(gold: Quantity, answer: Quantity, leaf: Leaf) -> bool | None:
         return _one_sided(gold, answer.value, leaf, True)
     assert a is not None
     return _one_sided(answer, gold.value, leaf, False)
+
+
+def _with_unit(gold: Quantity, answer: Quantity) -> Quantity:
+    """An answer `5m` with metres for its letter, where the gold has no letters that could be variables."""
+    if answer.unit is not None or any(token.kind is Kind.SYMBOL for token in gold.value):
+        return answer
+    found = in_letters(answer.written)
+    return answer if found is None else Quantity(found[0], found[1], answer.written)
 
 
 def _one_sided(quantity: Quantity, bare: Tokens, leaf: Leaf, gold_has_it: bool) -> bool | None:
@@ -76,13 +85,30 @@ def ratios(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     if isinstance(gold, Ratio) and isinstance(answer, Ratio):
         if gold.half and answer.half and gold.half != answer.half:
             return False
-        if gold.parts == answer.parts or gold.is_time or answer.is_time or 0 in (*gold.parts, *answer.parts):
-            return gold.parts == answer.parts
+        values = [[_worth(part) for part in ratio.parts] for ratio in (gold, answer)]
+        if gold.is_time or answer.is_time or 0 in values[0] or 0 in values[1]:
+            return None not in values[0] and values[0] == values[1]
         if len(gold.parts) != len(answer.parts):
             return False
-        return len({a / g for g, a in zip(gold.parts, answer.parts, strict=True)}) == 1
+        first = gold.parts[0], answer.parts[0]
+        pairs = zip(gold.parts[1:], answer.parts[1:], strict=True)
+        return every(leaf(quotient(g, first[0]), quotient(a, first[1])) for g, a in pairs)
     ratio, other = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
     assert isinstance(ratio, Ratio)
-    if ratio.is_time or len(ratio.parts) != 2 or 0 in ratio.parts or not isinstance(other, Quantity):
+    if ratio.is_time or len(ratio.parts) != 2 or not isinstance(other, Quantity):
         return False
-    return leaf(fraction_tokens(ratio.parts[0] / ratio.parts[1]), other.value)
+    if 0 in [_worth(part) for part in ratio.parts]:
+        return False
+    value = quotient(*ratio.parts)
+    return leaf(value, other.value) if ratio is gold else leaf(other.value, value)
+
+
+def _worth(part: Tokens) -> Fraction | None:
+    value = evaluate(part)
+    return None if value is None else value.exact
+
+
+def quotient(above: Tokens, below: Tokens) -> Tokens:
+    """One expression over another."""
+    opened, closed = Token(Kind.OPERATOR, "{"), Token(Kind.OPERATOR, "}")
+    return (Token(Kind.COMMAND, r"\frac"), opened, *above, closed, opened, *below, closed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 from rewards.math.kinds import Tokens
 from rewards.math.units import Unit
@@ -27,10 +26,14 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Several answers: a bare list without brackets, a set in `{}`, or ordered in `()`, `[]`, `(]`, `[)`, `<>`."""
+    """Several answers: a bare list without brackets, a set in `{}`, or ordered in `()`, `[]`, `(]`, `[)`, `<>`.
+
+    Words joined by `or` have that for brackets. `written` is the whole of `P(1, 2)`, which may be no point.
+    """
 
     items: tuple[Shape, ...]
     brackets: str = ""
+    written: Tokens = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Date:
 class Ratio:
     """`2:3`, or a time of day: `4:51:06 p.m.` with its half of the day, `a` or `p`."""
 
-    parts: tuple[Fraction, ...]
+    parts: tuple[Tokens, ...]
     is_time: bool
     half: str = ""
 

@@ -124,7 +124,12 @@ class _Reader(Names):
             raise UnknownError
         value = self.atom()
         marks = 0
-        while (token := self.peek()) is not None and token.text in ("^", "!", "deg"):
+        while (token := self.peek()) is not None and token.text in ("^", "!", "deg", "{"):
+            if token.text == "{":
+                if not self.follows("{", "}"):
+                    break
+                self.position += 2  # empty braces
+                continue
             marks += 1
             if marks > _MAX_MARKS:
                 raise UnknownError
@@ -154,8 +159,9 @@ class _Reader(Names):
         token = self.peek()
         if token is None:
             raise UnknownError
-        if self.follows("{", "}", "_"):
-            return self.prescript()
+        if self.follows("{", "}"):
+            self.position += 2
+            return self.prescript() if self.at("_") else self.atom()
         if token.text in ("(", "[", "{", r"\lfloor", r"\lceil"):
             return self.group()
         self.take()

@@ -39,7 +39,8 @@ class Unit:
         """Whether both measure the same kind of thing."""
         if self.label or other.label:
             a, b = [_singular(w) for w in self.label], [_singular(w) for w in other.label]
-            return self.dimensions == other.dimensions and bool(a) and bool(b) and a[-1] == b[-1]
+            alike = bool(a) and bool(b) and a[-1] == b[-1] and (set(a) <= set(b) or set(b) <= set(a))
+            return self.dimensions == other.dimensions and alike  # balls may be red balls, but these are not blue
         return self.dimensions == other.dimensions
 
 
@@ -96,6 +97,7 @@ _NAMES: dict[str, tuple[Unit, str]] = {
     "hertz": (_unit(1, "time", -1), "Hz hertz"),
     "mph": (Unit(Fraction(1609344, 1000 * 3600), (("length", 1), ("time", -1))), "mph"),
     "kmh": (Unit(Fraction(1000, 3600), (("length", 1), ("time", -1))), "kph kmh kmph"),
+    "kelvin": (_unit(1, "temperature"), "K kelvin kelvins"),
     "unit": (Unit(), "unit units"),
 }
 _SPELLINGS: dict[str, Unit] = {word: unit for unit, words in _NAMES.values() for word in words.split()}
@@ -107,11 +109,12 @@ _OTHER_WORDS = words(
     " equal to greater between any all every some each per base point"
     " possibly perhaps probably instead rather but the score reward grade grader instead i think hmm wait lie fake bad"
     " none nothing invalid unknown undefined different from percent halves"
-    " quarters doubled tripled o'clock clock pm am bc ad"
+    " quarters doubled tripled o'clock clock pm am bc ad ish odd something anything somewhat thereabouts max maximum"
+    " min minimum upwards onwards guess estimate tens tenths hundredths thousandths millionths"
 )
-NOT_LABELS = _OTHER_WORDS | NUMBER_WORDS | ORDINALS
+NOT_LABELS = _OTHER_WORDS | NUMBER_WORDS | {f"{word}s" for word in NUMBER_WORDS} | ORDINALS
 """Words that say more than what is counted: `5 or more`, `5 is wrong`."""
-FUNCTIONS = words(r"\sin \cos \tan \cot \sec \csc")
+FUNCTIONS = words(r"\sin \cos \tan \cot \sec \csc \cis")
 _VOWELS = frozenset("aeiou")
 _OPENED, _CLOSED, _TIMES = (Token(Kind.OPERATOR, text) for text in "()*")
 _WORDY = (Kind.WORD, Kind.TEXT, Kind.SYMBOL)
@@ -168,7 +171,7 @@ def split_unit(expression: Tokens) -> tuple[Tokens, Unit | None]:
     if start == 0 or start == len(expression):
         return expression, None
     value, suffix = expression[:start], expression[start:]
-    while suffix and (factor := MULTIPLIERS.get(suffix[0].text.lower())) is not None:  # 2 million people
+    while suffix and (factor := _multiplier(suffix[0])) is not None:  # 2 million people
         value, suffix = (_OPENED, *value, _CLOSED, _TIMES, Token(Kind.NUMBER, str(factor))), suffix[1:]
     if not suffix:
         return value, None
@@ -176,6 +179,21 @@ def split_unit(expression: Tokens) -> tuple[Tokens, Unit | None]:
     if unit is None:
         return expression, None
     return value, unit
+
+
+def _multiplier(token: Token) -> int | None:
+    """What a word multiplies the number before it with: `2 million`, `5K`; but `5 K` are kelvins."""
+    return 1000 if token.text == "K" and not token.spaced else MULTIPLIERS.get(token.text.lower())
+
+
+def in_letters(expression: Tokens) -> tuple[Tokens, Unit] | None:
+    """A number with letters right behind it that may be a unit, `5m`; `None` if they may not."""
+    number, letters = expression[:-1], expression[-1]
+    if len(number) not in (1, 2) or number[-1].kind is not Kind.NUMBER or number[0].text not in ("-", number[-1].text):
+        return None
+    is_unit = letters.kind is Kind.SYMBOL and _multiplier(letters) is None
+    unit = _SPELLINGS.get(letters.text) if is_unit else None
+    return None if unit is None else (number, unit)
 
 
 def _suffix_start(expression: Tokens) -> int:
@@ -216,6 +234,8 @@ def _may_be_unit(expression: Tokens, index: int) -> bool:
     before = expression[index - 1] if index else None
     if before is None or token.text not in _SPELLINGS:
         return False
+    if token.text == "K" and before.kind is Kind.NUMBER:
+        return True
     if before.text == "/":
         return index >= 2 and expression[index - 2].kind in _WORDY
     return token.spaced and (before.kind is Kind.NUMBER or _ends_in_power_of_ten(expression[:index]))

@@ -41,15 +41,25 @@ def exact(gold: Tokens, answer: Tokens) -> bool | None:
     """
     if gold == answer:
         return True
+    if len({base for side in (gold, answer) for base in _bases(side)}) > 1:
+        return False  # a number was asked for in one base
+    allowed = used(gold)
+    if not used(answer) <= allowed:
+        return False  # an unevaluated integral or sum is a question
     answer = renamed(gold, answer)
     equal = _by_value(gold, answer)
-    allowed = used(gold)
     return False if equal is None and (latex(gold, allowed) is None or latex(answer, allowed) is None) else equal
 
 
+def _bases(expression: Tokens) -> list[str]:
+    """The bases in which its numbers are written, where they say so."""
+    return [token.text.partition("_")[2] for token in expression if token.kind is Kind.NUMBER and "_" in token.text]
+
+
 def _by_value(gold: Tokens, answer: Tokens) -> bool | None:
-    if any(token.text in _RELATIONS for token in (*gold, *answer)):
-        return _same_relation(gold, answer)
+    cut = [_sides(side) for side in (gold, answer)]
+    if len(cut[0]) > 1 or len(cut[1]) > 1:
+        return _same_relation(gold, answer, cut)
     ends = infinite(gold), infinite(answer)
     if any(ends):
         return ends[0] == ends[1]
@@ -130,9 +140,15 @@ def _compared(a: Number, b: Number, digits: int) -> tuple[bool, bool]:
 _RELATIONS = frozenset({"=", "<", ">", "<=", ">="})
 
 
-def _same_relation(gold: Tokens, answer: Tokens) -> bool | None:
+def _sides(written: Tokens) -> list[Tokens]:
+    """The sides of an equation or inequality; the `=` of `\\sum_{k=1}` is none of its own."""
+    if not any(token.text in _RELATIONS for token in written):
+        return [written]
+    return split(written, lambda i: written[i].text in _RELATIONS)
+
+
+def _same_relation(gold: Tokens, answer: Tokens, cut: list[list[Tokens]]) -> bool | None:
     """Whether two equations or inequalities are multiples of one another: `y = 2x` and `4x - 2y = 0`."""
-    cut = [split(written, lambda i, w=written: w[i].text in _RELATIONS) for written in (gold, answer)]  # type: ignore[misc]
     if any(len(sides) != 2 for sides in cut):
         return None if len(cut[0]) == len(cut[1]) else False
     signs = [written[len(sides[0])].text for written, sides in zip((gold, answer), cut, strict=True)]
