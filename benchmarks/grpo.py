@@ -91,7 +91,7 @@ def train(kind: str, config: Mapping[str, Any], seed: int, folder: Path, profile
     from pipeline.tasks.grading import composite
     from pipeline.tasks.resolve import prompt_rows
     from pipeline.training import models
-    from pipeline.training.overlap import Recorded
+    from pipeline.training.grpo.judging import Recorded
 
     context = context_of(config if kind == "ours" else {**config, "efficiency": STOCK.model_dump()}, seed, folder)
     reward = Recorded(composite(context.config.rewards, context.config.tasks, context).parts, context.base)
@@ -101,7 +101,7 @@ def train(kind: str, config: Mapping[str, Any], seed: int, folder: Path, profile
     if kind == "ours":
         trainer = grpo.build(context, reward)
     else:
-        model, args = context.model_path(context.config.model), grpo.arguments(context)
+        model, args = context.model_path(context.config.model), stock_arguments(context)
         trainer = GRPOTrainer(
             model=models.policy(model, args),
             reward_funcs=reward,
@@ -117,11 +117,23 @@ def train(kind: str, config: Mapping[str, Any], seed: int, folder: Path, profile
     finally:
         reward.close()
         if kind == "ours":
-            trainer.close_engine()
+            trainer.sampler.close()
     if profiled:
         return profiles
     steps = len(clock.steps)
     return summarise(clock, logs, trainer.args.generation_batch_size, memory.stop(), min(WARM_UP, steps - 1))
+
+
+def stock_arguments(context: StageContext[Any]) -> Any:
+    """TRL's GRPOConfig for the stage, with TRL's own engine."""
+    from trl import GRPOConfig
+
+    from pipeline.stages.grpo import trainer_defaults
+    from pipeline.training import setup
+    from pipeline.training.generation import generation_fields
+
+    config = context.config
+    return setup.arguments(GRPOConfig, context, trainer_defaults(config), generation_fields(config.rollout))
 
 
 def engine(config: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:

@@ -119,16 +119,22 @@ def watch(trainer: Any, clock: Clock) -> list[dict[str, float]]:
         return "old_logprobs" if trainer.accelerator.unwrap_model(model) is trainer.model else "reference"
 
     clock.wrap(trainer, "training_step", "training_step")
-    clock.wrap(trainer, "_generate_and_score_completions", "rollout")
-    clock.wrap(trainer, "_generate", "generation")
     clock.wrap(trainer, "_calculate_rewards", "rewards")
-    clock.wrap(trainer, "_get_per_token_logps_and_entropies", of_pass)
-    if getattr(trainer, "vllm_generation", None) is not None:
-        clock.wrap(trainer.vllm_generation, "sync_weights", "sync")
-    if getattr(trainer, "rollouts", None) is not None:
-        clock.wrap(trainer.rollouts, "take", "generation")
-        clock.wrap(trainer.rollouts, "_push", "sync")
-        clock.wrap(trainer.rollouts, "_finish", "waiting")
+    if hasattr(trainer, "sampler"):
+        clock.wrap(trainer, "generation_batch", "rollout")
+        clock.wrap(trainer.sampler, "batch", "generation")
+        clock.wrap(trainer, "old_logprobs", "old_logprobs")
+        clock.wrap(trainer, "reference_logprobs", "reference")
+        clock.wrap(trainer, "_pass_loss", "forward")
+        for method, name in (("_wake", "sync"), ("_push", "sync"), ("_finish", "waiting")):
+            if hasattr(trainer.sampler, method):
+                clock.wrap(trainer.sampler, method, name)
+    else:
+        clock.wrap(trainer, "_generate_and_score_completions", "rollout")
+        clock.wrap(trainer, "_generate", "generation")
+        clock.wrap(trainer, "_get_per_token_logps_and_entropies", of_pass)
+        if getattr(trainer, "vllm_generation", None) is not None:
+            clock.wrap(trainer.vllm_generation, "sync_weights", "sync")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Steps())
     return logs

@@ -1,4 +1,4 @@
-"""What packing, dropping and folding give without a GPU: training steps on recorded rollouts, against stock TRL.
+"""What packing, dropping and reused log-probabilities give without a GPU: steps on recorded rollouts, against TRL.
 
     python -m benchmarks.grpo_replay --out benchmarks/results/grpo-cpu.json
 
@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.grpo import versions
 from benchmarks.grpo_clock import Clock, watch
 from pipeline.schema.efficiency import STOCK, Efficiency
+from pipeline.training.grpo.sampling import Sampled, Sampler
 
 GROUP, PROMPTS, MICRO, ACCUMULATION = 8, 8, 16, 4
 MEDIAN, SPREAD, LONGEST, PROMPT = 48, 1.0, 512, 40
@@ -31,12 +32,10 @@ VOCABULARY, WIDTH, LAYERS = 2048, 128, 2
 OFF = STOCK.model_copy(update={"tokens_per_pass": 2048})
 KINDS: dict[str, Efficiency | None] = {
     "stock": None,
-    "folded": OFF.model_copy(update={"fold_old_logprobs": True}),
+    "folded": OFF.model_copy(update={"reuse_logprobs": True}),
     "packed": OFF.model_copy(update={"packing": True}),
     "packed_dropped": OFF.model_copy(update={"packing": True, "drop_dead_groups": True}),
-    "packed_dropped_folded": OFF.model_copy(
-        update={"packing": True, "drop_dead_groups": True, "fold_old_logprobs": True}
-    ),
+    "packed_dropped_reused": OFF.model_copy(update={"packing": True, "drop_dead_groups": True, "reuse_logprobs": True}),
 }
 """Name -> switches; without any it is `trl.GRPOTrainer`."""
 
@@ -62,8 +61,30 @@ def half_dead(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[f
     return [float(len(ids) % 2) if row // GROUP % 2 else 1.0 for row, ids in enumerate(completion_ids)]
 
 
+class Replayed(Sampler):
+    """Recorded rollouts for our trainer.
+
+    Args:
+        trainer: a `GrpoTrainer`.
+        recorded: a rollout function as TRL takes it.
+        scored: whether it gives log-probabilities.
+    """
+
+    def __init__(self, trainer: Any, recorded: Callable[..., dict[str, Any]], scored: bool) -> None:
+        super().__init__(trainer)
+        self.recorded, self.scored = recorded, scored
+
+    def extra(self, problems: list[Any]) -> Sampled:
+        """See `Sampler`."""
+        found = self.recorded([problem["prompt"] for problem in problems], self.trainer)
+        logprobs = found["logprobs"]
+        if logprobs is not None:
+            logprobs = [[float("nan") if one is None else one for one in row] for row in logprobs]
+        return Sampled(problems, found["prompt_ids"], found["completion_ids"], logprobs)
+
+
 class Elsewhere:
-    """Where vLLM would be: recorded rollouts need no weights."""
+    """Where vLLM would be for TRL: recorded rollouts need no weights."""
 
     def sync_weights(self) -> None:
         """Nothing to do."""
@@ -76,7 +97,8 @@ def trainer_of(efficiency: Efficiency | None, model: Path, steps: int) -> Any:
     from trl import GRPOConfig, GRPOTrainer
 
     from pipeline.stages.grpo import DEFAULTS
-    from pipeline.training.grpo import GrpoTrainer, Samples
+    from pipeline.training.grpo.judging import Samples
+    from pipeline.training.grpo.trainer import GrpoTrainer
 
     fields = {
         **DEFAULTS,
@@ -101,14 +123,14 @@ def trainer_of(efficiency: Efficiency | None, model: Path, steps: int) -> Any:
         "args": GRPOConfig(**fields),
         "train_dataset": Dataset.from_list([{"prompt": "x"}] * PROMPTS * steps),
         "processing_class": AutoTokenizer.from_pretrained(model, padding_side="left"),
-        "rollout_func": rollouts(seed=0),
     }
     if efficiency is None:
-        trainer = GRPOTrainer(**arguments)
-    else:
-        trainer = GrpoTrainer(**arguments, samples=Samples(model / "samples.jsonl", 1, 0), efficiency=efficiency)
-    trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, Elsewhere(), 0
-    return trainer
+        trainer = GRPOTrainer(**arguments, rollout_func=rollouts(seed=0))
+        trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, Elsewhere(), 0
+        return trainer
+    samples = Samples(model / "samples.jsonl", 1, 0)
+    replayed = lambda trainer: Replayed(trainer, rollouts(seed=0), scored=True)  # noqa: E731
+    return GrpoTrainer(**arguments, samples=samples, efficiency=efficiency, sampler=replayed)
 
 
 def build(folder: Path) -> None:

@@ -70,10 +70,9 @@ def prompts_for(tokenizer: Any, count: int) -> list[list[int]]:
 
 def ways(engine: Any, prompts: Sequence[Sequence[int]], spec: RolloutSpec, n: int) -> dict[str, Callable[[], int]]:
     """Name -> a call that samples everything and returns the number of sampled tokens."""
+    from pipeline.training.colocated import Groups
     from trl.generation.vllm_generation import extract_logprobs
     from vllm import SamplingParams
-
-    from pipeline.training.colocated import Groups
 
     llm, rows = engine.llm, [{"prompt_token_ids": list(prompt)} for prompt in prompts]
     how = {"max_tokens": spec.max_tokens, "temperature": spec.temperature}

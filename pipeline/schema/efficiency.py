@@ -6,8 +6,8 @@
       merge_micro_batches: true  # all rows of a step fill these passes together
       drop_dead_groups: auto   # what teaches nothing is left out of the forward and backward passes
       refill_rounds: 0         # or replaced by groups that are sampled on top (DAPO's dynamic sampling)
-      fold_old_logprobs: true  # no pass of its own for log-probabilities that the training pass computes anyway
-      overlap_rewards: true    # rewards are judged while log-probabilities are computed
+      reuse_logprobs: true  # no pass of its own for log-probabilities that the training pass computes anyway
+      background_rewards: true    # rewards are judged while log-probabilities are computed
       whole_groups: true       # vLLM in this process samples a group as one request, and keeps numbers as arrays
       plain_steps: true        # and keeps no books of tokens that only make a sequence longer
       reload_weights: true     # and takes new weights by its own reload, with all that it derives from them
@@ -49,10 +49,10 @@ class Efficiency(Strict):
             some (dynamic sampling, DAPO, arXiv 2503.14476). 0: dead groups stay. It costs sampling and buys signal.
         refill_queue: groups with variance that were sampled beyond need and wait for a later batch, at most, per
             process. They keep the log-probabilities of the policy that sampled them.
-        fold_old_logprobs: where no optimizer step lies between sampling and training, the old log-probabilities are the
+        reuse_logprobs: where no optimizer step lies between sampling and training, the old log-probabilities are the
             new ones, and the importance weights against vLLM's are taken from them in the training pass. Exact where
             stock TRL's extra pass gives the same numbers twice, which it does up to rounding.
-        overlap_rewards: rewards are judged in the background while log-probabilities are computed.
+        background_rewards: rewards are judged in the background while log-probabilities are computed.
         whole_groups: a prompt is tokenised once for all of its rollouts. vLLM in this process is asked for them in one
             request, decodes no text, and gives log-probabilities only if something needs them, as lists of numbers.
         plain_steps: vLLM in this process writes a token that only makes its sequence longer down, without the thirty
@@ -72,8 +72,8 @@ class Efficiency(Strict):
     drop_dead_groups: bool | Literal["auto"] = "auto"
     refill_rounds: Annotated[int, Field(ge=0)] = 0
     refill_queue: Annotated[int, Field(ge=0)] = 64
-    fold_old_logprobs: bool = True
-    overlap_rewards: bool = True
+    reuse_logprobs: bool = True
+    background_rewards: bool = True
     whole_groups: bool = True
     plain_steps: bool = True
     reload_weights: bool = True
@@ -84,8 +84,8 @@ STOCK = Efficiency(
     packing=False,
     merge_micro_batches=False,
     drop_dead_groups=False,
-    fold_old_logprobs=False,
-    overlap_rewards=False,
+    reuse_logprobs=False,
+    background_rewards=False,
     whole_groups=False,
     plain_steps=False,
     reload_weights=False,

@@ -39,7 +39,7 @@ from pipeline.schema.reserved import CHOICES, GRPO_RESERVED
 from pipeline.schema.routing import PolicyRouting
 from pipeline.tasks.resolve import TaskField
 from pipeline.training.generation import generation_fields
-from pipeline.training.schedule import check_cycle, merged
+from pipeline.training.grpo.schedule import check_cycle, merged
 from rewards.registry import located
 from rewards.verdict import PREFILL
 
@@ -81,7 +81,7 @@ class TrainingRollout(RolloutSpec):
     spare: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @property
-    def in_process(self) -> bool:
+    def separate_process(self) -> bool:
         """Whether the engine has a process of its own."""
         return self.process is not None or self.overlap or self.spare > 0
 
@@ -138,16 +138,16 @@ class GrpoConfig(PromptedConfig):
         rollout = self.rollout
         if rollout.temperature == 0:
             raise ValueError("rollout.temperature is 0: all rollouts of a group would be the same, and nothing learnt")
-        if rollout.in_process and (rollout.engine == "vllm_server" or self.launch.accelerate):
+        if rollout.separate_process and rollout.engine == "vllm_server":
             raise ValueError(
-                "rollout.process, overlap and spare are for one trainer with an engine of its own: with"
-                " launch.accelerate or the engine vllm_server, completions come from TRL's own vLLM"
+                "rollout.process, overlap and spare are for engines that this stage starts: with the engine"
+                " vllm_server, completions come from a server that is there already"
             )
-        if rollout.in_process and rollout.engine_options.get("tensor_parallel_size", 1) != 1:
+        if rollout.separate_process and rollout.engine_options.get("tensor_parallel_size", 1) != 1:
             raise ValueError("rollout.engine_options: no weights could be pushed to tensor_parallel_size > 1")
         if rollout.overlap and not self.trainer.get("vllm_importance_sampling_correction", True):
             raise ValueError("rollout.overlap trains on rollouts of older weights, so importance weights must stay on")
-        if rollout.batch_size != RolloutSpec().batch_size and not rollout.in_process:
+        if rollout.batch_size != RolloutSpec().batch_size and not rollout.separate_process:
             raise ValueError("rollout.batch_size has no effect here: set trainer.per_device_train_batch_size")
         if rollout.engine_options and rollout.engine in ("transformers", "vllm_server"):
             raise ValueError(f"rollout.engine_options has no effect with the engine {rollout.engine}")
@@ -197,7 +197,7 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
     from pipeline.tasks.grading import composite
     from pipeline.training import fused
     from pipeline.training.fit import fit
-    from pipeline.training.overlap import Recorded
+    from pipeline.training.grpo.judging import Recorded
 
     config = context.config
     if config.efficiency.fused_kernels:
@@ -209,17 +209,22 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
         summary = fit(trainer, context)
     finally:
         reward.close()
-        trainer.close_engine()
+        trainer.sampler.close()
     if trainer.is_world_process_zero():
         trainer.samples.publish(context.output)
     return Outputs({**summary, "problems": len(trainer.train_dataset)})
 
 
-def open_process(context: StageContext[GrpoConfig]) -> Any:
-    """The engine, or engines, in processes of their own, if the stage wants them.
+def open_process(context: StageContext[GrpoConfig], launched: bool, logprobs: bool) -> Any:
+    """The engine, or engines, in processes of their own.
 
     One that shares the trainer's GPU has started when this returns: it measures the memory that is free, and the
     trainer takes its own afterwards.
+
+    Args:
+        context: the stage.
+        launched: whether a launcher has given each process of the trainer a GPU.
+        logprobs: whether the trainer needs those of the sampled tokens.
 
     Raises:
         RolloutError: the engine does not start.
@@ -230,16 +235,18 @@ def open_process(context: StageContext[GrpoConfig]) -> Any:
     from pipeline.rollout import engine_name, open_processes
 
     rollout = context.config.rollout
-    if not rollout.in_process:
-        return None
-    if torch.cuda.device_count() > 1:
+    process, ours = rollout.process or ProcessSpec(), os.environ.get(VISIBLE)
+    several = torch.cuda.device_count() > 1
+    everything = ",".join(map(str, range(torch.cuda.device_count()))) if ours is None else ours
+    shared = torch.cuda.is_available() and shares_gpu(process, everything)
+    if several and (shared or not launched):
         raise ValueError(
-            "the trainer would spread over all GPUs: give it one with launch: {env: {CUDA_VISIBLE_DEVICES: '0'}}, and"
+            "the trainer would spread over all GPUs: give it some with launch: {env: {CUDA_VISIBLE_DEVICES: '0'}}, and"
             " the engine another with rollout: {process: {devices: [1]}}"
         )
     spec = context.rollout(rollout).model_copy(update={"engine": engine_name(rollout)})
-    engine = open_processes(spec, context.model_path(context.config.model), context.seed, True, True)
-    if torch.cuda.is_available() and shares_gpu(spec.process or ProcessSpec(), os.environ.get(VISIBLE, "0")):
+    engine = open_processes(spec, context.model_path(context.config.model), context.seed, logprobs, True)
+    if shared:
         _ = engine.dtype
     return engine
 
@@ -254,11 +261,11 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     """The trainer of a stage, with its model, its problems and this reward."""
     from datasets import Dataset
 
-    from pipeline.rollout.speculative import vllm_options
     from pipeline.tasks.grading import check_columns
     from pipeline.tasks.resolve import prompt_rows
     from pipeline.training import experts, models, setup
-    from pipeline.training.grpo import GrpoTrainer, Samples
+    from pipeline.training.grpo.judging import Samples
+    from pipeline.training.grpo.trainer import GrpoTrainer
 
     config = context.config
     model = context.model_path(config.model)
@@ -270,9 +277,8 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     renderer = setup.renderer(model, tokenizer, config)
     prompts = renderer.prompts([row["prompt"] for row in rows])
     rows = [{**row, PREFILL: prompt.begun} for row, prompt in zip(rows, prompts, strict=True)]
-    engine = open_process(context)
-    speculation = vllm_options(context.rollout(config.rollout).speculative) if args.use_vllm else {}
     trainer = GrpoTrainer(
+        sampler=sampler(context, args),
         model=models.policy(model, args),
         reward_funcs=reward,
         args=args,
@@ -282,14 +288,27 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
         efficiency=config.switches,
         length_schedule=config.length_schedule,
         mtp=config.mtp,
-        engine_options={**speculation, **config.rollout.engine_options},
-        engine=engine,
-        overlap=config.rollout.overlap,
-        spare=config.rollout.spare,
     )
     renderer.guide(trainer)
     experts.balance(trainer, config.routing)
     return trainer
+
+
+def sampler(context: StageContext[GrpoConfig], args: Any) -> Any:
+    """Where the trainer's rollouts come from: a function of the trainer. Engines of their own start already."""
+    from pipeline.rollout import VLLM, engine_name
+    from pipeline.training.grpo.engines import EngineSampler
+    from pipeline.training.grpo.sampling import TrlSampler, VllmSampler, wants_logprobs
+
+    rollout = context.rollout(context.config.rollout)
+    if context.config.rollout.separate_process:
+        first = args.distributed_state.is_main_process
+        engine = open_process(context, args.distributed_state.use_distributed, wants_logprobs(args)) if first else None
+        ahead, spare = context.config.rollout.overlap, context.config.rollout.spare
+        return lambda trainer: EngineSampler(trainer, engine, ahead, spare)
+    if engine_name(rollout) == VLLM:
+        return lambda trainer: VllmSampler(trainer, rollout, context.model_path(context.config.model))
+    return TrlSampler
 
 
 def check_problems(rows: Sequence[Mapping[str, Any]], rewards: Sequence[RewardSpec], args: Any) -> None:
@@ -316,6 +335,7 @@ def arguments(context: StageContext[GrpoConfig]) -> Any:
     from transformers import AutoConfig
     from trl import GRPOConfig
 
+    from pipeline.rollout import TRANSFORMERS, VLLM, engine_name
     from pipeline.training import setup
 
     config, policy = (
@@ -323,8 +343,8 @@ def arguments(context: StageContext[GrpoConfig]) -> Any:
         AutoConfig.from_pretrained(context.model_path(context.config.model), trust_remote_code=False),
     )
     rollout = config.rollout
-    if rollout.in_process:  # then TRL is not to open an engine of its own
-        rollout = rollout.model_copy(update={"engine": "transformers"})
+    if rollout.separate_process or engine_name(rollout) == VLLM:  # TRL is not to open an engine of its own
+        rollout = rollout.model_copy(update={"engine": TRANSFORMERS, "speculative": None})
     defaults = {**trainer_defaults(config), **checkpointing(config, policy)}
     fixed = generation_fields(rollout)
     args = setup.arguments(GRPOConfig, context, defaults, fixed)

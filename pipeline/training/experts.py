@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +20,29 @@ METRIC = "routing/max_violation"
 def balance(trainer: Any, routing: Routing) -> None:
     """Balance the experts of a trainer's model as the stage says; a model without our gates is left alone."""
     if routers(trainer.model):
-        trainer.add_callback(ExpertBalance(trainer, routing))
+        trainer.expert_balance = ExpertBalance(trainer, routing)
+        trainer.add_callback(trainer.expert_balance)
+
+
+def balances_batches(trainer: Any) -> bool:
+    """Whether a loss balances the experts over a micro-batch as a whole, which then is no sum over its rows."""
+    found = getattr(trainer, "expert_balance", None)
+    return found is not None and found.balance.loss is BalanceLoss.SWITCH
+
+
+@contextmanager
+def share(trainer: Any, of_micro_batch: float) -> Iterator[None]:
+    """Let the balance loss of the forward passes within count for a share of the micro-batch: that of its sequences."""
+    found = getattr(trainer, "expert_balance", None)
+    if found is None:
+        yield
+        return
+    whole = found.balance.scale
+    found.balance.scale = whole * of_micro_batch
+    try:
+        yield
+    finally:
+        found.balance.scale = whole
 
 
 class ExpertBalance(TrainerCallback):  # type: ignore[misc]

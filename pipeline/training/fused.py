@@ -2,7 +2,7 @@
 
 Each of them is several operations in transformers, which read and write all activations anew and keep them for the
 backward pass. Liger's Triton kernels (Hsu et al., arXiv 2410.10989) do each in one. The language model's head and the
-loss stay what they are: log-probabilities come from TRL's fused head, in chunks (see `packing`).
+loss stay what they are: log-probabilities come from TRL's fused head, in chunks (see `grpo.logprobs`).
 """
 
 from __future__ import annotations
@@ -14,25 +14,12 @@ import torch
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
-from pipeline.schema.efficiency import OUR_CLASSES, Efficiency, own_class
+from pipeline.schema.efficiency import OUR_CLASSES, own_class
 
 log = logging.getLogger(__name__)
 
 LAYERS_ALONE = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 """What Liger is asked for: the second of its losses would take the place of `forward`, which TRL's fused head wraps."""
-
-
-class Fused:
-    """Mixin for `GRPOTrainer`: `efficiency.fused_kernels`."""
-
-    efficiency: Efficiency
-    accelerator: Any
-
-    def prepare_fused(self, *models: Any) -> None:
-        """Give these models (`None` is passed over) the kernels; call once they exist."""
-        for model in models:
-            if self.efficiency.fused_kernels and model is not None:
-                fuse(self.accelerator.unwrap_model(model))
 
 
 def check(config: Any) -> None:

@@ -9,6 +9,8 @@ away from the policy.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.schema.mtp import MtpSpec
@@ -20,11 +22,12 @@ IGNORED = -100
 """The label of a token that nothing is learnt from."""
 
 
-class MultiToken:
-    """Mixin for TRL's trainers, to be named first: `mtp` and `document_ends` are arguments of its own.
+class BlockTraining:
+    """The blocks of a trainer's model, trained as a stage says, or left as they are.
 
     Args:
-        mtp: how the blocks are trained; not at all if not given. They stay as they are then.
+        trainer: one of TRL's; its metrics are added to.
+        spec: how the blocks are trained; not at all if not given.
         document_ends: tokens that end a document; see `model.mtp.Objective`.
 
     Raises:
@@ -32,92 +35,123 @@ class MultiToken:
             would not be part of.
     """
 
-    args: Any
-    model: Any
-    state: Any
-    accelerator: Any
-    _metrics: Any
-    current_gradient_accumulation_steps: int
-
-    def __init__(
-        self, *args: Any, mtp: MtpSpec | None = None, document_ends: tuple[int, ...] = (), **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.mtp, self.objective = mtp, None
+    def __init__(self, trainer: Any, spec: MtpSpec | None, document_ends: tuple[int, ...] = ()) -> None:
         from model.mtp import Objective, blocks
 
-        if mtp is None:
-            for block in blocks(self.model):
+        self.trainer, self.spec = trainer, spec
+        self.objective: Objective | None = None
+        if spec is None:
+            for block in blocks(trainer.model):
                 block.requires_grad_(False)
             return
-        if self.args.fp16:
+        if trainer.args.fp16:
             raise ValueError("mtp: float16 is not supported; set trainer.bf16")
-        self.objective = Objective(self.model, mtp.detach, document_ends)
+        self.objective = Objective(trainer.model, spec.detach, document_ends)
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The trainer's own loss; the gradient of the blocks' loss joins it in the model."""
+    @contextmanager
+    def trained(self, labels_BT: Tensor, in_step: Any = None) -> Iterator[None]:
+        """Train the blocks in the forward passes within, which are those of one micro-batch; log how they did.
+
+        Args:
+            labels_BT: tokens to predict, -100 elsewhere.
+            in_step: tokens of the optimizer step, if the trainer divides its loss by them.
+        """
         self._log_speculation()
-        if self.mtp is None or self.objective is None or not self.model.training:
-            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
-        weight = self.mtp.weight_at(self.state.global_step, self.state.max_steps)
-        labels_BT = _labels(inputs)
-        targets = self._targets(labels_BT, kwargs.get("num_items_in_batch"))
-        with self.objective.weighed(weight, targets, labels_BT):
-            loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        if self.spec is None or self.objective is None:
+            yield
+            return
+        weight = self.spec.weight_at(self.trainer.state.global_step, self.trainer.state.max_steps)
+        with self.objective.weighed(weight, self._targets(labels_BT, in_step), labels_BT):
+            yield
         self._log_depths(weight)
-        return loss
+
+    def clip(self, model: Any, clip: Callable[[Any], Any]) -> Any:
+        """Clip gradients; blocks that leave the rest alone have a norm, and a limit to it, of their own.
+
+        Args:
+            model: the trainer's.
+            clip: clips those of the whole model.
+        """
+        if self.spec is None or self.objective is None or not self.spec.detach:
+            return clip(model)
+        trainer = self.trainer
+        blocks = [weight for block in self.objective.blocks for weight in block.parameters()]
+        ours = {id(weight) for weight in blocks}
+        others = [weight for weight in model.parameters() if id(weight) not in ours]
+        trainer.accelerator.clip_grad_norm_(blocks, trainer.args.max_grad_norm)
+        return trainer.accelerator.clip_grad_norm_(others, trainer.args.max_grad_norm)
 
     def _log_speculation(self) -> None:
         """How well the model's own rollouts were drafted, if they were."""
-        told = getattr(self.model, "speculation", None)
+        told = getattr(self.trainer.model, "speculation", None)
         if told is None or not told.rounds:
             return
-        self._metrics["train"]["speculation/acceptance"].append(told.acceptance)
-        self._metrics["train"]["speculation/tokens_per_pass"].append(told.tokens_per_pass)
-        self.model.speculation = type(told)()
+        metrics = self.trainer._metrics["train"]
+        metrics["speculation/acceptance"].append(told.acceptance)
+        metrics["speculation/tokens_per_pass"].append(told.tokens_per_pass)
+        self.trainer.model.speculation = type(told)()
 
     def _targets(self, labels_BT: Tensor, in_step: Any) -> Tensor:
         """Tokens of the whole optimizer step that this process's loss is divided by, as its trainer divides its own."""
+        trainer = self.trainer
         if in_step is None:
-            return (labels_BT != IGNORED).sum() * self.current_gradient_accumulation_steps
+            return (labels_BT != IGNORED).sum() * trainer.current_gradient_accumulation_steps  # type: ignore[no-any-return]
         import torch
 
         from pipeline.training.expert_parallel import expert_ranks
 
-        batches = self.accelerator.num_processes // expert_ranks() if self.args.average_tokens_across_devices else 1
+        across = trainer.args.average_tokens_across_devices
+        batches = trainer.accelerator.num_processes // expert_ranks() if across else 1
         return torch.as_tensor(in_step) / batches
 
     def _log_depths(self, weight: float) -> None:
         import torch
 
         assert self.objective is not None
+        accelerator, metrics = self.trainer.accelerator, self.trainer._metrics["train"]
         rows = [[count.loss, count.tokens, count.agreed] for count in self.objective.read()]
-        counted = torch.tensor([[float(value) for value in row] for row in rows], device=self.accelerator.device)
-        metrics = self._metrics["train"]
-        for depth, (loss, tokens, agreed) in enumerate(self.accelerator.reduce(counted).tolist(), 1):
+        counted = torch.tensor([[float(value) for value in row] for row in rows], device=accelerator.device)
+        for depth, (loss, tokens, agreed) in enumerate(accelerator.reduce(counted).tolist(), 1):
             if tokens:
                 metrics[f"mtp/loss_{depth}"].append(loss / tokens)
                 metrics[f"mtp/acceptance_{depth}"].append(agreed / tokens)
         metrics["mtp/weight"].append(weight)
 
+
+class MultiToken:
+    """Mixin for TRL's trainers, to be named first: `mtp` and `document_ends` are arguments of its own; see
+    `BlockTraining`."""
+
+    model: Any
+
+    def __init__(
+        self, *args: Any, mtp: MtpSpec | None = None, document_ends: tuple[int, ...] = (), **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.blocks = BlockTraining(self, mtp, document_ends)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own loss; the gradient of the blocks' loss joins it in the model."""
+        if not self.model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        with self.blocks.trained(_labels(inputs), kwargs.get("num_items_in_batch")):
+            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
     def _clip_grad_norm(self, model: Any) -> Any:
-        """Blocks that leave the rest alone have a gradient norm, and a limit to it, of their own."""
-        if self.mtp is None or self.objective is None or not self.mtp.detach:
-            return super()._clip_grad_norm(model)  # type: ignore[misc]
-        blocks = [weight for block in self.objective.blocks for weight in block.parameters()]
-        ours = {id(weight) for weight in blocks}
-        others = [weight for weight in model.parameters() if id(weight) not in ours]
-        self.accelerator.clip_grad_norm_(blocks, self.args.max_grad_norm)
-        return self.accelerator.clip_grad_norm_(others, self.args.max_grad_norm)
+        return self.blocks.clip(model, super()._clip_grad_norm)  # type: ignore[misc]
 
 
 def _labels(inputs: dict[str, Any]) -> Tensor:
-    """Labels of a batch: its own, or those of the completions that were sampled for it."""
+    """Labels of a batch: its own, or those of the completions that a student has sampled for it."""
     if "labels" in inputs:
         labels: Tensor = inputs["labels"]
         return labels
+    return completion_labels(inputs["prompt_ids"], inputs["completion_ids"], inputs["completion_mask"])
+
+
+def completion_labels(prompt_ids_BP: Tensor, completion_ids_BC: Tensor, mask_BC: Tensor) -> Tensor:
+    """(B, P + C) completion tokens that count, -100 elsewhere."""
     import torch
 
-    counted = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-    completions = inputs["completion_ids"].masked_fill(counted == 0, IGNORED)
-    return torch.cat([torch.full_like(inputs["prompt_ids"], IGNORED), completions], dim=1)
+    completions_BC = completion_ids_BC.masked_fill(mask_BC == 0, IGNORED)
+    return torch.cat([torch.full_like(prompt_ids_BP, IGNORED), completions_BC], dim=1)

@@ -7,10 +7,14 @@ that balance a DeepSeek-V3's experts choose which of them are used.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from trl.trainer.callbacks import SyncRefModelCallback
+
+REFERENCE = "reference.pt"
+"""File of a checkpoint."""
 
 
 class SyncByName(SyncRefModelCallback):  # type: ignore[misc]
@@ -32,3 +36,30 @@ def sync_by_name(trainer: Any) -> None:
     if trainer.args.sync_ref_model:
         trainer.remove_callback(SyncRefModelCallback)
         trainer.add_callback(SyncByName(ref_model=trainer.ref_model, accelerator=trainer.accelerator))
+
+
+def save_reference(trainer: Any, folder: Path) -> None:
+    """Keep a synced reference beside a checkpoint. Collective: weights are gathered from the shards there are."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    if trainer.args.sync_ref_model:
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights = dict(get_model_state_dict(trainer.ref_model, options=options))
+        if trainer.args.should_save:
+            torch.save(weights, folder / REFERENCE)
+
+
+def load_reference(trainer: Any, folder: Path) -> None:
+    """Take up the synced reference of a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint lacks it.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    if trainer.args.sync_ref_model:
+        path = folder / REFERENCE
+        if not path.is_file():
+            raise ValueError(f"{folder} lacks the reference model that the policy was compared with")
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        set_model_state_dict(trainer.ref_model, weights, options=StateDictOptions(full_state_dict=True))

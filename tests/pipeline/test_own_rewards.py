@@ -9,7 +9,7 @@ import pytest
 from pipeline import doctor
 from pipeline.doctor import Level
 from pipeline.recipe import RecipeError, load
-from pipeline.training.overlap import Recorded
+from pipeline.training.grpo.judging import Recorded
 from rewards import Composite, Part, ScoreError
 
 OWN = '''

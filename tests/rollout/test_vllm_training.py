@@ -17,13 +17,13 @@ from transformers import AutoTokenizer, TrainerCallback
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
+from pipeline.training.colocated import Colocated, Groups  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402  # imports vLLM
 
 from model import V3Config, V3ForCausalLM  # noqa: E402
 from pipeline.data.vocabulary import VocabularySpec, build  # noqa: E402
 from pipeline.schema.efficiency import STOCK, Efficiency  # noqa: E402
 from pipeline.stages.registry import run_function  # noqa: E402
-from pipeline.training.colocated import Colocated, Groups  # noqa: E402
 from tests.stages.driving import context_of  # noqa: E402
 
 STEPS, GROUP = 3, 4

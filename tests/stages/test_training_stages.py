@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.context import Outputs
 from pipeline.stages.registry import config_class
-from pipeline.training.grpo import explain_dead_groups
+from pipeline.training.grpo.judging import explain_dead_groups
 from tests.stages.driving import Drive
 
 REWARD = """

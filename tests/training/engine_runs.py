@@ -12,7 +12,9 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig
 
 from pipeline.schema.efficiency import STOCK, LengthChange
-from pipeline.training.grpo import GrpoTrainer, Samples
+from pipeline.training.grpo.engines import EngineSampler
+from pipeline.training.grpo.judging import Samples
+from pipeline.training.grpo.trainer import GrpoTrainer
 
 STEPS, GROUP, PROMPTS = 5, 4, 2
 PROBLEMS = [{"prompt": f"User: {a} + {b} =\nAssistant:\n"} for a, b in [(1, 2), (3, 1), (0, 0), (4, 4), (2, 2), (1, 0)]]
@@ -42,6 +44,7 @@ class Run:
         overlap: bool = False,
         spare: float = 0.0,
         length_schedule: Sequence[LengthChange] = (),
+        refill_rounds: int = 0,
         **fields: Any,
     ) -> None:
         settings: dict[str, Any] = {
@@ -70,13 +73,10 @@ class Run:
             reward_funcs=varied,
             args=GRPOConfig(**{**settings, **fields}),
             train_dataset=Dataset.from_list(PROBLEMS),
-            eval_dataset=Dataset.from_list(PROBLEMS[:PROMPTS]),
             processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
             samples=Samples(output / "samples.jsonl", 1, 0),
-            efficiency=STOCK,
-            engine=engine,
-            overlap=overlap,
-            spare=spare,
+            efficiency=STOCK.model_copy(update={"refill_rounds": refill_rounds}),
+            sampler=lambda trainer: EngineSampler(trainer, engine, overlap, spare),
             length_schedule=length_schedule,
         )
         self.trainer.train(resume_from_checkpoint=None if resume is None else str(resume))

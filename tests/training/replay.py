@@ -13,9 +13,12 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks.grpo_replay import Elsewhere, Replayed
 from pipeline.schema.efficiency import Efficiency
-from pipeline.training.grpo import GrpoTrainer, Samples
-from pipeline.training.schedule import merged
+from pipeline.training.grpo.judging import Samples
+from pipeline.training.grpo.sampling import TrlSampler
+from pipeline.training.grpo.schedule import merged
+from pipeline.training.grpo.trainer import GrpoTrainer
 
 GROUP, BATCH = 4, 8
 LONGEST = 24
@@ -143,24 +146,20 @@ def trainer_of(
         "train_dataset": Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
         "processing_class": tokenizer,
     }
-    if replayed:
-        arguments["rollout_func"] = rollouts(len(tokenizer), tokenizer.eos_token_id, rollout_seed, vllm)
+    recorded = rollouts(len(tokenizer), tokenizer.eos_token_id, rollout_seed, vllm)
     if efficiency is None:
-        trainer = GRPOTrainer(**arguments)
-    else:
-        samples = Samples(output / "samples.jsonl", 1, 0)
-        trainer = GrpoTrainer(**arguments, samples=samples, efficiency=efficiency, length_schedule=length_schedule)
-    if vllm:
-        trainer.use_vllm, trainer._last_loaded_step = True, 0
-        trainer.vllm_generation = _Elsewhere()
-    return trainer
-
-
-class _Elsewhere:
-    """Where vLLM would be: recorded rollouts need no weights."""
-
-    def sync_weights(self) -> None:
-        """Nothing to do."""
+        trainer = GRPOTrainer(**arguments, rollout_func=recorded if replayed else None)
+        if vllm:
+            trainer.use_vllm, trainer._last_loaded_step = True, 0
+            trainer.vllm_generation = Elsewhere()
+        return trainer
+    return GrpoTrainer(
+        **arguments,
+        samples=Samples(output / "samples.jsonl", 1, 0),
+        efficiency=efficiency,
+        length_schedule=length_schedule,
+        sampler=(lambda trainer: Replayed(trainer, recorded, vllm)) if replayed else TrlSampler,
+    )
 
 
 def history_of(trainer: Any) -> History:

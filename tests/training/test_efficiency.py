@@ -14,8 +14,9 @@ from trl import GRPOTrainer
 
 from pipeline.schema.efficiency import STOCK, Efficiency, LengthChange
 from pipeline.stages.registry import config_class
-from pipeline.training.overlap import Recorded
-from pipeline.training.refill import extra_prompts, join, split
+from pipeline.training.grpo.batch import of_rows
+from pipeline.training.grpo.dynamic_sampling import extra_prompts
+from pipeline.training.grpo.judging import Recorded
 from rewards import Batch, Part
 from rewards.registry import find
 from tests.training.replay import BATCH, GROUP, distance, graded, history_of, trainer_of
@@ -39,74 +40,71 @@ def test_a_prompt_is_tokenised_once_for_all_of_its_rollouts(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat: bool
 ) -> None:
     prompts: list[Any] = [[{"role": "user", "content": text}] for text in PROMPTS] if chat else PROMPTS
-    trainer = trainer_of(models / "dense", tmp_path, but(whole_groups=True), prompts)
+    trainer = trainer_of(models / "dense", tmp_path, STOCK, prompts)
     theirs, given = GRPOTrainer._tokenize_prompts, []
     monkeypatch.setattr(
         GRPOTrainer, "_tokenize_prompts", lambda self, some: (given.append(len(some)), theirs(self, some))[1]
     )
     asked = [prompt for prompt in prompts for _ in range(GROUP)]
-    ids, *others = trainer._tokenize_prompts(asked)
+    ids = trainer.sampler.prompts([{"prompt": prompt} for prompt in asked])
     assert given == [len(prompts)]
-    assert (ids, *others) == theirs(trainer, asked)
+    assert ids == [list(each) for each in theirs(trainer, asked)[0]]
     assert len({id(one) for one in ids}) == len(asked), "a list that several share would grow for all of them"
 
 
 @pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
-def test_folding_gives_the_gradient_of_the_extra_pass(models: Path, tmp_path: Path, mode: str) -> None:
+def test_reused_log_probabilities_give_the_gradient_of_the_extra_pass(models: Path, tmp_path: Path, mode: str) -> None:
     bounds = {"vllm_importance_sampling_clip_min": 0.05, "vllm_importance_sampling_clip_max": 1.1}
     fields = {"vllm": True, "vllm_importance_sampling_mode": mode, "beta": 0.1, **bounds}
-    stock = trainer_of(models / "dense", tmp_path, STOCK, PROMPTS, **fields)
-    folded = trainer_of(models / "dense", tmp_path, but(fold_old_logprobs=True), PROMPTS, **fields)
+    stock = trainer_of(models / "dense", tmp_path, None, PROMPTS, **fields)
+    reusing = trainer_of(models / "dense", tmp_path, but(reuse_logprobs=True), PROMPTS, **fields)
     calls: list[bool] = []
-    passes = folded._get_per_token_logps_and_entropies
-    folded._get_per_token_logps_and_entropies = lambda *a, **k: (
+    passes = reusing._get_per_token_logps_and_entropies
+    reusing._get_per_token_logps_and_entropies = lambda *a, **k: (
         calls.append(torch.is_grad_enabled()),
         passes(*a, **k),
     )[1]
-    theirs, ours = history_of(stock), history_of(folded)
+    theirs, ours = history_of(stock), history_of(reusing)
     assert all(distance(a, b) < 1e-6 for a, b in zip(theirs.gradients, ours.gradients, strict=True))
     assert ours.losses == pytest.approx(theirs.losses, rel=1e-5)
     assert calls == [False, True, True] * 2, "a step is the reference's pass and two micro-batches"
-    same = "sampling/importance_sampling_ratio/mean"
-    if mode.endswith("truncate") and mode.startswith("token"):
-        assert ours.logs[0][same] > theirs.logs[0][same], "ours is that of the weights before they are bounded"
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_folding_logs_what_the_extra_pass_would(models: Path, tmp_path: Path, packing: bool) -> None:
+def test_reused_log_probabilities_are_logged_as_those_of_the_extra_pass(
+    models: Path, tmp_path: Path, packing: bool
+) -> None:
     """In a step of one micro-batch, be it divided into passes or not, with a bound that no weight reaches."""
     fields = {"vllm": True, "vllm_importance_sampling_clip_max": 1e30, "gradient_accumulation_steps": 1}
-    switches = but(fold_old_logprobs=True, packing=packing, tokens_per_pass=60)
+    switches = but(reuse_logprobs=True, packing=packing, tokens_per_pass=60)
     theirs = history_of(trainer_of(models / "dense", tmp_path, None, PROMPTS, **fields)).logs
     ours = history_of(trainer_of(models / "dense", tmp_path, switches, PROMPTS, **fields)).logs
     names = {name for name in theirs[0] if name.startswith("sampling/")}
     assert len(names) == 5
     for name in names:
-        # Passes weigh their means by all of their tokens, a few of which the sampler has not scored.
-        near = 0.01 if packing and name.endswith("mean") else 1e-5
         assert [at[name] for at in ours if "loss" in at] == pytest.approx(
-            [at[name] for at in theirs if "loss" in at], rel=near
+            [at[name] for at in theirs if "loss" in at], rel=1e-4
         )
 
 
-def test_folding_waits_for_nothing_where_rollouts_are_reused(models: Path, tmp_path: Path) -> None:
+def test_log_probabilities_of_another_policy_are_not_reused(models: Path, tmp_path: Path) -> None:
     """With two updates on the same rollouts the policy of the second one is another: TRL's own pass stays."""
     fields = {"vllm": True, "num_iterations": 2, "max_steps": 4}
     stock = history_of(trainer_of(models / "dense", tmp_path, STOCK, PROMPTS, **fields))
-    folded = history_of(trainer_of(models / "dense", tmp_path, but(fold_old_logprobs=True), PROMPTS, **fields))
-    assert all(torch.equal(a, b) for a, b in zip(stock.gradients, folded.gradients, strict=True))
+    reusing = history_of(trainer_of(models / "dense", tmp_path, but(reuse_logprobs=True), PROMPTS, **fields))
+    assert all(torch.equal(a, b) for a, b in zip(stock.gradients, reusing.gradients, strict=True))
 
 
-def batches(trainer: Any, steps: int) -> list[dict[str, Any]]:
+def batches(trainer: Any, steps: int) -> list[Any]:
     """The generation batches of a run, before they are shuffled."""
-    found: list[dict[str, Any]] = []
-    generate = trainer._generate_and_score_completions
+    found: list[Any] = []
+    generate = trainer.generation_batch
 
-    def kept(inputs: Any) -> Any:
-        found.append(generate(inputs))
+    def kept(*args: Any) -> Any:
+        found.append(generate(*args))
         return found[-1]
 
-    trainer._generate_and_score_completions = kept
+    trainer.generation_batch = kept
     trainer.history = history_of(trainer)
     assert len(found) == steps
     return found
@@ -116,23 +114,23 @@ def test_refilling_replaces_dead_groups_and_says_what_it_took(models: Path, tmp_
     switches = but(refill_rounds=4, refill_queue=8)
     trainer = trainer_of(models / "dense", tmp_path, switches, PROMPTS, hopeless, max_steps=4)
     for batch in batches(trainer, 4):
-        groups_PG = batch["advantages"].view(-1, GROUP)
-        assert groups_PG.shape[0] == 2 * BATCH // GROUP
-        assert groups_PG.any(dim=1).all()
-        assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
+        groups_GK = batch.advantages_B.view(-1, GROUP)
+        assert groups_GK.shape[0] == 2 * BATCH // GROUP
+        assert groups_GK.any(dim=1).all()
+        assert batch.tokens == batch.mask_BC.sum()
     logs = [entry for entry in trainer.history.logs if "loss" in entry]
     assert [entry["refill/dead"] for entry in logs] == [0.0] * 4
     sampled, queued = sum(entry["refill/sampled"] for entry in logs), logs[-1]["refill/queued"]
-    assert sampled == 4 * 4 + trainer.drawn
+    assert sampled == 4 * 4 + trainer.dynamic_sampling.drawn
     assert sum(entry["refill/rounds"] for entry in logs) > 0
-    assert queued == len(trainer.queue) <= 8
+    assert queued == len(trainer.dynamic_sampling.queue) <= 8
 
 
 def test_refilling_gives_up_after_its_rounds(models: Path, tmp_path: Path) -> None:
     nothing = lambda prompts, **_: [0.0] * len(prompts)  # noqa: E731
     trainer = trainer_of(models / "dense", tmp_path, but(refill_rounds=2), PROMPTS, nothing, max_steps=1)
     (batch,) = batches(trainer, 1)
-    assert not batch["advantages"].any()
+    assert not batch.advantages_B.any()
     assert trainer.history.logs[0]["refill/rounds"] == 2
     assert trainer.history.logs[0]["refill/dead"] == 4
     assert trainer.history.logs[0]["refill/sampled"] == 4 + 2 * 4
@@ -141,18 +139,18 @@ def test_refilling_gives_up_after_its_rounds(models: Path, tmp_path: Path) -> No
 def test_the_queue_is_first_in_first_out(models: Path, tmp_path: Path) -> None:
     nothing = lambda prompts, **_: [0.0] * len(prompts)  # noqa: E731
     trainer = trainer_of(models / "dense", tmp_path, but(refill_rounds=1), PROMPTS, nothing, max_steps=1)
-    row = {"prompt_ids": torch.tensor([5, 6]), "completion_mask": torch.ones(3, dtype=torch.long)}
+    row = {"prompt_ids": torch.tensor([5, 6]), "mask": torch.ones(3, dtype=torch.long)}
     waiting = [
         [
-            row | {"completion_ids": torch.full((3,), number), "advantages": torch.tensor(side)}
+            row | {"completion_ids": torch.full((3,), number), "advantage": torch.tensor(side)}
             for side in (-1.0, 1.0) * 2
         ]
         for number in range(4, 10)
     ]
-    trainer.queue = list(waiting)
+    trainer.dynamic_sampling.queue = list(waiting)
     (batch,) = batches(trainer, 1)
-    assert batch["completion_ids"][::GROUP, 0].tolist() == [4, 5, 6, 7]
-    assert [group[0]["completion_ids"][0].item() for group in trainer.queue] == [8, 9]
+    assert batch.completion_ids_BC[::GROUP, 0].tolist() == [4, 5, 6, 7]
+    assert [group[0]["completion_ids"][0].item() for group in trainer.dynamic_sampling.queue] == [8, 9]
     assert trainer.history.logs[0]["refill/from_queue"] == 4
 
 
@@ -168,7 +166,7 @@ def test_a_group_from_the_queue_keeps_its_policys_log_probabilities(
     switches = but(refill_rounds=1, refill_queue=8, packing=True)
     trainer = trainer_of(models / "dense", tmp_path, switches, PROMPTS, hopeless, **fields)
     sampled = batches(trainer, 6)
-    unknown = [batch["old_per_token_logps"].isnan().any(dim=1) for batch in sampled if "old_per_token_logps" in batch]
+    unknown = [batch.old_BC.isnan().any(dim=1) for batch in sampled if batch.old_BC is not None]
     assert any(row.any() and not row.all() for row in unknown)
     steps = [entry for entry in trainer.history.logs if "loss" in entry]
     assert any(entry["refill/from_queue"] for entry in steps)
@@ -178,14 +176,20 @@ def test_a_group_from_the_queue_keeps_its_policys_log_probabilities(
 
     def known(inputs: Any) -> Any:
         batch = next(of_step)
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        found = {
+            "prompt_ids": batch.prompt_ids_BP,
+            "prompt_mask": batch.prompt_mask_BP,
+            "completion_ids": batch.completion_ids_BC,
+            "completion_mask": batch.mask_BC,
+            "advantages": batch.advantages_B,
+            "num_items_in_batch": torch.tensor(batch.tokens),
+        }
         with torch.no_grad():
             now, _, _ = stock._get_per_token_logps_and_entropies(
-                stock.model, ids, mask, batch["completion_ids"].size(1)
+                stock.model, batch.ids, batch.attended, batch.completion_ids_BC.size(1)
             )
-        old = batch.get("old_per_token_logps", now)
-        return {**batch, "old_per_token_logps": torch.where(old.isnan(), now, old)}
+        old = now if batch.old_BC is None else batch.old_BC
+        return {**found, "old_per_token_logps": torch.where(old.isnan(), now, old)}
 
     stock._generate_and_score_completions = known
     for theirs, ours in zip(history_of(stock).gradients, trainer.history.gradients, strict=True):
@@ -196,17 +200,16 @@ def test_rows_survive_the_queue(models: Path, tmp_path: Path) -> None:
     fields = {"vllm": True, "beta": 0.1, "mask_truncated_completions": True, "max_steps": 1}
     trainer = trainer_of(models / "dense", tmp_path, STOCK, PROMPTS, **fields)
     (batch,) = batches(trainer, 1)
-    again = join(split(batch), trainer._tokenizer.pad_token_id, "cpu")
-    assert again.keys() == batch.keys() - {"num_items_in_batch"}
-    width = again["completion_ids"].size(1)
-    counted = again["completion_mask"].bool()
-    assert torch.equal(again["completion_mask"], batch["completion_mask"][:, :width])
-    for name, value in again.items():
-        if name.startswith(("prompt", "advantages")):
-            assert torch.equal(value, batch[name])
-        else:
-            ours, theirs = value[counted], batch[name][:, :width][counted]
-            assert torch.equal(ours.nan_to_num(nan=7.0), theirs.nan_to_num(nan=7.0))
+    again = of_rows(batch.rows(), trainer._tokenizer.pad_token_id, "cpu", batch.tokens)
+    width = again.completion_ids_BC.size(1)
+    counted = again.mask_BC.bool()
+    assert torch.equal(again.mask_BC, batch.mask_BC[:, :width])
+    assert torch.equal(again.prompt_ids_BP, batch.prompt_ids_BP)
+    assert torch.equal(again.prompt_mask_BP, batch.prompt_mask_BP)
+    assert torch.equal(again.advantages_B, batch.advantages_B)
+    for name in ("completion_ids_BC", "old_BC", "sampler_BC", "reference_BC"):
+        ours, theirs = getattr(again, name)[counted], getattr(batch, name)[:, :width][counted]
+        assert torch.equal(ours.nan_to_num(nan=7.0), theirs.nan_to_num(nan=7.0))
 
 
 def test_extra_prompts_go_through_the_training_set_in_a_new_order_each_time() -> None:
@@ -256,11 +259,11 @@ def test_overlapped_rewards_change_nothing(models: Path, tmp_path: Path, monkeyp
     (tmp_path / "own.py").write_text("def score(completion):\n    return float(len(completion) % 3)\n")
     start, early, results = Recorded.start, [], []
     monkeypatch.setattr(Recorded, "start", lambda reward, batch: (early.append(switches), start(reward, batch))[1])
-    for switches in (STOCK, but(overlap_rewards=True)):
+    for switches in (STOCK, but(background_rewards=True)):
         reward = Recorded([Part(f"{tmp_path}/own.py:score")])
         results.append(history_of(trainer_of(models / "dense", tmp_path, switches, PROMPTS, reward, beta=0.1)))
         reward.close()
-    assert early == [but(overlap_rewards=True)] * 2, "each batch, and only with the switch"
+    assert early == [but(background_rewards=True)] * 2, "each batch, and only with the switch"
     assert all(torch.equal(a, b) for a, b in zip(*(result.gradients for result in results), strict=True))
     assert results[0].logs[0]["reward"] == results[1].logs[0]["reward"] > 0
 
@@ -270,14 +273,13 @@ def test_rewards_log_and_see_the_step_as_under_plain_trl(models: Path, tmp_path:
     plain = find(f"{tmp_path}/own.py:logged").target
     reference = trainer_of(models / "dense", tmp_path, None, PROMPTS, plain)
     theirs = history_of(reference)
-    for switches in (STOCK, but(overlap_rewards=True)):
+    for switches in (STOCK, but(background_rewards=True)):
         reward = Recorded([Part(f"{tmp_path}/own.py:logged", name="logged")])
         trainer = trainer_of(models / "dense", tmp_path, switches, PROMPTS, reward)
         ours = history_of(trainer)
         reward.close()
         for metric in ("characters", "step_of_reward", "reward"):
             assert [log.get(metric) for log in ours.logs] == [log.get(metric) for log in theirs.logs]
-        assert list(trainer._logs["extra"]["first"]) == list(reference._logs["extra"]["first"])
     assert [log["step_of_reward"] for log in theirs.logs if "loss" in log] == [0.0, 1.0]
 
 
@@ -329,7 +331,7 @@ def rank(number: int, port: int, model: Path, folder: Path) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
     packed = but(packing=True, tokens_per_pass=40, drop_dead_groups=True)
-    kinds = {"stock": STOCK, "packed": packed, "refilled": packed.model_copy(update={"refill_rounds": 2})}
+    kinds = {"stock": None, "packed": packed, "refilled": packed.model_copy(update={"refill_rounds": 2})}
     for name, switches in kinds.items():
         fields = {"rollout_seed": number, "max_steps": 2 if name == "refilled" else 1}
         trainer = trainer_of(model, folder / f"{name}-{number}", switches, PROMPTS, hopeless, **fields)

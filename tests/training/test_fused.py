@@ -23,7 +23,7 @@ from tests.stages.driving import context_of
 from tests.training.replay import History, distance, history_of, trainer_of
 
 PROMPTS = ["what is 2", "you are kind what is 2 + two", "hello", "what four you are you are you are"] * 2
-PACKED = Efficiency(tokens_per_pass=60, drop_dead_groups=False, fold_old_logprobs=False)
+PACKED = Efficiency(tokens_per_pass=60, drop_dead_groups=False, reuse_logprobs=False)
 FUSED = PACKED.model_copy(update={"fused_kernels": True})
 KL = {"beta": 0.1, "num_iterations": 2, "learning_rate": 0.1, "epsilon": 10.0}
 """With a reference model, with ratios other than 1 in the second of two updates, and without a clip, at whose edge the

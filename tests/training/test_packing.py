@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.schema.efficiency import STOCK, Efficiency
 from pipeline.training import varlen
-from pipeline.training.rows import balanced, equal_groups
+from pipeline.training.grpo.micro_batches import balanced
+from pipeline.training.grpo.objective import equal_groups
 from tests.training.replay import BATCH, distance, graded, half_dead, history_of, trainer_of
 
 STRINGS = ["what is 2", "you are kind what is 2 + two", "hello", "what four you are you are you are"] * 2
 CHATS = [[{"role": "user", "content": text}] for text in STRINGS]
 TOLERANCE = 1e-6
 """Relative, in fp32: what another order of the same sums makes of them."""
-PACKED = Efficiency(packing=True, tokens_per_pass=60, drop_dead_groups=False, fold_old_logprobs=False)
+PACKED = Efficiency(packing=True, tokens_per_pass=60, drop_dead_groups=False, reuse_logprobs=False)
 """Sixty tokens are three or four rows of eight, so that each micro-batch has several passes."""
 KL = {"beta": 0.1, "num_iterations": 2, "learning_rate": 0.1}
 """The second of two updates on the same rollouts has ratios other than 1 and a divergence other than 0."""
@@ -48,20 +49,48 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_those_of_padded_rows(models: Path, tmp_path: Path, case: str) -> None:
     model, prompts, fields = CASES[case]
-    stock = history_of(trainer_of(models / model, tmp_path, STOCK, prompts, **fields))
+    stock = history_of(trainer_of(models / model, tmp_path, None, prompts, **fields))
     packed = history_of(trainer_of(models / model, tmp_path, PACKED, prompts, **fields))
     assert len(stock.gradients) >= 2
     for ours, theirs in zip(packed.gradients, stock.gradients, strict=True):
         assert distance(theirs, ours) <= TOLERANCE
     # The losses are sums of terms of size 1 that nearly cancel: advantages of a group add up to zero.
     assert packed.losses == pytest.approx(stock.losses, rel=TOLERANCE, abs=1e-7)
-    for ours_at, theirs_at in zip(packed.logs, stock.logs, strict=True):
-        same = [name for name in theirs_at if name.startswith("clip_ratio") or name in ("kl", "reward", "num_tokens")]
-        if case == "grpo-sequence":  # a mean over rows, where that of passes is over tokens
-            same = [name for name in same if not name.startswith("clip_ratio")]
-        assert {name: ours_at[name] for name in same} == pytest.approx(
-            {name: theirs_at[name] for name in same}, abs=1e-4
+
+
+CLOCK = {"step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "packing/fill"}
+
+
+@pytest.mark.parametrize("case", ["grpo-kl", "grpo-sequence", "grpo-vllm", "dapo", "entropy-bonus", "router-loss"])
+def test_every_metric_of_trl_is_there_with_its_value(models: Path, tmp_path: Path, case: str) -> None:
+    """Of one micro-batch a step: over several, TRL takes the mean of their means, and ours is that of their tokens."""
+    model, prompts, fields = CASES[case]
+    fields = {**fields, "gradient_accumulation_steps": 1, "vllm_importance_sampling_clip_max": 1e30}
+    stock = history_of(trainer_of(models / model, tmp_path, None, prompts, **fields)).logs
+    packed = history_of(trainer_of(models / model, tmp_path, PACKED, prompts, **fields)).logs
+    for ours_at, theirs_at in zip(packed, stock, strict=True):
+        theirs = {name: value for name, value in theirs_at.items() if name not in CLOCK}
+        assert {name: ours_at[name] for name in theirs} == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("divided", [{}, {"per_device_train_batch_size": BATCH // 2, "gradient_accumulation_steps": 4}])
+def test_a_metric_is_the_mean_over_tokens_however_they_are_divided(
+    models: Path, tmp_path: Path, divided: dict[str, int]
+) -> None:
+    fields = {**KL, "per_device_train_batch_size": 2 * BATCH, "gradient_accumulation_steps": 1}
+    whole = history_of(trainer_of(models / "dense", tmp_path, STOCK, STRINGS, **fields)).logs
+    parts = history_of(
+        trainer_of(
+            models / "dense",
+            tmp_path,
+            PACKED,
+            STRINGS,
+            **{**fields, "gradient_accumulation_steps": 2, "per_device_train_batch_size": BATCH, **divided},
         )
+    ).logs
+    for one, other in zip(whole, parts, strict=True):
+        for name in ("entropy", "kl", "clip_ratio/region_mean", "clip_ratio/high_max"):
+            assert one.get(name, 0.0) == pytest.approx(other.get(name, 0.0), rel=1e-4, abs=1e-6)
 
 
 MERGED: dict[str, dict[str, Any]] = {
@@ -80,8 +109,8 @@ MERGED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", MERGED)
 def test_one_micro_batch_has_the_losses_and_gradients_of_several(models: Path, tmp_path: Path, case: str) -> None:
     fields = MERGED[case]
-    dropping = PACKED.model_copy(update={"drop_dead_groups": "auto", "fold_old_logprobs": True})
-    several = trainer_of(models / "dense", tmp_path, STOCK, STRINGS, half_dead, **fields)
+    dropping = PACKED.model_copy(update={"drop_dead_groups": "auto", "reuse_logprobs": True})
+    several = trainer_of(models / "dense", tmp_path, None, STRINGS, half_dead, **fields)
     stock = history_of(several)
     one = trainer_of(models / "dense", tmp_path, dropping, STRINGS, half_dead, merge=True, **fields)
     kept = one.args.per_device_train_batch_size == BATCH
@@ -102,34 +131,76 @@ def rounded(prompts: Sequence[Any], **columns: Any) -> list[float]:
 SIXES = {"num_generations": 6, "per_device_train_batch_size": 6}
 
 
+LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "reused": {"num_iterations": 2, "learning_rate": 0.1, "beta": 0.1},
+    "truncated": {"mask_truncated_completions": True},
+    "token-weights": {
+        "vllm": True,
+        "vllm_importance_sampling_mode": "token_mask",
+        "vllm_importance_sampling_clip_max": 1.5,
+    },
+    "sequence-weights": {"vllm": True, "vllm_importance_sampling_mode": "sequence_truncate"},
+    "off-policy-mask": {"vllm": True, "off_policy_mask_threshold": 0.4},
+    "gspo-kl": {"importance_sampling_level": "sequence", "num_iterations": 2, "learning_rate": 0.1, "beta": 0.1},
+    "two-sided": {"delta": 1.05, "epsilon_high": 0.28, "num_iterations": 2, "learning_rate": 0.1},
+}
+
+
 @pytest.mark.parametrize(
-    ("reward", "fields"),
-    [
-        (graded, {"loss_type": "dapo"}),
-        (graded, {"loss_type": "grpo", **KL}),
-        (graded, {"vllm": True}),
-        (rounded, {"loss_type": "dapo", **SIXES}),
-    ],
-    ids=["dapo", "grpo-kl", "vllm", "dead-groups"],
+    ("loss_type", "variant"),
+    [pair for pair in product(LOSSES, VARIANTS) if pair != ("vespo", "sequence-weights")],  # which TRL refuses
 )
-def test_all_switches_off_is_trl_to_the_bit(
-    models: Path, tmp_path: Path, reward: Callable[..., list[float]], fields: dict[str, Any]
-) -> None:
-    theirs = history_of(trainer_of(models / "dense", tmp_path, None, STRINGS, reward, **fields))
-    ours = history_of(trainer_of(models / "dense", tmp_path, STOCK, STRINGS, reward, **fields))
-    assert ours.losses == theirs.losses
-    assert all(torch.equal(a, b) for a, b in zip(ours.gradients, theirs.gradients, strict=True))
+def test_every_loss_is_trls(models: Path, tmp_path: Path, loss_type: str, variant: str) -> None:
+    """Without packing, so that only the objective differs; with accumulation, and old log-probabilities reused."""
+    fields = {
+        "loss_type": loss_type,
+        "max_steps": 2 if "num_iterations" in VARIANTS[variant] else 1,
+        **VARIANTS[variant],
+    }
+    theirs = history_of(trainer_of(models / "dense", tmp_path, None, STRINGS, **fields))
+    ours = history_of(trainer_of(models / "dense", tmp_path, REUSING, STRINGS, **fields))
     assert all(gradient.any() for gradient in theirs.gradients)
-    clock = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
-    for ours_at, theirs_at in zip(ours.logs, theirs.logs, strict=True):
-        same = theirs_at.keys() - set(clock)
-        assert {name: ours_at[name] for name in same} == {name: theirs_at[name] for name in same}
+    for mine, stock in zip(ours.gradients, theirs.gradients, strict=True):
+        assert distance(stock, mine) <= 2e-6
+    assert ours.losses == pytest.approx(theirs.losses, rel=2e-6, abs=2e-7)
+
+
+REUSING = STOCK.model_copy(update={"reuse_logprobs": True})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scale_rewards": "batch"},
+        {"scale_rewards": "none"},
+        {"multi_objective_aggregation": "normalize_then_sum"},
+        {"use_adaptive_entropy": True, "entropy_coef": 0.01, "entropy_target": 2.0, "max_steps": 4},
+        {"top_entropy_quantile": 0.3},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_other_settings_are_trls(models: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
+    theirs = history_of(trainer_of(models / "dense", tmp_path, None, STRINGS, **fields))
+    ours = history_of(trainer_of(models / "dense", tmp_path, PACKED, STRINGS, **fields))
+    for mine, stock in zip(ours.gradients, theirs.gradients, strict=True):
+        assert distance(stock, mine) <= 2e-6
+    for name in ("entropy_coef", "policy_loss"):
+        found, expected = ([at[name] for at in logs if name in at] for logs in (ours.logs, theirs.logs))
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_equal_rewards_give_no_gradient_where_trl_divides_a_rounding_error(models: Path, tmp_path: Path) -> None:
+    theirs = history_of(trainer_of(models / "dense", tmp_path, None, STRINGS, rounded, **SIXES))
+    ours = history_of(trainer_of(models / "dense", tmp_path, STOCK, STRINGS, rounded, **SIXES))
+    assert all(gradient.any() for gradient in theirs.gradients)
+    assert not any(gradient.any() for gradient in ours.gradients)
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo"])
 def test_dropping_dead_groups_leaves_the_gradient(models: Path, tmp_path: Path, loss_type: str) -> None:
     fields = {"loss_type": loss_type, "mask_truncated_completions": True}
-    stock = history_of(trainer_of(models / "dense", tmp_path, STOCK, STRINGS, half_dead, **fields))
+    stock = history_of(trainer_of(models / "dense", tmp_path, None, STRINGS, half_dead, **fields))
     for packing in (False, True):
         dropping = STOCK.model_copy(update={"drop_dead_groups": True, "packing": packing, "tokens_per_pass": 60})
         fewer = history_of(trainer_of(models / "dense", tmp_path, dropping, STRINGS, half_dead, **fields))
@@ -265,13 +336,13 @@ def test_passes_that_stay_rather_empty_are_told_once(
     fields = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "max_steps": 9}
     trainer = trainer_of(models / "dense", tmp_path, roomy, STRINGS, **fields)
     counted: list[float] = []
-    inner = trainer._parts
+    inner = trainer._passes
 
-    def parts(inputs: Any) -> Any:
-        counted.append(float(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum()) / 400)
-        return inner(inputs)
+    def passes(batch: Any) -> Any:
+        counted.append(float(batch.prompt_mask_BP.sum() + batch.mask_BC.sum()) / 400)
+        return inner(batch)
 
-    trainer._parts = parts
+    trainer._passes = passes
     logs = [entry for entry in history_of(trainer).logs if "loss" in entry]
     expected = [sum(counted[step * 8 : step * 8 + 8]) / 8 for step in range(9)]
     assert [entry["packing/fill"] for entry in logs] == pytest.approx(expected)

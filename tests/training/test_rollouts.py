@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import re
 import signal
 import threading
 import time
@@ -15,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from trl import GRPOTrainer
-from trl.generation.vllm_generation import VLLMGeneration
 
 from pipeline.rollout.base import Finish, Rollout, Sampling, complete
 from pipeline.rollout.process import ProcessEngine
@@ -25,8 +22,9 @@ from pipeline.schema.pieces import RolloutSpec
 from pipeline.stages import grpo
 from pipeline.stages.registry import config_class
 from pipeline.tasks.grading import composite
-from pipeline.training.overlap import Recorded
-from pipeline.training.rollouts import SAMPLED_AHEAD, Plan, Rollouts
+from pipeline.training.grpo.engines import SAMPLED_AHEAD, EngineSampler
+from pipeline.training.grpo.judging import Recorded
+from pipeline.training.grpo.problem_order import ProblemOrder
 from tests.stages.driving import context_of
 from tests.training.engine_runs import GROUP, PROBLEMS, PROMPTS, STEPS, Run
 
@@ -64,7 +62,7 @@ class Delayed:
 def ahead(calculator: Path, engine: ProcessEngine, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One batch ahead, with spare prompts, and checkpoints."""
     folder = tmp_path_factory.mktemp("ahead")
-    return Run(calculator, folder, engine, overlap=True, spare=0.5, save_steps=2)
+    return Run(calculator, folder, engine, overlap=True, spare=0.5, save_steps=3)
 
 
 def test_one_batch_ahead_is_training_on_rollouts_of_the_weights_before(
@@ -83,14 +81,13 @@ def test_one_batch_ahead_is_training_on_rollouts_of_the_weights_before(
     assert not engine.busy, "nothing is sampled that nobody will train on"
 
 
-def test_without_learning_it_makes_no_difference_to_be_ahead_and_to_evaluate_meanwhile(
+def test_without_learning_it_makes_no_difference_to_be_ahead_and_to_sample_more_meanwhile(
     calculator: Path, engine: ProcessEngine, tmp_path: Path
 ) -> None:
     lengths = [LengthChange(step=1, max_tokens=30), LengthChange(step=3, max_tokens=6)]
     still = {"learning_rate": 0.0, "max_steps": 4, "length_schedule": lengths}
     on_policy = Run(calculator, tmp_path / "on-policy", engine, **still)
-    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": GROUP}
-    ours = Run(calculator, tmp_path / "ours", engine, overlap=True, **still, **evaluated)
+    ours = Run(calculator, tmp_path / "ours", engine, overlap=True, **still)
     assert ours.logged("max_tokens") == [24, 30, 30, 6]
     assert ours.logged("completions/max_length")[-1] == 6
     for metric in (
@@ -101,17 +98,18 @@ def test_without_learning_it_makes_no_difference_to_be_ahead_and_to_evaluate_mea
     ):
         assert ours.logged(metric) == on_policy.logged(metric)
     assert ours.logged("rollout/staleness") == [0, 1, 1, 1]
-    assert sum("eval_reward" in entry for entry in ours.trainer.state.log_history) == 4
+    refilled = Run(calculator, tmp_path / "refilled", engine, overlap=True, refill_rounds=1, **still)
+    assert refilled.logged("rollout/staleness") == [0, 1, 1, 1]
 
 
 def test_a_resumed_run_takes_up_what_was_sampled_ahead(
     calculator: Path, engine: ProcessEngine, ahead: Run, tmp_path: Path
 ) -> None:
-    checkpoint = Path(ahead.trainer.args.output_dir) / "checkpoint-2"
+    checkpoint = Path(ahead.trainer.args.output_dir) / "checkpoint-3"
     assert (checkpoint / SAMPLED_AHEAD).exists()
-    resumed = Run(calculator, tmp_path, engine, resume=checkpoint, overlap=True, spare=0.5, save_steps=2)
+    resumed = Run(calculator, tmp_path, engine, resume=checkpoint, overlap=True, spare=0.5, save_steps=3)
     assert resumed.equals(ahead)
-    assert resumed.logged("rollout/staleness")[-3:] == [1, 1, 1]
+    assert resumed.logged("rollout/staleness")[-2:] == [1, 1]
 
 
 def test_an_engine_killed_while_it_samples_changes_nothing(
@@ -125,7 +123,7 @@ def test_an_engine_killed_while_it_samples_changes_nothing(
 
     before, killer = engine.restarts, threading.Thread(target=kill)
     killer.start()
-    disturbed = Run(calculator, tmp_path, engine, overlap=True, spare=0.5, save_steps=2)
+    disturbed = Run(calculator, tmp_path, engine, overlap=True, spare=0.5, save_steps=3)
     killer.join()
     assert engine.restarts == before + 1
     assert disturbed.equals(ahead)
@@ -134,7 +132,7 @@ def test_an_engine_killed_while_it_samples_changes_nothing(
 def test_the_engine_has_its_next_request_before_the_trainer_goes_on_with_a_batch(
     calculator: Path, engine: ProcessEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And prompts are tokenised once for the request, once for the batch, and by TRL; not once for each problem."""
+    """And prompts are tokenised once for the request, and once for the batch; not once for each rollout."""
     tokenize, submit = GRPOTrainer._tokenize_prompts, ProcessEngine.submit
     seen: list[int | str] = []
 
@@ -149,7 +147,7 @@ def test_the_engine_has_its_next_request_before_the_trainer_goes_on_with_a_batch
     monkeypatch.setattr(GRPOTrainer, "_tokenize_prompts", tokenized)
     monkeypatch.setattr(ProcessEngine, "submit", submitted)
     Run(calculator, tmp_path, engine, overlap=True)
-    request, batch = [PROMPTS, "submitted"], [PROMPTS, PROMPTS * GROUP]
+    request, batch = [PROMPTS, "submitted"], [PROMPTS]
     assert seen == request + (request + batch) * (STEPS - 1) + batch
 
 
@@ -182,23 +180,26 @@ def test_the_tail_is_given_up_once_enough_groups_are_complete(calculator: Path) 
     assert all(len(group) == 3 for group in late), "groups that were never begun are there, too"
 
 
-def test_the_plan_is_the_order_of_the_trainer_over_epochs(ahead: Run) -> None:
-    trainer, seen = ahead.trainer, []
+def test_whoever_samples_ahead_asks_for_the_order_that_the_trainer_draws_from(ahead: Run) -> None:
+    trainer, order, seen = ahead.trainer, ahead.trainer.order, []
     for epoch in range(3):
-        sampler = trainer._get_train_sampler()
-        sampler.epoch = lambda: epoch  # noqa: B023
-        rows = list(sampler)
+        trainer.state.epoch = epoch
+        rows = list(trainer._get_train_sampler())
+        assert len(rows) == len(trainer._get_train_sampler())
         seen += [rows[at : at + GROUP * PROMPTS : GROUP] for at in range(0, len(rows), GROUP * PROMPTS)]
-    for first in (0, 2, 4):
-        trainer.state.global_step = first
-        plan = Plan(trainer)
-        assert [plan.rows(number) for number in range(first, 9)] == seen[first:]
-        assert plan.rows(8) == seen[8]
-    assert plan.end == STEPS
-    assert [plan.step_at(number) for number in range(9)] == list(range(9)), "a batch a step, three batches an epoch"
-    plan.repeats, plan.epoch_batches, plan._epoch_steps = 4, 3, 2  # a batch serves half a step: the last one is halved
-    trainer.args.gradient_accumulation_steps = 8
-    assert [plan.step_at(number) for number in range(7)] == [0, 0, 1, 2, 2, 3, 4]
+    assert [order.rows(number) for number in range(9)] == seen
+    assert sorted(row for rows in seen[:3] for row in rows) == list(range(len(PROBLEMS)))
+    assert seen[:3] != seen[3:6] != seen[6:]
+    assert order.number_at(STEPS) == STEPS
+    assert [order.step_at(number) for number in range(9)] == list(range(9)), "a batch a step, three batches an epoch"
+
+
+def test_batches_and_steps_are_told_apart_where_a_batch_serves_half_a_step() -> None:
+    order = ProblemOrder(problems=6, groups=2, group=4, uses=4, accumulated=8, seed=0)
+    assert [order.step_at(number) for number in range(7)] == [0, 0, 1, 2, 2, 3, 4], (
+        "the last step of an epoch is halved"
+    )
+    assert [order.number_at(step) for step in range(5)] == [0, 2, 3, 5, 6]
 
 
 def test_a_stage_opens_what_its_recipe_says(calculator: Path, tmp_path: Path) -> None:
@@ -212,23 +213,27 @@ def test_a_stage_opens_what_its_recipe_says(calculator: Path, tmp_path: Path) ->
     context = context_of(tmp_path, "zero", config, {})
     trainer = grpo.build(context, Recorded(composite(context.config.rewards, context.config.tasks, context).parts))
     try:
-        assert (trainer.rollouts.overlap, trainer.rollouts.spare) == (True, 0.5)
-        assert trainer.rollouts.engine.spec.engine == "transformers"
-        assert trainer.rollouts.engine.settings.env == {"OMP_NUM_THREADS": "1"}
-        assert trainer.vllm_generation.max_completion_length == 9
+        sampler = trainer.sampler
+        assert isinstance(sampler, EngineSampler)
+        assert (sampler.overlap, sampler.spare) == (True, 0.5)
+        assert sampler.engine.spec.engine == "transformers"
+        assert sampler.engine.settings.env == {"OMP_NUM_THREADS": "1"}
+        assert sampler.sampling(0, 4).max_tokens == 9
     finally:
-        trainer.close_engine()
+        trainer.sampler.close()
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rollout": {"overlap": True, "engine": "vllm_server", "server": "http://x"}}, "an engine of its own"),
+        (
+            {"rollout": {"overlap": True, "engine": "vllm_server", "server": "http://x"}},
+            "a server that is there already",
+        ),
         (
             {"rollout": {"process": {}, "engine": "vllm", "engine_options": {"tensor_parallel_size": 2}}},
             "no weights could be pushed",
         ),
-        ({"rollout": {"process": {}}, "launch": {"accelerate": "fsdp2-1node"}}, "an engine of its own"),
         ({"rollout": {"spare": 1.5}}, "less than or equal to 1"),
         (
             {"rollout": {"overlap": True}, "trainer": {"vllm_importance_sampling_correction": False}},
@@ -239,22 +244,3 @@ def test_a_stage_opens_what_its_recipe_says(calculator: Path, tmp_path: Path) ->
 def test_a_recipe_that_cannot_be_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         config_class("grpo").model_validate({"kind": "grpo", "model": "m", "tasks": ["gsm8k"], **changes})
-
-
-def test_the_trainer_asks_as_it_asks_vllm() -> None:
-    """What `EngineRollouts` and `Rollouts` stand in for. A failure here means: read the new source, and mend them."""
-    assert list(inspect.signature(VLLMGeneration.generate).parameters) == list(
-        inspect.signature(Rollouts.generate).parameters
-    )
-    assert list(inspect.signature(VLLMGeneration.sync_weights).parameters) == ["self"]
-    turn = inspect.getsource(GRPOTrainer._generate_single_turn)
-    assert "_, completion_ids, logprobs, _ = self.vllm_generation.generate(" in turn
-    assert "logprobs = [[lp[0] for lp in seq] for seq in logprobs]" in turn
-    used = set(re.findall(r"self\.vllm_generation\.(\w+)", inspect.getsource(GRPOTrainer)))
-    assert used == {"sync_weights", "generate", "llm", "vllm_client"}, "the last two with tools, and with a server"
-    scored = inspect.signature(GRPOTrainer._generate_and_score_completions)
-    assert list(scored.parameters) == ["self", "inputs"]
-    assert "prompt_ids, images, multimodal_fields = self._tokenize_prompts(prompts)" in inspect.getsource(
-        GRPOTrainer._generate
-    )
-    assert "self.use_vllm and self.vllm_importance_sampling_correction" in inspect.getsource(GRPOTrainer._compute_loss)

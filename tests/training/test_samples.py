@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.schema.pieces import RewardSpec
 from pipeline.stages.grpo import check_problems
-from pipeline.training.grpo import Samples
+from pipeline.training.grpo.judging import Samples
 
 ROWS = [{"task": "sums", "level": level} for level in (1, 2, 2, 3)]
 ARGS = SimpleNamespace(generation_batch_size=16, num_generations=4)

@@ -9,7 +9,7 @@ import pytest
 from trl import GRPOConfig
 
 from pipeline.stages.grpo import DEFAULTS, arguments
-from pipeline.training.schedule import check_cycle, merged
+from pipeline.training.grpo.schedule import check_cycle, merged
 from tests.stages.driving import context_of
 
 

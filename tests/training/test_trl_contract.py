@@ -21,7 +21,7 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 from pipeline.schema import trainer_fields
 from pipeline.schema.reserved import FOLLOW_EVALUATIONS
 from pipeline.stages import distill, grpo, pretrain, sft
-from pipeline.training import checkpoints, rows
+from pipeline.training import checkpoints
 
 EPOCH = [
     *("model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
@@ -31,29 +31,36 @@ EPOCH = [
 """Nobody of ours reads these; `_run_epoch` returns nothing, and stops where `should_training_stop` is set."""
 
 HOOKS = [
-    (GRPOTrainer, "_get_train_sampler", ["dataset"], "resumable.Resumable"),
+    (GRPOTrainer, "_get_train_sampler", ["dataset"], "grpo.trainer"),
     (SFTTrainer, "_get_train_sampler", ["train_dataset"], "resumable.Resumable"),
     (DistillationTrainer, "_get_train_sampler", ["dataset"], "resumable.Resumable"),
     (Trainer, "_run_epoch", EPOCH, "resumable.Resumable"),
     (Trainer, "_save_checkpoint", ["model", "trial"], "resumable.Resumable"),
     (Trainer, "_load_from_checkpoint", ["resume_from_checkpoint", "model"], "resumable.Resumable"),
-    (Trainer, "_save_optimizer_and_scheduler", ["output_dir"], "grpo.GrpoTrainer"),
-    (Trainer, "_load_optimizer_and_scheduler", ["checkpoint"], "grpo.GrpoTrainer"),
+    (Trainer, "_save_optimizer_and_scheduler", ["output_dir"], "grpo.trainer"),
+    (Trainer, "_load_optimizer_and_scheduler", ["checkpoint"], "grpo.trainer"),
+    (GRPOTrainer, "_prepare_inputs", ["generation_batch"], "grpo.trainer"),
+    (GRPOTrainer, "compute_loss", ["model", "inputs", "return_outputs", "num_items_in_batch"], "grpo.trainer"),
+    (GRPOTrainer, "log", ["logs", "start_time"], "grpo.trainer"),
     (
         GRPOTrainer,
         "_calculate_rewards",
         ["inputs", "prompts", "completions", "completion_ids_list"],
-        "grpo.GrpoTrainer",
+        "grpo.trainer, which calls it",
     ),
-    (GRPOTrainer, "_generate_and_score_completions", ["inputs"], "refill, lengths, overlap, dropping, folding"),
-    (GRPOTrainer, "_generate", ["prompts"], "overlap.Overlap"),
-    (GRPOTrainer, "_tokenize_prompts", ["prompts"], "grpo.GrpoTrainer, rollouts.Rollouts"),
-    (GRPOTrainer, "_log_completion_extra", ["column", "values"], "overlap.Overlap"),
-    (GRPOTrainer, "_log_metric", ["name", "value"], "overlap.Overlap"),
-    (GRPOTrainer, "_compute_loss", ["model", "inputs"], "dropping, passes, folding"),
-    (Trainer, "_clip_grad_norm", ["model"], "mtp.MultiToken"),
-    (Trainer, "create_optimizer", ["model"], "divided.Divided"),
-    (Trainer, "save_model", ["output_dir", "_internal_call"], "divided.Divided"),
+    (
+        GRPOTrainer,
+        "_generate_single_turn",
+        ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
+        "grpo.sampling, which calls it",
+    ),
+    (GRPOTrainer, "_tokenize_prompts", ["prompts"], "grpo.sampling, which calls it"),
+    (GRPOTrainer, "_log_completion_extra", ["column", "values"], "grpo.trainer"),
+    (GRPOTrainer, "_log_metric", ["name", "value"], "grpo.trainer"),
+    (GRPOTrainer, "get_high_entropy_mask", ["entropies", "mask", "threshold"], "grpo.trainer, which calls it"),
+    (Trainer, "_clip_grad_norm", ["model"], "mtp.BlockTraining"),
+    (Trainer, "create_optimizer", ["model"], "expert_parallel.Divided"),
+    (Trainer, "save_model", ["output_dir", "_internal_call"], "expert_parallel.Divided"),
 ]
 IMAGES = {"pixel_values", "pixel_attention_mask", "spatial_shapes", "num_tiles", "token_type_ids", "mm_token_type_ids"}
 """Arguments that only models with images have."""
@@ -97,53 +104,6 @@ def test_the_reference_follows_through_the_function_that_is_replaced() -> None:
     assert "self.add_callback(SyncRefModelCallback(" in inspect.getsource(GRPOTrainer.__init__)
 
 
-def test_rewards_are_calculated_through_the_hook() -> None:
-    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
-    assert "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)" in source
-
-
-def test_log_probabilities_are_asked_for_as_packing_answers() -> None:
-    """What `packing.Packing` overrides: its own arguments by these names, all that follows being about images."""
-    found = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)[1:]
-    ours = ["model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
-    assert found[:7] == [*ours, "compute_entropy", "compute_aux_loss"]
-    assert found == [*found[:7], *(name for name in found[7:] if "image" in name or name in IMAGES)]
-    called = inspect.getsource(GRPOTrainer._compute_loss)
-    assert called.index("_get_per_token_logps_and_entropies(") < called.index('inputs.get("old_per_token_logps")')
-
-
-def test_a_generation_becomes_a_tuple_that_starts_as_overlap_reads_it() -> None:
-    source = inspect.getsource(GRPOTrainer._generate)
-    assert "return prompt_ids, completion_ids, tool_mask, completions, logprobs," in source
-
-
-def test_losses_are_divided_as_passes_and_dropping_weigh_them() -> None:
-    """By rows, by tokens of the micro-batch, or by tokens of the generation batch, and by the accumulation steps."""
-    source = inspect.getsource(GRPOTrainer._compute_loss)
-    branches = {
-        ("grpo", "sapo"): "/ mask.sum(-1).clamp(min=1.0)).mean()",
-        ("bnpo",): "(per_token_loss * mask).sum() / mask.sum().clamp(min=1.0)",
-        ("dr_grpo",): "/ (per_token_loss.size(0) * self.max_completion_length)",
-        ("cispo", "dapo", "vespo"): "loss = (per_token_loss * mask).sum() / normalizer",
-        ("luspo",): "loss = (per_token_loss * mask).sum(-1).mean()",
-    }
-    assert all(formula in source for formula in branches.values())
-    by_rows = {
-        name for names, formula in branches.items() if "mean()" in formula or "size(0)" in formula for name in names
-    }
-    assert by_rows == rows.MEAN_OF_ROWS
-    assert {"bnpo"} == rows.MEAN_OF_TOKENS
-    assert 'self.current_gradient_accumulation_steps if mode == "train" else 1.0' in source
-    assert 'inputs["num_items_in_batch"]' in source
-
-
-def test_old_log_probabilities_are_left_out_under_the_condition_that_folding_repeats() -> None:
-    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
-    assert "generate_every = self.args.steps_per_generation * self.num_iterations" in source
-    assert "self.args.gradient_accumulation_steps % generate_every != 0 or (" in source
-    assert "self.use_vllm and self.vllm_importance_sampling_correction" in source
-
-
 def test_the_longest_completion_is_read_where_lengths_sets_it() -> None:
     from trl.generation.vllm_generation import VLLMGeneration
 
@@ -167,7 +127,12 @@ def test_grpo_says_whether_a_micro_batch_can_be_divided(attribute: str) -> None:
 
 @pytest.mark.parametrize(
     "attribute",
-    ["self.reward_funcs", "self.eos_token_ids", "self.num_generations", "self.ref_model", 'self._metrics = {"train"'],
+    [
+        *("self.reward_funcs", "self.eos_token_ids", "self.num_generations", "self.ref_model", "self._step = 0"),
+        *("self.reward_weights", "self.mask_truncated_completions", "self.scale_rewards", "self.shuffle_dataset"),
+        *("self.entropy_coef", "self._last_world_entropy", "self._entropy_window_stats", "self.router_aux_loss_coef"),
+        'self._metrics = {"train"',
+    ],
 )
 def test_grpo_has_the_attributes_that_we_read(attribute: str) -> None:
     assert attribute in inspect.getsource(GRPOTrainer.__init__)

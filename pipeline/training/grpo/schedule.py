@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 MEAN_OF_TOKENS = frozenset({"bnpo"})
-"""Losses of TRL that divide by the number of completion tokens in a micro-batch. All others divide by that of its rows,
-or by the tokens of a generation batch."""
+"""Loss types that divide by the completion tokens of a micro-batch. All others divide by the number of its rows, or by
+the tokens of a generation batch."""
 
 
 def check_cycle(trainer: Mapping[str, Any], processes: int | None) -> int:

@@ -1,0 +1,48 @@
+"""Watches the difference between what the engine and the policy think of sampled tokens."""
+
+from __future__ import annotations
+
+import logging
+from statistics import median
+
+log = logging.getLogger(__name__)
+
+DIFFERENCE = "sampling/sampling_logp_difference/mean"
+"""The metric: mean |log-probability in the engine - log-probability in the trainer| of sampled tokens."""
+DRIFT_STEPS = 5
+"""Steps that make the level at the start, and the level now."""
+DRIFT_FACTOR = 3.0
+"""How much larger than at the start the difference may get: a policy that sharpens moves it by less."""
+DRIFT_FLOOR = 0.02
+"""A difference below this, in nats, is rounding: bf16 against fp32 makes 0.01 to 0.04."""
+
+
+class Drift:
+    """Finds a difference that grows, as a faulty weight sync makes it."""
+
+    def __init__(self) -> None:
+        self.first: list[float] = []
+        self.last: list[float] = []
+
+    def watch(self, difference: float) -> None:
+        """Take the mean difference of a step, and warn if it has drifted off."""
+        if (warning := self.add(difference)) is not None:
+            log.warning("%s", warning)
+
+    def add(self, difference: float) -> str | None:
+        """Take the mean difference of a step, in nats; returns a warning if it has drifted off, once in a while."""
+        if len(self.first) < DRIFT_STEPS:
+            self.first.append(difference)
+            return None
+        self.last.append(difference)
+        if len(self.last) < DRIFT_STEPS:
+            return None
+        start, now = median(self.first), median(self.last)  # one bad step is none
+        self.last = []
+        if now <= max(DRIFT_FACTOR * start, DRIFT_FLOOR):
+            return None
+        return (
+            f"log-probabilities of sampled tokens differ by {now:.3g} between the engine and the trainer, by"
+            f" {start:.3g} at the start: the engine may sample with stale or rounded weights"
+            " (rollout.engine_options.dtype)"
+        )

@@ -1,0 +1,61 @@
+"""Metrics of training passes: sums and weights that stay on the device, and one reduction when they are logged.
+
+A mean over passes, micro-batches and processes is that of all their tokens (or rows), however they were divided.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Metrics:
+    """What passes were like since the last time that this was read.
+
+    Every process has to add the same names; values may differ, and a process without tokens adds weight 0.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._extremes: dict[str, Tensor] = {}
+
+    def mean(self, name: str, values: Tensor, mask_BC: Tensor) -> None:
+        """Add to a mean over tokens, or over rows where there is one value a row, (B, 1)."""
+        weight = mask_BC.any(1, keepdim=True) if values.shape != mask_BC.shape else mask_BC
+        counted = values.detach().float().masked_fill(weight == 0, 0.0) * weight
+        self.total(name, counted.sum(), weight.sum())
+
+    def total(self, name: str, value: Any, weight: Any) -> None:
+        """Add a sum, and what it is a sum over."""
+        pair = torch.stack([torch.as_tensor(each, dtype=torch.float32).detach() for each in (value, weight)])
+        self._sums[name] = self._sums[name].to(pair.device) + pair if name in self._sums else pair
+
+    def largest(self, name: str, values: Tensor) -> None:
+        """Keep the largest value; there may be none. The name ends in `max`."""
+        self._extreme(name, values, 1.0)
+
+    def smallest(self, name: str, values: Tensor) -> None:
+        """Keep the smallest value; there may be none. The name ends in `min`."""
+        self._extreme(name, values, -1.0)
+
+    def _extreme(self, name: str, values: Tensor, sign: float) -> None:
+        found = torch.cat([sign * values.detach().float().flatten(), values.new_full((1,), -torch.inf).float()]).max()
+        self._extremes[name] = torch.maximum(found, self._extremes[name]) if name in self._extremes else found
+
+    def read(self, accelerator: Any) -> dict[str, float]:
+        """One number for each name, over all processes, and begin anew. Collective; a name without values is NaN."""
+        sums, extremes = dict(sorted(self._sums.items())), dict(sorted(self._extremes.items()))
+        self.__init__()  # type: ignore[misc]
+        if not sums and not extremes:
+            return {}
+        flat = torch.cat([value.flatten().to(accelerator.device) for value in (*sums.values(), *extremes.values())])
+        everyone = accelerator.gather(flat[None])
+        pairs = everyone[:, : 2 * len(sums)].sum(0).view(-1, 2)
+        means = (pairs[:, 0] / pairs[:, 1]).tolist()  # 0 / 0 is NaN: nothing was counted
+        found = dict(zip(sums, means, strict=True))
+        for name, value in zip(extremes, everyone[:, 2 * len(sums) :].amax(0).tolist(), strict=True):
+            sign = -1.0 if name.endswith("min") else 1.0
+            found[name] = sign * value if value > float("-inf") else float("nan")
+        return found

@@ -1,0 +1,74 @@
+"""What is told of rollouts before they are trained on: lengths, rewards, groups that teach nothing, and samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from pipeline.training.grpo import judging, objective
+from pipeline.training.grpo.sampling import Sampled
+
+
+def log_rollouts(trainer: Any, sampled: Sampled, rewards_BF: Tensor, weights_F: Tensor, std_B: Tensor) -> None:
+    """Lengths and rewards of rollouts, over all processes, under TRL's names."""
+    metrics = trainer._metrics["train"]
+    lengths = [
+        [len(p), len(c), trainer.stopped(c)] for p, c in zip(sampled.prompt_ids, sampled.completion_ids, strict=True)
+    ]
+    every = trainer.accelerator.gather(torch.tensor(lengths, device=trainer.accelerator.device)).float()
+    trainer.state.num_input_tokens_seen += int(every[:, :2].sum().item())
+    metrics["num_tokens"] = [trainer.state.num_input_tokens_seen]
+    stopped_B = every[:, 2].bool()
+    metrics["completions/clipped_ratio"].append((~stopped_B).float().mean().item())
+    ended = every[stopped_B, 1] if stopped_B.any() else every.new_zeros(1)
+    for name, tokens in (("", every[:, 1]), ("terminated_", ended)):
+        for what in ("mean", "min", "max"):
+            metrics[f"completions/{what}_{name}length"].append(getattr(tokens, what)().item())
+    for at, name in enumerate(trainer.reward_func_names):
+        metrics[f"rewards/{name}/mean"].append(rewards_BF[:, at].nanmean().item())
+        metrics[f"rewards/{name}/std"].append(objective.deviation(rewards_BF[:, at], 0).item())
+    unscored_B = rewards_BF.isnan().all(dim=1)
+    total_B = (rewards_BF * weights_F).nansum(dim=1).masked_fill(unscored_B, torch.nan)
+    metrics["reward"].append(total_B.nanmean().item())
+    metrics["reward_std"].append(objective.deviation(total_B, 0).item())
+    metrics["frac_reward_zero_std"].append(torch.isclose(std_B, torch.zeros_like(std_B)).float().mean().item())
+    for name in sorted(set(gather_object(list(trainer._pending_metrics)))):  # of rewards; all ranks in one order
+        values = trainer._pending_metrics.get(name, [])
+        pair = torch.tensor([sum(values), len(values)], dtype=torch.float32, device=trainer.accelerator.device)
+        total, count = trainer.accelerator.reduce(pair).tolist()
+        metrics[name].append(total / count)
+    trainer._pending_metrics.clear()
+
+
+def look_at(trainer: Any, sampled: Sampled, completions: list[Any], rewards_BF: Tensor) -> None:
+    """Log how many groups teach nothing, and write a few completions where that is due."""
+    same_G = objective.equal_groups(rewards_BF, trainer.num_generations)
+    best_G = rewards_BF.nansum(dim=1).view(-1, trainer.num_generations).amax(dim=1)  # the first may have no score
+    failed, solved = ((same_G & (best_G <= 0)).float().mean().item(), (same_G & (best_G > 0)).float().mean().item())
+    trainer._metrics["train"]["groups/all_failed"].append(failed)
+    trainer._metrics["train"]["groups/all_equal_above_zero"].append(solved)
+    trainer.group_watch.add(failed, solved)
+    if trainer.accelerator.is_main_process and trainer.samples.due(trainer.state.global_step):
+        trainer.samples.add(_sample_rows(trainer, sampled, completions))
+
+
+def _sample_rows(trainer: Any, sampled: Sampled, completions: list[Any]) -> list[dict[str, Any]]:
+    """The first completions of this process; the verdict is that of the first reward."""
+    (reward,) = trainer.reward_funcs
+    verdicts, extras = reward.last[reward.parts[0].label], trainer._pending_extra_logs
+    return [
+        judging.sample_row(
+            trainer.state.global_step,
+            problem,
+            completion if isinstance(completion, str) else completion[0]["content"],
+            verdicts[at],
+            len(sampled.completion_ids[at]),
+            trainer.stopped(sampled.completion_ids[at]),
+            {name: values[at] for name, values in extras.items()},
+        )
+        for at, (problem, completion) in enumerate(zip(sampled.problems, completions, strict=True))
+        if at < trainer.samples.count
+    ]

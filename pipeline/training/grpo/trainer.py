@@ -1,0 +1,369 @@
+"""The step of GRPO, top to bottom. Axes: see the package; equations: see `objective`.
+
+    generation batch   sample -> judge -> advantages                      `generation_batch`, `scored`
+    micro-batch        mask -> split into passes                          `compute_loss`
+    pass               log-probabilities -> loss -> backward              `_pass_loss`
+
+TRL's trainer is beneath: its models, its reference, its config, its metrics' names. Each of its hooks is overridden
+once, here, and calls plain functions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+
+from pipeline.schema.efficiency import STOCK, Efficiency, LengthChange, drops
+from pipeline.schema.mtp import MtpSpec
+from pipeline.training import experts, fused, varlen
+from pipeline.training.grpo import judging, logprobs, objective, reporting
+from pipeline.training.grpo.batch import Batch, Row, of_rows
+from pipeline.training.grpo.drift import DIFFERENCE, Drift
+from pipeline.training.grpo.dynamic_sampling import DynamicSampling
+from pipeline.training.grpo.metrics import Metrics
+from pipeline.training.grpo.micro_batches import FillWatch, passes_of
+from pipeline.training.grpo.problem_order import ProblemOrder
+from pipeline.training.grpo.sampling import Problem, Sampled, Sampler, TrlSampler
+from pipeline.training.grpo.schedule import check_cycle
+from pipeline.training.mtp import BlockTraining, completion_labels
+from pipeline.training.reference import load_reference, save_reference, sync_by_name
+from pipeline.training.resumable import Resumable
+from rewards import Batch as Judged
+from rewards.function import given
+
+
+class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
+    """`trl.GRPOTrainer` with a step of its own, resumable to the bit on one device.
+
+    Args:
+        samples: where completions are written; the arguments that are not named here are TRL's.
+        efficiency: how the work of a step is arranged.
+        length_schedule: from which steps on completions may be longer.
+        mtp: how blocks of multi-token prediction follow the policy; they stay as they are if not given.
+        sampler: makes the sampler of this trainer; TRL's own ways if not given.
+
+    Raises:
+        ValueError: groups or checkpoints do not fit the generation batches, the synced reference model could not be
+            restored from a checkpoint, or fused kernels do not fit the model.
+        RuntimeError: fused kernels cannot run here.
+    """
+
+    entropy_coef: float
+    batch_number: int | None = None
+    micro_batches: Sequence[Batch] = ()
+    _last_world_entropy: float
+    _entropy_window_stats: Tensor | None
+
+    def __init__(
+        self,
+        *args: Any,
+        samples: judging.Samples,
+        efficiency: Efficiency = STOCK,
+        length_schedule: Sequence[LengthChange] = (),
+        mtp: MtpSpec | None = None,
+        sampler: Callable[[Any], Sampler] = TrlSampler,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.efficiency, self.length_schedule, self.samples = efficiency, length_schedule, samples
+        self.cycle = check_cycle(vars(self.args) | {"generation_batch_size": None}, self.accelerator.num_processes)
+        if self.args.sync_ref_model and self.is_deepspeed_enabled:
+            raise ValueError("a synced reference model cannot be resumed under DeepSpeed: use FSDP, or beta: 0")
+        if efficiency.drop_dead_groups is True and self.aux_loss_enabled:
+            raise ValueError(
+                "efficiency.drop_dead_groups: the model has a router loss; set trainer.router_aux_loss_coef: 0"
+            )
+        for model in (self.model, *([] if self.ref_model is None else [self.ref_model])):
+            if efficiency.fused_kernels:
+                fused.fuse(self.accelerator.unwrap_model(model))
+            if efficiency.packing:
+                varlen.install(self.accelerator.unwrap_model(model))
+        sync_by_name(self)
+        self.blocks = BlockTraining(self, mtp)
+        self.order = ProblemOrder.of(self)
+        self.metrics = Metrics()
+        self.group_watch, self.drift = judging.GroupWatch(self.num_generations), Drift()
+        self.fill_watch = FillWatch(self.args.gradient_accumulation_steps, efficiency.tokens_per_pass)
+        self.dynamic_sampling = DynamicSampling(self)
+        self.sampler = sampler(self)
+        corrected = self.sampler.scored and self.args.vllm_importance_sampling_correction
+        if corrected and self.loss_type == "vespo" and self.args.vllm_importance_sampling_mode.startswith("sequence"):
+            raise ValueError("trainer.loss_type vespo needs vllm_importance_sampling_mode token_truncate or token_mask")
+        self.objective = objective.Objective(self.args, corrected)
+
+    # ---------------------------------------------------------------------------------------- a generation batch
+
+    def _prepare_inputs(self, problems: list[Problem]) -> Batch:
+        """The next micro-batch; a new generation batch where the last one is used up."""
+        at: int = self._step % (self.args.steps_per_generation * self.num_iterations)
+        if at == 0 or not self.micro_batches:
+            before = self.batch_number
+            number = self.order.number_at(self.state.global_step) if before is None else before + 1
+            self.batch_number = number
+            batch = self.generation_batch(number, problems)
+            shuffled = batch.select(torch.randperm(len(batch)))
+            self.micro_batches = shuffled.split(self.args.steps_per_generation)
+        slot: int = at % self.args.steps_per_generation
+        return self.micro_batches[slot]
+
+    def generation_batch(self, number: int, problems: list[Problem]) -> Batch:
+        """Rollouts of this process, sampled and judged, with dead groups replaced if that is wished. Collective."""
+        if self.length_schedule:
+            self.max_completion_length = self.length_at(self.state.global_step)
+            self._metrics["train"]["max_tokens"].append(self.max_completion_length)
+        with self._without_gradient():
+            batch = self.scored(self.sampler.batch(number, problems))
+            more = lambda extra: self.scored(self.sampler.extra(extra), on_top=True)  # noqa: E731
+            return self.dynamic_sampling.refilled(batch, more)
+
+    @contextmanager
+    def _without_gradient(self) -> Iterator[None]:
+        """Forward passes alone; gradient checkpointing would only warn that there is nothing to keep."""
+        kwargs = self.args.gradient_checkpointing_kwargs
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, kwargs):
+            yield
+
+    def scored(self, sampled: Sampled, on_top: bool = False) -> Batch:
+        """Rollouts with their advantages, and with the log-probabilities that the loss will need. Collective.
+
+        Args:
+            sampled: rollouts of this process.
+            on_top: whether they were sampled in addition to a batch, and may be trained on by a later policy.
+        """
+        completions = self._decoded(sampled)
+        self._start_judging(sampled, completions)  # in the background, while the models are at work
+        batch = self.counted(self._rows(sampled))
+        if self._needs_old(on_top):
+            batch = batch.knowing(old_BC=self.old_logprobs(batch))
+        if self.beta:
+            batch = batch.knowing(reference_BC=self.reference_logprobs(batch))
+        prompts = [problem["prompt"] for problem in sampled.problems]
+        rewards_BF = self._calculate_rewards(list(sampled.problems), prompts, completions, sampled.completion_ids)
+        weights_F = self.reward_weights.to(rewards_BF.device)
+        advantages_B, std_B = objective.advantages(
+            rewards_BF, weights_F, self.num_generations, self.scale_rewards, self.multi_objective_aggregation
+        )
+        reporting.log_rollouts(self, sampled, rewards_BF, weights_F, std_B)
+        if not on_top:
+            reporting.look_at(self, sampled, completions, rewards_BF)
+        self._pending_extra_logs.clear()
+        mine_B = advantages_B.view(self.accelerator.num_processes, -1)[self.accelerator.process_index]
+        return batch.knowing(advantages_B=mine_B)
+
+    def _needs_old(self, on_top: bool) -> bool:
+        """Whether log π_old has to be computed before training, rather than taken from the first training pass."""
+        uses = self.args.steps_per_generation * self.num_iterations
+        if self.args.gradient_accumulation_steps % uses:
+            return True  # an optimizer step lies between sampling and training
+        if self.objective.corrected:
+            return not self.efficiency.reuse_logprobs
+        return on_top
+
+    def old_logprobs(self, batch: Batch) -> Tensor:
+        """(B, C) log π_old. Collective."""
+        return logprobs.without_gradient(self, self.model, batch)
+
+    def reference_logprobs(self, batch: Batch) -> Tensor:
+        """(B, C) log π_ref. Collective."""
+        return logprobs.without_gradient(self, self.ref_model, batch)
+
+    def counted(self, rows: Sequence[Row]) -> Batch:
+        """A batch of these rows, which knows how many tokens the batch of all processes has. Collective."""
+        tokens = sum(float(row["mask"].sum()) for row in rows)
+        everyone = self.accelerator.gather(torch.tensor([tokens], device=self.accelerator.device))
+        return of_rows(rows, self._tokenizer.pad_token_id, self.accelerator.device, everyone.sum().item())
+
+    def _rows(self, sampled: Sampled) -> list[Row]:
+        rows: list[Row] = []
+        for at, (prompt, completion) in enumerate(zip(sampled.prompt_ids, sampled.completion_ids, strict=True)):
+            counts = not self.mask_truncated_completions or self.stopped(completion)
+            row = {
+                "prompt_ids": torch.tensor(prompt),
+                "completion_ids": torch.tensor(completion),
+                "mask": torch.full((len(completion),), int(counts)),
+            }
+            if sampled.logprobs is not None:
+                row["sampler_BC"] = torch.tensor(sampled.logprobs[at])
+            rows.append(row)
+        return rows
+
+    def stopped(self, completion: Sequence[int]) -> bool:
+        """Whether the policy ended a completion by itself."""
+        return bool(completion) and completion[-1] in self.eos_token_ids
+
+    def _decoded(self, sampled: Sampled) -> list[Any]:
+        """Completions as rewards see them: texts, or chats of one message where prompts are chats."""
+        texts = self.processing_class.batch_decode(sampled.completion_ids, skip_special_tokens=True)
+        chats = not isinstance(sampled.problems[0]["prompt"], str)
+        return [[{"role": "assistant", "content": text}] for text in texts] if chats else texts
+
+    def _start_judging(self, sampled: Sampled, completions: list[Any]) -> None:
+        reward = self.reward_funcs[0]
+        if self.efficiency.background_rewards and isinstance(reward, judging.Recorded):
+            rows = sampled.problems
+            columns = {name: [row[name] for row in rows] for name in rows[0] if name not in judging.TRL_COLUMNS}
+            prompts = [row["prompt"] for row in rows]
+            trainer = given(self.state, self._log_completion_extra, self._log_metric)
+            reward.start(Judged(prompts, completions, sampled.completion_ids, columns, trainer))
+
+    # ---------------------------------------------------------------------------------------------- a micro-batch
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The loss of a micro-batch, in passes of bounded size; each but the last has its backward pass here."""
+        batch = inputs.knowing(weights_BC=self._token_weights(inputs))  # before anything is left out
+        with self.blocks.trained(completion_labels(batch.prompt_ids_BP, batch.completion_ids_BC, batch.mask_BC)):
+            *others, last = self._passes(batch)
+            done = torch.zeros((), device=self.accelerator.device)
+            for part in others:
+                with self.accelerator.no_sync(model):  # gradients are exchanged once, after the last pass
+                    loss = self._pass_loss(model, part, len(batch))
+                    self.accelerator.backward(loss)
+                done += loss.detach()
+            return self._pass_loss(model, last, len(batch)) + done
+
+    def _token_weights(self, batch: Batch) -> Tensor:
+        accumulated = self.current_gradient_accumulation_steps
+        of_step = batch.tokens * accumulated / self.args.steps_per_generation / self.accelerator.num_processes
+        longest = self.max_completion_length
+        return objective.token_weights(self.loss_type, batch.mask_BC, longest, of_step, accumulated)
+
+    def _passes(self, batch: Batch) -> list[Batch]:
+        """The micro-batch without rows that teach nothing, in passes: as many of them in every process."""
+        lengths_B = batch.lengths
+        if drops(self.efficiency, vars(self.args)) and not self.aux_loss_enabled:
+            dead_B = batch.advantages_B == 0
+            self.metrics.total("groups/dropped_rows", dead_B.sum(), len(batch))
+            lengths_B = lengths_B.masked_fill(dead_B, 0)
+        lengths = lengths_B.tolist()
+        if not self._divisible:
+            rows = [row for row, tokens in enumerate(lengths) if tokens]
+            return [batch if self.aux_loss_enabled or len(rows) == len(batch) else self._part(batch, rows)]
+        parts = passes_of(lengths, self.efficiency.tokens_per_pass, self.accelerator)
+        self.metrics.total("packing/fill", self.fill_watch.add(lengths, len(parts)), 1)
+        return [self._part(batch, rows) for rows in parts]
+
+    @staticmethod
+    def _part(batch: Batch, rows: list[int]) -> Batch:
+        return batch.select(rows) if rows else batch.idle()
+
+    @property
+    def _divisible(self) -> bool:
+        """Whether the loss of a micro-batch is a sum over its rows, and gradients may be added up pass by pass."""
+        of_tokens = self._entropy_bonus_enabled or self.top_entropy_quantile < 1.0
+        of_experts = self.aux_loss_enabled or experts.balances_batches(self)
+        return self.efficiency.packing and not (of_tokens or of_experts or self.is_deepspeed_enabled)
+
+    def _pass_loss(self, model: Any, part: Batch, rows: int) -> Tensor:
+        """The loss of some rows of a micro-batch that has so many."""
+        with experts.share(self, len(part) / rows if part.mask_BC.any() else 0.0):
+            if self.efficiency.packing:
+                scores = logprobs.packed(self, model, part, self.aux_loss_enabled)
+            else:
+                scores = logprobs.padded(self, model, part, entropy=True, router_loss=self.aux_loss_enabled)
+        assert scores.entropy_BC is not None
+        kept_BC = None
+        if self.top_entropy_quantile < 1.0:  # arXiv 2506.01939
+            kept_BC = self.get_high_entropy_mask(scores.entropy_BC, part.mask_BC, 1 - self.top_entropy_quantile)
+        bonus = self._entropy_bonus if self._entropy_bonus_enabled else None
+        loss = self.objective.loss(part, scores.logprobs_BC, scores.entropy_BC, self.metrics, kept_BC, bonus)
+        if scores.router_loss is not None:
+            loss = loss + self.router_aux_loss_coef * scores.router_loss / self.current_gradient_accumulation_steps
+            self.metrics.total("aux_loss", scores.router_loss, 1)
+        return loss
+
+    def _entropy_bonus(self, entropy_BC: Tensor, counted_BC: Tensor) -> Tensor:
+        """`entropy_coef` times the mean entropy of the tokens that count, the coefficient adaptive if that is wished
+        (Skywork-OR1, arXiv 2505.22312)."""
+        total, tokens = (entropy_BC * counted_BC).sum(), counted_BC.sum()
+        coefficient = self.entropy_coef
+        if self.use_adaptive_entropy:
+            if self._last_world_entropy > self.args.entropy_target:
+                coefficient = 0.0
+            seen = torch.stack([total.detach(), tokens])
+            self._entropy_window_stats = (
+                seen if self._entropy_window_stats is None else self._entropy_window_stats + seen
+            )
+            if self.accelerator.sync_gradients:
+                self._adapt_entropy()
+        if self.accelerator.sync_gradients:
+            self._metrics["train"]["entropy_coef"].append(self.entropy_coef)
+        bonus: Tensor = coefficient * total / tokens.clamp(min=1.0) / self.current_gradient_accumulation_steps
+        return bonus
+
+    def _adapt_entropy(self) -> None:
+        total, tokens = self.accelerator.reduce(self._entropy_window_stats, reduction="sum").tolist()
+        self._last_world_entropy, self._entropy_window_stats = total / max(tokens, 1.0), None
+        change, args = self.args.entropy_coef_delta, self.args
+        if self._last_world_entropy <= args.entropy_target:
+            self.entropy_coef = min(self.entropy_coef + change, args.entropy_coef_max)
+        else:
+            self.entropy_coef = max(self.entropy_coef - change, args.entropy_coef_min)
+
+    # ----------------------------------------------------------------------------------------- order and lengths
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return self.order.sampler(lambda: int(self.state.epoch or 0))
+
+    def length_at(self, step: int) -> int:
+        """The longest completion, in tokens, of a batch that is trained on after `step` optimizer steps.
+
+        R1-Zero sampled up to 32,768 tokens, and up to 65,536 from step 8,200 on. The length depends on the step alone,
+        so that a resumed run has that of an uninterrupted one, also where a batch is sampled ahead.
+        """
+        changes = reversed(self.length_schedule)
+        return next((c.max_tokens for c in changes if step >= c.step), self.args.max_completion_length)
+
+    # --------------------------------------------------------------------------------- what is logged and written
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the means over passes and processes too; and warn when engine and policy no longer agree."""
+        if self.model.training:
+            for name, value in self.metrics.read(self.accelerator).items():
+                self._metrics["train"][name].append(value)
+        values: Sequence[float] = self._metrics["train"].get(DIFFERENCE, [])
+        if values:
+            self.drift.watch(fmean(values))
+        super().log(logs, start_time)
+
+    # ------------------------------------------------------------------------------------- optimizer, checkpoints
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """Train; see `transformers.Trainer.train`."""
+        step = 0
+        if resume_from_checkpoint is not None:
+            state = json.loads((Path(resume_from_checkpoint) / "trainer_state.json").read_text("utf-8"))
+            step = state["global_step"]
+            if step % self.cycle and step < state["max_steps"]:
+                raise ValueError(
+                    f"the checkpoint after step {step} lies within a generation batch of {self.cycle} steps"
+                )
+        if self.accelerator.is_main_process:
+            self.samples.rewind(step)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return self.blocks.clip(model, super()._clip_grad_norm)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        save_reference(self, Path(output_dir))
+        self.dynamic_sampling.save(Path(output_dir))
+        self.sampler.save(Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_reference(self, Path(checkpoint))
+            self.dynamic_sampling.load(Path(checkpoint))
+            self.sampler.load(Path(checkpoint))
