@@ -101,6 +101,13 @@ def publish(source: Path, target: Path, manifest: Mapping[str, Any]) -> Artifact
     return Artifact(target, durable.read_record(target / MANIFEST))
 
 
+def clean(run: Path, stage: str, artifact: Artifact) -> None:
+    """Remove what a kill left behind between the publication of an artifact and the removal of its scratch folder."""
+    shutil.rmtree(scratch(run, stage, str(artifact.manifest["fingerprint"])), ignore_errors=True)
+    for copy in artifact.path.parent.glob(".*.part"):
+        shutil.rmtree(copy, ignore_errors=True)
+
+
 def record(run: Path) -> dict[str, Any]:
     """What a run is: the content of `RUN_RECORD`.
 

@@ -96,7 +96,7 @@ def model_path(name: str) -> str:
     run, at, stage = name.rpartition("@")
     if not at or not Path(run).is_dir():
         return name
-    from pipeline import artifacts
+    from pipeline import artifacts, durable
     from rewards.registry import nearest
 
     try:
@@ -110,4 +110,7 @@ def model_path(name: str) -> str:
     artifact = stages[stage]
     if artifact is None or not (artifact.path / "model").is_dir():
         raise LookupError(f"the stage {stage!r} of {run} has not published a model")
+    if faults := artifacts.damage(artifact, "model/"):
+        told = durable.describe(faults)
+        raise LookupError(f"{name} is damaged ({told}): `zero2r1 doctor --run {run}` says what to do")
     return str(artifact.path / "model")

@@ -59,8 +59,13 @@ def run(
         _execute(checked, folder, jobs, console, json)
     except KeyboardInterrupt:
         _fail(f"interrupted; the same command goes on from here ({folder})", code=130)
+    except BrokenPipeError:
+        _unread()
+        _fail(f"nobody reads the output any more: stopped; the same command goes on from here ({folder})", code=141)
     except (runner.RunError, runner.StageError) as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or folder}: {error.strerror}; what is finished is kept ({folder})")
 
 
 def _execute(recipe: Recipe, folder: Path, jobs: int | None, console: Console, json: bool) -> None:
@@ -86,13 +91,16 @@ def plan(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     runs: RunsOption = Path("runs"),
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the files of finished stages with their hashes.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Show which stages of a recipe would run, and why."""
     from pipeline import graph
 
     checked = _load(recipe, overrides)
-    steps = graph.plan(graph.build(checked), _folder(checked, runs))
+    steps = graph.plan(graph.build(checked), _folder(checked, runs), verify)
     if json:
         _print_json(
             [
@@ -110,6 +118,8 @@ def plan(
         from pipeline.display import plan_table
 
         _console().print(plan_table(steps))
+    if any(step.state is graph.State.DAMAGED for step in steps):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -133,7 +143,7 @@ def report(
     """Write the report of a run as one HTML page, or print its numbers with --json."""
     from pipeline.report import summary
 
-    folder = _run_folder(run)
+    folder = _run_folder(run, recipe=True)
     if json:
         _print_json(summary.summarise(folder))
         return
@@ -152,7 +162,8 @@ def doctor(
     recipe: Annotated[str | None, typer.Option(help="Check the gold answers of a recipe's tasks.")] = None,
     model: Annotated[str | None, typer.Option(help="Check the tokenizer of a model: folder or hub id.")] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Check the RL stages of a run for groups that teach nothing.")
+        Path | None,
+        typer.Option(help="Compare a run's files with their hashes, and look for groups of its RL that teach nothing."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -167,7 +178,8 @@ def doctor(
     if recipe is not None:
         findings += checks.recipe(_load(recipe, None))
     if run is not None:
-        findings += checks.run(_run_folder(run))
+        folder = _run_folder(run, recipe=True)
+        findings += [*checks.files(folder), *checks.run(folder)]
     if json:
         _print_json([asdict(finding) for finding in findings])
     else:
@@ -314,13 +326,18 @@ def _load(recipe: str, overrides: list[str] | None) -> Recipe:
         _fail(str(error), code=2)
 
 
-def _run_folder(run: Path) -> Path:
+def _run_folder(run: Path, recipe: bool = False) -> Path:
+    """The folder of a run, checked; with the recipe that it keeps, where that is used."""
     from pipeline.artifacts import RUN_RECORD, RecordError, record
+    from pipeline.report.run_data import read_run
 
     if not (run / RUN_RECORD).is_file():
         _fail(f"{run} is not the folder of a run (it has no {RUN_RECORD})", code=2)
     try:
-        record(run)
+        if recipe:
+            read_run(run)
+        else:
+            record(run)
     except RecordError as error:
         _fail(str(error), code=2)
     return run
@@ -338,7 +355,21 @@ def _folder(recipe: Recipe, runs: Path) -> Path:
 def _console(json: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False, soft_wrap=json)
+    class Plain(Console):
+        """Text is text, also where it looks like rich's markup; a reader that has gone is an error, as elsewhere."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    width = None if sys.stdout.isatty() else LOG_WIDTH
+    return Plain(width=width, highlight=False, markup=False, soft_wrap=json)
+
+
+def _unread() -> None:
+    """Standard output goes nowhere from here on: otherwise Python complains about it at the end."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_json(value: object) -> None:

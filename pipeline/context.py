@@ -101,6 +101,10 @@ class StageContext(Generic[C]):
         """Folder for what is tokenised once and read by all processes and attempts."""
         return self.scratch / "examples"
 
+    def note(self, text: str) -> None:
+        """Say something that whoever watches the run must see: what was lost, and what is done about it."""
+        self.log(0, note=text)
+
     def log(self, step: int, total: int | None = None, **metrics: float | int | str) -> None:
         """Report progress and live metrics: one JSON line that the runner shows and the report plots."""
         line = json.dumps({"step": step, "total": total, "time": round(time.time(), 3), **metrics})

@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State, Step
@@ -27,6 +28,8 @@ from pipeline.runner import Observer
 
 PLAIN_INTERVAL_SECONDS = 5.0
 """Between two lines of one stage where output is no terminal."""
+NOTE = "note"
+"""Key of an event that says something instead of reporting numbers."""
 _QUIET = frozenset({"step", "total", "time", "epoch"})
 _PREFERRED = (
     "loss",
@@ -40,7 +43,13 @@ _PREFERRED = (
     "tokens_per_second",
 )
 """Metrics shown first, and on a terminal the only ones."""
-_COLOUR = {State.FRESH: "green", State.INTERRUPTED: "yellow", State.STALE: "yellow", State.NEW: "cyan"}
+_COLOUR = {
+    State.FRESH: "green",
+    State.INTERRUPTED: "yellow",
+    State.STALE: "yellow",
+    State.NEW: "cyan",
+    State.DAMAGED: "red",
+}
 
 
 def plan_table(steps: Sequence[Step]) -> Table:
@@ -49,9 +58,9 @@ def plan_table(steps: Sequence[Step]) -> Table:
     for column in ("stage", "kind", "", "why"):
         table.add_column(column, overflow="fold")
     for step in steps:
-        verb = {State.FRESH: "fresh", State.INTERRUPTED: "resume"}.get(step.state, "run")
-        colour = _COLOUR[step.state]
-        table.add_row(step.node.name, step.node.config.kind, f"[{colour}]{verb}[/]", step.reason)
+        verb = {State.FRESH: "fresh", State.INTERRUPTED: "resume", State.DAMAGED: "damaged"}.get(step.state, "run")
+        row = Text(step.node.name), Text(step.node.config.kind), Text(verb, _COLOUR[step.state]), Text(step.reason)
+        table.add_row(*row)
     return table
 
 
@@ -74,12 +83,12 @@ class TerminalObserver:
         self.console = console
         self.progress = Progress(
             SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
+            TextColumn("{task.fields[metrics]}", markup=False),
             console=console,
         )
         self.rows: dict[str, TaskID] = {}
@@ -102,23 +111,31 @@ class TerminalObserver:
 
     def event(self, node: Node, event: Mapping[str, Any]) -> None:
         """Update a row."""
+        if (note := event.get(NOTE)) is not None:
+            self._tell("!", "yellow", f"{node.name}  {note}")
+            return
         text = metrics_text(event, _PREFERRED)
         self.progress.update(self.rows[node.name], completed=event["step"], total=event.get("total"), metrics=text)
 
     def finished(self, node: Node, artifact: Artifact) -> None:
         """Replace the row by a line that stays."""
         self.progress.remove_task(self.rows.pop(node.name))
-        self.console.print(f"[green]✓[/] {node.name}  {artifact.manifest['seconds']:.1f} s  {headline(artifact)}")
+        self._tell("✓", "green", f"{node.name}  {artifact.manifest['seconds']:.1f} s  {headline(artifact)}")
 
     def restarted(self, node: Node, message: str) -> None:
         """Say why, and begin the row anew."""
-        self.console.print(f"[yellow]↻[/] {node.name}  {_reason(message)}; it goes on from its last checkpoint")
+        self._tell("↻", "yellow", f"{node.name}  {_reason(message)}; it goes on from its last checkpoint")
         self.progress.update(self.rows[node.name], metrics="starting again")
 
     def failed(self, node: Node, message: str) -> None:
-        """Replace the row by what went wrong."""
-        self.progress.remove_task(self.rows.pop(node.name))
-        self.console.print(f"[red]✗[/] {node.name}")
+        """Replace the row, if the stage has begun at all, by what went wrong."""
+        if (row := self.rows.pop(node.name, None)) is not None:
+            self.progress.remove_task(row)
+        self._tell("✗", "red", node.name)
+
+    def _tell(self, mark: str, colour: str, text: str) -> None:
+        """A line that stays. What recipes and models say is text, also where it looks like rich's markup."""
+        self.console.print(Text.assemble((mark, colour), f" {text}"))
 
 
 class PlainObserver:
@@ -139,6 +156,9 @@ class PlainObserver:
 
     def event(self, node: Node, event: Mapping[str, Any]) -> None:
         """Print the metrics, unless a line of this stage was printed just now."""
+        if (note := event.get(NOTE)) is not None:
+            self._print(f"{node.name}: {note}")
+            return
         now, last = time.monotonic(), event["step"] == event.get("total")
         if last or now - self.shown.get(node.name, 0.0) >= PLAIN_INTERVAL_SECONDS:
             self.shown[node.name] = now

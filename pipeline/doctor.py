@@ -15,11 +15,14 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from pipeline import durable
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
+    from pipeline.report.run_data import Stage
     from pipeline.schema.pieces import RewardSpec
     from rewards import Item
 
@@ -58,10 +61,10 @@ class Finding:
 
 def table(findings: Iterable[Finding]) -> Table:
     """Findings as a table for a terminal."""
-    marks = {Level.OK: "[green]✓[/]", Level.WARNING: "[yellow]![/]", Level.ERROR: "[red]✗[/]"}
+    marks = {Level.OK: Text("✓", "green"), Level.WARNING: Text("!", "yellow"), Level.ERROR: Text("✗", "red")}
     rows = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
-        rows.add_row(marks[finding.level], finding.subject, escape(finding.message))
+        rows.add_row(marks[finding.level], Text(finding.subject), Text(finding.message))
     return rows
 
 
@@ -275,6 +278,14 @@ def _scores_golds(subject: str, spec: RewardSpec, items: Sequence[Item], base: P
     return Finding(Level.OK, subject, f"{said}, from {min(known):g} to {max(known):g}" if known else said)
 
 
+def files(folder: Path) -> Iterator[Finding]:
+    """A run's files: every finished stage as it was published, every checkpoint of the others as it was written."""
+    from pipeline.report.run_data import read_run
+
+    for stage in read_run(folder).stages.values():
+        yield from _files(stage)
+
+
 def run(folder: Path) -> Iterator[Finding]:
     """A run's RL stages: groups whose rewards are all equal teach nothing; says how many there are, and why."""
     from pipeline.report.run_data import events, read_run
@@ -283,6 +294,30 @@ def run(folder: Path) -> Iterator[Finding]:
         recent = [event for event in events(stage) if "frac_reward_zero_std" in event][-RECENT_EVENTS:]
         if recent:
             yield _dead_groups(stage.name, recent)
+
+
+def _files(stage: Stage) -> Iterator[Finding]:
+    """Whether a finished stage is what was published, or the checkpoints of an unfinished one what was written."""
+    from pipeline.report.run_data import State
+    from pipeline.training import checkpoints
+
+    if stage.state is State.FINISHED and stage.folder is not None:
+        files = stage.manifest["files"]
+        if faults := durable.damage(stage.folder, files):
+            mend = "put the file back, or delete the folder and run again: the stage is then made anew"
+            yield Finding(Level.ERROR, stage.name, f"{durable.describe(faults)} in {stage.folder}: {mend}")
+        else:
+            size = sum(entry["bytes"] for entry in files.values())
+            yield Finding(Level.OK, stage.name, f"{len(files)} files, {size / 1e6:,.1f} MB: as they were published")
+    elif stage.folder is not None:
+        for checkpoint in checkpoints.by_step(stage.folder / "checkpoints"):
+            if (checkpoint / checkpoints.MARK).exists():
+                faults = durable.damage_of(checkpoint, checkpoints.MARK)
+                level, told = Level.OK, f"{checkpoint.name} is as it was written"
+                if faults:
+                    level, told = Level.WARNING, f"{checkpoint.name} is damaged ({durable.describe(faults)}); the stage"
+                    told += " will go back to the one before it"
+                yield Finding(level, stage.name, told)
 
 
 def _dead_groups(stage: str, events: Sequence[Mapping[str, Any]]) -> Finding:

@@ -17,7 +17,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, checks
+from pipeline import artifacts, checks, durable
 from pipeline.recipe import Recipe
 from pipeline.schema.pieces import StageConfig, TaskSpec
 
@@ -55,6 +55,8 @@ class State(StrEnum):
     STALE = "stale"
     """It ran before, with other settings or inputs."""
     NEW = "new"
+    DAMAGED = "damaged"
+    """It is finished, but a file is not what was published: no stage starts from it. Found by `plan(verify=True)`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +86,21 @@ def build(recipe: Recipe) -> dict[str, Node]:
     return nodes
 
 
-def plan(nodes: Mapping[str, Node], run: Path) -> list[Step]:
-    """For every stage: does it run, and why."""
+def plan(nodes: Mapping[str, Node], run: Path, verify: bool = False) -> list[Step]:
+    """For every stage: does it run, and why.
+
+    Args:
+        nodes: see `build`.
+        run: the run's folder.
+        verify: whether to compare every file of finished stages with its hash, which reads all of them.
+    """
     steps: list[Step] = []
     running: set[str] = set()
     for name, node in nodes.items():
-        if artifacts.find(run, name, node.fingerprint) is not None:
-            steps.append(Step(node, State.FRESH, "finished"))
+        if (artifact := artifacts.find(run, name, node.fingerprint)) is not None:
+            faults = artifacts.damage(artifact) if verify else {}
+            reason = f"{durable.describe(faults)} in {artifact.path}" if faults else "finished"
+            steps.append(Step(node, State.DAMAGED if faults else State.FRESH, reason))
             continue
         running.add(name)
         if artifacts.scratch(run, name, node.fingerprint).exists():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import artifacts
 from pipeline.display import headline, metrics_text
@@ -38,8 +39,8 @@ def status_table(rows: list[dict[str, Any]]) -> Table:
     colours = {"finished": "green", "unfinished": "yellow", "waiting": "dim"}
     for row in rows:
         seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""
-        state = f"[{colours[row['state']]}]{row['state']}[/]"
-        table.add_row(row["stage"], row["kind"], state, seconds, row.get("summary", ""))
+        state = Text(row["state"], colours[row["state"]])
+        table.add_row(Text(row["stage"]), Text(row["kind"]), state, seconds, Text(row.get("summary", "")))
     return table
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.graph import Node
+from pipeline.worker import DISK_FULL
 
 EVENTS, LOG = "events.jsonl", "log.txt"
 """Files in a stage's scratch folder: its progress, a JSON object a line, and whatever it prints."""
@@ -48,6 +49,8 @@ class StageProcess:
         """Lines that the stage has logged since the last call; a line still being written waits."""
         try:
             with (self.scratch / EVENTS).open("rb") as source:
+                if source.seek(0, os.SEEK_END) < self.read:  # a damaged one became what it was at a checkpoint
+                    self.read, self.partial = source.tell(), b""
                 source.seek(self.read)
                 data = source.read()
         except FileNotFoundError:
@@ -74,6 +77,11 @@ class StageProcess:
 
     def failure(self, code: int) -> str:
         """How it ended without a result, with the end of its log."""
+        if code == DISK_FULL:
+            return (
+                f"stage {self.node.name!r} ended because the disk of {self.scratch} is full: free some space, and run"
+                " again; it goes on from its last checkpoint"
+            )
         log = self.scratch / LOG
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -23,8 +23,9 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from pipeline import checks, source
-from pipeline.schema.pieces import Launch, StageConfig, Strict
-from pipeline.source import Issue, Loc, RecipeError, Source
+from pipeline.durable import LONGEST_NAME
+from pipeline.schema.pieces import Launch, Seed, StageConfig, Strict
+from pipeline.source import Issue, Loc, RecipeError, Source, brief
 from pipeline.stages.registry import KINDS, config_class
 from rewards.registry import nearest
 
@@ -50,9 +51,9 @@ class TaskDefinition(Strict):
 class _Header(Strict):
     """The top level of a recipe; see `Recipe` for the fields."""
 
-    name: str = Field(pattern=rf"^{_NAME.pattern}$")
+    name: str = Field(pattern=rf"^{_NAME.pattern}$", max_length=LONGEST_NAME)
     description: str = ""
-    seed: int = 0
+    seed: Seed = 0
     jobs: int = Field(default=1, ge=1)
     task: str | None = None
     tasks: dict[str, TaskDefinition] = Field(default_factory=dict)
@@ -171,6 +172,9 @@ def _with_defaults(stage: str, values: dict[str, Any], header: _Header, text: So
     if not _NAME.fullmatch(stage) or "." in stage:
         reason = ": a dot would keep KEY=VALUE on the command line from reaching it" if "." in stage else ""
         raise RecipeError([text.issue(loc, f"a stage's name is made of letters, digits, '_' and '-'{reason}")])
+    if len(stage) > LONGEST_NAME:
+        reason = f"its name has {len(stage)} characters; it names folders, so {LONGEST_NAME} are the most"
+        raise RecipeError([text.issue(loc, reason)])
     kind = values.get("kind")
     if kind is None:
         raise RecipeError([text.issue(loc, f"a stage needs a kind: one of {', '.join(KINDS)}")])
@@ -217,6 +221,6 @@ def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefi
         elif item["type"] == "missing":
             message = "is required"
         elif item["type"] != "value_error":
-            message = f"{message[0].lower()}{message[1:]}, not {item['input']!r}"
+            message = f"{message[0].lower()}{message[1:]}, not {brief(repr(item['input']))}"
         issues.append(text.issue((*prefix, *loc), message.removeprefix("Value error, ")))
     return issues

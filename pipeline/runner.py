@@ -29,9 +29,11 @@ import yaml
 from pipeline import artifacts, checks, durable, graph
 from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State, Step
+from pipeline.inputs import Inputs
 from pipeline.locks import LockError, await_ghosts, run_lock
 from pipeline.process import EVENTS, LOG, StageProcess
 from pipeline.recipe import Recipe
+from pipeline.source import brief
 from pipeline.worker import OUTCOME, Job
 
 log = logging.getLogger(__name__)
@@ -84,10 +86,13 @@ def run_folder(recipe: Recipe, runs: Path) -> Path:
     """The folder of a recipe's run.
 
     Raises:
-        RunError: a file is where a folder would be.
+        RunError: a file is where a folder would be, or its path is too long.
     """
     folder = runs / recipe.name
-    there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    try:
+        there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    except OSError as error:
+        raise RunError(f"{brief(str(folder))} cannot be a folder: {error.strerror}") from error
     if there is not None and not there.is_dir():
         raise RunError(f"{there} is a file, and runs want a folder")
     return folder
@@ -131,6 +136,8 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
             for name, node in nodes.items()
             if (artifact := artifacts.find(run, name, node.fingerprint)) is not None
         }
+        for name, artifact in done.items():
+            artifacts.clean(run, name, artifact)
         stale = tuple(name for name in nodes if name not in done)
         _Scheduler(recipe, run, nodes, states, observer, done).run(jobs or recipe.jobs)
         return Finished({name: done[name] for name in nodes}, stale)
@@ -153,6 +160,7 @@ class _Scheduler:
         self.running: list[StageProcess] = []
         self.restarts: Counter[str] = Counter()
         self.failures: list[str] = []
+        self.inputs = Inputs()
 
     def run(self, jobs: int) -> None:
         order: TopologicalSorter[str] = TopologicalSorter({name: node.after for name, node in self.nodes.items()})
@@ -169,15 +177,22 @@ class _Scheduler:
                     break
                 ready.sort(key=rank.__getitem__)
                 while ready and len(self.running) < jobs and not self.failures:
-                    node = self.nodes[ready.pop(0)]
-                    self.running.append(self._start(node))
-                    self.observer.started(node, self.states[node.name])
+                    self._begin(self.nodes[ready.pop(0)])
                 for name in self._poll():
                     order.done(name)
         finally:
             self._stop()  # after an interruption; otherwise nothing runs any more
         if self.failures:
             raise StageError("\n".join(self.failures))
+
+    def _begin(self, node: Node) -> None:
+        """Start a stage, unless one of its inputs is not what was published."""
+        if (fault := self.inputs.fault(node.name, node.inputs, self.done)) is not None:
+            self.failures.append(fault)
+            self.observer.failed(node, fault)
+            return
+        self.running.append(self._start(node))
+        self.observer.started(node, self.states[node.name])
 
     def _start(self, node: Node) -> StageProcess:
         scratch = artifacts.scratch(self.run_path, node.name, node.fingerprint)
@@ -186,7 +201,7 @@ class _Scheduler:
         shutil.rmtree(scratch / "output", ignore_errors=True)
         (scratch / "output").mkdir(parents=True)
         (scratch / OUTCOME).unlink(missing_ok=True)
-        attempt = _count_attempt(scratch / "attempts")
+        attempt = count_attempt(scratch / "attempts")
         durable.whole_lines(scratch / EVENTS)
         job = Job(
             stage=node.name,
@@ -271,7 +286,8 @@ class _Scheduler:
         }
         target = artifacts.folder(self.run_path, node.name, node.fingerprint)
         artifact = artifacts.publish(output, target, manifest)
-        shutil.rmtree(process.scratch)
+        self.inputs.trust(artifact)
+        shutil.rmtree(process.scratch, ignore_errors=True)  # what is left, `artifacts.clean` removes
         return artifact
 
     def _stop(self) -> None:
@@ -296,7 +312,7 @@ def _command(node: Node, base: Path, job: Path) -> list[str]:
     return [sys.executable, "-m", "rewards.parent", runner, *launcher, *worker]
 
 
-def _count_attempt(counter: Path) -> int:
+def count_attempt(counter: Path) -> int:
     """One more than the attempts that a stage's scratch folder counts."""
     text = counter.read_text(encoding="utf-8", errors="replace") if counter.exists() else "0"
     if not text.isdecimal():

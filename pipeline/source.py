@@ -29,6 +29,11 @@ MAX_VALUES = 50_000
 """Most keys and values, each alias counted as all that it stands for: 30 MB in memory, a third of a second."""
 MAX_DEPTH = 100
 """Deepest nesting: libyaml recurses in C, where too deep a file ends the process."""
+BRIEF = 240
+"""Characters of a value, a key or a path in a message."""
+MAX_DIGITS = 18
+"""Longest whole number: no setting takes one beyond 64 bits, and Python reads 4,300 digits at most."""
+_LONG_NUMBER = re.compile(rf"[-+]?[0-9][0-9_]{{{MAX_DIGITS},}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,13 @@ class Issue:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.loc}: {self.message}" if self.loc else f"{self.where}: {self.message}"
+        where, loc = brief(self.where), brief(self.loc)
+        return f"{where}: {loc}: {self.message}" if self.loc else f"{where}: {self.message}"
+
+
+def brief(text: str) -> str:
+    """A text that people are to read in one line: of a long one, its beginning and its end."""
+    return text if len(text) <= BRIEF else f"{text[: BRIEF // 2]}…{text[-BRIEF // 2 :]}"
 
 
 class RecipeError(ValueError):
@@ -225,6 +236,8 @@ def _bound(events: Iterable[yaml.Event]) -> None:
                 raise _UnfitError("an alias stands within what it names", line)
             found = alias
         elif isinstance(event, yaml.ScalarEvent):
+            if event.implicit[0] and _LONG_NUMBER.fullmatch(event.value):
+                raise _UnfitError(f"a number of {len(event.value):,} digits: {MAX_DIGITS} are the most", line)
             found = (1, 0)
             if event.anchor is not None:
                 known[event.anchor] = found

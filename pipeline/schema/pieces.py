@@ -83,6 +83,9 @@ class Launch(Strict):
     silence: Annotated[float, Field(gt=0)] | None = None
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy's generator takes, which transformers seeds along with torch's and Python's."""
+
 Fault = tuple[tuple[str | int, ...], str]
 """Where in a stage's config something is wrong, and what."""
 
@@ -113,7 +116,7 @@ class StageConfig(Strict):
 
     kind: str
     after: list[str] = Field(default_factory=list)
-    seed: int | None = None
+    seed: Seed | None = None
     launch: Launch = Launch()
 
     def faults(self, base: Path) -> Iterator[Fault]:

@@ -43,7 +43,7 @@ def rotate(folder: Path) -> None:
     Raises:
         OSError: what was just written is not there as it was: nothing is deleted.
     """
-    kept = _by_step(folder)[:KEEP_CHECKPOINTS]
+    kept = by_step(folder)[:KEEP_CHECKPOINTS]
     for checkpoint in kept:
         if (checkpoint / MARK).exists() and (faults := durable.damage_of(checkpoint, MARK, contents=False)):
             raise OSError(f"{checkpoint} was written, and is damaged already: {durable.describe(faults)}")
@@ -62,16 +62,16 @@ def resume(context: StageContext[Any], accelerator: Any) -> Path | None:
     folder = context.checkpoints
     if accelerator.is_main_process:
         durable.make_folder(folder)
-        found = newest(folder, lambda line: context.log(0, note=line))
+        found = newest(folder, context.note)
         step = -1 if found is None else step_of(found)
-        for path in _by_step(folder):
+        for path in by_step(folder):
             if step_of(path) > step or not (path / MARK).exists():
                 shutil.rmtree(path)
         if found is not None:
             for journal in JOURNALS:
                 _restore(context.scratch / journal, found / journal)
     accelerator.wait_for_everyone()
-    return next((path for path in _by_step(folder) if (path / MARK).exists()), None)
+    return next((path for path in by_step(folder) if (path / MARK).exists()), None)
 
 
 def newest(folder: Path, say: Say | None = None) -> Path | None:
@@ -83,7 +83,7 @@ def newest(folder: Path, say: Say | None = None) -> Path | None:
     """
     damaged: list[str] = []
     found = None
-    for checkpoint in _by_step(folder):
+    for checkpoint in by_step(folder):
         if not (checkpoint / MARK).exists():
             log.info("%s is incomplete: the stage ended while it was written", checkpoint)
         elif faults := durable.damage_of(checkpoint, MARK):
@@ -102,7 +102,7 @@ def newest(folder: Path, say: Say | None = None) -> Path | None:
 
 def keep_only(folder: Path, *checkpoints: Path | None) -> None:
     """Delete every checkpoint but these: incomplete ones, and older ones that a kill may have left half-deleted."""
-    for path in _by_step(folder):
+    for path in by_step(folder):
         if path not in checkpoints:
             (path / MARK).unlink(missing_ok=True)  # first: what is half deleted must not look whole
             shutil.rmtree(path)
@@ -113,7 +113,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
-def _by_step(folder: Path) -> list[Path]:
+def by_step(folder: Path) -> list[Path]:
     """The folders of checkpoints, the newest first."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=step_of, reverse=True)
