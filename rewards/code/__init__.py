@@ -15,8 +15,9 @@ from textwrap import dedent
 from time import perf_counter
 from typing import Any
 
+from rewards.code.errors import GoldError
 from rewards.code.extract import MAX_CODE, extract_code
-from rewards.code.gold import Gold, GoldError, read_gold
+from rewards.code.gold import Gold, read_gold
 from rewards.code.run import Result, Runner
 from rewards.sandbox import Limits, open_sandbox
 from rewards.verdict import Item, Status, Verdict

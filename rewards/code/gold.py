@@ -1,4 +1,4 @@
-"""Gold answers of code problems: four forms, as a mapping or as JSON text.
+"""Gold answers of code problems: four forms, as a mapping or as JSON text (those of others: `rewards.code.forms`).
 
 {"inputs": ["1 2\\n"], "outputs": ["3\\n"]}                              a program that reads and prints
 {"function": "add", "calls": [{"args": [1, 2], "expected": 3}]}         calls of a function (or Solution().add)
@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewards.code.asserts import Split, split
-from rewards.code.suite import Suite, UnsafeError, read_suite
+from rewards.code.errors import GoldError
+from rewards.code.forms import translate
+from rewards.code.suite import Suite, read_suite
 from rewards.sandbox.inside import values
 
 _ENTRY = re.compile(r"[^\W\d]\w*(\(\)\.[^\W\d]\w*)?")
 """A function, or `Solution().method`."""
-
-
-class GoldError(ValueError):
-    """A gold answer that describes no test."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,8 @@ def read_gold(answer: Any) -> Gold:
         try:
             answer = json.loads(answer)
         except (ValueError, RecursionError) as error:
-            raise GoldError(f"the gold answer is no JSON: {error}") from error
+            raise GoldError(f"the gold answer is no JSON ({error}); asserts go into {{'tests': [...]}}") from error
+    answer = translate(answer)
     if not isinstance(answer, Mapping):
         raise GoldError(f"a gold answer of code is a mapping, not {type(answer).__name__}")
     fields = {key: value for key, value in answer.items() if value is not None}  # tables fill missing ones with None
@@ -95,8 +94,8 @@ def read_gold(answer: Any) -> Gold:
                 raise GoldError(f"a gold answer with {required!r} has no {sorted(unknown)}; it has {sorted(allowed)}")
             try:
                 return read(fields)
-            except UnsafeError as error:
-                raise GoldError(str(error)) from error
+            except GoldError:
+                raise
             except (KeyError, TypeError, SyntaxError, values.RefusedError, RecursionError) as error:
                 raise GoldError(f"unreadable {required!r}: {type(error).__name__}: {error}") from error
     raise GoldError("a gold answer of code has 'inputs', 'calls', 'tests' or 'check'")

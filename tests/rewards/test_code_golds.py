@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from rewards import corpus
 from rewards.code import CodeVerifier, GoldError, extract_code, read_gold
 from rewards.code.compare import same_output, same_value
 from rewards.verdict import Item, Status
+from tests.rewards.hostile_programs import PROGRAMS, SECRET, forms, program
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap")
 
@@ -37,6 +40,15 @@ def test_corpus(verifier: CodeVerifier) -> None:
     assert not [j for j in judged if j[2].status is Status.INFRA]
 
 
+CAPTURING = """
+import contextlib, io
+def check(candidate):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        candidate(1)
+    assert out.getvalue()
+"""
+
+
 @pytest.mark.parametrize(
     ("gold", "words"),
     [
@@ -54,10 +66,7 @@ def test_corpus(verifier: CodeVerifier) -> None:
         ({"tests": ["x = [2, 1]\nf(x)\nassert x == sorted(x)"]}, "compare with a copy from before the call"),
         ({"tests": ["class A:\n    pass\nassert f(A()) == 1"]}, "hand an object of A to the solution"),
         ({"tests": ["import os\nos._exit(0)\nassert f(1) == 1"]}, "end their own process"),
-        (
-            {"check": "def check(candidate):\n    with redirect_stdout(o):\n        candidate(1)", "entry": "f"},
-            "'inputs'",
-        ),
+        ({"check": CAPTURING, "entry": "f"}, "'inputs'"),
         ({"inputs": ["1", "2"], "outputs": ["", "\n"]}, "every output is empty"),
     ],
 )
@@ -100,6 +109,69 @@ def test_partial_counts_each_test_of_a_suite_and_stops_at_a_program_that_hangs()
     verifier.close()
     assert (first.status, first.score) == (Status.WRONG, 2 / 3)
     assert (second.status, second.score) == (Status.TIMEOUT, 1 / 40)
+
+
+PAIR = "class Solution:\n    def f(self, x: List[int], y: Optional[int] = None) -> int: return sum(x) + (y or 0)"
+ADD = "def f(x, y=None): return sum(x) + (y or 0)"
+READ = "print(sum(map(int, input().split())))"
+
+
+@pytest.mark.parametrize(
+    ("code", "gold"),
+    [
+        (ADD, ["assert f([1, 2]) == 3", "assert f([1], 2) == 3"]),
+        (ADD, {"test_list": ["assert f([1, 2]) == 3"], "test_setup_code": "", "challenge_test_list": []}),
+        (ADD, {"test": "def check(candidate):\n    assert candidate([1, 2]) == 3", "entry_point": "f"}),
+        (PAIR, {"check": "def check(candidate):\n    assert candidate([1, 2]) == 3", "entry": "Solution().f"}),
+        (PAIR, {"fn_name": "f", "inputs": [[[1, 2]], [[1], 2]], "outputs": [[3], [3]]}),
+        (PAIR, {"input_output": json.dumps({"fn_name": "f", "inputs": [[[1, 2]]], "outputs": [3]})}),
+        (READ, {"inputs": ["1 2\n"], "outputs": ["3\n"], "fn_name": None}),
+        (READ, {"inputs": [["1 2"]], "outputs": [["3"]]}),
+        (READ, [{"input": "1 2\n", "output": "3", "testtype": "stdin"}]),
+        (PAIR, [{"input": "[1, 2]\n4", "output": "7", "testtype": "functional", "metadata": '{"func_name": "f"}'}]),
+        (PAIR, {"test_cases": [{"fn_name": "f", "input": "[1, 2]\n4", "output": "7", "type": "function_call"}]}),
+        (READ, {"language": "python", "test_cases": [{"input": "1 2", "output": "3", "type": "stdin_stdout"}]}),
+        (ADD, {"test_cases": ["assert f([1, 2]) == 3"]}),
+        (ADD, {"test_cases": {"inputs": [[[1, 2]]], "outputs": [3]}, "fn_name": "f"}),
+    ],
+)
+def test_golds_of_other_collections(code: str, gold: Any, verifier: CodeVerifier) -> None:
+    wrong = code.replace("sum(", "-sum(")
+    verdicts = verifier.verify([item(text, given) for text in (code, wrong) for given in (gold, json.dumps(gold))])
+    assert [verdict.score for verdict in verdicts] == [1.0, 1.0, 0.0, 0.0], verdicts
+
+
+@pytest.mark.parametrize(
+    ("gold", "words"),
+    [
+        ({"test_cases": []}, "not empty"),
+        ({"test_cases": [{"input": "1"}]}, "test case 0: an assert as text, or 'input' and 'output'"),
+        ([{"input": "1", "output": "2", "time_limit": 3}], "beside them only fn_name, metadata"),
+        ({"test_cases": [{"input": "[1", "output": "3", "fn_name": "f"}]}, "input of test case 0 is no JSON"),
+        ({"test_cases": [{"input": "1", "output": "3", "type": "function_call"}]}, "add 'fn_name'"),
+        ({"test_cases": [{"input": "1", "output": "3"}, {"fn_name": "f", "input": "", "output": "1"}]}, "all calls of"),
+        ({"language": "cpp", "inputs": ["1"], "outputs": ["1"]}, "tests of cpp: only Python is run"),
+        ({"fn_name": "f", "inputs": [[1]], "outputs": [1, 2]}, "1 inputs and 2 outputs"),
+        ({"fn_name": "f", "calls": []}, "has 'inputs' and 'outputs'"),
+        ("assert f(1) == 1", r"asserts go into \{'tests'"),
+    ],
+)
+def test_golds_that_are_nearly_in_a_form_name_the_fix(gold: Any, words: str) -> None:
+    with pytest.raises(GoldError, match=words):
+        read_gold(gold)
+
+
+@pytest.mark.parametrize(("form", "gold"), [*forms()])
+def test_hostile_programs_are_never_paid(form: str, gold: Any) -> None:
+    """Every program under three of the eight forms, or under all of them with the variable HOSTILE=all (a minute)."""
+    every = 1 if os.environ.get("HOSTILE") == "all" else 3
+    names = [name for n, name in enumerate(PROGRAMS) if (n + len(form)) % every == 0]
+    verifier = CodeVerifier(timeout=0.4, memory_mb=128, workers=2)
+    honest = f"def f(): return {SECRET!r}" + ("\nprint(f())" if form == "program" else "")
+    first, *verdicts = verifier.verify([item(code, gold) for code in [honest, *(program(n, form) for n in names)]])
+    verifier.close()
+    assert first.status is Status.CORRECT, first
+    assert {name: v for name, v in zip(names, verdicts, strict=True) if v.score != 0.0} == {}
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ _ITEMS = ("getitem", "setitem", "delitem", "contains")
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda target, arguments, keywords: target(*arguments, **keywords),
+    "value": lambda target: target,
     "get": getattr,
     "set": setattr,
     **{kind.__name__: kind for kind in (str, bool, int, float)},

@@ -1,0 +1,216 @@
+"""What a test suite uses of the solution that it tests: names, classes, variables that the solution may change."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import sys
+from collections import Counter
+from collections.abc import Iterable
+
+from rewards.sandbox.inside.values import PLAIN_NAMES
+
+OWN_MODULES = frozenset({"solution", "main", "__main__", "candidate"})
+"""Modules that suites import the solution from."""
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+class Facts:
+    """What a suite uses of the solution.
+
+    Attributes:
+        names: of functions and classes that it does not define.
+        modules: of the standard library, used without an import.
+        exceptions: names that it expects as exceptions and does not define.
+        classes: names of the solution that it treats as classes.
+        data: names of the solution that it only compares.
+        changed: variables that the solution may change in place, for the suite to look at.
+        entry: what `check` is called with, if there is one.
+        candidates: what `check` calls it.
+    """
+
+    def __init__(self, whole: ast.Module, entry: str) -> None:
+        nodes = list(ast.walk(whole))
+        checks = [node for node in whole.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
+        self.entry, self.candidates = entry, {check.args.args[0].arg for check in checks if entry and check.args.args}
+        bound = bound_names(nodes)
+        used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        free = used - bound
+        caught = {name for node in nodes for name in _caught(node)} & free - set(dir(builtins))
+        self.exceptions = caught - sys.stdlib_module_names
+        self.modules = free & sys.stdlib_module_names - called
+        self.names = free - set(dir(builtins)) - self.modules - self.exceptions - {"pytest"}
+        asked = (
+            {node.id for node in ast.walk(ast.parse(entry, mode="eval")) if isinstance(node, ast.Name)}
+            if entry
+            else set()
+        )
+        self.names |= asked
+        if not self.names:  # the solution's function has the name of a built-in, such as `sum`
+            self.names = called - bound
+        compared = Counter(getattr(s, "id", "") for n in nodes if isinstance(n, ast.Compare) for s in sides_of(n))
+        loaded = Counter(n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
+        self.data = {name for name in self.names if compared[name] == loaded[name]}
+        self.classes = {name for name in self.names if _is_class(name, nodes)}
+        self.changed = self._changed(nodes)
+
+    def asks(self, node: ast.AST) -> bool:
+        """Whether an expression calls the solution."""
+        return any(isinstance(child, ast.Name) and child.id in self.names for child in ast.walk(node))
+
+    def _changed(self, nodes: list[ast.AST]) -> set[str]:
+        handed = {
+            name
+            for node in nodes
+            if isinstance(node, ast.Call) and not self._is_ours(node.func)
+            for argument in node.args
+            if (name := getattr(argument, "id", ""))
+        }
+        left = {
+            name
+            for node in nodes
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and not self._is_ours(node.value.func)
+            for argument in node.value.args
+            if (name := getattr(argument, "id", ""))
+        }
+        looked_at = {
+            name
+            for node in nodes
+            if isinstance(node, ast.Compare)
+            for side in (node.left, *node.comparators)
+            if (name := _container(side)) and any(_is_literal(s) for s in (node.left, *node.comparators))
+        }
+        return left | handed & looked_at
+
+    def _is_ours(self, function: ast.expr) -> bool:
+        """Whether a function is surely the suite's own, or built in."""
+        root = function
+        while isinstance(root, ast.Attribute | ast.Call | ast.Subscript):
+            root = root.func if isinstance(root, ast.Call) else root.value
+        name = getattr(root, "id", None)
+        return name is None or (isinstance(function, ast.Name) and name in dir(builtins) and name not in self.names)
+
+
+def bound_names(nodes: Iterable[ast.AST]) -> set[str]:
+    """Names that code defines, imports, assigns or takes as arguments."""
+    bound: set[str] = set()
+    for node in nodes:
+        match node:
+            case ast.Name() if not isinstance(node.ctx, ast.Load):
+                bound.add(node.id)
+            case ast.arg():
+                bound.add(node.arg)
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                bound.add(node.name)
+            case ast.ExceptHandler() | ast.MatchAs() | ast.MatchStar() if node.name:
+                bound.add(node.name)
+            case ast.Import():
+                bound |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+            case ast.ImportFrom() if node.module not in OWN_MODULES:
+                bound |= {alias.asname or alias.name for alias in node.names}
+    return bound
+
+
+def _caught(node: ast.AST) -> set[str]:
+    """Names of exceptions that a handler, `assertRaises` or `raises` waits for."""
+    kinds: list[ast.expr] = []
+    if isinstance(node, ast.ExceptHandler) and node.type is not None:
+        kinds = [node.type]
+    elif isinstance(node, ast.Call) and node.args:
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        kinds = node.args[:1] if name in ("assertRaises", "assertRaisesRegex", "raises") else []
+    return {child.id for kind in kinds for child in ast.walk(kind) if isinstance(child, ast.Name)}
+
+
+def _is_class(name: str, nodes: list[ast.AST]) -> bool:
+    """Whether a suite uses what it calls by this name as an object with methods of its own.
+
+    Attributes that no plain value has say so, and those that are assigned. Of names that begin as those of classes do,
+    so does a method whose result is of no interest.
+    """
+    holders = {name}
+    for node in nodes:
+        if isinstance(node, ast.Assign) and any(root_of(part) == name for part in _operands(node.value)):
+            holders |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    for node in nodes:
+        if (
+            isinstance(node, ast.Attribute)
+            and root_of(node.value) in holders
+            and (node.attr not in PLAIN_NAMES or not isinstance(node.ctx, ast.Load))
+        ):
+            return True
+        if isinstance(node, ast.Compare) and not isinstance(node.ops[0], ast.Eq) and name[:1].isupper():
+            if all(isinstance(side, ast.Call) and root_of(side) == name for side in sides_of(node)):
+                return True
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and name[:1].isupper():
+            function = node.value.func
+            if isinstance(function, ast.Attribute) and root_of(function.value) in holders:
+                return True
+    return False
+
+
+def _operands(node: ast.expr) -> list[ast.expr]:
+    """What an expression computes with, if it is no more than that: `A(1)` and `A(2)` of `A(1) + A(2)`."""
+    if isinstance(node, ast.BinOp):
+        return [*_operands(node.left), *_operands(node.right)]
+    return [node] if isinstance(node, ast.Call) else []
+
+
+def root_of(node: ast.expr) -> str:
+    """The name that an expression of calls starts with: `f` of `f`, `f(1)`, but not of `f(1).x`."""
+    if isinstance(node, ast.Call):
+        node = node.func
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _container(node: ast.expr) -> str:
+    """The name of what an expression takes items of: `x` of `x` and of `x[:2][0]`."""
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _is_literal(node: ast.expr) -> bool:
+    try:
+        ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError):
+        return False
+    return True
+
+
+def sides_of(node: ast.AST) -> list[ast.expr]:
+    """What a comparison compares."""
+    if isinstance(node, ast.Compare):
+        return [node.left, *node.comparators]
+    if isinstance(node, ast.Call) and str(getattr(node.func, "attr", "")).startswith("assert"):
+        return node.args[:2]
+    return []
+
+
+def names_in(node: ast.AST) -> set[str]:
+    return {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+
+
+def flows_of(node: ast.AST) -> list[tuple[set[str], set[str]]]:
+    """(names that get a value, names that it is made of)."""
+    match node:
+        case ast.Assign():
+            return [(set().union(*map(names_in, node.targets)), names_in(node.value))]
+        case ast.AugAssign() | ast.AnnAssign() | ast.NamedExpr() if node.value is not None:
+            return [(names_in(node.target), names_in(node.value))]
+        case ast.For() | ast.AsyncFor() | ast.comprehension():
+            return [(names_in(node.target), names_in(node.iter))]
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            return [({node.name}, set().union(*map(names_in, node.body)))]
+    return []
+
+
+def spread(names: set[str], flows: list[tuple[set[str], set[str]]]) -> None:
+    """Add all names that flow from these on, again and again."""
+    while True:
+        more = {name for targets, sources in flows if sources & names for name in targets} - names
+        if not more:
+            return
+        names |= more
