@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -41,11 +41,13 @@ class TaskDefinition(Strict):
         use: a built-in task, `package.module:Class`, or `file.py:Class`.
         template: prompt template; the task's own if not given.
         options: arguments of the task.
+        bad_rows: what happens to rows without a usable answer; see `TaskSpec`.
     """
 
     use: str
     template: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    bad_rows: Literal["error", "skip"] | None = None
 
 
 class _Header(Strict):

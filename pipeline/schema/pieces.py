@@ -191,6 +191,8 @@ class TaskSpec(Strict):
         weight: how often its problems are drawn, against the other tasks of the stage.
         template: prompt template (see `pipeline.templates`); the task's own if not given.
         options: arguments of the task, on top of those that the recipe's `tasks:` gives.
+        bad_rows: the task's option of that name, for tasks that read files: `skip` leaves out rows without a usable
+            answer, and counts them, where `error` stops.
     """
 
     use: str
@@ -199,6 +201,7 @@ class TaskSpec(Strict):
     weight: Annotated[float, Field(gt=0)] = 1.0
     template: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    bad_rows: Literal["error", "skip"] | None = None
 
     @property
     def label(self) -> str:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.function import GOLD_COLUMNS
+from rewards.golds import unpayable
 from rewards.math.choices import choice
 from rewards.math.compare import equal, shape_of
 from rewards.math.extract import finals, gold_text
@@ -94,7 +95,7 @@ class MathVerifier:
     def _case(self, item: Item) -> _Case:
         started = time.perf_counter()
         try:
-            case = _Case(golds(item.answer), finals(item.completion, self.final_line, self.lenient, item.opened))
+            case = _Case(*payable(item.answer), finals(item.completion, self.final_line, self.lenient, item.opened))
             case.decide()
         finally:
             ms = (time.perf_counter() - started) * 1000
@@ -134,8 +135,8 @@ class Decision:
 class _Case:
     """One completion on its way to a verdict."""
 
-    def __init__(self, gold: tuple[str, ...], offered: list[str]) -> None:
-        self.gold, self.offered, self.ms = gold, offered, 0.0
+    def __init__(self, gold: tuple[str, ...], fault: str, offered: list[str]) -> None:
+        self.gold, self.fault, self.offered, self.ms = gold, fault, offered, 0.0
         self.decisions: dict[tuple[str, str], Decision | None] = {}
 
     def decide(self) -> None:
@@ -164,7 +165,7 @@ class _Case:
     def verdict(self) -> Verdict:
         """Put the decisions together."""
         if not self.gold:
-            return Verdict.of(Status.BAD_GOLD, detail="there is no gold answer", ms=self.ms)
+            return Verdict.of(Status.BAD_GOLD, detail=self.fault, ms=self.ms)
         if not self.offered:
             return Verdict.of(Status.NO_ANSWER, detail="no final answer found", ms=self.ms)
         if len(self.offered) > MAX_FINALS:
@@ -205,6 +206,14 @@ def golds(answer: Any) -> tuple[str, ...]:
         return (f"{answer.numerator}/{answer.denominator}",)
     text = gold_text(answer) if isinstance(answer, str) else ""
     return (text,) if text else ()
+
+
+def payable(answer: Any) -> tuple[tuple[str, ...], str]:
+    """The golds among `golds(answer)` for which somebody could be paid, and if there is none, what is wrong."""
+    readable = golds(answer)
+    faults = {gold: fault for gold in readable if (fault := unpayable(gold)) is not None}
+    some = tuple(gold for gold in readable if gold not in faults)
+    return some, "" if some else next(iter(faults.values()), "there is no gold answer")
 
 
 def _number(value: float) -> str:
