@@ -14,6 +14,7 @@ from rewards.function import GOLD_COLUMNS
 from rewards.golds import unpayable
 from rewards.math.choices import choice
 from rewards.math.compare import equal, shape_of
+from rewards.math.copied import copied
 from rewards.math.extract import finals, gold_text
 from rewards.math.kinds import TooDeepError
 from rewards.math.numbers import TooBigError, simple
@@ -38,6 +39,8 @@ class MathVerifier:
     Args:
         final_line: accept answers that are announced in words (`The answer is 5`) where there is no tag or box.
         lenient: where nothing announces an answer, take the last number of the text.
+        copies: pay also for an answer that only repeats an expression of the question, though the gold is written in
+            another form (`\\frac{6}{8}` where the question is to simplify it).
         deadline_s: seconds for a batch's symbolic stage, however many comparisons it has: they share its CPU time, and
             one takes a fifth of it at most. What is not decided by then is wrong (`timeout`), and harms no other row.
         workers: processes of the pool; one a core, up to eight, if not given.
@@ -51,11 +54,12 @@ class MathVerifier:
         self,
         final_line: bool = True,
         lenient: bool = False,
+        copies: bool = False,
         deadline_s: float = 15.0,
         workers: int | None = None,
         rss_mib: int = 1024,
     ) -> None:
-        self.final_line, self.lenient, self.deadline_s = final_line, lenient, deadline_s
+        self.final_line, self.lenient, self.copies, self.deadline_s = final_line, lenient, copies, deadline_s
         self._pool = Pool("rewards.math.symbolic:judge", workers, deadline_s / _SHARE, rss_mib)
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
@@ -66,7 +70,8 @@ class MathVerifier:
             answers = dict(zip(pairs, self._algebra(pairs), strict=True))
             for case in cases:
                 case.settle(answers)
-        return [case.verdict() for case in cases]
+        verdicts = [case.verdict() for case in cases]
+        return verdicts if self.copies else [_no_copy(v, c, i) for v, c, i in zip(verdicts, cases, items, strict=True)]
 
     def perfect_completion(self, row: Mapping[str, Any]) -> str:
         """A completion that answers a data row with its own gold."""
@@ -187,6 +192,21 @@ class _Case:
     def _best(self, answer: str) -> Decision:
         found = [d for (_, text), d in self.decisions.items() if text == answer and d is not None]
         return min(found, key=lambda d: _RANK.index(d.status)) if found else Decision(Status.WRONG)
+
+
+def _no_copy(verdict: Verdict, case: _Case, item: Item) -> Verdict:
+    """The verdict, unless what was right only repeats the question."""
+    answer = verdict.extracted
+    if verdict.status is not Status.CORRECT or not item.prompt or answer is None:
+        return verdict
+    golds = [gold for gold in case.gold if _is_right(case.decisions.get((gold, answer)))]
+    if not golds or not all(copied(answer, gold, item.prompt) for gold in golds):
+        return verdict
+    return Verdict.of(Status.WRONG, answer, "repeats the question in another form than the gold's", verdict.ms)
+
+
+def _is_right(decision: Decision | None) -> bool:
+    return decision is not None and decision.status is Status.CORRECT
 
 
 _RANK = (Status.CORRECT, Status.INFRA, Status.TIMEOUT, Status.REJECTED, Status.WRONG)
