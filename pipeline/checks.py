@@ -20,7 +20,7 @@ from pipeline import source
 from pipeline.context import exists
 from pipeline.conversion import folder
 from pipeline.rollout.base import RolloutError
-from pipeline.rollout.options import check_options
+from pipeline.rollout.vllm.options import check_options
 from pipeline.schema import trainer_fields
 from pipeline.schema.pieces import (
     SFT_CONFIG,
@@ -125,6 +125,12 @@ def _looks_local(text: str) -> bool:
 
 def keys_at(model: Any, loc: Sequence[str | int]) -> list[str]:
     """The keys that a config has at a place; empty where any key goes."""
+    found = model_at(model, loc)
+    return [] if found is None else [info.alias or name for name, info in found.model_fields.items()]
+
+
+def model_at(model: Any, loc: Sequence[str | int]) -> type[BaseModel] | None:
+    """The model that stands at a place of a config, if one does."""
     candidates: list[Any] = [model]
     for part in loc:
         following: list[Any] = []
@@ -139,8 +145,8 @@ def keys_at(model: Any, loc: Sequence[str | int]) -> list[str]:
     for candidate in candidates:
         for arm in _arms(candidate):
             if isinstance(arm, type) and issubclass(arm, BaseModel):
-                return [info.alias or name for name, info in arm.model_fields.items()]
-    return []
+                return arm
+    return None
 
 
 def _arms(annotation: Any) -> Iterator[Any]:

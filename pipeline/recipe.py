@@ -209,6 +209,15 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _unknown(model: type[BaseModel], loc: Loc) -> str:
+    """What is said of a key that does not exist: what has become of it, or the nearest one."""
+    piece, key = checks.model_at(model, loc[:-1]), str(loc[-1])
+    if piece is not None and issubclass(piece, Strict) and key in piece.former:
+        return piece.former[key]
+    known = checks.keys_at(model, loc[:-1])
+    return f"unknown key{nearest(key, known)}. Known: {', '.join(known)}" if known else "unknown key"
+
+
 def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefix: Loc) -> list[Issue]:
     """Pydantic's errors in our words: with the line, and the nearest valid key for an unknown one."""
     issues = []
@@ -216,10 +225,7 @@ def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefi
         loc = item["loc"]
         message = item["msg"]
         if item["type"] == "extra_forbidden":
-            known = checks.keys_at(model, loc[:-1])
-            message = (
-                f"unknown key{nearest(str(loc[-1]), known)}. Known: {', '.join(known)}" if known else "unknown key"
-            )
+            message = _unknown(model, loc)
         elif item["type"] == "missing":
             message = "is required"
         elif item["type"] != "value_error":

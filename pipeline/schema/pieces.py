@@ -63,6 +63,8 @@ class Strict(BaseModel):
     """A piece of a recipe: unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    former: ClassVar[Mapping[str, str]] = {}
+    """Keys that this piece had once -> what a recipe is told that still has them."""
 
 
 class Launch(Strict):
@@ -276,6 +278,9 @@ class RolloutSpec(Strict):
         engine_options: further arguments of `vllm.LLM`, for sampling and for the engine of a trainer.
         process: a process of its own for the transformers or vLLM engine, or several; `{}` takes the defaults.
         speculative: draft tokens and verify several at once; `{}` drafts with the model's own prediction blocks.
+        scheduler_fast_path: replace, in an engine of a vLLM version that this was tested with, the part of vLLM's
+            scheduler that handles sequences which only get a token longer, and read log-probabilities once a step. What
+            is sampled stays the same. Other versions, and vLLM servers, run vLLM's own code.
     """
 
     engine: Literal["auto", "transformers", "vllm", "vllm_server"] = "auto"
@@ -290,3 +295,4 @@ class RolloutSpec(Strict):
     engine_options: dict[str, Any] = Field(default_factory=dict)
     process: ProcessSpec | None = None
     speculative: SpeculativeSpec | None = None
+    scheduler_fast_path: bool = True
