@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -106,10 +107,18 @@ class StageContext(Generic[C]):
         self.log(0, note=text)
 
     def log(self, step: int, total: int | None = None, **metrics: float | int | str) -> None:
-        """Report progress and live metrics: one JSON line that the runner shows and the report plots."""
-        line = json.dumps({"step": step, "total": total, "time": round(time.time(), 3), **metrics})
+        """Report progress and live metrics: one JSON line that the runner shows and the report plots.
+
+        A number that is not finite, which JSON does not know, is written as the text `nan`, `inf` or `-inf`.
+        """
+        known = {name: value if _in_json(value) else str(value) for name, value in metrics.items()}
+        line = json.dumps({"step": step, "total": total, "time": round(time.time(), 3), **known})
         with self.events.open("a", encoding="utf-8") as sink:
             sink.write(line + "\n")
+
+
+def _in_json(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def exists(path: Path) -> bool:

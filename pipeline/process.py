@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import ranks
 from pipeline.graph import Node
+from pipeline.schema.pieces import STALL_SECONDS
 from pipeline.worker import DISK_FULL
 
 EVENTS, LOG = "events.jsonl", "log.txt"
 """Files in a stage's scratch folder: its progress, a JSON object a line, and whatever it prints."""
 LOG_TAIL_LINES = 25
+RANK_POLL_SECONDS = 1.0
+OUT_OF_MEMORY = " (out of memory?)"
 
 
 @dataclass(slots=True)
@@ -43,7 +47,10 @@ class StageProcess:
     partial: bytes = field(default=b"")
     written: int = field(default=0)
     heard: float = field(default_factory=time.monotonic)
-    hung: bool = field(default=False)
+    hung: str = field(default="")
+    moves: Mapping[int, int] = field(default_factory=dict)
+    moved: float = field(default_factory=time.monotonic)
+    looked: float = field(default=0.0)
 
     def events(self) -> Iterator[Mapping[str, Any]]:
         """Lines that the stage has logged since the last call; a line still being written waits."""
@@ -62,11 +69,13 @@ class StageProcess:
                 yield json.loads(line)
 
     def ended(self) -> int | None:
-        """The exit code if it has ended; one that was silent for as long as its `launch` allows is killed first."""
-        code, allowed = self.popen.poll(), self.node.config.launch.silence
-        if code is not None or allowed is None or self._silence() < allowed:
+        """The exit code if it has ended; one that hangs, or whose ranks wait for each other, is killed first."""
+        code = self.popen.poll()
+        if code is not None:
             return code
-        self.hung = True
+        self.hung = self._hung() or self._stalled()
+        if not self.hung:
+            return None
         self.signal(signal.SIGKILL)
         return self.popen.wait()
 
@@ -76,25 +85,54 @@ class StageProcess:
             os.killpg(self.popen.pid, number)
 
     def failure(self, code: int) -> str:
-        """How it ended without a result, with the end of its log."""
+        """How it ended without a result, with the end of its log, or with the error of the rank that failed first."""
         if code == DISK_FULL:
             return (
                 f"stage {self.node.name!r} ended because the disk of {self.scratch} is full: free some space, and run"
                 " again; it goes on from its last checkpoint"
             )
-        log = self.scratch / LOG
-        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        log, first = self.scratch / LOG, ranks.failure(self.scratch)
+        if first is not None and first.error and not self.hung:
+            head = f"stage {self.node.name!r} failed on rank {first.rank}; the end of its error, which is all in {log}:"
+            return f"{head}\n{_tail(first.error)}"
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        if self.hung:
-            how, hint = f"was killed after {self.node.config.launch.silence:g} s without a sign of life", ""
-        lines = "\n".join(f"  | {line}" for line in tail)
-        return f"stage {self.node.name!r} {how}{hint}; the end of {log}:\n{lines}"
+        how += OUT_OF_MEMORY if code == -signal.SIGKILL else ""
+        if first is not None:
+            ended = f"was killed by {first.signal}" if first.signal else "ended without a word"
+            how = f"failed: rank {first.rank} {ended}"
+            how += OUT_OF_MEMORY if first.signal == signal.SIGKILL.name else ""
+        tail = _tail(log.read_text(encoding="utf-8", errors="replace"))
+        return f"stage {self.node.name!r} {self.hung or how}; the end of {log}:\n{tail}"
 
-    def _silence(self) -> float:
-        """Seconds since it last logged an event or printed anything."""
+    def _hung(self) -> str:
+        """In words, if it has neither logged an event nor printed anything for as long as its `launch` allows."""
+        allowed = self.node.config.launch.silence
+        if allowed is None:
+            return ""
         paths = (self.scratch / EVENTS, self.scratch / LOG)
         written = sum(path.stat().st_size for path in paths if path.exists())
         if written != self.written:
             self.written, self.heard = written, time.monotonic()
-        return time.monotonic() - self.heard
+        if time.monotonic() - self.heard < allowed:
+            return ""
+        return f"was killed after {allowed:g} s without a sign of life{self._stands()}"
+
+    def _stalled(self) -> str:
+        """In words, if it has several ranks and none of them has moved for as long as its config allows."""
+        if self.node.config.launch.accelerate is None or time.monotonic() < self.looked + RANK_POLL_SECONDS:
+            return ""
+        self.looked = time.monotonic()
+        moves = {rank: count for rank, (count, _) in ranks.stands(self.scratch).items()}
+        if moves != self.moves:
+            self.moves, self.moved = moves, time.monotonic()
+        allowed = self.node.config.stall if moves else max(self.node.config.stall, STALL_SECONDS)  # not yet started
+        if time.monotonic() - self.moved < allowed:
+            return ""
+        return f"was killed: its processes wait for each other, and none has moved for {allowed:g} s{self._stands()}"
+
+    def _stands(self) -> str:
+        return "".join(f"; rank {rank} stands at {where}" for rank, (_, where) in ranks.stands(self.scratch).items())
+
+
+def _tail(text: str) -> str:
+    return "\n".join(f"  | {line}" for line in text.splitlines()[-LOG_TAIL_LINES:])

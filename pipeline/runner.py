@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from pipeline import artifacts, checks, durable, graph
+from pipeline import artifacts, checks, durable, graph, ranks
 from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State, Step
 from pipeline.inputs import Inputs
@@ -201,6 +201,7 @@ class _Scheduler:
         shutil.rmtree(scratch / "output", ignore_errors=True)
         (scratch / "output").mkdir(parents=True)
         (scratch / OUTCOME).unlink(missing_ok=True)
+        ranks.clear(scratch)
         attempt = count_attempt(scratch / "attempts")
         durable.whole_lines(scratch / EVENTS)
         job = Job(
@@ -308,7 +309,7 @@ def _command(node: Node, base: Path, job: Path) -> list[str]:
     if node.config.launch.accelerate is None:
         return [sys.executable, *worker]
     config = checks.accelerate_config(node.config.launch.accelerate, base)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    launcher = [sys.executable, "-m", "pipeline.launcher", str(job.parent), "--config_file", str(config)]
     return [sys.executable, "-m", "rewards.parent", runner, *launcher, *worker]
 
 

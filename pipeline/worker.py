@@ -11,12 +11,13 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import durable
+from pipeline import durable, ranks
 from pipeline.context import StageContext
 from pipeline.locks import stage_lock
 from pipeline.stages.registry import config_class, run_function
@@ -58,6 +59,9 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with stage_lock(scratch):
         _end_without(int(runner))
+        if (rank := ranks.number()) is not None:
+            sys.excepthook = lambda kind, error, trace: _leave(scratch, error)
+            ranks.Stand(scratch, rank).start()
         try:
             _run(job, scratch)
         except Exception as error:
@@ -93,6 +97,15 @@ def _run(job: Job, scratch: Path) -> None:
         device, packages = _surroundings()
         outcome = {"metrics": dict(outputs.metrics), "device": device, "packages": packages}
         durable.write(scratch / OUTCOME, json.dumps(outcome))
+
+
+def _leave(scratch: Path, error: BaseException) -> None:
+    """End a rank that has raised an error, without waiting for others at its exit as communicators do."""
+    ranks.report(scratch, error)
+    traceback.print_exception(error)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(1)
 
 
 def _end_without(runner: int) -> None:

@@ -23,6 +23,7 @@ from pipeline.schema.pieces import (
     StageConfig,
     Strict,
     TaskSpec,
+    TrainingConfig,
 )
 from pipeline.stages.registry import KINDS, config_class
 from pipeline.tasks.base import BUILTIN as TASKS
@@ -42,6 +43,7 @@ This page is written by `python scripts/write_reference.py`.
 def page() -> str:
     """The whole page."""
     parts = [HEAD, "## What every stage has\n", _code(StageConfig), _code(Launch), _code(PromptedConfig)]
+    parts += ["## What every training stage has\n", _code(TrainingConfig)]
     pieces: list[object] = [Launch, RolloutSpec, ProcessSpec, TaskSpec, RewardSpec]
     parts += ["## Pieces that several kinds share\n", *map(_code, [*pieces[1:], FinetuneConfig])]
     parts.append("## Stage kinds\n")

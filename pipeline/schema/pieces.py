@@ -63,8 +63,6 @@ class Strict(BaseModel):
     """A piece of a recipe: unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
-    former: ClassVar[Mapping[str, str]] = {}
-    """Keys that this piece had once -> what a recipe is told that still has them."""
 
 
 class Launch(Strict):
@@ -77,14 +75,22 @@ class Launch(Strict):
             without a result, whatever the reason; the run fails after that.
         silence: seconds without a line in its log or a logged step after which its process is taken for hung, and
             killed. Longer than a step, and than it takes to load the model and to start an engine.
+        stall: seconds for which every process of a stage may stand at one line of its program before they are taken for
+            waiting for each other, and killed; 600 if not given, and 3600 where they wait for a `vllm_server`. For
+            stages of several processes.
     """
 
     accelerate: str | None = None
     env: dict[str, str] = Field(default_factory=dict)
     restarts: Annotated[int, Field(ge=0)] = 0
     silence: Annotated[float, Field(gt=0)] | None = None
+    stall: Annotated[float, Field(gt=0)] | None = None
 
 
+STALL_SECONDS = 600.0
+"""Longer than writing or reading the largest file of weights in one call."""
+SERVER_STALL_SECONDS = 3600.0
+"""Longer than a server takes for the completions of a step."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy's generator takes, which transformers seeds along with torch's and Python's."""
 
@@ -121,6 +127,13 @@ class StageConfig(Strict):
     seed: Seed | None = None
     launch: Launch = Launch()
 
+    @property
+    def stall(self) -> float:
+        """Seconds for which none of its processes may move; see `Launch`."""
+        rollout = getattr(self, "rollout", None)
+        waits = isinstance(rollout, RolloutSpec) and rollout.engine == "vllm_server"
+        return self.launch.stall or (SERVER_STALL_SECONDS if waits else STALL_SECONDS)
+
     def faults(self, base: Path) -> Iterator[Fault]:
         """What is wrong that no single field shows, with file paths read against `base`, the recipe's folder."""
         yield from ()
@@ -154,6 +167,25 @@ class PromptedConfig(StageConfig):
         if given is not None and not isinstance(given, dict):
             raise ValueError("trainer.chat_template_kwargs is a mapping, such as {enable_thinking: false}")
         return self
+
+
+class TrainingConfig(StageConfig):
+    """What stages share that train a model.
+
+    Attributes:
+        non_finite: what a loss or gradient that is NaN or infinite does: `stop` the stage and say where, or `skip` that
+            step. Weights that are not finite always stop it.
+        dtype: what the published weights are rounded to. If not given, bfloat16; float32 where the stage computes in
+            float32 (`trainer.bf16: false`, and on a CPU).
+        trainer: fields of TRL's config class.
+    """
+
+    product: ClassVar[Product] = Product.MODEL
+    distributed: ClassVar[bool] = True
+
+    non_finite: Literal["stop", "skip"] = "stop"
+    dtype: Dtype | None = None
+    trainer: dict[str, Any] = Field(default_factory=dict)
 
 
 class RewardSpec(Strict):
@@ -193,8 +225,6 @@ class TaskSpec(Strict):
         weight: how often its problems are drawn, against the other tasks of the stage.
         template: prompt template (see `pipeline.templates`); the task's own if not given.
         options: arguments of the task, on top of those that the recipe's `tasks:` gives.
-        bad_rows: the task's option of that name, for tasks that read files: `skip` leaves out rows without a usable
-            answer, and counts them, where `error` stops.
     """
 
     use: str
@@ -203,7 +233,6 @@ class TaskSpec(Strict):
     weight: Annotated[float, Field(gt=0)] = 1.0
     template: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
-    bad_rows: Literal["error", "skip"] | None = None
 
     @property
     def label(self) -> str:
@@ -278,9 +307,6 @@ class RolloutSpec(Strict):
         engine_options: further arguments of `vllm.LLM`, for sampling and for the engine of a trainer.
         process: a process of its own for the transformers or vLLM engine, or several; `{}` takes the defaults.
         speculative: draft tokens and verify several at once; `{}` drafts with the model's own prediction blocks.
-        scheduler_fast_path: replace, in an engine of a vLLM version that this was tested with, the part of vLLM's
-            scheduler that handles sequences which only get a token longer, and read log-probabilities once a step. What
-            is sampled stays the same. Other versions, and vLLM servers, run vLLM's own code.
     """
 
     engine: Literal["auto", "transformers", "vllm", "vllm_server"] = "auto"
@@ -295,4 +321,3 @@ class RolloutSpec(Strict):
     engine_options: dict[str, Any] = Field(default_factory=dict)
     process: ProcessSpec | None = None
     speculative: SpeculativeSpec | None = None
-    scheduler_fast_path: bool = True

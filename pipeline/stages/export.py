@@ -68,13 +68,14 @@ class ExportConfig(StageConfig):
 
 def run(context: StageContext[ExportConfig]) -> Outputs:
     """Copy or convert the model, and write its card."""
-    from pipeline.conversion import cards, importing
+    from pipeline.conversion import cards, finite, importing
     from pipeline.training import setup
 
     setup.prepare()
     config = context.config
     source, target = context.model_path(config.model), context.output / "model"
     if config.format == "torchtitan":
+        finite.check(Path(source))  # what is written cannot be looked at tensor by tensor
         importing.to_torchtitan(source, target)
         parameters, precision = importing.weights(Path(source))
         return Outputs({"parameters": parameters, "dtype": precision})

@@ -32,7 +32,7 @@ from pipeline.context import Outputs, StageContext
 from pipeline.data import corpora
 from pipeline.data.corpora import CorpusField
 from pipeline.schema.mtp import MtpSpec
-from pipeline.schema.pieces import SFT_CONFIG, Fault, ModelRef, Precision, Product, StageConfig
+from pipeline.schema.pieces import SFT_CONFIG, Fault, ModelRef, Precision, TrainingConfig
 from pipeline.schema.reserved import TEXT_RESERVED
 from pipeline.schema.routing import FinetuneRouting
 
@@ -50,7 +50,7 @@ DEFAULTS: Mapping[str, Any] = {
 """Ours, where they differ from TRL's."""
 
 
-class ExtendContextConfig(StageConfig):
+class ExtendContextConfig(TrainingConfig):
     """Config of an `extend_context` stage.
 
     Attributes:
@@ -67,9 +67,7 @@ class ExtendContextConfig(StageConfig):
         trainer: fields of TRL's SFTConfig.
     """
 
-    product: ClassVar[Product] = Product.MODEL
     version: ClassVar[int] = 2  # documents begin with BOS where the tokenizer puts one
-    distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = TEXT_RESERVED
 
@@ -82,7 +80,6 @@ class ExtendContextConfig(StageConfig):
     precision: Precision = "trainer"
     mtp: MtpSpec | None = None
     routing: FinetuneRouting = FinetuneRouting()
-    trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:

@@ -30,10 +30,10 @@ from pipeline.schema.pieces import (
     Fault,
     ModelRef,
     ProcessSpec,
-    Product,
     PromptedConfig,
     RewardSpec,
     RolloutSpec,
+    TrainingConfig,
 )
 from pipeline.schema.reserved import CHOICES, GRPO_RESERVED
 from pipeline.schema.routing import PolicyRouting
@@ -93,8 +93,8 @@ def _as_reward(value: Any) -> Any:
 RewardField = Annotated[RewardSpec, BeforeValidator(_as_reward)]
 
 
-class GrpoConfig(PromptedConfig):
-    """Config of a `grpo` stage; see `PromptedConfig` for the other fields.
+class GrpoConfig(PromptedConfig, TrainingConfig):
+    """Config of a `grpo` stage; see `PromptedConfig` and `TrainingConfig` for the other fields.
 
     Attributes:
         model: what to start from.
@@ -111,9 +111,7 @@ class GrpoConfig(PromptedConfig):
         trainer: fields of TRL's GRPOConfig.
     """
 
-    product: ClassVar[Product] = Product.MODEL
     version: ClassVar[int] = 3  # micro-batches are merged; a completion that is cut off has no format
-    distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = "trl.trainer.grpo_config:GRPOConfig"
     reserved: ClassVar[Mapping[str, str]] = GRPO_RESERVED
     choices: ClassVar[Mapping[str, Sequence[str]]] = CHOICES
@@ -131,7 +129,6 @@ class GrpoConfig(PromptedConfig):
     mtp: DraftSpec | None = None
     sample_every: Annotated[int, Field(gt=0)] = 20
     samples: Annotated[int, Field(ge=0)] = 16
-    trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _sampled(self) -> GrpoConfig:
@@ -263,7 +260,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
 
     from pipeline.tasks.grading import check_columns
     from pipeline.tasks.resolve import prompt_rows
-    from pipeline.training import experts, models, setup
+    from pipeline.training import experts, models, reference, setup
     from pipeline.training.grpo.judging import Samples
     from pipeline.training.grpo.trainer import GrpoTrainer
 
@@ -277,18 +274,19 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     renderer = setup.renderer(model, tokenizer, config)
     prompts = renderer.prompts([row["prompt"] for row in rows])
     rows = [{**row, PREFILL: prompt.begun} for row, prompt in zip(rows, prompts, strict=True)]
-    trainer = GrpoTrainer(
-        sampler=sampler(context, args),
-        model=models.policy(model, args),
-        reward_funcs=reward,
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        samples=Samples(context.scratch / "samples.jsonl", config.sample_every, config.samples),
-        efficiency=config.switches,
-        length_schedule=config.length_schedule,
-        mtp=config.mtp,
-    )
+    with reference.sharded_by_layers():
+        trainer = GrpoTrainer(
+            sampler=sampler(context, args),
+            model=models.policy(model, args),
+            reward_funcs=reward,
+            args=args,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            samples=Samples(context.scratch / "samples.jsonl", config.sample_every, config.samples),
+            efficiency=config.switches,
+            length_schedule=config.length_schedule,
+            mtp=config.mtp,
+        )
     renderer.guide(trainer)
     experts.balance(trainer, config.routing)
     return trainer

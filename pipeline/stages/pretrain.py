@@ -27,7 +27,7 @@ from pipeline.data import corpora
 from pipeline.data.corpora import CorpusField
 from pipeline.data.vocabulary import VocabularySpec
 from pipeline.schema.mtp import MtpSpec
-from pipeline.schema.pieces import SFT_CONFIG, Fault, ModelRef, Precision, Product, StageConfig
+from pipeline.schema.pieces import SFT_CONFIG, Fault, ModelRef, Precision, TrainingConfig
 from pipeline.schema.reserved import TEXT_RESERVED
 from pipeline.schema.routing import Routing
 
@@ -45,7 +45,7 @@ DEFAULTS: Mapping[str, Any] = {
 """Ours, where they differ from TRL's. Decay, beta2 and the end at a tenth are DeepSeek-V3's (section 4.2)."""
 
 
-class PretrainConfig(StageConfig):
+class PretrainConfig(TrainingConfig):
     """Config of a `pretrain` stage.
 
     Attributes:
@@ -61,9 +61,7 @@ class PretrainConfig(StageConfig):
         trainer: fields of TRL's SFTConfig.
     """
 
-    product: ClassVar[Product] = Product.MODEL
     version: ClassVar[int] = 2  # documents begin with BOS where the tokenizer puts one
-    distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = TEXT_RESERVED
 
@@ -76,7 +74,6 @@ class PretrainConfig(StageConfig):
     precision: Precision = "trainer"
     mtp: MtpSpec | None = None
     routing: Routing = Routing()
-    trainer: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("model")
     @classmethod

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.context import Outputs, StageContext
+from pipeline.conversion import finite
 from pipeline.schema.pieces import StageConfig
 
 KINDS: Mapping[str, str] = {
@@ -35,6 +37,13 @@ def config_class(kind: str) -> type[StageConfig]:
 
 
 def run_function(kind: str) -> Callable[[StageContext[Any]], Outputs]:
-    """The `run` of a stage kind."""
+    """The `run` of a stage kind, and after it a look at the model that it leaves: no stage publishes a broken one."""
     function: Callable[[StageContext[Any]], Outputs] = importlib.import_module(KINDS[kind].partition(":")[0]).run
-    return function
+
+    def checked(context: StageContext[Any]) -> Outputs:
+        outputs = function(context)
+        if os.environ.get("RANK", "0") == "0":
+            finite.check(context.output / "model")
+        return outputs
+
+    return checked

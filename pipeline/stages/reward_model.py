@@ -22,7 +22,7 @@ from pydantic import Field
 
 from pipeline.context import Outputs, StageContext
 from pipeline.data.mixture import DataField
-from pipeline.schema.pieces import ModelRef, Product, StageConfig
+from pipeline.schema.pieces import ModelRef, TrainingConfig
 from pipeline.schema.reserved import RESERVED
 
 DEFAULTS: Mapping[str, Any] = {
@@ -37,7 +37,7 @@ DEFAULTS: Mapping[str, Any] = {
 2312.09244)."""
 
 
-class RewardModelConfig(StageConfig):
+class RewardModelConfig(TrainingConfig):
     """Config of a `reward_model` stage.
 
     Attributes:
@@ -49,8 +49,6 @@ class RewardModelConfig(StageConfig):
         trainer: fields of TRL's RewardConfig.
     """
 
-    product: ClassVar[Product] = Product.MODEL
-    distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = "trl.trainer.reward_config:RewardConfig"
     reserved: ClassVar[Mapping[str, str]] = {
         **RESERVED,
@@ -66,7 +64,6 @@ class RewardModelConfig(StageConfig):
     data: Annotated[list[DataField], Field(min_length=1)]
     scope: Literal["summary", "whole"] = "summary"
     max_length: Annotated[int, Field(gt=1)] | None = None
-    trainer: dict[str, Any] = Field(default_factory=dict)
 
 
 def run(context: StageContext[RewardModelConfig]) -> Outputs:
@@ -78,6 +75,7 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     from trl import RewardConfig
 
     from pipeline.data import mixture, pairs
+    from pipeline.training import models
     from pipeline.training.fit import fit
     from pipeline.training.reward import RewardTrainer
     from rewards.preference import ConversationReader
@@ -89,9 +87,11 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     rows = mixture.mixed(config.data, context)
     dataset, account = pairs.tokenised(reader, rows, config.max_length or setup.context_length(model))
     set_seed(context.seed)  # the head starts at random, before the trainer seeds anything
+    args = setup.arguments(RewardConfig, context, DEFAULTS, {"max_length": None})
+    models.keep_on_own_device(args)
     trainer = RewardTrainer(
         model=model,
-        args=setup.arguments(RewardConfig, context, DEFAULTS, {"max_length": None}),
+        args=args,
         train_dataset=dataset,
         processing_class=tokenizer,
     )

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from pipeline.context import Outputs, StageContext
 from pipeline.data.mixture import DataSource
 from pipeline.schema.mtp import MtpSpec
-from pipeline.schema.pieces import SFT_CONFIG, ModelRef, Precision, Product, PromptedConfig
+from pipeline.schema.pieces import SFT_CONFIG, ModelRef, Precision, PromptedConfig, TrainingConfig
 from pipeline.schema.reserved import DATA_RESERVED, RESERVED
 from pipeline.schema.routing import FinetuneRouting
 
@@ -28,8 +28,8 @@ DEFAULTS: Mapping[str, Any] = {
 """Ours, where they differ from TRL's."""
 
 
-class FinetuneConfig(PromptedConfig):
-    """What stages share that fine-tune on rows; see `PromptedConfig` for the other fields.
+class FinetuneConfig(PromptedConfig, TrainingConfig):
+    """What stages share that fine-tune on rows; see `PromptedConfig` and `TrainingConfig` for the other fields.
 
     Attributes:
         model: what to start from.
@@ -44,8 +44,6 @@ class FinetuneConfig(PromptedConfig):
     """
 
     version: ClassVar[int] = 2  # messages are rendered by the template, texts begin with BOS
-    product: ClassVar[Product] = Product.MODEL
-    distributed: ClassVar[bool] = True
     trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = {**RESERVED, **DATA_RESERVED}
 
@@ -56,7 +54,6 @@ class FinetuneConfig(PromptedConfig):
     precision: Precision = "trainer"
     routing: FinetuneRouting = FinetuneRouting()
     mtp: MtpSpec | None = None
-    trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _packable(self) -> Self:

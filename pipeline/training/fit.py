@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, TrainerCallback
 
+from pipeline import durable
 from pipeline.context import StageContext
 from pipeline.training import checkpoints
+from pipeline.training.finite import SKIPPED, Watch, local_part
 
 log = logging.getLogger(__name__)
+
+
+TRAINED = "trained"
+"""In a stage's scratch folder: the trained model and its summary, until they are published."""
+SUMMARY = "summary.json"
 
 
 class Events(TrainerCallback):  # type: ignore[misc]
@@ -25,22 +38,53 @@ class Events(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
             return
-        numbers = {name: value for name, value in logs.items() if _is_number(value)}
+        numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
         self.context.log(state.global_step, state.max_steps, **numbers)
+
+
+class SavedOnce(TrainerCallback):  # type: ignore[misc]
+    """No checkpoint after the last step: the model itself is saved then, and an interrupted stage goes on from that."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = False
 
 
 def fit(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
     """Train, from the newest complete checkpoint if there is one, and save the model into `context.output`.
 
+    Args:
+        trainer: has the mixin `Resumable`.
+        context: the stage; its config is a `TrainingConfig`.
+
     Returns:
         `steps`; the first and last values of the metrics that tell how training went; `tokens_per_second` unless
-        it was resumed.
+        it was resumed; `steps_skipped` if any were.
 
     Raises:
+        NonFiniteError: a loss, a gradient or a weight is not finite.
         ValueError: there was nothing to train on.
     """
+    trained, wait = context.scratch / TRAINED, trainer.accelerator.wait_for_everyone
+    if durable.damage_of(trained, checkpoints.MARK, contents=False):
+        summary = _train(trainer, context)
+        save_model(trainer, trained / "model", saved_dtype(context.config, trainer.args))
+        if trainer.is_world_process_zero():
+            (trained / SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
+            durable.seal(trained, checkpoints.MARK)
+    if trainer.is_world_process_zero():
+        shutil.copytree(trained / "model", context.output / "model", copy_function=_link)
+    wait()  # a rank that leaves early takes the others' collectives with it
+    found: dict[str, Any] = json.loads((trained / SUMMARY).read_text(encoding="utf-8"))
+    return found
+
+
+def _train(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
+    """Train to the last step; returns what `fit` does."""
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Events(context))
+    watch = Watch(trainer, context.config.non_finite, context.scratch)
+    for callback in (Events(context), SavedOnce(), watch):
+        trainer.add_callback(callback)
     checkpoint = checkpoints.resume(context, trainer.accelerator)
     if checkpoint is not None:
         log.info("resuming after step %d", checkpoints.step_of(checkpoint))
@@ -49,20 +93,71 @@ def fit(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     if not trainer.state.global_step:
         raise ValueError("not one step was trained: the data does not fill a batch, or there are to be no steps")
-    save_model(trainer, context.output / "model")
+    watch.check_weights()
     history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
     summary: dict[str, Any] = {"steps": trainer.state.global_step}
     tokens = next((entry["num_tokens"] for entry in reversed(history) if "num_tokens" in entry), None)
     if tokens is not None and checkpoint is None:
         summary["tokens_per_second"] = round(tokens / seconds, 1)
+    if skipped := _skipped(history):
+        summary["steps_skipped"] = skipped
     return {**summary, **_ends(history)}
 
 
-def save_model(trainer: Any, folder: Path) -> None:
-    """Save weights, config, generation config and tokenizer as a Hugging Face folder."""
-    trainer.save_model(str(folder))
+def saved_dtype(config: Any, args: Any) -> torch.dtype:
+    """What the weights are saved in: what the stage asks for, or what it computed in.
+
+    Args:
+        config: a `TrainingConfig`.
+        args: the trainer's arguments.
+    """
+    if config.dtype is not None:
+        return getattr(torch, config.dtype)  # type: ignore[no-any-return]
+    return torch.bfloat16 if args.bf16 or args.fp16 else torch.float32
+
+
+def save_model(trainer: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Save weights, config, generation config and tokenizer as a Hugging Face folder; every rank must call it.
+
+    Weights are rounded to `dtype` before ranks gather them. Buffers, such as the biases that balance experts, stay.
+    """
+    with _rounded(trainer.model, dtype):
+        trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that names local paths
+        config = folder / "config.json"
+        said = json.loads(config.read_text(encoding="utf-8"))
+        said["dtype"] = str(dtype).removeprefix("torch.")
+        config.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _rounded(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let a model's state dict have its weights in another type; those that are tied stay one tensor."""
+
+    def cast(module: torch.nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        weights = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        done: dict[tuple[int, torch.Size], torch.Tensor] = {}
+        for name, value in state.items():
+            if name in weights and value.is_floating_point() and value.dtype != dtype:
+                place = (local_part(value).data_ptr(), value.shape)
+                done.setdefault(place, value.to(dtype))
+                state[name] = done[place]
+
+    handle = model.register_state_dict_post_hook(cast)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name; one that a restart's emptied output folder cannot take away."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 _ENDS = {
@@ -82,6 +177,13 @@ def _ends(history: list[dict[str, Any]]) -> dict[str, float]:
         if values:
             ends |= {f"{name}_first": values[0], f"{name}_last": values[-1]}
     return ends
+
+
+def _skipped(history: list[dict[str, float]]) -> int:
+    """How many steps were left out, of those that lines of the log tell of."""
+    lines = [entry for entry in history if SKIPPED in entry]
+    befores = [0, *(entry["step"] for entry in lines)]
+    return round(sum(line[SKIPPED] * (line["step"] - before) for line, before in zip(lines, befores, strict=False)))
 
 
 def _is_number(value: Any) -> bool:

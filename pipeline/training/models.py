@@ -9,6 +9,7 @@ import torch
 
 from model.modeling import is_ours, load
 from pipeline.training.expert_parallel import division, expert_ranks
+from pipeline.training.sharding import launched
 
 
 def policy(path: str, args: Any) -> Any:
@@ -25,13 +26,26 @@ def policy(path: str, args: Any) -> Any:
     Raises:
         ValueError: experts are to be divided, and the model is no DeepSeek-V3 or V2.
     """
+    keep_on_own_device(args)
     if not is_ours(path):
         if expert_ranks() > 1:
             raise ValueError(f"{path}: experts are divided among processes for DeepSeek-V3 and V2 models alone")
         return path
     options = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
-    args.model_init_kwargs = None  # TRL would warn that they are ignored
+    # What is left is for GRPO's reference; TRL would warn of anything more that it is ignored.
+    args.model_init_kwargs = {"device_map": None} if launched() and hasattr(args, "sync_ref_model") else None
     return load(path, **options, **division())
+
+
+def keep_on_own_device(args: Any) -> None:
+    """Let TRL load every model of a rank, which it gets as a path, for the device of that rank alone.
+
+    Left alone, it spreads a model over all GPUs (`device_map="auto"`), unless ranks train by DDP or DeepSpeed: under
+    FSDP, layers of one rank then lie on another rank's GPU.
+    """
+    if launched():
+        for name in {"model_init_kwargs", "teacher_model_init_kwargs"} & vars(args).keys():
+            setattr(args, name, {**(getattr(args, name) or {}), "device_map": None})
 
 
 def divided(model: Any, scratch: Path) -> Any:

@@ -7,11 +7,16 @@ that balance a DeepSeek-V3's experts choose which of them are used.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from trl.trainer import grpo_trainer
 from trl.trainer.callbacks import SyncRefModelCallback
+
+from pipeline.training.sharding import shard_layers
 
 REFERENCE = "reference.pt"
 """File of a checkpoint."""
@@ -63,3 +68,22 @@ def load_reference(trainer: Any, folder: Path) -> None:
             raise ValueError(f"{folder} lacks the reference model that the policy was compared with")
         weights = torch.load(path, map_location="cpu", weights_only=True)
         set_model_state_dict(trainer.ref_model, weights, options=StateDictOptions(full_state_dict=True))
+
+
+@contextmanager
+def sharded_by_layers() -> Iterator[None]:
+    """While a `GRPOTrainer` is built, FSDP2 shards its reference layer by layer.
+
+    TRL makes it one unit, all of which every forward pass gathers at once, and offers no other way.
+    """
+    whole = grpo_trainer.prepare_fsdp
+
+    def by_layers(model: Any, accelerator: Any) -> Any:
+        shard_layers(model, accelerator)
+        return whole(model, accelerator)
+
+    grpo_trainer.prepare_fsdp = by_layers
+    try:
+        yield
+    finally:
+        grpo_trainer.prepare_fsdp = whole

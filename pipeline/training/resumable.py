@@ -22,6 +22,7 @@ from torch.utils.data import Sampler
 
 from pipeline.training import checkpoints
 from pipeline.training.expert_parallel import division
+from pipeline.training.finite import Watched
 
 
 class EpochSampler(Sampler[int]):
@@ -45,7 +46,7 @@ class EpochSampler(Sampler[int]):
         return len(self.inner)
 
 
-class Resumable:
+class Resumable(Watched):
     """Mixin, to be named before the trainer class: `class SftTrainer(Resumable, SFTTrainer)`."""
 
     args: Any

@@ -13,8 +13,13 @@ from pipeline.context import StageContext
 from pipeline.data.examples import Account
 from pipeline.rendering import Renderer
 from pipeline.schema.pieces import Precision, PromptedConfig
+from pipeline.training import sharding
 
 log = logging.getLogger(__name__)
+
+RANK_SECONDS = 7200
+"""How long a rank waits in a collective: longer than another one samples a tail of long completions. Ranks that all
+stand still are ended by the runner much earlier (`launch.stall`)."""
 
 
 def prepare() -> None:
@@ -85,6 +90,7 @@ def arguments(
         "gradient_checkpointing": not on_cpu,
         "dataloader_pin_memory": not on_cpu,
         "report_to": "none",
+        "ddp_timeout": RANK_SECONDS,
     }
     owned = {
         "output_dir": str(context.checkpoints),
@@ -94,8 +100,11 @@ def arguments(
         "save_total_limit": None,  # `checkpoints.rotate` deletes the old ones, and only once the new one is safe
         "disable_tqdm": True,
         "use_cpu": on_cpu,
+        "logging_nan_inf_filter": False,  # it shows the mean of earlier losses in place of one that is not finite
     }
-    return config_class(**{**general, **defaults, **context.config.trainer, **owned, **fixed})
+    args = config_class(**{**general, **defaults, **context.config.trainer, **owned, **fixed})
+    args.fsdp_plugin_args = sharding.plugin_arguments(args)
+    return args
 
 
 def set_precision(model: Any, precision: Precision) -> None:

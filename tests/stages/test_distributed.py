@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from pipeline.checks import accelerate_config
 from pipeline.context import StageContext
 from pipeline.stages.registry import run_function
-from pipeline.training import checkpoints
+from pipeline.training.fit import TRAINED
 from tests.stages.driving import CORPUS, TINY, context_of
 
 ROWS = 8
@@ -72,7 +72,7 @@ def again(context: StageContext, name: str) -> StageContext:
     """The same stage, interrupted after its checkpoint of step 3, with an output folder of its own."""
     scratch = context.scratch.with_name(f"{name}-scratch")
     shutil.copytree(context.scratch, scratch)
-    shutil.rmtree(scratch / context.checkpoints.name / f"{checkpoints.PREFIX}6")
+    shutil.rmtree(scratch / TRAINED)
     return dataclasses.replace(context, output=context.output.with_name(name), scratch=scratch)
 
 
@@ -178,3 +178,49 @@ def test_two_gpus_publish_what_one_does(
     tmp_path: Path, one_gpu: dict[str, torch.Tensor], launch: str, batches: int
 ) -> None:
     assert_alike(one_gpu, published(tmp_path / "two", batches, {"accelerate": launch}), 1e-2)
+
+
+def sharded_environment() -> None:
+    """Let accelerate shard by FSDP2 what two CPU ranks train; by itself it does so on GPUs alone."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    os.environ.update(launched("fsdp2-1node")[0], **fsdp_settings())
+    PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+    initialise = AcceleratorState.__init__
+
+    def on_cpu(self: Any, *args: Any, **kwargs: Any) -> None:
+        if PartialState._shared_state.get("distributed_type") == DistributedType.MULTI_CPU:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        initialise(self, *args, **kwargs)
+
+    AcceleratorState.__init__ = on_cpu
+
+
+def fsdp_settings() -> dict[str, str]:
+    """What `accelerate launch` puts into the environment for FSDP."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    config = str(accelerate_config("fsdp2-1node", Path()))
+    given = launch_command_parser().parse_args(["--config_file", config, "worker.py"])
+    return {
+        key: value
+        for key, value in prepare_multi_gpu_env(_validate_launch_command(given)[0]).items()
+        if key.startswith("FSDP_")
+    }
+
+
+def sharded_rank(number: int, context: StageContext, processes: int, port: int) -> None:
+    join_ranks(number, processes, port)
+    sharded_environment()
+    run_function("pretrain")(context)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_sharded_cpu_processes_publish_what_one_does(tmp_path: Path, alone: StageContext, free_port: int) -> None:
+    (tmp_path / "corpus.py").write_text(CORPUS)
+    shared = context_of(tmp_path, "two", stage(2), {})
+    torch.multiprocessing.spawn(sharded_rank, (shared, 2, free_port), nprocs=2)
+    assert_alike(weights(alone), weights(shared), tolerance=1e-3)

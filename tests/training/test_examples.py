@@ -9,8 +9,7 @@ import pytest
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from model.labels import IGNORED
-from pipeline.data.examples import Account, completions, documents, shared
+from pipeline.data.examples import IGNORED, Account, completions, documents, shared
 from pipeline.data.mixture import DataError
 from pipeline.data.vocabulary import VocabularySpec, build
 

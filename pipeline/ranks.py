@@ -1,0 +1,161 @@
+"""What the ranks of a stage leave in its scratch folder for the runner: where each of them stands, and how one failed.
+
+Ranks that part ways wait for each other: one has died, raised an error, or hangs, and the others stay in a collective.
+The launcher ends them all when one ends with an error, and shows its own error rather than the rank's. When one hangs,
+or leaves early, nobody ends anything. So each rank says where its main thread stands, again and again; when no rank has
+moved for long, the runner ends the stage and says where they stood. A rank that is at work moves: even in a loop that
+waits for a GPU nearly all the time, some looks find it elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+FAILURE = "failure.json"
+"""What the launcher saw: the rank that failed first, as a `Failure`."""
+LOOK_SECONDS = 1.0
+LOOKS, MANY_LOOKS = 10, 100
+"""Looks at the main thread each time, a few milliseconds apart, until one finds that it has moved; and when many found
+nothing. In the ten minutes that the runner waits by default they are enough to find a loop that computes for a
+thousandth of its time."""
+LOOK_GAP_SECONDS = 0.02
+PATH_PARTS = 3
+"""Parts of a file's path that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a rank failed.
+
+    Attributes:
+        rank: its number.
+        time: when, in seconds since the epoch.
+        error: its traceback; empty if it left none.
+        signal: what killed it, such as `SIGKILL`; empty if nothing did.
+    """
+
+    rank: int
+    time: float
+    error: str = ""
+    signal: str = ""
+
+
+def number() -> int | None:
+    """This process's rank; `None` if no launcher has started it."""
+    return int(os.environ["RANK"]) if "RANK" in os.environ else None
+
+
+def clear(scratch: Path) -> None:
+    """Forget what an earlier attempt left."""
+    for path in (scratch / FAILURE, *scratch.glob("failure-rank-*.json"), *scratch.glob("stand-rank-*.json")):
+        path.unlink(missing_ok=True)
+
+
+def report(scratch: Path, error: BaseException) -> None:
+    """Write down how this rank failed."""
+    rank = number() or 0
+    text = "".join(traceback.format_exception(error))
+    _write(scratch / f"failure-rank-{rank}.json", asdict(Failure(rank, time.time(), text)))
+
+
+def reported(scratch: Path) -> list[Failure]:
+    """What ranks have reported, the earliest first."""
+    found = [Failure(**json.loads(path.read_text("utf-8"))) for path in scratch.glob("failure-rank-*.json")]
+    return sorted(found, key=lambda failure: failure.time)
+
+
+def first(scratch: Path, failure: Failure) -> None:
+    """Write down which rank failed first."""
+    _write(scratch / FAILURE, asdict(failure))
+
+
+def failure(scratch: Path) -> Failure | None:
+    """The rank that failed first, if the launcher has said so, or a rank itself."""
+    try:
+        return Failure(**json.loads((scratch / FAILURE).read_text("utf-8")))
+    except FileNotFoundError:
+        return next(iter(reported(scratch)), None)
+
+
+class Stand(threading.Thread):
+    """Writes down, once a second, where the main thread of this rank stands, if it has moved.
+
+    Args:
+        scratch: the stage's scratch folder.
+        rank: this rank's number.
+    """
+
+    def __init__(self, scratch: Path, rank: int) -> None:
+        super().__init__(daemon=True, name="stand")
+        self.path = scratch / f"stand-rank-{rank}.json"
+        self.random = random.Random(rank)  # the global one belongs to the stage
+        self.last: tuple[Any, ...] | None = None
+        self.moves = self.in_vain = 0
+
+    def run(self) -> None:
+        main = threading.main_thread().ident
+        while True:
+            self._look(main)
+            time.sleep(LOOK_SECONDS)
+
+    def _look(self, main: int | None) -> None:
+        for _ in range(LOOKS if self.in_vain < MANY_LOOKS else MANY_LOOKS):
+            frame = sys._current_frames().get(main or 0)
+            stack = _stack(frame)
+            if stack != self.last:
+                self.last, self.moves, self.in_vain = stack, self.moves + 1, 0
+                _write(self.path, {"moves": self.moves, "where": _where(frame)})
+                return
+            del frame  # it holds the locals of a function that may end
+            self.in_vain += 1
+            time.sleep(self.random.random() * LOOK_GAP_SECONDS)
+
+
+def stands(scratch: Path) -> Mapping[int, tuple[int, str]]:
+    """Where each rank stands: rank -> (how often it was seen to have moved, where it is now)."""
+    found: dict[int, tuple[int, str]] = {}
+    for path in scratch.glob("stand-rank-*.json"):
+        said = json.loads(path.read_text("utf-8"))
+        found[int(path.stem.rpartition("-")[2])] = said["moves"], said["where"]
+    return dict(sorted(found.items()))
+
+
+def _stack(frame: FrameType | None) -> tuple[tuple[CodeType, int], ...]:
+    stack: list[tuple[CodeType, int]] = []
+    while frame is not None:
+        stack.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(stack)
+
+
+def _where(frame: FrameType | None) -> str:
+    """The line that a thread is in, and the line of ours that called it."""
+    if frame is None:
+        return "its end"
+    ours: FrameType | None = frame
+    while ours is not None and "pipeline" not in Path(ours.f_code.co_filename).parts[-PATH_PARTS:-1]:
+        ours = ours.f_back
+    inner = _line(frame)
+    return inner if ours is None or ours is frame else f"{inner}, called from {_line(ours)}"
+
+
+def _line(frame: FrameType) -> str:
+    file = "/".join(Path(frame.f_code.co_filename).parts[-PATH_PARTS:])
+    return f"{file}:{frame.f_lineno} ({frame.f_code.co_name})"
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    partial.replace(path)

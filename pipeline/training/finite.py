@@ -1,0 +1,194 @@
+"""A loss, gradient or weight that is not finite ends a stage, or costs a step, instead of destroying the model.
+
+One NaN in a gradient makes every weight NaN at the next optimizer step, and a stock trainer goes on to the end. Here
+each step is looked at before the optimizer is asked: all ranks tell each other what they saw and do the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+log = logging.getLogger(__name__)
+
+NonFinite = Literal["stop", "skip"]
+SKIPPED = "non_finite/skipped"
+"""Metric: share of the steps since the last line that were skipped."""
+NAMES_SHOWN = 3
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss, gradient or weight is NaN or infinite; the message has the step, the batch and what can be done."""
+
+
+class Watched:
+    """Mixin for trainers: hands each micro-batch, and the norm of each step's gradients, to whoever watches."""
+
+    watch: Watch | None = None
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        if self.watch is not None:
+            self.watch.batches.append(inputs)
+            self.watch.losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
+        if self.watch is not None:
+            self.watch.grad_norm = norm
+        return norm
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Looks at each step of a trainer before the optimizer does, and at the weights before they are saved.
+
+    Args:
+        trainer: has the mixin `Watched`.
+        then: `stop` with an error, or `skip` the step. Weights that are not finite always stop.
+        folder: where the batch is kept that a stage stopped at.
+
+    Attributes:
+        batches: the inputs of the present step's micro-batches on this rank.
+        losses: their losses.
+        grad_norm: norm of the present step's gradients over all ranks, before clipping.
+
+    Raises:
+        ValueError: steps are to be skipped, and DeepSpeed trains, which takes them by itself.
+    """
+
+    def __init__(self, trainer: Any, then: NonFinite, folder: Path) -> None:
+        if then == "skip" and trainer.is_deepspeed_enabled:
+            raise ValueError("non_finite: skip: DeepSpeed takes its steps by itself; set non_finite: stop")
+        self.trainer, self.then, self.folder = trainer, then, folder
+        self.loss_before: torch.Tensor | None = None
+        self._forget()
+        trainer.watch = self
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._forget()
+        self.loss_before = self.trainer._tr_loss.clone() if self.then == "skip" else None
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        bad = [not bool(loss.isfinite().all()) for loss in self.losses]
+        gradients = args.fp16 or self._gradients_are_finite()  # with float16, its scaler skips such steps
+        losses_R, gradients_R = self._told(sum(bad), not gradients)
+        skip = False
+        if any(losses_R) or any(gradients_R):
+            reason = f"step {state.global_step + 1} of {state.max_steps}: {self._what(losses_R, gradients_R, bad)}"
+            (weights_R,) = self._told(len(self._weights()))
+            skip = self.then == "skip" and not any(weights_R)
+            if not skip:
+                kept = self._keep(state.global_step + 1)
+                raise NonFiniteError(f"{reason}; {self._others(weights_R)}. The batch is kept in {kept}. {_ADVICE}")
+            log.warning("%s; the step is skipped", reason)
+            self._skip()
+        if self.then == "skip":
+            self.trainer._metrics["train"][SKIPPED].append(float(skip))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._forget()
+        if control.should_save:
+            self.check_weights()
+
+    def check_weights(self) -> None:
+        """Make sure that every weight of the model is finite.
+
+        Raises:
+            NonFiniteError: one is not, on any rank.
+        """
+        names = self._weights()
+        (weights_R,) = self._told(len(names))
+        if any(weights_R):
+            state = self.trainer.state
+            listed = _listed(names) if names else f"weights of rank {_numbers(weights_R)}"
+            raise NonFiniteError(f"not finite after step {state.global_step} of {state.max_steps}: {listed}. {_ADVICE}")
+
+    def _told(self, *numbers: int) -> list[list[int]]:
+        """What every rank says: for each number a list of them, by rank."""
+        accelerator = self.trainer.accelerator
+        told = accelerator.gather(torch.tensor(numbers, device=accelerator.device))
+        return [list(of_ranks) for of_ranks in told.view(-1, len(numbers)).T.tolist()]
+
+    def _gradients_are_finite(self) -> bool:
+        norm = self.grad_norm
+        if norm is not None and not bool(torch.as_tensor(local_part(norm)).isfinite().all()):
+            return False
+        weights = self.trainer.model.parameters()
+        return _all_finite(local_part(weight.grad) for weight in weights if weight.grad is not None)
+
+    def _weights(self) -> list[str]:
+        """Names of this rank's weights that are not finite."""
+        named = list(self.trainer.model.named_parameters())
+        if _all_finite(local_part(weight) for _, weight in named):
+            return []
+        return [name for name, weight in named if not bool(local_part(weight).isfinite().all())]
+
+    def _what(self, losses_R: list[int], gradients_R: list[int], bad: list[bool]) -> str:
+        """What is not finite, on which rank, in which micro-batch."""
+        numbers_R = losses_R if any(losses_R) else gradients_R
+        what = (
+            "the loss is not finite" if any(losses_R) else f"gradients are not finite (their norm is {self.grad_norm})"
+        )
+        on = f" on rank {_numbers(numbers_R)}" if len(numbers_R) > 1 else ""
+        if not any(bad):
+            return what + on
+        first = bad.index(True)
+        return f"{what}{on}: {self.losses[first].item()} in micro-batch {first + 1} of {len(bad)}"
+
+    def _others(self, weights_R: list[int]) -> str:
+        """What else is known of it on this rank."""
+        if any(weights_R):
+            return f"weights were not finite before it, {_listed(self._weights()) or 'on rank ' + _numbers(weights_R)}"
+        named = self.trainer.model.named_parameters()
+        names = [name for name, w in named if w.grad is not None and not bool(local_part(w.grad).isfinite().all())]
+        return "all weights still are" + (f", the gradients of {_listed(names)} are not" if names else "")
+
+    def _skip(self) -> None:
+        """Leave the optimizer nothing to do, and the logged loss as it was before this step."""
+        for weight in self.trainer.model.parameters():
+            weight.grad = None
+        if self.loss_before is not None:
+            self.trainer._tr_loss.copy_(self.loss_before)
+
+    def _keep(self, step: int) -> Path:
+        path = self.folder / f"non-finite-step-{step}-rank-{self.trainer.accelerator.process_index}.pt"
+        torch.save(self.batches, path)
+        return path
+
+    def _forget(self) -> None:
+        self.batches: list[Any] = []
+        self.losses: list[torch.Tensor] = []
+        self.grad_norm: Any = None
+
+
+_ADVICE = (
+    "A lower trainer.learning_rate or more trainer.warmup_steps may mend it; non_finite: skip leaves such steps out"
+)
+
+
+def _all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether every number in them is, with one pass over memory and one look at the result."""
+    kept = [tensor for tensor in tensors if tensor.numel()]
+    return not kept or bool(torch.nn.utils.get_total_norm(kept).isfinite())
+
+
+def local_part(tensor: Any) -> Any:
+    """This rank's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _numbers(counts_R: list[int]) -> str:
+    """The ranks that count anything."""
+    return ", ".join(str(rank) for rank, count in enumerate(counts_R) if count)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -1,0 +1,85 @@
+"""FSDP2 as accelerate arranges it, made as exact as one process: what its policy rounds, and what TRL gathers whole.
+
+Three things differ from the same training in one process:
+
+* with bf16, accelerate rounds what a model returns, and the sums of gradients, to bf16 as well, so that
+  log-probabilities, entropies and importance ratios have three digits (`exact_policy`);
+* the gates of a DeepSeek-V3 compute in float32, but on weights that were rounded on their way (`keep_gates_exact`);
+* a reference model is one unit, gathered whole in every forward pass (`shard_layers`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of several, or of one, that train together."""
+    return "RANK" in os.environ
+
+
+def exact_policy(args: Any) -> MixedPrecisionPolicy:
+    """Compute in the type that a trainer's arguments ask for; outputs and sums of gradients are float32."""
+    compute = torch.bfloat16 if args.bf16 else torch.float16
+    return MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, output_dtype=torch.float32)
+
+
+def plugin_arguments(args: Any) -> dict[str, Any] | None:
+    """What to build accelerate's FSDP plugin from: what it was given, with `exact_policy` if it shards by FSDP2.
+
+    Args:
+        args: a trainer's arguments. What they leave open, the plugin reads from what `accelerate launch` left in the
+            environment.
+    """
+    given: dict[str, Any] | None = args.fsdp_plugin_args
+    environment = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if (given is None and not environment) or not (args.bf16 or args.fp16):
+        return given
+    version = (given or {}).get("fsdp_version", int(os.environ.get("FSDP_VERSION", "1")))
+    return {**(given or {}), "mixed_precision_policy": exact_policy(args)} if version == 2 else given
+
+
+def keep_gates_exact(model: torch.nn.Module, accelerator: Any) -> None:
+    """Make each gate of experts, of our class or of transformers', a unit of its own that stays in float32.
+
+    Call it before accelerate shards the model.
+    """
+    if not _by_fsdp2(accelerator):
+        return
+    for gate in list(model.modules()):
+        if hasattr(gate, "e_score_correction_bias") and not isinstance(gate, FSDPModule):
+            fully_shard(gate, **{**_options(accelerator), "mp_policy": MixedPrecisionPolicy()})
+
+
+def shard_layers(model: torch.nn.Module, accelerator: Any) -> None:
+    """Make each layer of a model that only computes a unit under FSDP2; whoever shards the rest calls this first.
+
+    Every unit gives its weights back after its forward pass. accelerate's own way for a policy leaves the head and the
+    last norm gathered until a backward pass, which never comes here.
+    """
+    if not _by_fsdp2(accelerator):
+        return
+    keep_gates_exact(model, accelerator)
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    for module in list(model.modules()):
+        if type(module).__name__ in names and not isinstance(module, FSDPModule):
+            fully_shard(module, **_options(accelerator))
+
+
+def _by_fsdp2(accelerator: Any) -> bool:
+    return bool(getattr(accelerator, "is_fsdp2", False))
+
+
+def _options(accelerator: Any) -> dict[str, Any]:
+    """What accelerate calls `fully_shard` with."""
+    plugin, mesh = accelerator.state.fsdp_plugin, getattr(accelerator, "torch_device_mesh", None)
+    return {
+        "reshard_after_forward": True,
+        "offload_policy": plugin.cpu_offload,
+        "mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+        "mesh": mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)] if mesh is not None else None,
+    }

@@ -1,0 +1,183 @@
+"""Ranks that part ways: whatever becomes of one, the stage ends soon, and says which rank it was and why.
+
+Real runs of two processes on CPUs, through `accelerate launch`. What happens to the second rank, in the middle of
+training, while the first waits for its gradients, is up to the corpus.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import ranks
+from pipeline.launcher import first
+from pipeline.ranks import Failure
+from tests.stages.driving import TINY
+
+CORPUS = """
+import os
+import signal
+import time
+
+import torch
+from pipeline.data.corpus import Corpus
+from transformers import Trainer
+
+def fault():
+    WHAT
+
+step = Trainer.training_step
+calls = []
+
+def training_step(*args, **kwargs):
+    calls.append(1)
+    if os.environ.get("RANK") == "1" and len(calls) == 2:
+        fault()
+    return step(*args, **kwargs)
+
+Trainer.training_step = training_step
+torch.set_num_threads(1)
+
+class Sums(Corpus):
+    def documents(self, n, seed):
+        return [f"{number % 5} + 1 = {number % 5 + 1}" for number in range(n)]
+"""
+ACCELERATE = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "MULTI_GPU",
+    "mixed_precision": "no",
+    "num_processes": 2,
+    "num_machines": 1,
+    "machine_rank": 0,
+    "main_process_port": 0,
+}
+STALL = 12
+SECONDS = 240
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
+def run(folder: Path, fault: str) -> tuple[str, float]:
+    """The run's complaint, and the seconds that it took."""
+    (folder / "corpus.py").write_text(CORPUS.replace("WHAT", fault))
+    (folder / "two.yaml").write_text(yaml.safe_dump(ACCELERATE))
+    stage = {
+        "kind": "pretrain",
+        "model": TINY,
+        "vocabulary": {"kind": "words"},
+        "corpus": {"use": "corpus.py:Sums", "documents": 60},
+        "length": 16,
+        "launch": {"accelerate": "two.yaml", "stall": STALL},
+        "trainer": {"max_steps": 3, "per_device_train_batch_size": 2, "save_steps": 1},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"name": "parted", "stages": {"base": stage}}))
+    command = [sys.executable, "-m", "pipeline.cli", "run", "recipe.yaml"]
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, env={**os.environ})
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert not list(folder.glob("runs/parted/stages/*"))
+    return done.stderr, time.monotonic() - started
+
+
+@pytest.mark.slow
+def test_the_error_of_the_rank_that_raised_it_is_shown(tmp_path: Path) -> None:
+    """The first rank then fails as well, as it has lost its partner; the launcher's table says nothing of either."""
+    errors, _ = run(tmp_path, "raise RuntimeError('the second rank has had enough')")
+    assert "stage 'base' failed on rank 1; the end of its error" in errors
+    assert errors.rstrip().splitlines()[-1] == "  | RuntimeError: the second rank has had enough"
+    assert "Root Cause" not in errors
+
+
+@pytest.mark.slow
+def test_a_rank_that_was_killed_is_named(tmp_path: Path) -> None:
+    errors, _ = run(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    assert "stage 'base' failed: rank 1 was killed by SIGKILL (out of memory?); the end of" in errors
+    assert "Root Cause" not in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["time.sleep(10_000)", "os._exit(0)"], ids=["hangs", "leaves-early"])
+def test_ranks_that_wait_for_each_other_are_ended(tmp_path: Path, fault: str) -> None:
+    """One that ends without an error is none to the launcher, which waits for the other."""
+    errors, _ = run(tmp_path, fault)
+    assert f"none has moved for {STALL} s; rank 0 stands at " in errors
+    assert "; rank 1 stands at " in errors
+
+
+@dataclass
+class Ended:
+    """What torch says of a rank that has failed."""
+
+    exitcode: int
+    timestamp: int = 100
+
+
+@pytest.mark.parametrize(
+    ("failures", "reported", "expected"),
+    [
+        pytest.param(
+            {0: Ended(1), 1: Ended(1)},
+            [Failure(1, 100.1, "its own"), Failure(0, 100.2, "connection closed by peer")],
+            Failure(1, 100.1, "its own"),
+            id="the-earliest-error",
+        ),
+        pytest.param(
+            {0: Ended(1), 1: Ended(-9)},
+            [Failure(0, 100.2, "connection closed by peer")],
+            Failure(1, 100, signal="SIGKILL"),
+            id="a-killed-rank-before-the-error-of-its-partner",
+        ),
+        pytest.param(
+            {0: Ended(-6), 1: Ended(1)},
+            [Failure(1, 100.1, "its own")],
+            Failure(1, 100.1, "its own"),
+            id="an-error-before-the-watchdog-of-its-partner",
+        ),
+        pytest.param({1: Ended(-6)}, [], Failure(1, 100, signal="SIGABRT"), id="the-watchdog-alone"),
+        pytest.param({1: Ended(3)}, [], Failure(1, 100), id="without-a-word"),
+    ],
+)
+def test_the_first_failure_is_told_from_those_that_follow(
+    failures: dict[int, Ended], reported: list[Failure], expected: Failure
+) -> None:
+    assert first(failures, reported) == expected
+
+
+LOOKER = """
+import sys, time
+from pathlib import Path
+from pipeline.ranks import Stand
+
+Stand(Path(sys.argv[1]), 3).start()
+deadline = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < deadline:
+    time.sleep(0.01 if sys.argv[3] == "works" else 1000)
+    sum(range(300_000))
+"""
+
+
+@pytest.mark.parametrize(("does", "moves"), [("works", True), ("hangs", False)])
+def test_a_loop_that_mostly_waits_moves_and_a_wait_does_not(tmp_path: Path, does: str, moves: bool) -> None:
+    child = subprocess.Popen([sys.executable, "-c", LOOKER, str(tmp_path), "60", does])
+    try:
+        until(lambda: 3 in ranks.stands(tmp_path), "the child to start")
+        time.sleep(2)  # it has begun to wait
+        before = ranks.stands(tmp_path)[3][0]
+        time.sleep(6)
+        assert (ranks.stands(tmp_path)[3][0] > before) == moves
+    finally:
+        child.kill()
+        child.wait()

@@ -1,0 +1,142 @@
+"""A step whose loss, gradient or weights are not finite ends the stage, or is left out; none of it is published."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.context import StageContext
+from pipeline.stages.registry import run_function
+from pipeline.training import fit
+from pipeline.training.finite import NonFiniteError
+from tests.stages.driving import CORPUS, TINY, context_of
+
+STAGE = {
+    "kind": "pretrain",
+    "model": TINY,
+    "vocabulary": {"kind": "words", "tokens": ["<think>", "</think>", "<answer>", "</answer>"]},
+    "corpus": {"use": "corpus.py:Sums", "documents": 200},
+    "length": 32,
+    "trainer": {
+        "max_steps": 4,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "warmup_steps": 0,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "lr_scheduler_kwargs": {},
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+    },
+}
+
+
+def stage(folder: Path, name: str, **fields: Any) -> StageContext:
+    (folder / "corpus.py").write_text(CORPUS)
+    return context_of(folder, name, {**STAGE, **fields}, {})
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, where: str, step: int, value: float) -> None:
+    """Spoil the second micro-batch of a step: its loss, one number of its gradient, or a weight after the step."""
+    whole = fit._train
+
+    def spoilt(trainer: Any, context: StageContext) -> Any:
+        compute, calls = trainer.compute_loss, []
+
+        def compute_loss(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            loss = compute(*args, **kwargs)
+            if len(calls) != 2 * step:
+                return loss
+            weight = trainer.model.get_input_embeddings().weight
+            if where == "weight":
+                with torch.no_grad():
+                    weight[3, 3] = value
+            if where == "gradient":
+                weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([3]), value))
+            return loss * value if where == "loss" else loss
+
+        trainer.compute_loss = compute_loss
+        return whole(trainer, context)
+
+    monkeypatch.setattr(fit, "_train", spoilt)
+
+
+def events(context: StageContext) -> Iterator[dict[str, Any]]:
+    return map(json.loads, context.events.read_text().splitlines())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    context = stage(tmp_path, "one")
+    poison(monkeypatch, "loss", 3, value)
+    with pytest.raises(NonFiniteError, match=rf"step 3 of 4: the loss is not finite: {value} in micro-batch 2 of 2"):
+        run_function("pretrain")(context)
+    assert not (context.output / "model").exists()
+    (kept,) = context.scratch.glob("non-finite-step-3-rank-0.pt")
+    batches = torch.load(kept, weights_only=False)
+    assert len(batches) == 2 and batches[1]["input_ids"].numel() == 64
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.0])
+def test_a_gradient_that_is_not_finite_stops_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float
+) -> None:
+    context = stage(tmp_path, "one", trainer={**STAGE["trainer"], "max_grad_norm": clip})
+    poison(monkeypatch, "gradient", 2, math.nan)
+    with pytest.raises(NonFiniteError, match=r"step 2 of 4: gradients are not finite \(their norm is nan\); all"):
+        run_function("pretrain")(context)
+    assert not (context.output / "model").exists()
+
+
+@pytest.mark.parametrize(("step", "told"), [(2, "not finite after step 2 of 4"), (4, "not finite after step 4 of 4")])
+def test_a_weight_that_is_not_finite_is_never_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, told: str
+) -> None:
+    """Neither in a checkpoint nor as a model: an interrupted stage would go on from it."""
+    context = stage(tmp_path, "one", non_finite="skip")
+    poison(monkeypatch, "weight", step, math.inf)
+    with pytest.raises(NonFiniteError, match=f"{told}: model.embed_tokens.weight"):
+        run_function("pretrain")(context)
+    assert not (context.output / "model").exists()
+    assert not (context.checkpoints / f"checkpoint-{step}").exists()
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_is_skipped_where_the_stage_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """The optimizer does nothing in it: neither weights nor moments move, and later losses are told as they are."""
+    context = stage(tmp_path, "one", non_finite="skip", dtype="float32")
+    before = dataclasses.replace(
+        stage(tmp_path, "two", non_finite="skip", trainer={**STAGE["trainer"], "max_steps": 3}), seed=context.seed
+    )
+    with monkeypatch.context() as spoilt:
+        poison(spoilt, where, 4, math.nan)
+        metrics = run_function("pretrain")(context).metrics
+    run_function("pretrain")(before)
+    assert metrics["steps_skipped"] == 1 and metrics["steps"] == 4
+    told = list(events(context))
+    assert [event["non_finite/skipped"] for event in told] == [0, 0, 0, 1]
+    assert all(isinstance(event["loss"], float) for event in told)
+    assert told[3]["grad_norm"] == "nan"
+    weights = load_file(context.output / "model" / "model.safetensors")
+    others = load_file(before.output / "model" / "model.safetensors")
+    for name, weight in weights.items():
+        if "e_score_correction_bias" not in name:
+            assert torch.equal(weight, others[name]), name
+
+
+def test_events_show_what_is_not_finite(tmp_path: Path) -> None:
+    context = stage(tmp_path, "one")
+    context.log(1, 4, loss=math.nan, grad_norm=math.inf, entropy=-math.inf, accuracy=0.5)
+    (event,) = events(context)
+    assert [event[name] for name in ("loss", "grad_norm", "entropy", "accuracy")] == ["nan", "inf", "-inf", 0.5]
