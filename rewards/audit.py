@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,6 +92,8 @@ def audit(use: str, rows: Sequence[Mapping[str, Any]], **options: Any) -> AuditR
         verifier = function.verifier
         perfect = getattr(verifier, "perfect_completion", None)
         judged: list[tuple[Item, Verdict]] = []
+        if perfect is None and callable(check := getattr(verifier, "check_gold", None)):
+            findings.insert(0, _readable(rows, check))
         if perfect is not None:
             finding, judged = _self_acceptance(function, rows, perfect)
             findings.insert(0, finding)
@@ -123,9 +125,18 @@ def _self_acceptance(
     return Finding("golds accept themselves", passed, len(items), good, tuple(bad)), judged
 
 
+def _readable(rows: Sequence[Mapping[str, Any]], check: Callable[[Any], str | None]) -> Finding:
+    """What is wrong with golds that nobody knows a right answer to, as their verifier says."""
+    bad = [(f"row {n}", reason) for n, row in enumerate(rows) if (reason := check(_gold(row)))]
+    good = len(bad) <= (1 - SELF_ACCEPTANCE) * len(rows)
+    return Finding("golds are sound", len(rows) - len(bad), len(rows), good, tuple(bad))
+
+
 def _hostile(function: RewardFunction, rows: Sequence[Mapping[str, Any]]) -> Finding:
-    gold = next((g for row in rows if (g := _gold(row)) is not None), "42")
-    cases = list(attacks(gold_text(str(gold))))
+    check = getattr(function.verifier, "check_gold", lambda gold: None)
+    gold = next((g for row in rows if (g := _gold(row)) is not None and check(g) is None), "42")
+    own = getattr(function.verifier, "attacks", None)
+    cases = [*attacks(gold_text(str(gold))), *(own(gold) if own is not None else ())]
     columns = dict(rows[0]) if rows else {}
     items = [Item(completion, gold, "", None, columns) for _, completion in cases]
     started = time.perf_counter()

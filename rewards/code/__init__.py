@@ -17,8 +17,10 @@ from typing import Any
 
 from rewards.code.errors import GoldError
 from rewards.code.extract import MAX_CODE, extract_code
-from rewards.code.gold import Gold, read_gold
+from rewards.code.gold import Asserts, Calls, Gold, read_gold
+from rewards.code.hostile import attacks
 from rewards.code.run import Result, Runner
+from rewards.code.suite import Suite
 from rewards.sandbox import Limits, open_sandbox
 from rewards.verdict import Item, Status, Verdict
 
@@ -91,6 +93,14 @@ class CodeVerifier:
         """Why a gold answer cannot be judged by, or could be passed by cheating; `None` if it is sound."""
         read = self._gold(_key(gold), gold)
         return str(read) if isinstance(read, GoldError) else None
+
+    def attacks(self, gold: Any) -> list[tuple[str, str]]:
+        """Hostile completions for this gold answer, as (name, completion): all of them must score 0."""
+        read = self._gold(_key(gold), gold)
+        if isinstance(read, Calls):
+            return [*attacks([read.function])]
+        suite = read.whole if isinstance(read, Asserts) else read
+        return [*attacks(suite.names)] if isinstance(suite, Suite) else [*attacks([])]
 
     def close(self) -> None:
         """End the sandbox's processes."""

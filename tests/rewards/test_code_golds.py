@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from rewards import corpus
+from rewards.audit import audit
 from rewards.code import CodeVerifier, GoldError, extract_code, read_gold
 from rewards.code.compare import same_output, same_value
 from rewards.verdict import Item, Status
-from tests.rewards.hostile_programs import PROGRAMS, SECRET, forms, program
+from tests.rewards.secret_golds import ALL, SECRET, forms, program
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap")
 
@@ -165,7 +166,7 @@ def test_golds_that_are_nearly_in_a_form_name_the_fix(gold: Any, words: str) -> 
 def test_hostile_programs_are_never_paid(form: str, gold: Any) -> None:
     """Every program under three of the eight forms, or under all of them with the variable HOSTILE=all (a minute)."""
     every = 1 if os.environ.get("HOSTILE") == "all" else 3
-    names = [name for n, name in enumerate(PROGRAMS) if (n + len(form)) % every == 0]
+    names = [name for n, name in enumerate(ALL) if (n + len(form)) % every == 0]
     verifier = CodeVerifier(timeout=0.4, memory_mb=128, workers=2)
     honest = f"def f(): return {SECRET!r}" + ("\nprint(f())" if form == "program" else "")
     first, *verdicts = verifier.verify([item(code, gold) for code in [honest, *(program(n, form) for n in names)]])
@@ -238,3 +239,13 @@ def test_what_a_list_of_json_stands_for() -> None:
     assert not same_value(range(10**18), [0, 1, 2])
     assert not same_value({0, 1, 2}, [0, 1, 2])
     assert not same_value("012", ["0", "1", "2"])
+
+
+def test_audit_says_which_golds_are_unsafe_and_tries_cheats_on_a_sound_one() -> None:
+    golds = [{"tests": ["assert is_close(f(2), 1.4)"]}, {"tests": ["assert f(2) == 4"]}, {"tests": ["assert True"]}]
+    report = audit("code", [{"answer": gold} for gold in golds], timeout=0.5)
+    sound, hostile = report.findings
+    assert (sound.check, sound.passed, sound.total, report.ok) == ("golds are sound", 1, 3, False)
+    assert [row for row, _ in sound.examples] == ["row 0", "row 2"]
+    assert "unsafe: is_close() decides" in sound.examples[0][1] and "never called" in sound.examples[1][1]
+    assert hostile.ok and hostile.total > 120

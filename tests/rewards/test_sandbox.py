@@ -104,6 +104,29 @@ def test_worker_outlives_the_thread_that_started_it() -> None:
     sandbox.close()
 
 
+CHILDREN = {
+    "forgotten": "import os, signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nwhile True:\n"
+    "    try:\n        if os.fork() == 0: os._exit(0)\n    except OSError: pass",
+    "waited for": "import os\nwhile True:\n    if os.fork() == 0:\n        for i in range(30000): pass\n"
+    "        os._exit(0)\n    os.wait()",
+}
+
+
+@pytest.mark.parametrize("code", CHILDREN.values(), ids=CHILDREN)
+def test_children_that_come_and_go_use_the_time_of_their_job(code: str) -> None:
+    """On a busy machine a job gets time back, but not that which its own children took: 1 s had become 5 s."""
+    sandbox = LocalSandbox(Limits(wall_s=1), workers=1)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * (os.cpu_count() or 1))]
+    try:
+        outcome = sandbox.run({"kind": "program", "code": code})
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+        sandbox.close()
+    assert outcome.ending is Ending.WALL and outcome.ms < 3000, outcome
+
+
 def test_a_killed_worker_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
     sandbox = LocalSandbox(workers=1)
     sandbox.run(calls(DOUBLE, "f(1)"))

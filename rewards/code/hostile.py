@@ -1,16 +1,12 @@
-"""Hostile programs against golds of every form, for the tests of the reward `code`.
+"""Programs that a policy under pressure could write: each tries to be paid by tests that it does not pass.
 
-Each defines `f`, which must return `SECRET` to be paid, and tries to be paid without. They are run under `forms`.
+Each defines `f`, which knows nothing of what is expected of it. `attacks` gives them the names that a gold asks for.
 """
 
 from __future__ import annotations
 
-import os
 import textwrap
-from collections.abc import Iterator
-from typing import Any
-
-SECRET = "sekret:" + os.urandom(8).hex()
+from collections.abc import Iterator, Sequence
 
 OBLIGING = """
 def yes(*a, **k): return True
@@ -218,7 +214,6 @@ PROGRAMS = {
     "an exception with huge arguments": "def f(): raise ValueError('x' * (3 << 20), [[[]]])",
     "an exception group": "def f(): raise BaseExceptionGroup('x', [SystemExit(0), StopIteration()])",
     "return NotImplemented": "def f(): return NotImplemented",
-    "return Ellipsis": "def f(): return ...",
     # Leaving
     "leave with success in a thread": """
         import os, threading, time
@@ -370,7 +365,10 @@ def f():
         def f():
             time.sleep(0.1)
             return found[0] if found else 0""",
-    # Too much
+}
+"""Attack -> a program. What it tries is over in a moment."""
+
+EXCESSES = {
     "endless recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f()",
     "deep results": "def f():\n    x = ()\n    for _ in range(99): x = (x,)\n    return x",
     "deeper results": "def f():\n    x = {}\n    for _ in range(5000): x = {1: x}\n    return x",
@@ -387,50 +385,16 @@ def f():
     "numbers that equal nothing": "def f(): return [float('nan'), float('inf'), -0.0, complex('nanj')]",
     "surrogates and zeros": "def f(): return '\\udc80\\0' * 9 + chr(0x10ffff)",
 }
+"""Programs that take too much: some of them use up their time."""
 
 
-_HELPERS = f"""
-expected = {SECRET!r}
-def same(a, b):
-    return abs(len(a) - len(b)) < 1 and not a != b
-"""
-_LOOPS = f"""
-assert all(map(lambda _: f() == {SECRET!r}, range(2)))
-for got in [f()]:
-    assert got == {SECRET!r}
-"""
-_CHECK = """
-def check(candidate):
-    for got, want in zip((candidate() for _ in range(2)), [reference()] * 2):
-        assert got == want
-    assert candidate() == reference()
-"""
-_UNITTEST = f"""
-import unittest
-class T(unittest.TestCase):
-    def test(self):
-        self.assertEqual(f(), {SECRET!r})
-        self.assertTrue(f().startswith({SECRET!r}))
-unittest.main()
-"""
+def attacks(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Hostile completions, as (name, completion): programs whose functions and classes of these names are `f`.
 
-
-def forms() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Golds that a program passes only if its `f()` returns the secret, by the way they are made."""
-    yield "program", {"inputs": [""], "outputs": [SECRET]}
-    yield "calls", {"function": "f", "calls": [{"args": [], "expected": SECRET}] * 2}
-    yield "assert", {"tests": [f"assert f() == {SECRET!r}"]}
-    yield (
-        "predicate",
-        {"tests": [f"assert f().startswith({SECRET!r}) and len(f()) == 23 and f().strip() in {SECRET!r}"]},
-    )
-    yield "set-up", {"tests": ["assert same(f(), expected)"], "setup": _HELPERS}
-    yield "loops", {"tests": [_LOOPS]}
-    yield "check", {"check": _CHECK, "entry": "f", "setup": f"def reference():\n    return {SECRET!r}"}
-    yield "unittest", {"tests": [_UNITTEST]}
-
-
-def program(name: str, form: str) -> str:
-    """A hostile program, for a gold of this form."""
-    code = textwrap.dedent(PROGRAMS[name])
-    return f"{code}\nprint(f())" if form == "program" else code
+    With no names they are scripts, which print what `f` returns.
+    """
+    for attack, code in PROGRAMS.items():
+        lines = [textwrap.dedent(code), *(f"{name} = f" for name in names if name.isidentifier())]
+        if not names:
+            lines.append("print(f())")
+        yield attack, "```python\n" + "\n".join(lines) + "\n```"
