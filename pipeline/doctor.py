@@ -214,6 +214,9 @@ def recipe(checked: Recipe, limit: int = 2000) -> Iterator[Finding]:
                 yield Finding(Level.ERROR, resolved.label, str(error))
                 continue
             refused = resolved.task.validate(problems)
+            if left_out := resolved.task.left_out:
+                message = f"{len(left_out)} rows are left out (bad_rows: skip), such as {left_out[0]}"
+                yield Finding(Level.WARNING, resolved.label, message)
             if not problems:
                 yield Finding(Level.ERROR, resolved.label, f"there are no problems in its split {leaf.value.split}")
             elif refused:

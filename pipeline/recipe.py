@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -41,11 +41,13 @@ class TaskDefinition(Strict):
         use: a built-in task, `package.module:Class`, or `file.py:Class`.
         template: prompt template; the task's own if not given.
         options: arguments of the task.
+        bad_rows: what happens to rows without a usable answer; see `TaskSpec`.
     """
 
     use: str
     template: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    bad_rows: Literal["error", "skip"] | None = None
 
 
 class _Header(Strict):
@@ -207,6 +209,15 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _unknown(model: type[BaseModel], loc: Loc) -> str:
+    """What is said of a key that does not exist: what has become of it, or the nearest one."""
+    piece, key = checks.model_at(model, loc[:-1]), str(loc[-1])
+    if piece is not None and issubclass(piece, Strict) and key in piece.former:
+        return piece.former[key]
+    known = checks.keys_at(model, loc[:-1])
+    return f"unknown key{nearest(key, known)}. Known: {', '.join(known)}" if known else "unknown key"
+
+
 def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefix: Loc) -> list[Issue]:
     """Pydantic's errors in our words: with the line, and the nearest valid key for an unknown one."""
     issues = []
@@ -214,10 +225,7 @@ def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefi
         loc = item["loc"]
         message = item["msg"]
         if item["type"] == "extra_forbidden":
-            known = checks.keys_at(model, loc[:-1])
-            message = (
-                f"unknown key{nearest(str(loc[-1]), known)}. Known: {', '.join(known)}" if known else "unknown key"
-            )
+            message = _unknown(model, loc)
         elif item["type"] == "missing":
             message = "is required"
         elif item["type"] != "value_error":

@@ -14,8 +14,12 @@ class RowError(ValueError):
     """A row that cannot be read or lacks what is asked of it; the message begins with `file:line`."""
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(path: Path, bad: list[RowError] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a JSONL file, each with its place, such as `data.jsonl:17`; blank lines are skipped.
+
+    Args:
+        path: the file.
+        bad: takes the errors of lines that are no rows, which are raised without it.
 
     Raises:
         RowError: the file does not exist, or a line is not a JSON object of text that can be written again.
@@ -23,9 +27,17 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with path.open(encoding="utf-8") as source:
             for number, line in enumerate(source, start=1):
-                if line.strip():
-                    place = f"{path}:{number}"
-                    yield place, _object(line, place)
+                if not line.strip():
+                    continue
+                place = f"{path}:{number}"
+                try:
+                    row = _object(line, place)
+                except RowError as error:
+                    if bad is None:
+                        raise
+                    bad.append(error)
+                    continue
+                yield place, row
     except (OSError, UnicodeDecodeError) as error:
         raise RowError(f"cannot read {path}: {error}") from error
 

@@ -119,7 +119,11 @@ def _self_acceptance(
 ) -> tuple[Finding, list[tuple[Item, Verdict]]]:
     items = [Item(perfect(row), _gold(row), "", None, dict(row)) for row in rows]
     judged = list(zip(items, _judge(function, items), strict=True)) if items else []
-    bad = [(f"row {n}", f"{v.status}: {str(i.answer)[-60:]!r}") for n, (i, v) in enumerate(judged) if v.score != 1.0]
+    bad = [
+        (f"row {n}", f"{v.status}: {v.detail or repr(str(i.answer)[-60:])}")
+        for n, (i, v) in enumerate(judged)
+        if v.score != 1.0
+    ]
     passed = len(items) - len(bad)
     good = passed >= SELF_ACCEPTANCE * len(items)
     return Finding("golds accept themselves", passed, len(items), good, tuple(bad)), judged

@@ -30,10 +30,8 @@ from torch.nn import functional as F
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
 
 from model import balance
+from model.labels import IGNORED
 from model.norm import V3RMSNorm
-
-IGNORED = -100
-"""Label of positions that are not trained on."""
 
 
 class Schedule(StrEnum):

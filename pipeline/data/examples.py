@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from model.labels import IGNORED
 from pipeline import durable
 from pipeline.data.mixture import DataError
 from pipeline.messages import MessageError, conversation
@@ -25,8 +26,6 @@ from pipeline.templates import encode, start_ids
 if TYPE_CHECKING:
     from datasets import Dataset
 
-IGNORED = -100
-"""Label of tokens that the loss leaves out (PyTorch's convention)."""
 CHUNK_ROWS = 2000
 """Rows tokenised at a time: enough for the tokenizer to be fast, few enough to stay small in memory."""
 ACCOUNT = "account.json"

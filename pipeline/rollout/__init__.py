@@ -15,7 +15,7 @@ from pipeline.rollout.speculative import vllm_options
 from pipeline.schema.pieces import RolloutSpec
 
 if TYPE_CHECKING:
-    from pipeline.rollout.fleet import Fleet
+    from pipeline.rollout.engine_pool import EnginePool
     from pipeline.rollout.process import ProcessEngine
 
 TRANSFORMERS, VLLM, VLLM_SERVER = "transformers", "vllm", "vllm_server"
@@ -48,7 +48,7 @@ def open_engine(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = 
         if spec.process is None:
             return open_updatable(spec, model_path, seed, logprobs)
         return open_processes(spec, model_path, seed, logprobs)
-    from pipeline.rollout.vllm_server import VllmServerEngine
+    from pipeline.rollout.vllm.server import VllmServerEngine
 
     if spec.server is None:
         raise RolloutError("the engine vllm_server needs the address of a server: `rollout.server`")
@@ -65,23 +65,23 @@ def open_engine(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = 
 
 def open_processes(
     spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = False, for_trainer: bool = False
-) -> ProcessEngine | Fleet:
+) -> ProcessEngine | EnginePool:
     """Load a model into an engine in a process of its own, or into several; at once, in the background.
 
     Args:
         spec, model_path, seed, logprobs, for_trainer: see `open_updatable`.
     """
-    from pipeline.rollout.fleet import Fleet
+    from pipeline.rollout.engine_pool import EnginePool
     from pipeline.rollout.process import ProcessEngine
 
     several = spec.process is not None and spec.process.devices
-    return (Fleet if several else ProcessEngine)(spec, model_path, seed, logprobs, for_trainer)
+    return (EnginePool if several else ProcessEngine)(spec, model_path, seed, logprobs, for_trainer)
 
 
 def preload(spec: RolloutSpec) -> None:
     """Import vLLM, if that is what a spec means: it takes many seconds, and nobody else has to wait for it."""
     if engine_name(spec) == VLLM and find_spec("vllm") is not None:
-        from pipeline.rollout.vllm import imported
+        from pipeline.rollout.vllm.engine import imported
 
         imported()
 
@@ -108,10 +108,10 @@ def open_updatable(
         )
     if find_spec("vllm") is None:
         raise RolloutError("vLLM is not installed: pip install 'zero2r1[vllm]', or choose `engine: transformers`")
-    from pipeline.rollout.vllm import VllmEngine
+    from pipeline.rollout.vllm.engine import VllmEngine
 
     options = {**vllm_options(spec.speculative), **spec.engine_options}
-    return VllmEngine(model_path, seed, spec.gpu_memory, logprobs, options, for_trainer)
+    return VllmEngine(model_path, seed, spec.gpu_memory, logprobs, options, for_trainer, spec.scheduler_fast_path)
 
 
 def sampling(spec: RolloutSpec, n: int, seed: int) -> Sampling:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.rollout import open_updatable, preload
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.process import Job, Opening
-from pipeline.rollout.shared import Board, Box, Turn, WeightFile
+from pipeline.rollout.shared import FileLock, Heartbeat, SharedValue, WeightFile
 from rewards.parent import end_with_parent
 
 if TYPE_CHECKING:
@@ -27,28 +27,28 @@ def main() -> None:
     parent, *descriptors = map(int, sys.argv[2:])
     if not end_with_parent(parent):
         sys.exit(1)
-    board = Board(descriptors[3])
-    board.tick()
+    heartbeat = Heartbeat(descriptors[3])
+    heartbeat.tick()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
     pipe = Connection(descriptors[0])
-    request, answer = Box(descriptors[1]), Box(descriptors[2])
+    request, answer = SharedValue(descriptors[1]), SharedValue(descriptors[2])
     files = (WeightFile(descriptors[5]), WeightFile(descriptors[6]))
     opening: Opening = pipe.recv()
     preload(opening.spec)
     try:
-        with Turn(descriptors[4]).held():
+        with FileLock(descriptors[4]).held():
             engine = open_updatable(opening.spec, opening.path, opening.seed, opening.logprobs, opening.for_trainer)
     except RolloutError as error:
         pipe.send(("refused", str(error)))
         return
-    engine.tick = board.tick
+    engine.tick = heartbeat.tick
     pipe.send(("ready", engine.dtype))
     version = 0
 
     def weights_of(job: Job) -> Iterator[tuple[str, torch.Tensor]]:
         assert job.weights is not None
         for weight in files[job.weights.version % 2].read(job.weights.places):
-            board.tick()
+            heartbeat.tick()
             yield weight
 
     while _called(pipe):
@@ -57,7 +57,7 @@ def main() -> None:
             if job.weights is not None and job.weights.version != version:
                 engine.load_weights(weights_of(job))
                 version = job.weights.version
-            answer.put(engine.generate(job.prompts, job.sampling, board.progress))
+            answer.put(engine.generate(job.prompts, job.sampling, heartbeat.progress))
         except (RolloutError, ValueError) as error:
             pipe.send(("refused", str(error)))
             continue

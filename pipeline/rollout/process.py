@@ -11,7 +11,7 @@ kernel that hangs, a stopped process). Then it is started again with the last we
 request carries its seed, so the answer is what it would have been. The process dies with the one that started it.
 
 Only single words go over the pipe. Requests, answers and weights lie in shared memory, so that nobody ever waits for a
-process that has stopped in the middle of a message. Several engines may share what is pushed: see `fleet`.
+process that has stopped in the middle of a message. Several engines may share what is pushed: see `engine_pool`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from multiprocessing import Pipe
 from typing import TYPE_CHECKING
 
 from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling
-from pipeline.rollout.shared import Board, Box, PushedWeights, Snapshot, Turn
+from pipeline.rollout.shared import FileLock, Heartbeat, PushedWeights, SharedValue, Snapshot
 from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ CLOSE_SECONDS = 10.0
 CLOSE_POLL_SECONDS = 0.02
 """Time between two looks at whether it has ended."""
 POLL_SECONDS = 0.2
-"""Time between two looks at the board while an answer is awaited."""
+"""Time between two looks at the heartbeat while an answer is awaited."""
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pipeline.rollout.child import main; main()"
 
 
@@ -109,7 +109,7 @@ class ProcessEngine(Deferred):
         logprobs: whether rollouts carry the log-probabilities of their tokens.
         for_trainer: whether those are at the temperature of sampling.
         weights: the memory that weights are pushed into; of its own if not given.
-        turn: held while the engine starts, which measures the memory that is free on its GPU.
+        lock: held while the engine starts, which measures the memory that is free on its GPU.
 
     Attributes:
         spec: what is open.
@@ -124,16 +124,16 @@ class ProcessEngine(Deferred):
         logprobs: bool = False,
         for_trainer: bool = False,
         weights: PushedWeights | None = None,
-        turn: Turn | None = None,
+        lock: FileLock | None = None,
     ) -> None:
         self.spec, self.settings = spec, spec.process or ProcessSpec()
         self.restarts = 0
         self._opening = Opening(spec.model_copy(update={"process": None}), path, seed, logprobs, for_trainer)
-        self._request, self._answer, self._board = Box(), Box(), Board()
-        self._weights, self._turn = weights or PushedWeights(), turn or Turn()
-        self._own = [self._request.close, self._answer.close, self._board.close]
+        self._request, self._answer, self._heartbeat = SharedValue(), SharedValue(), Heartbeat()
+        self._weights, self._lock = weights or PushedWeights(), lock or FileLock()
+        self._own = [self._request.close, self._answer.close, self._heartbeat.close]
         self._own += [] if weights else [self._weights.close]
-        self._own += [] if turn else [self._turn.close]
+        self._own += [] if lock else [self._lock.close]
         self._job: Job | None = None
         self._dtype: str | None = None
         self._closed = False
@@ -159,7 +159,7 @@ class ProcessEngine(Deferred):
         """Ask for rollouts without waiting for them; one request at a time."""
         self._must_be_idle()
         self._job = Job(prompts, sampling, self._weights.last)
-        self._board.progress(0, len(prompts) * sampling.n)
+        self._heartbeat.progress(0, len(prompts) * sampling.n)
         self._request.put(self._job)
         self._ask()
 
@@ -183,7 +183,7 @@ class ProcessEngine(Deferred):
     @property
     def progress(self) -> tuple[int, int]:
         """Sequences finished, and sequences in all, of what was submitted last."""
-        return self._board.read()[1:]
+        return self._heartbeat.read()[1:]
 
     @property
     def busy(self) -> bool:
@@ -212,7 +212,7 @@ class ProcessEngine(Deferred):
     def _start(self) -> None:
         self._pipe, theirs = Pipe()
         self._dtype = None
-        shared = (self._request, self._answer, self._board, self._turn, *self._weights.files)
+        shared = (self._request, self._answer, self._heartbeat, self._lock, *self._weights.files)
         descriptors = [theirs.fileno(), *(each.fd for each in shared)]
         command = [sys.executable, "-c", _START, json.dumps(sys.path), str(os.getpid()), *map(str, descriptors)]
         self._process = subprocess.Popen(
@@ -260,13 +260,13 @@ class ProcessEngine(Deferred):
 
     def _hear(self, wanted: str, seconds: float, progress: Progress | None = None) -> str:
         """Wait for a word of the engine for as long as it shows signs of life; returns what comes with the word."""
-        seen, since = self._board.read(), time.monotonic()
+        seen, since = self._heartbeat.read(), time.monotonic()
         while not self._pipe.poll(POLL_SECONDS):
-            board = self._board.read()
-            if board != seen:
-                if progress is not None and board[1:] != seen[1:]:
-                    progress(*board[1:])
-                seen, since = board, time.monotonic()
+            heartbeat = self._heartbeat.read()
+            if heartbeat != seen:
+                if progress is not None and heartbeat[1:] != seen[1:]:
+                    progress(*heartbeat[1:])
+                seen, since = heartbeat, time.monotonic()
             elif time.monotonic() - since > seconds:
                 raise _LostError(f"took no step for {seconds:g} s")
             elif self._has_ended():

@@ -1,4 +1,4 @@
-"""What processes share: values, signs of life, weights and turns, in files without a name.
+"""What processes share: values, signs of life, weights and locks, in files without a name.
 
 The files are made with `memfd_create` and handed on as open descriptors. Nothing of them lies in a folder, so nothing
 stays behind whichever process is killed, and the small `/dev/shm` of containers does not limit them. Linux only.
@@ -26,18 +26,18 @@ ALIGNMENT = 64
 """Bytes at whose multiples tensors begin: a cache line, and enough for every type."""
 
 
-class Box:
+class SharedValue:
     """One value at a time that one process leaves for another. Only those who trust each other may share one: pickle.
 
     Args:
-        fd: descriptor of a box that the parent made; a new one if not given.
+        fd: descriptor of one that the parent made; a new one if not given.
     """
 
     def __init__(self, fd: int | None = None) -> None:
-        self.fd = os.memfd_create("zero2r1-box") if fd is None else fd
+        self.fd = os.memfd_create("zero2r1-value") if fd is None else fd
 
     def put(self, value: Any) -> None:
-        """Replace what is in it."""
+        """Replace the value."""
         with open(self.fd, "wb", closefd=False) as file:
             file.truncate(0)
             file.seek(0)
@@ -54,15 +54,15 @@ class Box:
         os.close(self.fd)
 
 
-class Board:
+class Heartbeat:
     """Signs of life: the number of steps taken, and the sequences finished and asked for.
 
     Args:
-        fd: descriptor of a board that the parent made; a new one if not given.
+        fd: descriptor of a heartbeat that the parent made; a new one if not given.
     """
 
     def __init__(self, fd: int | None = None) -> None:
-        self.fd = os.memfd_create("zero2r1-board") if fd is None else fd
+        self.fd = os.memfd_create("zero2r1-heartbeat") if fd is None else fd
         numbers = 3
         os.ftruncate(self.fd, numbers * 8)
         self._numbers = memoryview(mmap.mmap(self.fd, numbers * 8)).cast("q")
@@ -85,7 +85,7 @@ class Board:
         os.close(self.fd)
 
 
-class Turn:
+class FileLock:
     """A lock that processes take one after another. The kernel frees it when its holder ends, in whatever way.
 
     Args:
@@ -93,7 +93,7 @@ class Turn:
     """
 
     def __init__(self, fd: int | None = None) -> None:
-        self.fd = os.memfd_create("zero2r1-turn") if fd is None else fd
+        self.fd = os.memfd_create("zero2r1-lock") if fd is None else fd
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -8,9 +8,6 @@
       refill_rounds: 0         # or replaced by groups that are sampled on top (DAPO's dynamic sampling)
       reuse_logprobs: true  # no pass of its own for log-probabilities that the training pass computes anyway
       background_rewards: true    # rewards are judged while log-probabilities are computed
-      whole_groups: true       # vLLM in this process samples a group as one request, and keeps numbers as arrays
-      plain_steps: true        # and keeps no books of tokens that only make a sequence longer
-      reload_weights: true     # and takes new weights by its own reload, with all that it derives from them
       fused_kernels: false     # norms, rotary positions and MLPs of the trained model are Liger's kernels
 
 All of them off is TRL, to the bit. Imported with the stages' configs, so nothing heavy is imported here.
@@ -21,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -53,18 +50,18 @@ class Efficiency(Strict):
             new ones, and the importance weights against vLLM's are taken from them in the training pass. Exact where
             stock TRL's extra pass gives the same numbers twice, which it does up to rounding.
         background_rewards: rewards are judged in the background while log-probabilities are computed.
-        whole_groups: a prompt is tokenised once for all of its rollouts. vLLM in this process is asked for them in one
-            request, decodes no text, and gives log-probabilities only if something needs them, as lists of numbers.
-        plain_steps: vLLM in this process writes a token that only makes its sequence longer down, without the thirty
-            calls of its scheduler, and counts sequences that only decode together; it samples what it would have
-            sampled. An engine in a process of its own, and the engines of other stages, always do so.
-        reload_weights: vLLM in this process takes new weights through its own reload, experts one by one and buffers
-            such as the routing bias included. TRL writes parameters into the engine's model, which leaves stale what
-            vLLM derived from the old ones (latent attention, packed or quantised weights), and knows no fused experts.
         fused_kernels: the trained model's RMSNorm, rotary positions and gated MLP, and those of the reference, are
             Liger's Triton kernels, which save time and memory and round differently. Needs a GPU, the package
             liger-kernel (the extra `kernels`), and an architecture that Liger knows; for DeepSeek-V3 it is refused.
     """
+
+    former: ClassVar[Mapping[str, str]] = {
+        "fold_old_logprobs": "is called reuse_logprobs now",
+        "overlap_rewards": "is called background_rewards now",
+        "plain_steps": "is called rollout.scheduler_fast_path now",
+        "whole_groups": "is gone: vLLM in the trainer's process always samples a group as one request",
+        "reload_weights": "is gone: vLLM in the trainer's process always reloads whole checkpoints",
+    }
 
     packing: bool = True
     tokens_per_pass: Annotated[int, Field(gt=0)] = 8192
@@ -74,9 +71,6 @@ class Efficiency(Strict):
     refill_queue: Annotated[int, Field(ge=0)] = 64
     reuse_logprobs: bool = True
     background_rewards: bool = True
-    whole_groups: bool = True
-    plain_steps: bool = True
-    reload_weights: bool = True
     fused_kernels: bool = False
 
 
@@ -86,9 +80,6 @@ STOCK = Efficiency(
     drop_dead_groups=False,
     reuse_logprobs=False,
     background_rewards=False,
-    whole_groups=False,
-    plain_steps=False,
-    reload_weights=False,
 )
 """Everything off: plain TRL."""
 

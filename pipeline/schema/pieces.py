@@ -63,6 +63,8 @@ class Strict(BaseModel):
     """A piece of a recipe: unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    former: ClassVar[Mapping[str, str]] = {}
+    """Keys that this piece had once -> what a recipe is told that still has them."""
 
 
 class Launch(Strict):
@@ -225,6 +227,8 @@ class TaskSpec(Strict):
         weight: how often its problems are drawn, against the other tasks of the stage.
         template: prompt template (see `pipeline.templates`); the task's own if not given.
         options: arguments of the task, on top of those that the recipe's `tasks:` gives.
+        bad_rows: the task's option of that name, for tasks that read files: `skip` leaves out rows without a usable
+            answer, and counts them, where `error` stops.
     """
 
     use: str
@@ -233,6 +237,7 @@ class TaskSpec(Strict):
     weight: Annotated[float, Field(gt=0)] = 1.0
     template: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    bad_rows: Literal["error", "skip"] | None = None
 
     @property
     def label(self) -> str:
@@ -307,6 +312,9 @@ class RolloutSpec(Strict):
         engine_options: further arguments of `vllm.LLM`, for sampling and for the engine of a trainer.
         process: a process of its own for the transformers or vLLM engine, or several; `{}` takes the defaults.
         speculative: draft tokens and verify several at once; `{}` drafts with the model's own prediction blocks.
+        scheduler_fast_path: replace, in an engine of a vLLM version that this was tested with, the part of vLLM's
+            scheduler that handles sequences which only get a token longer, and read log-probabilities once a step. What
+            is sampled stays the same. Other versions, and vLLM servers, run vLLM's own code.
     """
 
     engine: Literal["auto", "transformers", "vllm", "vllm_server"] = "auto"
@@ -321,3 +329,4 @@ class RolloutSpec(Strict):
     engine_options: dict[str, Any] = Field(default_factory=dict)
     process: ProcessSpec | None = None
     speculative: SpeculativeSpec | None = None
+    scheduler_fast_path: bool = True

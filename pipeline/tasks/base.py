@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import rewards
+from rewards.golds import stands_for_nothing
+from rewards.math.verifier import payable
 from rewards.registry import RewardError, check_options, find, located, nearest
 
 Split = Literal["train", "test"]
+BadRows = Literal["error", "skip"]
+"""What a task does with rows that hold no problem; see `pipeline.tasks.reading`."""
 
 BUILTIN: Mapping[str, str] = {
     "aime": "pipeline.tasks.math:Aime",
@@ -36,6 +40,8 @@ BUILTIN: Mapping[str, str] = {
     "requests": "pipeline.tasks.requests:Requests",
 }
 """Built-in tasks: name -> module:class."""
+COMPARING = ("exact", "judge")
+"""Graders that take any text for a gold answer."""
 
 
 class TaskError(ValueError):
@@ -68,6 +74,8 @@ class Task(ABC):
         template: name of the prompt template that suits it.
         path_options: options that name files or folders; relative ones are read against the recipe's folder.
         column_names: names of all columns that its problems may have; `None` if that is known only once they are made.
+        bad_rows: what happens to rows that hold no problem, of tasks that read files.
+        left_out: the rows that the last call of `problems` left out, with reasons.
     """
 
     grader: str = "math"
@@ -75,6 +83,8 @@ class Task(ABC):
     template: str = "plain"
     path_options: ClassVar[tuple[str, ...]] = ()
     column_names: Sequence[str] | None = None
+    bad_rows: BadRows = "error"
+    left_out: Sequence[str] = ()
 
     @abstractmethod
     def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:
@@ -88,16 +98,29 @@ class Task(ABC):
 
     def gold_completion(self, problem: Problem) -> str:
         """A completion that the grader must accept: what `validate` feeds to it."""
-        return rf"\boxed{{{problem.answer}}}"
+        return f"<answer>{problem.answer}</answer>" if self.grader == "exact" else rf"\boxed{{{problem.answer}}}"
 
     def validate(self, problems: Sequence[Problem]) -> list[tuple[Problem, rewards.Verdict]]:
-        """The problems whose own gold answer the grader refuses: nobody could ever be rewarded for them."""
+        """The problems whose own gold answer the grader refuses, or that no answer could match: nobody could ever be
+        rewarded for them."""
         items = [
             rewards.Item(self.gold_completion(p), p.answer, p.question, None, {**p.columns, "answer": p.answer})
             for p in problems
         ]
         verdicts = rewards.verify(self.grader, items, **self.grader_options)
-        return [(p, v) for p, v in zip(problems, verdicts, strict=True) if v.status is not rewards.Status.CORRECT]
+        judged = [(p, self._doubted(p, verdict)) for p, verdict in zip(problems, verdicts, strict=True)]
+        return [(problem, verdict) for problem, verdict in judged if verdict.status is not rewards.Status.CORRECT]
+
+    def _doubted(self, problem: Problem, verdict: rewards.Verdict) -> rewards.Verdict:
+        """A gold that only equals itself, such as `N/A`, is none, also for graders that compare texts."""
+        fault = self.gold_fault(problem)
+        return verdict if fault is None else rewards.Verdict.of(rewards.Status.BAD_GOLD, detail=fault)
+
+    def gold_fault(self, problem: Problem) -> str | None:
+        """Why nobody could be paid for a gold answer, as far as a look at it alone can tell."""
+        if self.grader == "math":
+            return payable(problem.answer)[1] or None
+        return stands_for_nothing(problem.answer) if self.grader in COMPARING else None
 
 
 def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> type[Task]:

@@ -26,9 +26,10 @@ from typing import Any, NoReturn
 
 import rewards
 from pipeline.rows import RowError, read_rows
-from pipeline.tasks.base import Problem, Split, Task, TaskError
+from pipeline.tasks.base import BadRows, Problem, Split, Task, TaskError
 from pipeline.tasks.generated import problem_id
 from pipeline.tasks.jsonl import shuffled
+from pipeline.tasks.reading import checked_bad_rows, problems_of
 from rewards.code import GoldError, read_gold
 
 ASK = "\n\nWrite the whole program in Python, in one block that begins with ```python and ends with ```."
@@ -43,6 +44,7 @@ class CodeTask(Task):
         path: JSONL file in the original format; from the hub if not given.
         template: prompt template.
         grader_options: options of the reward `code`, such as `timeout`.
+        bad_rows: `skip` leaves out rows without usable tests instead of stopping.
     """
 
     grader = "code"
@@ -52,20 +54,19 @@ class CodeTask(Task):
     """Data set, configuration and split on the Hugging Face hub; with `+`, several splits."""
 
     def __init__(
-        self, path: str | None = None, template: str = "plain", grader_options: Mapping[str, Any] | None = None
+        self,
+        path: str | None = None,
+        template: str = "plain",
+        grader_options: Mapping[str, Any] | None = None,
+        bad_rows: BadRows = "error",
     ) -> None:
+        self.bad_rows = checked_bad_rows(type(self).__name__.lower(), bad_rows)
         self.path, self.template = None if path is None else Path(path), template
         self.grader_options = dict(grader_options or {})
 
     def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:
         """See `Task.problems`."""
-        found = []
-        try:
-            for place, row in self._rows():
-                if self.split_of(row) == split:
-                    found.append(self._problem(row, place))
-        except RowError as error:
-            raise TaskError(str(error)) from error
+        found = problems_of(self, self._rows, lambda row, place: self._problem(row, place, split))
         return shuffled(found, n, seed, f"{type(self).__name__.lower()}/{split}")
 
     @abstractmethod
@@ -80,17 +81,19 @@ class CodeTask(Task):
         """The reference program, fenced."""
         return f"```python\n{problem.columns['reference']}\n```"
 
-    def _problem(self, row: Mapping[str, Any], place: str) -> Problem:
+    def _problem(self, row: Mapping[str, Any], place: str, split: Split) -> Problem | None:
         try:
+            if self.split_of(row) != split:
+                return None
             problem = self.read(row)
             read_gold(problem.answer)
         except (KeyError, TypeError, ValueError, SyntaxError, zlib.error, pickle.UnpicklingError) as error:
             raise TaskError(f"{place}: {type(error).__name__}: {error}") from error
         return problem
 
-    def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def _rows(self, bad: list[RowError]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if self.path is not None:
-            yield from read_rows(self.path)
+            yield from read_rows(self.path, bad)
             return
         from datasets import load_dataset
 
@@ -107,6 +110,7 @@ class Mbpp(CodeTask):
         shown: how many of the tests the question shows. Published scores show all three.
         template: prompt template.
         grader_options: options of the reward `code`.
+        bad_rows: `skip` leaves out rows without usable tests instead of stopping.
     """
 
     hub = ("google-research-datasets/mbpp", "full", "train+test+validation+prompt")
@@ -117,8 +121,9 @@ class Mbpp(CodeTask):
         shown: int = 1,
         template: str = "plain",
         grader_options: Mapping[str, Any] | None = None,
+        bad_rows: BadRows = "error",
     ) -> None:
-        super().__init__(path, template, grader_options)
+        super().__init__(path, template, grader_options, bad_rows)
         if shown < 1:
             raise TaskError("mbpp: shown is at least 1; without a test nobody knows the function's name")
         self.shown = shown
@@ -172,6 +177,7 @@ class LiveCodeBench(CodeTask):
         test_from: date of the first test problem, as YYYY-MM-DD. R1 reports on those from 2024-08-01.
         template: prompt template.
         grader_options: options of the reward `code`.
+        bad_rows: `skip` leaves out rows without usable tests instead of stopping.
     """
 
     hub = ("livecodebench/code_generation_lite", None, "test")
@@ -183,8 +189,9 @@ class LiveCodeBench(CodeTask):
         test_from: str = "2024-08-01",
         template: str = "plain",
         grader_options: Mapping[str, Any] | None = None,
+        bad_rows: BadRows = "error",
     ) -> None:
-        super().__init__(path, template, grader_options)
+        super().__init__(path, template, grader_options, bad_rows)
         self.test_from = test_from
 
     def split_of(self, row: Mapping[str, Any]) -> Split:

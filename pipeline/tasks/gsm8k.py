@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.rows import RowError, read_rows
-from pipeline.tasks.base import Problem, Split, Task, TaskError
+from pipeline.tasks.base import BadRows, Problem, Split, Task, TaskError
 from pipeline.tasks.generated import problem_id
 from pipeline.tasks.jsonl import shuffled
+from pipeline.tasks.reading import checked_bad_rows, problems_of
 
 HUB = "openai/gsm8k"
 GOLD_MARK = "####"
@@ -29,25 +30,24 @@ class Gsm8k(Task):
     Args:
         path: folder with `train.jsonl` and `test.jsonl` in the original format; from the hub if not given.
         template: prompt template.
+        bad_rows: `skip` leaves out rows without a usable answer instead of stopping.
     """
 
     path_options = ("path",)
     column_names = ()
 
-    def __init__(self, path: str | None = None, template: str = "boxed") -> None:
+    def __init__(self, path: str | None = None, template: str = "boxed", bad_rows: BadRows = "error") -> None:
+        self.bad_rows = checked_bad_rows("gsm8k", bad_rows)
         self.path, self.template = None if path is None else Path(path), template
 
     def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:
         """The official splits; see `Task.problems`."""
-        try:
-            found = [_problem(row, place) for place, row in self._rows(split)]
-        except RowError as error:
-            raise TaskError(str(error)) from error
+        found = problems_of(self, lambda bad: self._rows(split, bad), _problem)
         return shuffled(found, n, seed, f"gsm8k/{split}")
 
-    def _rows(self, split: Split) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def _rows(self, split: Split, bad: list[RowError]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if self.path is not None:
-            yield from read_rows(self.path / f"{split}.jsonl")
+            yield from read_rows(self.path / f"{split}.jsonl", bad)
             return
         from datasets import load_dataset
 

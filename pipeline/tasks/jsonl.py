@@ -19,9 +19,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pipeline.rows import RowError, read_rows
-from pipeline.tasks.base import Problem, Split, Task, TaskError
+from pipeline.rows import read_rows
+from pipeline.tasks.base import BadRows, Problem, Split, Task, TaskError
 from pipeline.tasks.generated import TEST_SHARE, problem_id, split_of
+from pipeline.tasks.reading import checked_bad_rows, problems_of
 
 
 class Jsonl(Task):
@@ -36,6 +37,7 @@ class Jsonl(Task):
         columns: further fields to hand to rewards; a mapping renames them (column -> field).
         grader, grader_options: the reward that grades.
         template: prompt template.
+        bad_rows: `error` stops at rows without a question or a usable answer, and counts them; `skip` leaves them out.
     """
 
     path_options = ("path", "test_path")
@@ -52,6 +54,7 @@ class Jsonl(Task):
         grader: str = "math",
         grader_options: Mapping[str, Any] | None = None,
         template: str = "boxed",
+        bad_rows: BadRows = "error",
     ) -> None:
         if not path:
             raise TaskError("jsonl: wants the option path, a JSONL file")
@@ -65,6 +68,7 @@ class Jsonl(Task):
         self.question, self.answer, self.answer_after = question, answer, answer_after
         self.columns = dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
         self.column_names = tuple(self.columns)
+        self.bad_rows = checked_bad_rows("jsonl", bad_rows)
         self.grader, self.grader_options, self.template = grader, dict(grader_options or {}), template
 
     def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:
@@ -78,10 +82,7 @@ class Jsonl(Task):
         return shuffled(found, n, seed, f"{self.path.name}, split {split}")
 
     def _read(self, path: Path) -> list[Problem]:
-        try:
-            found = [self._problem(row, place) for place, row in read_rows(path)]
-        except RowError as error:
-            raise TaskError(str(error)) from error
+        found = problems_of(self, lambda bad: read_rows(path, bad), self._problem)
         return list({problem.question: problem for problem in found}.values())
 
     def _problem(self, row: Mapping[str, Any], place: str) -> Problem:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.rows import RowError, read_rows
-from pipeline.tasks.base import Problem, Split, Task, TaskError
+from pipeline.tasks.base import BadRows, Problem, Split, Task, TaskError
 from pipeline.tasks.generated import problem_id
 from pipeline.tasks.jsonl import shuffled
+from pipeline.tasks.reading import checked_bad_rows, problems_of
 from rewards.math.extract import gold_text
 
 LEVELS = range(1, 6)
@@ -41,8 +42,13 @@ class MathTask(Task):
     hub: Mapping[Split, tuple[str, str]]
 
     def __init__(
-        self, path: str | None = None, template: str = "boxed", grader_options: Mapping[str, Any] | None = None
+        self,
+        path: str | None = None,
+        template: str = "boxed",
+        grader_options: Mapping[str, Any] | None = None,
+        bad_rows: BadRows = "error",
     ) -> None:
+        self.bad_rows = checked_bad_rows(self.name, bad_rows)
         self.path, self.template = None if path is None else Path(path), template
         self.grader_options = dict(grader_options or {})
 
@@ -50,10 +56,11 @@ class MathTask(Task):
         """The official splits; a question that comes twice counts once. See `Task.problems`."""
         if split not in self.hub:
             raise TaskError(f"{self.name} has no {split} problems, only {' and '.join(self.hub)} ones")
-        try:
-            found = [_problem(self.name, row, place) for place, row in self._rows(split) if self.wants(row)]
-        except RowError as error:
-            raise TaskError(str(error)) from error
+        found = problems_of(
+            self,
+            lambda bad: self._rows(split, bad),
+            lambda row, place: _problem(self.name, row, place) if self.wants(row) else None,
+        )
         return shuffled(list({p.id: p for p in found}.values()), n, seed, f"{self.name}/{split}")
 
     def wants(self, row: Mapping[str, Any]) -> bool:
@@ -64,10 +71,10 @@ class MathTask(Task):
         """The local file with the rows of a split; `None` to take them from the hub."""
         return self.path
 
-    def _rows(self, split: Split) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def _rows(self, split: Split, bad: list[RowError]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         file = self.file(split)
         if file is not None:
-            yield from read_rows(file)
+            yield from read_rows(file, bad)
             return
         from datasets import load_dataset
 
@@ -84,6 +91,7 @@ class Math(MathTask):
         levels: levels of difficulty to take, of 1 to 5; rows without a level count only if all are taken.
         template: prompt template.
         grader_options: options of the reward `math`.
+        bad_rows: `skip` leaves out rows without a usable answer instead of stopping.
     """
 
     name = "math"
@@ -98,8 +106,9 @@ class Math(MathTask):
         levels: Sequence[int] = tuple(LEVELS),
         template: str = "boxed",
         grader_options: Mapping[str, Any] | None = None,
+        bad_rows: BadRows = "error",
     ) -> None:
-        super().__init__(path, template, grader_options)
+        super().__init__(path, template, grader_options, bad_rows)
         if not levels or any(level not in LEVELS for level in levels):
             raise TaskError(f"math: levels are from 1 to 5, not {list(levels)}")
         self.levels = frozenset(levels)
@@ -120,6 +129,7 @@ class Math500(MathTask):
         path: JSONL file; from the hub if not given.
         template: prompt template.
         grader_options: options of the reward `math`.
+        bad_rows: `skip` leaves out rows without a usable answer instead of stopping.
     """
 
     name = "math500"
@@ -141,6 +151,7 @@ class Aime(MathTask):
         path: JSONL file with `problem` and `answer`, of any year; from the hub if not given.
         template: prompt template.
         grader_options: options of the reward `math`.
+        bad_rows: `skip` leaves out rows without a usable answer instead of stopping.
     """
 
     name = "aime"
@@ -151,8 +162,9 @@ class Aime(MathTask):
         path: str | None = None,
         template: str = "boxed",
         grader_options: Mapping[str, Any] | None = None,
+        bad_rows: BadRows = "error",
     ) -> None:
-        super().__init__(path, template, grader_options)
+        super().__init__(path, template, grader_options, bad_rows)
         if path is None and year not in AIME_HUB:
             raise TaskError(f"aime: year is {' or '.join(map(str, AIME_HUB))}, not {year}; for others give a path")
         self.hub = {"test": AIME_HUB.get(year, ("", ""))}

@@ -122,9 +122,14 @@ def merged(spec: TaskSpec, definitions: Mapping[str, Mapping[str, Any]]) -> tupl
         if ":" not in spec.use and spec.use not in BUILTIN:
             known = sorted({*definitions, *BUILTIN})
             raise TaskError(f"there is no task {spec.use!r}{nearest(spec.use, known)}. Known: {', '.join(known)}")
-        return spec.use, dict(spec.options), spec.template
-    options = {**found.get("options", {}), **spec.options}
+        return spec.use, {**spec.options, **_bad_rows(spec.bad_rows)}, spec.template
+    bad_rows = _bad_rows(spec.bad_rows or found.get("bad_rows"))
+    options = {**found.get("options", {}), **spec.options, **bad_rows}
     return found.get("use", spec.use), options, spec.template or found.get("template")
+
+
+def _bad_rows(value: str | None) -> dict[str, str]:
+    return {} if value is None else {"bad_rows": value}
 
 
 def resolve(spec: TaskSpec, definitions: Mapping[str, Mapping[str, Any]], base: Path | None = None) -> Resolved:
@@ -136,6 +141,19 @@ def resolve(spec: TaskSpec, definitions: Mapping[str, Mapping[str, Any]], base: 
     use, options, template = merged(spec, definitions)
     task = load(use, options, base)
     return Resolved(spec.use, spec, task, _template(template or task.template))
+
+
+def built(
+    specs: Sequence[TaskSpec], definitions: Mapping[str, Mapping[str, Any]], base: Path | None = None
+) -> list[tuple[str, Task]]:
+    """The tasks of a stage by name, without those that cannot be built; what is wrong with them is told elsewhere."""
+    found = []
+    for spec in specs:
+        try:
+            found.append((spec.use, resolve(spec, definitions, base).task))
+        except (ValueError, TypeError):
+            continue
+    return found
 
 
 def prompt_rows(specs: Sequence[TaskSpec], context: StageContext[Any]) -> list[dict[str, Any]]:

@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from model.labels import IGNORED
 from pipeline.schema.mtp import MtpSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-IGNORED = -100
-"""The label of a token that nothing is learnt from."""
 
 
 class BlockTraining:

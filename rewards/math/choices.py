@@ -11,7 +11,8 @@ _CHOICE = re.compile(
     r"(?:(?:option|choice|answer)\s*:?\s*)?[\[(]?\s*([A-Ha-h])\s*(?:([)\].:])\s*(.*))?", re.IGNORECASE | re.DOTALL
 )
 _MARKUP = re.compile(
-    r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox|boxed|displaystyle|textstyle|left|right|q?quad)(?![a-zA-Z])"
+    r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox|boxed|displaystyle|textstyle|left|right|q?quad|therefore|underline"
+    r"|[lL]arge|LARGE|[hH]uge|small|tiny|bf|it|rm)(?![a-zA-Z])"
     r"|\\[ ,;:!]|[{}$*~]"
 )
 _HEDGE = re.compile(r"\b(?:or|and|not|nor|wrong|incorrect|either|neither)\b|\(?\b[A-H]\b\)", re.IGNORECASE)
@@ -19,7 +20,7 @@ _HEDGE = re.compile(r"\b(?:or|and|not|nor|wrong|incorrect|either|neither)\b|\(?\
 
 def choice(text: str) -> tuple[str, str] | None:
     r"""Letter and text of a multiple-choice answer (`C`, `(C)`, `\textbf{(C)}\ 12`, `C) 12`), or `None`."""
-    flat = _MARKUP.sub(" ", text).strip().rstrip(".")
+    flat = _MARKUP.sub(" ", text).strip().rstrip(".,")
     found = _CHOICE.fullmatch(flat.strip())
     if found is None or (found[3] and _HEDGE.search(found[3])) or len(flat) > 200:
         return None

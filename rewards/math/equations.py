@@ -8,6 +8,7 @@ from itertools import pairwise
 from rewards.math.expressions import evaluate
 from rewards.math.kinds import Kind, Token, Tokens
 from rewards.math.latex import UNEVALUATED
+from rewards.math.names import denies
 from rewards.math.notation import words
 from rewards.math.numbers import MP
 from rewards.math.operators import function_letters
@@ -99,6 +100,8 @@ def _is_subject(side: Tokens) -> bool:
     """Whether a side may be what was asked for: a function's value, a limit, or several letters without numbers."""
     if any(token.text in _SUBJECTS for token in side) or function_letters((side,)):
         return True
+    if any(denies(token) for token in side):
+        return False
     letters, depth = set(), 0
     for before, token in pairwise((_EQUALS, *side)):
         if token.kind in (Kind.SYMBOL, Kind.WORD):

@@ -47,8 +47,13 @@ def evaluate(expression: Tokens) -> Number | None:
     node = tree(expression)
     if node is None:
         return None
-    values, real = values_of(node)
-    return evaluated(node, values, DIGITS, real)
+    values = values_of(node)
+    for real in (True, False):
+        try:
+            return evaluated(node, values, DIGITS, real)
+        except OutsideError:
+            continue
+    return None
 
 
 def evaluated(node: Node, values: Values, digits: int, real: bool) -> Number | None:

@@ -33,8 +33,18 @@ def _infixes(found: list[Token]) -> list[Token]:
         start, end = _start(found, position), _end(found, position)
         command = Token(Kind.COMMAND, _INFIX[found[position].text], found[start].spaced)
         above, below = found[start:position], found[position + 1 : end]
+        if _is_plain_group(found, start - 1, end):
+            start, end = start - 1, end + 1
         found = [*found[:start], command, _OPEN, *above, _CLOSE, _OPEN, *below, _CLOSE, *found[end:]]
     return found
+
+
+def _is_plain_group(found: Sequence[Token], opened: int, closed: int) -> bool:
+    """Whether these braces are nobody's argument, so that they may go: a mixed number is `2{1 \\over 3}`."""
+    if opened < 0 or closed >= len(found) or found[opened].text != "{" or found[closed].text != "}":
+        return False
+    before = found[opened - 1] if opened else None
+    return before is None or (before.kind is not Kind.COMMAND and before.text not in ("^", "_", "}"))
 
 
 def _start(found: Sequence[Token], position: int) -> int:
@@ -99,6 +109,8 @@ def _subscripts(found: list[Token]) -> list[Token]:
     while position < len(found):
         token = found[position]
         position += 1
+        if token.text.lower() in ("degree", "degrees") and result and result[-1].kind is Kind.NUMBER:
+            token = Token(Kind.OPERATOR, "deg", token.spaced)
         if token.text in _OF_SEVERAL and position < len(found) and found[position].text == "(":
             token = Token(Kind.COMMAND, rf"\{token.text}", token.spaced)
         if token.text == "_" and result:

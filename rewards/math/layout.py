@@ -11,14 +11,17 @@ _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "01234567
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙₖₐₓ", "0123456789+-=()nkax", strict=True))
 _RAISED_RUN = re.compile(f"[{''.join(_RAISED)}]+")
 _LOWERED_RUN = re.compile(f"[{''.join(_LOWERED)}]+")
+_ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
+_ROOT = re.compile(r"([√∛∜])\s?(\d+(?:\.\d+)?)")
 _UNICODE_FRACTION = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀₁₂₃₄₅₆₇₈₉]+)")
 _ASCII_SPELLINGS = (
     (re.compile(r",\s*(?:\\!\s*)+(?=\d{3})|\{,\}\s+(?=\d{3})"), "{,}"),  # 32,\! 349 and 32{,} 349
     (re.compile(r"\\!"), ""),
+    (re.compile(r"\\(?:left|right)\s*\."), r"\\relax "),
     (re.compile(r"\bper cent\b"), "percent"),
     (re.compile(r"(?<=\d) ?x ?(?=10 ?\^)"), r"\\times "),
     (re.compile(r"(?<![\w.\\])(\d{1,3})C(\d{1,3})(?!\w)"), r"\\binom{\1}{\2}"),
-    (re.compile(r"\\(?:text|texttt|textrm|textbf|mathrm|mathtt|mathsf|mathbf)\{([0-9A-F]+)\}(?=_)"), r"\1"),
+    (re.compile(r"\\(?:text|texttt|textrm|textbf|mbox|hbox|mathrm|mathtt|mathsf|mathbf)\{([0-9A-F]+)\}(?=_)"), r"\1"),
     (re.compile(r"\\(?:hspace|vspace|hphantom|vphantom|phantom|tag|label|mspace)\*?\s*\{[^{}]{0,40}\}"), " "),
     (re.compile(r"\\(?:hskip|kern|mkern)\s*-?[\d.]{1,6}\s*(?:pt|em|ex|mu|mm|cm)"), " "),
 )
@@ -36,6 +39,7 @@ def clean(text: str) -> str:
 
 def _folded(text: str) -> str:
     text = _UNICODE_FRACTION.sub(lambda m: rf"\frac{{{_plain(m[1], _RAISED)}}}{{{_plain(m[2], _LOWERED)}}}", text)
+    text = _ROOT.sub(lambda m: rf"{_ROOTS[m[1]]}{{{m[2]}}}", text)
     text = _RAISED_RUN.sub(lambda m: f"^{{{_plain(m[0], _RAISED)}}}", text)
     text = _LOWERED_RUN.sub(lambda m: f"_{{{_plain(m[0], _LOWERED)}}}", text)
     folded = unicodedata.normalize("NFKC", text.translate(UNICODE)).translate(UNICODE)

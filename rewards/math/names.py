@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from rewards.math.kinds import Kind, Tokens, closing, split
+from rewards.math.kinds import Kind, Token, Tokens, closing, split
 from rewards.math.notation import words
 from rewards.math.trim import trim
 
 _MARKS = frozenset("{}|")
-_NOT_NAMES = words(
+NOT_NAMES = words(
     "not no isn't never wrong incorrect false or and if unless maybe either neither except lambda return def print"
 )
 """Words that no quantity's name has: `not x = 3`."""
 
 
+def denies(token: Token) -> bool:
+    """Whether this word takes an answer back or makes it doubtful; `NO` and `OR` may be segments."""
+    return token.text.lower() in NOT_NAMES and not (len(token.text) == 2 and token.text.isupper())
+
+
 def is_name(side: Tokens) -> bool:
     """Whether this is a name that may be given a value: `x`, `f(x)`, `x_1`, `Area of ABC`, `(x, y)`, but not `2x`."""
     side = trim(side)
-    if not side or any(t.text.lower() in _NOT_NAMES for t in side):
+    if not side or any(denies(t) for t in side):
         return False
     if all(t.kind in (Kind.WORD, Kind.TEXT, Kind.SYMBOL) for t in side):
         return len(side) == 1 or any(t.kind is Kind.TEXT or len(t.text) > 2 for t in side)
@@ -35,7 +40,7 @@ def is_name(side: Tokens) -> bool:
 
 def is_label(side: Tokens) -> bool:
     """Whether these are words that may stand before a colon: `Area: 12`."""
-    return all(t.kind in (Kind.WORD, Kind.TEXT) and t.text.lower() not in _NOT_NAMES for t in side)
+    return all(t.kind in (Kind.WORD, Kind.TEXT) and not denies(t) for t in side)
 
 
 def is_point_name(written: Tokens) -> bool:

@@ -83,10 +83,13 @@ GREEK = words(
 PLAIN = {
     "sqrt": r"\sqrt", "pi": r"\pi", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "infty": r"\infty",
     "sin": r"\sin", "cos": r"\cos", "tan": r"\tan", "cot": r"\cot", "sec": r"\sec", "csc": r"\csc", "ln": r"\ln",
-    "log": r"\log", "exp": r"\exp", "arcsin": r"\arcsin", "arccos": r"\arccos", "arctan": r"\arctan",
+    "log": r"\log", "exp": r"\exp", "asin": r"\arcsin", "acos": r"\arccos", "atan": r"\arctan",
+    "arcsin": r"\arcsin", "arccos": r"\arccos", "arctan": r"\arctan",
     "cis": r"\cis", "lg": r"\lg", "sinh": r"\sinh", "cosh": r"\cosh", "tanh": r"\tanh", "arcsec": r"\arcsec",
     "arccot": r"\arccot", "arccsc": r"\arccsc", "sgn": r"\sgn", "tg": r"\tan", "ctg": r"\cot", "theta": r"\theta",
-    "alpha": r"\alpha", "beta": r"\beta",
+    **{name: rf"\{name}" for name in words(
+        "alpha beta gamma delta epsilon zeta eta kappa mu nu xi rho sigma tau phi chi psi omega Delta Omega Sigma"
+    )},
 }  # fmt: skip
 BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 BASES |= {"eleven": 11, "twelve": 12, "sixteen": 16}

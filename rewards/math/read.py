@@ -304,6 +304,8 @@ def _table(written: Tokens, depth: int) -> Shape | None:
 def _words(written: Tokens, depth: int) -> Shape | None:
     if [t.text for t in written] in ([r"\emptyset"], [r"\{", r"\}"]):
         return Words(("no", "solution"))
+    if written[0].text == "-":
+        return None
     if any(t.kind not in (Kind.WORD, Kind.TEXT, Kind.SYMBOL) and t.text not in ".-'\"!?()~," for t in written):
         return None
     if all(t.kind not in (Kind.WORD, Kind.TEXT) for t in written) or (

@@ -8,7 +8,7 @@ exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -21,9 +21,25 @@ _CONSTANTS = frozenset({"e", "i"})
 _BASE_OF_LOG = "base of log"
 _COUNTING = frozenset({"n", "k", "m"})
 """Letters that count also where `\\lfloor n/2 \\rfloor` alone does not say so."""
-_SCALES = (Fraction(1), Fraction(1), Fraction(1, 5), Fraction(9, 2), Fraction(23), Fraction(2), Fraction(23))
-"""Sizes of the sets' values; powers beyond `_STEEP` are compared near one only, where they stay small."""
+_SETS: tuple[tuple[Fraction, Callable[[int], bool]], ...] = (
+    (Fraction(1), lambda position: False),
+    (Fraction(1), lambda position: True),
+    (Fraction(1, 5), lambda position: position % 2 == 1),
+    (Fraction(9, 2), lambda position: position % 2 == 0),
+    (Fraction(23), lambda position: False),
+    (Fraction(2), lambda position: position // 2 % 2 == 1),
+    (Fraction(23), lambda position: position // 2 % 2 == 0),
+    (Fraction(12), lambda position: position % 2 == 1),
+    (Fraction(15), lambda position: position % 2 == 0),
+    (Fraction(5, 2), lambda position: True),
+)
+"""Size of each set's values, and which letters are negative in it, by their place in the alphabet. Powers beyond
+`_STEEP` are compared near one only, where they stay small."""
 _STEEP = 12
+_CORNERS = frozenset({"abs", "root", "max", "min"})
+"""Operations that hide a sign: their arguments should have both."""
+_SWEEP = 48
+"""Values in a sweep over the real line."""
 _WHOLE = (4, 7, 2, 9, 3, 12, 5)
 _STEPS = (0, 3, 1, 4, 2, 5)
 """How far the letters that take whole numbers are apart."""
@@ -37,6 +53,7 @@ class Letters:
     whole: tuple[str, ...]
     is_complex: bool
     is_steep: bool
+    has_corners: bool
 
     def __bool__(self) -> bool:
         return bool(self.real or self.whole)
@@ -49,7 +66,8 @@ def letters_of(nodes: tuple[Node, ...]) -> Letters:
     for node in nodes:
         found.visit(node, frozenset(), whole=False)
     real = sorted(found.names - found.whole - _CONSTANTS)
-    return Letters(tuple(real), tuple(sorted(found.whole - _CONSTANTS)), found.is_complex, found.is_steep)
+    whole = tuple(sorted(found.whole - _CONSTANTS))
+    return Letters(tuple(real), whole, found.is_complex, found.is_steep, found.has_corners)
 
 
 class _Search:
@@ -58,7 +76,7 @@ class _Search:
     def __init__(self) -> None:
         self.names: set[str] = set()
         self.whole: set[str] = set()
-        self.is_complex = self.is_steep = False
+        self.is_complex = self.is_steep = self.has_corners = False
 
     def visit(self, node: Node, bound: frozenset[str], whole: bool) -> None:
         """Take notice of a node and all below it, where `bound` are names of its own, and `whole` what it must be."""
@@ -70,6 +88,7 @@ class _Search:
                     self.whole.add(node.name)
             return
         self.is_complex = self.is_complex or node.name == r"\cis"
+        self.has_corners = self.has_corners or node.op in _CORNERS or node.name == r"\sgn"
         if node.op in ("series", "integral", "limit"):
             name = node.name.rpartition(" ")[2]
             *ends, body = node.args
@@ -100,36 +119,43 @@ def _is_negative(node: Node) -> bool:
 
 def samples(letters: Letters) -> Iterator[Mapping[str, Number]]:
     """Sets of values, the most telling first."""
-    for number in range(len(_SCALES) if letters else 1):
+    for number in range(len(_SETS) if letters else 1):
         yield _sample(letters, number)
+    if letters.has_corners and letters.real:
+        for number in range(_SWEEP):
+            yield _swept(letters, number)
 
 
-def values_of(node: Node) -> tuple[Mapping[str, Number], bool]:
-    """Positive values for the variables of one expression, and whether they are real."""
-    letters = letters_of((node,))
-    return _sample(letters, 0), not letters.is_complex
+@lru_cache(maxsize=4096)
+def _swept(letters: Letters, number: int) -> Mapping[str, Number]:
+    """Values all over the real line, so that what stands in `|...|` changes its sign somewhere; no round numbers."""
+    values = dict(_sample(letters, 0))
+    for position, name in enumerate(letters.real):
+        place = number * (2 * position + 1) % _SWEEP - _SWEEP // 2
+        if number % 2:
+            value = Fraction(2 * place + 1, 3) + Fraction(1, 97)
+        else:
+            value = Fraction(place or 1, abs(place or 1)) * Fraction(3, 2) ** abs(place) / 50
+        values[name] = rational(value, True)
+    return values
+
+
+def values_of(node: Node) -> Mapping[str, Number]:
+    """Positive values for the variables of one expression."""
+    return _sample(letters_of((node,)), 0)
 
 
 @lru_cache(maxsize=4096)
 def _sample(letters: Letters, number: int) -> Mapping[str, Number]:
     values = {}
-    scale = Fraction(1) if letters.is_steep else _SCALES[number]
+    scale, negative = _SETS[number]
+    scale = Fraction(1) if letters.is_steep else scale
     for position, name in enumerate(letters.real):
         spread = Fraction(crc32(f"{position}/{number}".encode()) % 89 + 75, 101)
-        values[name] = rational(spread * scale * _sign(position, number), True)
+        values[name] = rational(-spread * scale if negative(position) else spread * scale, True)
     for position, name in enumerate(letters.whole):
         step = _STEPS[position % len(_STEPS)]
         values[name] = rational(_WHOLE[(number + step) % len(_WHOLE)] + (position > 0) * position % 3, True)
     if _BASE_OF_LOG in values:
         values[_BASE_OF_LOG] = rational(Fraction(37, 10) + number, True)
     return values
-
-
-def _sign(position: int, number: int) -> int:
-    """All letters positive, all negative, and patterns in which any two of them differ once this way, once that."""
-    if number in (0, 4):
-        return 1
-    if number == 1:
-        return -1
-    patterns = {2: position & 1, 5: (position >> 1) & 1, 3: ~position & 1, 6: ~(position >> 1) & 1}
-    return -1 if patterns[number] else 1

@@ -36,7 +36,7 @@ def _lines(inner: Tokens, read: Read, depth: int) -> Shape | None:
     """One answer a line; a line that begins with a sign continues the one before."""
     lines: list[Tokens] = []
     for line in split(inner, lambda i: inner[i].text == _ROW):
-        plain = tuple(token for token in line if token.text != "&")
+        plain = tuple(token for part in split(line, _is_ampersand(line)) for token in part)
         if lines and plain and plain[0].text in ("=", "+", "-", *INEQUALITIES):
             lines[-1] = (*lines[-1], *plain)
         elif plain:

@@ -24,7 +24,7 @@ _NUMBER = (
 )
 _MASTER = re.compile(
     r"(?P<space>(?:\s|~|\\[,;:> ]|\\$|\\[()\[\]]|\\(?:quad|qquad|thinspace|enspace|hfill|newline)(?![a-zA-Z]))+)"
-    r"|(?P<nothing>\\(?:left|right)(?![a-zA-Z])(?:\s*\.(?!\d))?|\\(?:middle|[bB]igg?[lrm]?|displaystyle|textstyle"
+    r"|(?P<nothing>\\(?:left|right)(?![a-zA-Z])(?:\s*\.)?|\\(?:middle|[bB]igg?[lrm]?|displaystyle|textstyle"
     r"|script(?:script)?style|limits|nolimits|boldsymbol|bf|rm|it|sf|tt|(?:math)?strut|tiny|(?:script|footnote|normal)size"
     r"|small|[lL]arge|LARGE|[hH]uge|boldmath|bfseries|itshape|upshape|nonumber|notag|allowbreak|relax|smash"
     r"|math(?:ord|bin|rel|open|close|inner|punct))(?![a-zA-Z]))"
@@ -88,6 +88,9 @@ def _tokens(text: str, depth: int) -> list[Token]:
     return result
 
 
+_BEHIND_A_LETTER = frozenset({"sqrt", "sin", "cos", "tan", "ln", "log", "pi"})
+
+
 def _one(kind: str, raw: str, found: re.Match[str], spaced: bool) -> Iterator[Token]:
     if kind in ("number", "whole", "part", "power", "gap"):
         if found["gap"] == "," and "." not in raw and _in_brackets(found):
@@ -111,7 +114,10 @@ def _one(kind: str, raw: str, found: re.Match[str], spaced: bool) -> Iterator[To
         yield Token(Kind.COMMAND, f"{raw[: raw.index('{')].strip()} {name}", spaced)
     elif kind == "letters":
         if raw in PLAIN:
-            yield Token(Kind.COMMAND, PLAIN[raw], spaced)
+            yield Token(Kind.SYMBOL if PLAIN[raw] in GREEK else Kind.COMMAND, PLAIN[raw], spaced)
+        elif raw[1:] in _BEHIND_A_LETTER:  # xsqrt(2)
+            yield Token(Kind.SYMBOL, raw[0], spaced)
+            yield Token(Kind.COMMAND, PLAIN[raw[1:]])
         else:
             yield Token(Kind.SYMBOL if len(raw) == 1 else Kind.WORD, raw, spaced)
     elif raw in GREEK:

@@ -20,9 +20,13 @@ def trim(written: Tokens) -> Tokens:
         start += 1
     while start < end and written[end - 1].text == "\\\\":
         end -= 1
-    while start < end and written[start].text in ("$", ",", ":", "=") and not _is_currency(written[start:end]):
+    while start < end and written[start].text in ("$", ",", ":", "="):
+        if written[start].text == "$" and _is_currency(written[start:end]):
+            break
         start += 1
-    while start < end and written[end - 1].text in (".", ",", ";", "$") and not _is_currency(written[start:end]):
+    while start < end and written[end - 1].text in (".", ",", ";", "$"):
+        if written[end - 1].text == "$" and _is_currency(written[start:end]):
+            break
         end -= 1
     closing_words = end
     while closing_words > start and written[closing_words - 1].text.lower() in _CLOSING_WORDS:
@@ -30,7 +34,7 @@ def trim(written: Tokens) -> Tokens:
     if closing_words > start and end - closing_words > 1 and written[closing_words].text.lower() in ("is", "are"):
         end = closing_words  # "12 is the answer"
     prose = start
-    while prose < end and written[prose].kind in (Kind.WORD, Kind.TEXT, Kind.SYMBOL) and _is_prose(written[prose]):
+    while prose < end and _is_prose(written[prose], written[prose + 1 : prose + 2]):
         prose += 1
     if (
         prose > start
@@ -48,8 +52,11 @@ def trim(written: Tokens) -> Tokens:
     return inner
 
 
-def _is_prose(token: Token) -> bool:
-    return token.text.lower() in _PROSE and (token.kind is not Kind.SYMBOL or token.spaced)
+def _is_prose(token: Token, follower: Tokens) -> bool:
+    """Whether a word says nothing; `a` is an article only before another word."""
+    if token.kind not in (Kind.WORD, Kind.TEXT, Kind.SYMBOL) or token.text.lower() not in _PROSE:
+        return False
+    return len(token.text) > 1 or (bool(follower) and follower[0].kind in (Kind.WORD, Kind.TEXT))
 
 
 def _is_currency(written: Tokens) -> bool:

@@ -275,6 +275,8 @@ def _read(suffix: Tokens, value: Tokens) -> Unit | None:
         if found is not None:
             known = True
             unit = unit * found ** (power * pending * (-1 if inverse else 1))
+        elif word == "right" and index < len(suffix):
+            label.append(word)  # 14 right triangles
         elif word in NOT_LABELS or power != 1 or not _is_plain(value) or not _counts(token):
             return None
         elif word not in ("of", "in", "distinct", "different", "total", "whole"):

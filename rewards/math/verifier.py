@@ -11,8 +11,10 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.function import GOLD_COLUMNS
+from rewards.golds import unpayable
 from rewards.math.choices import choice
 from rewards.math.compare import equal, shape_of
+from rewards.math.copied import copied
 from rewards.math.extract import finals, gold_text
 from rewards.math.kinds import TooDeepError
 from rewards.math.numbers import TooBigError, simple
@@ -37,6 +39,8 @@ class MathVerifier:
     Args:
         final_line: accept answers that are announced in words (`The answer is 5`) where there is no tag or box.
         lenient: where nothing announces an answer, take the last number of the text.
+        copies: pay also for an answer that only repeats an expression of the question, though the gold is written in
+            another form (`\\frac{6}{8}` where the question is to simplify it).
         deadline_s: seconds for a batch's symbolic stage, however many comparisons it has: they share its CPU time, and
             one takes a fifth of it at most. What is not decided by then is wrong (`timeout`), and harms no other row.
         workers: processes of the pool; one a core, up to eight, if not given.
@@ -50,11 +54,12 @@ class MathVerifier:
         self,
         final_line: bool = True,
         lenient: bool = False,
+        copies: bool = False,
         deadline_s: float = 15.0,
         workers: int | None = None,
         rss_mib: int = 1024,
     ) -> None:
-        self.final_line, self.lenient, self.deadline_s = final_line, lenient, deadline_s
+        self.final_line, self.lenient, self.copies, self.deadline_s = final_line, lenient, copies, deadline_s
         self._pool = Pool("rewards.math.symbolic:judge", workers, deadline_s / _SHARE, rss_mib)
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
@@ -65,7 +70,8 @@ class MathVerifier:
             answers = dict(zip(pairs, self._algebra(pairs), strict=True))
             for case in cases:
                 case.settle(answers)
-        return [case.verdict() for case in cases]
+        verdicts = [case.verdict() for case in cases]
+        return verdicts if self.copies else [_no_copy(v, c, i) for v, c, i in zip(verdicts, cases, items, strict=True)]
 
     def perfect_completion(self, row: Mapping[str, Any]) -> str:
         """A completion that answers a data row with its own gold."""
@@ -94,7 +100,7 @@ class MathVerifier:
     def _case(self, item: Item) -> _Case:
         started = time.perf_counter()
         try:
-            case = _Case(golds(item.answer), finals(item.completion, self.final_line, self.lenient, item.opened))
+            case = _Case(*payable(item.answer), finals(item.completion, self.final_line, self.lenient, item.opened))
             case.decide()
         finally:
             ms = (time.perf_counter() - started) * 1000
@@ -134,8 +140,8 @@ class Decision:
 class _Case:
     """One completion on its way to a verdict."""
 
-    def __init__(self, gold: tuple[str, ...], offered: list[str]) -> None:
-        self.gold, self.offered, self.ms = gold, offered, 0.0
+    def __init__(self, gold: tuple[str, ...], fault: str, offered: list[str]) -> None:
+        self.gold, self.fault, self.offered, self.ms = gold, fault, offered, 0.0
         self.decisions: dict[tuple[str, str], Decision | None] = {}
 
     def decide(self) -> None:
@@ -164,7 +170,7 @@ class _Case:
     def verdict(self) -> Verdict:
         """Put the decisions together."""
         if not self.gold:
-            return Verdict.of(Status.BAD_GOLD, detail="there is no gold answer", ms=self.ms)
+            return Verdict.of(Status.BAD_GOLD, detail=self.fault, ms=self.ms)
         if not self.offered:
             return Verdict.of(Status.NO_ANSWER, detail="no final answer found", ms=self.ms)
         if len(self.offered) > MAX_FINALS:
@@ -188,6 +194,21 @@ class _Case:
         return min(found, key=lambda d: _RANK.index(d.status)) if found else Decision(Status.WRONG)
 
 
+def _no_copy(verdict: Verdict, case: _Case, item: Item) -> Verdict:
+    """The verdict, unless what was right only repeats the question."""
+    answer = verdict.extracted
+    if verdict.status is not Status.CORRECT or not item.prompt or answer is None:
+        return verdict
+    golds = [gold for gold in case.gold if _is_right(case.decisions.get((gold, answer)))]
+    if not golds or not all(copied(answer, gold, item.prompt) for gold in golds):
+        return verdict
+    return Verdict.of(Status.WRONG, answer, "repeats the question in another form than the gold's", verdict.ms)
+
+
+def _is_right(decision: Decision | None) -> bool:
+    return decision is not None and decision.status is Status.CORRECT
+
+
 _RANK = (Status.CORRECT, Status.INFRA, Status.TIMEOUT, Status.REJECTED, Status.WRONG)
 
 
@@ -205,6 +226,14 @@ def golds(answer: Any) -> tuple[str, ...]:
         return (f"{answer.numerator}/{answer.denominator}",)
     text = gold_text(answer) if isinstance(answer, str) else ""
     return (text,) if text else ()
+
+
+def payable(answer: Any) -> tuple[tuple[str, ...], str]:
+    """The golds among `golds(answer)` for which somebody could be paid, and if there is none, what is wrong."""
+    readable = golds(answer)
+    faults = {gold: fault for gold in readable if (fault := unpayable(gold)) is not None}
+    some = tuple(gold for gold in readable if gold not in faults)
+    return some, "" if some else next(iter(faults.values()), "there is no gold answer")
 
 
 def _number(value: float) -> str:

@@ -137,6 +137,21 @@ CASES = {
     "unknown kind": case("kind: sft", "kind: stf #!", "stf", "did you mean 'sft'"),
     "unknown key": case("length: 32", "lenght: 32 #!\n    length: 32", "unknown key", "did you mean 'length'"),
     "unknown key deep inside": case("max_tokens: 32}", "max_token: 32} #!", "did you mean 'max_tokens'"),
+    "a key's earlier name": case(
+        "    trainer:\n      num_generations: 8",
+        "    efficiency: {plain_steps: false} #!\n    trainer:\n      num_generations: 8",
+        "stages.zero.efficiency.plain_steps: is called rollout.scheduler_fast_path now",
+    ),
+    "a key that is gone": case(
+        "    trainer:\n      num_generations: 8",
+        "    efficiency: {reload_weights: false} #!\n    trainer:\n      num_generations: 8",
+        "stages.zero.efficiency.reload_weights: is gone",
+    ),
+    "an earlier name beside others": case(
+        "    trainer:\n      num_generations: 8",
+        "    efficiency: {packing: true, fold_old_logprobs: false} #!\n    trainer:\n      num_generations: 8",
+        "is called reuse_logprobs now",
+    ),
     "unknown key in a list": case("take: 10}", "takes: 10} #!", "did you mean 'take'"),
     "a required key is missing": case("    length: 32\n", "", "length", "is required"),
     "an integer that is text": case("length: 32", "length: long #!", "length", "integer", "'long'"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.rollout.lockstep import Lockstep, Step
+from pipeline.rollout.vllm.patches.lockstep import Lockstep, Step
 
 BLOCK, END = 4, 9
 FIELDS = ("num_computed_tokens", "num_in_flight_tokens", "num_output_placeholders")

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Sampling
 from pipeline.rollout.process import ProcessEngine
-from pipeline.rollout.shared import Board, Box, WeightFile
+from pipeline.rollout.shared import Heartbeat, SharedValue, WeightFile
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.rollout.weights import official_weights
 from pipeline.schema.pieces import ProcessSpec, RolloutSpec
@@ -49,8 +49,8 @@ def after_steps(engine: ProcessEngine, act: Callable[[int], None]) -> threading.
     """Do something to the engine's process as soon as it has taken some more steps."""
 
     def watch() -> None:
-        first = engine._board.read()[0]
-        while engine._board.read()[0] < first + 5:
+        first = engine._heartbeat.read()[0]
+        while engine._heartbeat.read()[0] < first + 5:
             time.sleep(0.001)
         act(engine._process.pid)
 
@@ -123,7 +123,7 @@ def test_the_engine_dies_with_its_trainer(calculator: Path, stopped: bool) -> No
         "from pipeline.rollout.process import ProcessEngine\n"
         "from pipeline.schema.pieces import RolloutSpec\n"
         f"engine = ProcessEngine(RolloutSpec(engine='transformers'), {str(calculator)!r})\n"
-        "while engine._board.read()[0] == 0: time.sleep(0.01)\n"
+        "while engine._heartbeat.read()[0] == 0: time.sleep(0.01)\n"
         "print(engine._process.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -150,13 +150,13 @@ def alive(pid: int) -> bool:
 
 
 def test_shared_memory_gives_back_what_was_put_in() -> None:
-    box, board, file = Box(), Board(), WeightFile()
+    box, board, file = SharedValue(), Heartbeat(), WeightFile()
     box.put(list(range(10_000)))
     box.put({"a": (1, 2.5)})
-    assert Box(os.dup(box.fd)).get() == {"a": (1, 2.5)}
+    assert SharedValue(os.dup(box.fd)).get() == {"a": (1, 2.5)}
     board.tick()
     board.progress(3, 8)
-    assert Board(os.dup(board.fd)).read() == (1, 3, 8)
+    assert Heartbeat(os.dup(board.fd)).read() == (1, 3, 8)
     tensors = {
         "odd": torch.arange(7, dtype=torch.uint8),
         "strided": torch.randn(6, 4).T,

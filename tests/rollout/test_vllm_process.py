@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline.rollout.base import Finish, Sampling, complete
-from pipeline.rollout.fleet import Fleet
+from pipeline.rollout.engine_pool import EnginePool
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.weights import official_weights
 from pipeline.schema.pieces import ProcessSpec, RolloutSpec
@@ -57,8 +57,8 @@ def test_a_killed_engine_is_replaced_with_the_pushed_weights(engine: ProcessEngi
     second = engine.generate(many, SAMPLING)
 
     def kill() -> None:
-        steps = engine._board.read()[0]
-        while engine._board.read()[0] < steps + 2:
+        steps = engine._heartbeat.read()[0]
+        while engine._heartbeat.read()[0] < steps + 2:
             time.sleep(0.001)
         os.kill(engine._process.pid, signal.SIGKILL)
 
@@ -100,10 +100,10 @@ def test_two_engines_on_one_device_sample_with_the_policys_weights(calculator: P
 
     process = ProcessSpec(devices=["0", "0"], restarts=0)
     spec = RolloutSpec(engine="vllm", gpu_memory=0.1, engine_options=OPTIONS, process=process)
-    fleet = Fleet(spec, str(calculator), seed=0, logprobs=True, for_trainer=True)
+    pool = EnginePool(spec, str(calculator), seed=0, logprobs=True, for_trainer=True)
     try:
-        run = Run(calculator, tmp_path, fleet, overlap=False, spare=0.0, max_steps=3)
+        run = Run(calculator, tmp_path, pool, overlap=False, spare=0.0, max_steps=3)
     finally:
-        fleet.close()
+        pool.close()
     assert run.logged("rollout/staleness") == [0, 0, 0]
     assert all(difference < ROUNDING for difference in run.logged("sampling/sampling_logp_difference/max"))

@@ -17,7 +17,7 @@ import pytest
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Sampling
 from pipeline.rollout.transformers import TransformersEngine
-from pipeline.rollout.vllm_server import VllmServerEngine
+from pipeline.rollout.vllm.server import VllmServerEngine
 from pipeline.schema.pieces import RolloutSpec
 
 pytest.importorskip("vllm")

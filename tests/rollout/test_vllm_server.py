@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Sampling, derived_seed
-from pipeline.rollout.vllm_server import VllmServerEngine
+from pipeline.rollout.vllm.server import VllmServerEngine
 from pipeline.schema.pieces import RolloutSpec
 
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.vllm
 from vllm import SamplingParams, TokensPrompt  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 
-from pipeline.rollout.steps import PlainSteps, special  # noqa: E402
+from pipeline.rollout.vllm.patches.scheduler import SchedulerFastPath, special  # noqa: E402
 
 BLOCK = 32
 LENGTH = 200
@@ -97,23 +97,23 @@ def overlapping(overlaps: bool, patch: pytest.MonkeyPatch) -> None:
 def both_ways(engine: Any, ask: Callable[[], Any]) -> tuple[Any, Any]:
     """The answer with plain steps, and vLLM's own; nothing of the first is in the cache when the second is made."""
     answers = []
-    for engine.steps.on in (True, False):
+    for engine.patched.fast_path.on in (True, False):
         engine.llm.reset_prefix_cache()
         answers.append(ask())
-    engine.steps.on = True
+    engine.patched.fast_path.on = True
     return answers[0], answers[1]
 
 
 def tokens_vllm_saw(engine: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tokens of each step that vLLM's own bookkeeping is given, from now on."""
     seen: list[int] = []
-    update = engine.steps._update
+    update = engine.patched.fast_path._update
 
     def spy(scheduled: Any, output: Any) -> Any:
         seen.append(len(scheduled.num_scheduled_tokens))
         return update(scheduled, output)
 
-    monkeypatch.setattr(engine.steps, "_update", spy)
+    monkeypatch.setattr(engine.patched.fast_path, "_update", spy)
     return seen
 
 
@@ -140,7 +140,7 @@ class Seen:
     def __init__(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[Any] = []
         self.together = 0
-        scheduler = engine.steps._scheduler
+        scheduler = engine.patched.fast_path._scheduler
         schedule = scheduler.schedule
         self.forget()
 
@@ -238,11 +238,11 @@ def test_what_ends_otherwise_is_counted_by_itself(narrow: Any, monkeypatch: pyte
 def test_sequences_that_are_given_up_while_they_are_counted_together(
     narrow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scheduler, together = narrow.steps._scheduler, []
+    scheduler, together = narrow.patched.fast_path._scheduler, []
     finish = scheduler.finish_requests
 
     def spy(*args: Any) -> Any:
-        together.append(len(narrow.steps._together.requests))
+        together.append(len(narrow.patched.fast_path._together.requests))
         return finish(*args)
 
     monkeypatch.setattr(scheduler, "finish_requests", spy)
@@ -271,7 +271,7 @@ def test_sequences_that_are_given_up_while_they_are_counted_together(
 def test_schedulers_whose_steps_hold_more_are_left_alone(
     engine: Any, monkeypatch: pytest.MonkeyPatch, holder: str, name: str, value: Any
 ) -> None:
-    scheduler = engine.steps._scheduler
+    scheduler = engine.patched.fast_path._scheduler
     assert not special(scheduler)
     monkeypatch.setattr(getattr(scheduler, holder) if holder else scheduler, name, value)
     assert special(scheduler)
@@ -331,7 +331,7 @@ def test_what_needs_every_token_gets_every_token(engine: Any) -> None:
 def test_a_vllm_that_counts_otherwise_is_left_alone(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its requests have neither of the counters that we know."""
     seen = tokens_vllm_saw(engine, monkeypatch)
-    monkeypatch.setattr("pipeline.rollout.steps.STALE", ("a_counter_to_come",))
+    monkeypatch.setattr("pipeline.rollout.vllm.patches.scheduler.STALE", ("a_counter_to_come",))
     (group,) = engine.generate(PROMPTS[1:2], Sampling(n=4, max_tokens=20, seed=2))
     assert sum(seen) >= sum(len(rollout.token_ids) for rollout in group)
     monkeypatch.undo()
@@ -343,7 +343,7 @@ def test_what_is_given_up_leaves_nothing_behind(engine: Any) -> None:
     assert [rollout.finish for group in given_up for rollout in group].count(Finish.ABORT) == 4
     ours, own = both_ways(engine, lambda: engine.generate(PROMPTS, Sampling(n=2, max_tokens=50, seed=1)))
     assert ours == own
-    assert not engine.steps._kept
+    assert not engine.patched.fast_path._kept
 
 
 def test_caches_of_other_kinds_are_left_to_vllm() -> None:
@@ -351,5 +351,5 @@ def test_caches_of_other_kinds_are_left_to_vllm() -> None:
     manager = SimpleNamespace(coordinator=SimpleNamespace(single_type_managers=[object()]), allocate_slots=len)
     scheduler = SimpleNamespace(kv_cache_manager=manager, num_lookahead_tokens=0, add_request=min)
     core = SimpleNamespace(engine_core=SimpleNamespace(scheduler=scheduler))
-    PlainSteps(SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core)))
+    SchedulerFastPath(SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core)))
     assert (manager.allocate_slots, scheduler.add_request) == (len, min)

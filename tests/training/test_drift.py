@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.rollout import RolloutError
-from pipeline.rollout.options import check_options
+from pipeline.rollout.vllm.options import check_options
 from pipeline.training.grpo.drift import DRIFT_STEPS, Drift
 
 

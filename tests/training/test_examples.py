@@ -9,7 +9,8 @@ import pytest
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from pipeline.data.examples import IGNORED, Account, completions, documents, shared
+from model.labels import IGNORED
+from pipeline.data.examples import Account, completions, documents, shared
 from pipeline.data.mixture import DataError
 from pipeline.data.vocabulary import VocabularySpec, build
 

@@ -116,8 +116,8 @@ def test_an_engine_killed_while_it_samples_changes_nothing(
     calculator: Path, engine: ProcessEngine, ahead: Run, tmp_path: Path
 ) -> None:
     def kill() -> None:
-        first = engine._board.read()[0]
-        while engine._board.read()[0] < first + 40:  # which is in the second batch or the third
+        first = engine._heartbeat.read()[0]
+        while engine._heartbeat.read()[0] < first + 40:  # which is in the second batch or the third
             time.sleep(0.001)
         os.kill(engine._process.pid, signal.SIGKILL)
 

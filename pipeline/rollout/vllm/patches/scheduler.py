@@ -5,13 +5,13 @@ of them: it looks for blocks where the last one has room, hashes blocks that are
 token on to a front end that wants the finished completion. With hundreds of sequences of a small model the GPU waits
 for that.
 
-    PlainSteps(llm)                        # whose engine core runs in this process
+    SchedulerFastPath(llm)                        # whose engine core runs in this process
 
 From then on a token that does not end its sequence is written down, and handed on with the one that does; blocks are
 hashed when they are full, and looked for and filed when the next one is begun. Sequences that only decode are counted
 together (`lockstep`), and vLLM schedules a step for the others alone, with what these leave of its budgets. Everything
 else takes vLLM's own way: prompts, speculation, preemption, structured output, stop words, log-probabilities that vLLM
-has to pass on (see `scores`). Which tokens are sampled does not change, and neither does what a step is made of.
+has to pass on (see `logprobs`). Which tokens are sampled does not change, and neither does what a step is made of.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
-from pipeline.rollout.lockstep import Lockstep, Step
+from pipeline.rollout.vllm.patches.lockstep import Lockstep, Step
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +65,14 @@ class Kept(NamedTuple):
     scored: bool
 
 
-class PlainSteps:
+class SchedulerFastPath:
     """Takes the plain part of each step out of the hands of an engine's scheduler, for as long as the engine lives.
 
     Models whose cache is not one group of blocks for full attention are left to vLLM, which the log tells.
 
     Attributes:
         on: whether what is asked for from now on is treated so.
-        scores_are_read: whether somebody takes log-probabilities out of each step before vLLM sees it.
+        logprobs_are_read: whether somebody takes log-probabilities out of each step before vLLM sees it.
         longer: the sequences that the last step made a token longer, as far as they are counted together.
         others: the other sequences of that step; `None` if steps are not watched at all.
 
@@ -87,7 +87,7 @@ class PlainSteps:
         from vllm.v1.request import RequestStatus
 
         self._scheduler = scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-        self.on, self.scores_are_read = True, False
+        self.on, self.logprobs_are_read = True, False
         self.longer: list[str] = []
         self.others: Collection[str] | None = None
         self._running, self._whole = RequestStatus.RUNNING, RequestOutputKind.FINAL_ONLY
@@ -128,7 +128,7 @@ class PlainSteps:
             self._stale = known[0]
             ends = frozenset({params.eos_token_id, *(params.stop_token_ids or ())} - {None})
             length = min(request.num_prompt_tokens + request.max_tokens, self._scheduler.max_model_len)
-            scored = params.logprobs is not None and not self.scores_are_read
+            scored = params.logprobs is not None and not self.logprobs_are_read
             self._kept[request.request_id] = Kept(request, ends, length, [], scored)
         self._add(request)
 

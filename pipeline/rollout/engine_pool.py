@@ -1,6 +1,6 @@
 """Several engines that share the prompts, each in a process of its own; on several GPUs, or together on one.
 
-    fleet = Fleet(RolloutSpec(process=ProcessSpec(devices=["1", "1"])), "path/to/model", seed=0)
+    pool = EnginePool(RolloutSpec(process=ProcessSpec(devices=["1", "1"])), "path/to/model", seed=0)
 
 It is used as one `ProcessEngine` is. Each has its own copy of the weights and its own cache, and `gpu_memory` is the
 share of each. Engines of one GPU take turns on it, and start one after another, since each measures the memory that is
@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 
 from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling, derived_seed
 from pipeline.rollout.process import Deferred, ProcessEngine
-from pipeline.rollout.shared import PushedWeights, Turn
+from pipeline.rollout.shared import FileLock, PushedWeights
 from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 
 if TYPE_CHECKING:
     import torch
 
 
-class Fleet(Deferred):
+class EnginePool(Deferred):
     """Engines in processes of their own behind the interface of one; see `pipeline.rollout.process.ProcessEngine`.
 
     Args:
@@ -40,7 +40,7 @@ class Fleet(Deferred):
     ) -> None:
         settings = spec.process or ProcessSpec()
         self._weights = PushedWeights()
-        self._turns = {device: Turn() for device in settings.devices}
+        self._locks = {device: FileLock() for device in settings.devices}
         self._engines = [
             ProcessEngine(
                 spec.model_copy(update={"process": settings.on(device)}),
@@ -49,7 +49,7 @@ class Fleet(Deferred):
                 logprobs,
                 for_trainer,
                 self._weights,
-                self._turns[device],
+                self._locks[device],
             )
             for number, device in enumerate(settings.devices)
         ]
@@ -126,8 +126,8 @@ class Fleet(Deferred):
         with ThreadPoolExecutor(len(self._engines)) as pool:  # each may wait for its process to end
             list(pool.map(ProcessEngine.close, self._engines))
         self._weights.close()
-        for turn in self._turns.values():
-            turn.close()
+        for lock in self._locks.values():
+            lock.close()
 
 
 def seed_of(seed: int, engine: int) -> int:

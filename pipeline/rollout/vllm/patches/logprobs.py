@@ -4,10 +4,10 @@ vLLM has them as one array a step, for all sequences. It cuts the array into one
 two layers, and appends it to that sequence's list, all in Python, at every token of every sequence; a small model waits
 for that. Here the array of a step is read once, before vLLM cuts it, and vLLM finds none.
 
-    scores = Scores(llm)                   # whose engine core runs in this process
-    with scores:
+    logprobs = StepLogprobs(llm)           # whose engine core runs in this process
+    with logprobs:
         outputs = llm.generate(prompts, SamplingParams(logprobs=0, ...))
-    scores.of(token_ids)                   # a list a sequence, in the order in which they were asked for
+    logprobs.of(token_ids)                 # a list a sequence, in the order in which they were asked for
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.rollout.base import RolloutError
 
 if TYPE_CHECKING:
-    from pipeline.rollout.steps import PlainSteps
+    from pipeline.rollout.vllm.patches.scheduler import SchedulerFastPath
 
 
-class Scores:
+class StepLogprobs:
     """Watches an engine's scheduler, through which every step's results and every new sequence go.
 
     As a context manager: what is asked for within has its log-probabilities here, and none in vLLM's outputs.
@@ -31,7 +31,7 @@ class Scores:
         steps: what keeps its books, if that is not vLLM alone; made before this.
     """
 
-    def __init__(self, llm: Any, steps: PlainSteps | None = None) -> None:
+    def __init__(self, llm: Any, steps: SchedulerFastPath | None = None) -> None:
         self._steps = steps
         self._scheduler = llm.llm_engine.engine_core.engine_core.scheduler
         # Name of a sequence -> vLLM's request, and the log-probabilities of its tokens so far.
@@ -67,7 +67,7 @@ class Scores:
     def _watch(self, watches: bool) -> None:
         self._watches = watches
         if self._steps is not None:
-            self._steps.scores_are_read = watches
+            self._steps.logprobs_are_read = watches
 
     def _added(self, request: Any) -> None:
         if self._watches:

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Rollout, Sampling
-from pipeline.rollout.fleet import Fleet, seed_of
+from pipeline.rollout.engine_pool import EnginePool, seed_of
 from pipeline.rollout.process import ProcessEngine
-from pipeline.rollout.shared import Turn, WeightFile
+from pipeline.rollout.shared import FileLock, WeightFile
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.rollout.weights import official_weights
 from pipeline.schema.pieces import ProcessSpec, RolloutSpec
@@ -40,11 +40,11 @@ def here(calculator: Path) -> TransformersEngine:
 
 
 @pytest.fixture(scope="module")
-def fleet(calculator: Path) -> Iterator[Fleet]:
+def pool(calculator: Path) -> Iterator[EnginePool]:
     process = ProcessSpec.model_validate({"devices": NO_GPU, "restarts": 1})
     spec = RolloutSpec(engine="transformers", batch_size=4, process=process)
     made = open_engine(spec, str(calculator), seed=0, logprobs=True)
-    assert isinstance(made, Fleet)
+    assert isinstance(made, EnginePool)
     yield made
     made.close()
 
@@ -56,21 +56,21 @@ def by_two(here: TransformersEngine, prompts: list[list[int]]) -> list[list[Roll
     return [(first, second)[at % 2][at // 2] for at in range(len(prompts))]
 
 
-def test_they_give_what_each_gives_for_its_share(fleet: Fleet, here: TransformersEngine) -> None:
+def test_they_give_what_each_gives_for_its_share(pool: EnginePool, here: TransformersEngine) -> None:
     seen: list[tuple[int, int]] = []
-    assert fleet.generate(PROMPTS, LONG, lambda *counts: seen.append(counts)) == by_two(here, PROMPTS)
+    assert pool.generate(PROMPTS, LONG, lambda *counts: seen.append(counts)) == by_two(here, PROMPTS)
     assert all(total == 15 for _, total in seen)
     assert all(before <= after for before, after in pairwise(seen))
-    assert fleet.generate(PROMPTS[:1], LONG) == here.generate(PROMPTS[:1], LONG), "one prompt is for the first alone"
-    assert fleet.generate([], LONG) == []
-    assert fleet.dtype == "float32"
+    assert pool.generate(PROMPTS[:1], LONG) == here.generate(PROMPTS[:1], LONG), "one prompt is for the first alone"
+    assert pool.generate([], LONG) == []
+    assert pool.dtype == "float32"
 
 
 def test_they_are_closed_at_once(calculator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines that have stopped are waited for side by side, and then killed."""
     monkeypatch.setattr("pipeline.rollout.process.CLOSE_SECONDS", 3.0)
     process = ProcessSpec.model_validate({"devices": [*NO_GPU, "-1"]})
-    made = Fleet(RolloutSpec(engine="transformers", process=process), str(calculator))
+    made = EnginePool(RolloutSpec(engine="transformers", process=process), str(calculator))
     assert made.dtype == "float32"  # all of them have started
     pids = [engine._process.pid for engine in made._engines]
     for pid in pids:
@@ -82,57 +82,57 @@ def test_they_are_closed_at_once(calculator: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_weights_are_pushed_once_and_a_killed_engine_is_replaced_with_them(
-    fleet: Fleet, here: TransformersEngine, calculator: Path
+    pool: EnginePool, here: TransformersEngine, calculator: Path
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(calculator)
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.mul_(1.2)
     before = by_two(here, PROMPTS)
     here.load_weights(official_weights(model))
-    fleet.push(official_weights(model))
-    fleet.submit(PROMPTS, LONG)
+    pool.push(official_weights(model))
+    pool.submit(PROMPTS, LONG)
     with pytest.raises(RolloutError, match="still at work"):
-        fleet.push(official_weights(model))
+        pool.push(official_weights(model))
     with pytest.raises(RolloutError, match="still at work"):
-        fleet.submit(PROMPTS, LONG)
-    os.kill(fleet._engines[1]._process.pid, 9)
-    found = fleet.collect()
+        pool.submit(PROMPTS, LONG)
+    os.kill(pool._engines[1]._process.pid, 9)
+    found = pool.collect()
     assert found == by_two(here, PROMPTS) != before
-    assert fleet.restarts == 1
+    assert pool.restarts == 1
 
 
-def test_what_one_refuses_leaves_the_others_idle(fleet: Fleet, here: TransformersEngine) -> None:
+def test_what_one_refuses_leaves_the_others_idle(pool: EnginePool, here: TransformersEngine) -> None:
     with pytest.raises(RolloutError, match="nothing was submitted"):
-        fleet.collect()
+        pool.collect()
     weights = dict(official_weights(here.model))
-    fleet.push((name, weight) for name, weight in weights.items() if "lm_head" not in name)
+    pool.push((name, weight) for name, weight in weights.items() if "lm_head" not in name)
     with pytest.raises(RolloutError, match="lm_head"):
-        fleet.generate(PROMPTS, LONG)
-    assert not fleet.busy
-    fleet.push(weights.items())
-    assert fleet.generate(PROMPTS, LONG) == by_two(here, PROMPTS)
+        pool.generate(PROMPTS, LONG)
+    assert not pool.busy
+    pool.push(weights.items())
+    assert pool.generate(PROMPTS, LONG) == by_two(here, PROMPTS)
 
 
-def test_enough_is_divided_so_that_there_is_enough(fleet: Fleet) -> None:
+def test_enough_is_divided_so_that_there_is_enough(pool: EnginePool) -> None:
     for enough in (1, 2, 4):
-        groups = fleet.generate(PROMPTS, Sampling(n=1, max_tokens=30, seed=3, enough=enough))
+        groups = pool.generate(PROMPTS, Sampling(n=1, max_tokens=30, seed=3, enough=enough))
         complete = [group for group in groups if group[0].finish is not Finish.ABORT]
         assert enough <= len(complete)
         assert enough == 4 or len(complete) < len(PROMPTS)
 
 
 def test_a_turn_is_free_again_when_its_holder_is_killed() -> None:
-    turn = Turn()
+    lock = FileLock()
     code = (
         "import time\n"
-        "from pipeline.rollout.shared import Turn\n"
-        f"with Turn({turn.fd}).held():\n"
+        "from pipeline.rollout.shared import FileLock\n"
+        f"with FileLock({lock.fd}).held():\n"
         "    print(1, flush=True)\n"
         "    time.sleep(60)\n"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, pass_fds=[turn.fd])
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, pass_fds=[lock.fd])
     assert holder.stdout is not None and holder.stdout.readline() == b"1\n"
-    waiting = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, pass_fds=[turn.fd])
+    waiting = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, pass_fds=[lock.fd])
     with pytest.raises(subprocess.TimeoutExpired):
         waiting.wait(1.0)
     holder.kill()
@@ -140,20 +140,20 @@ def test_a_turn_is_free_again_when_its_holder_is_killed() -> None:
     for process in (holder, waiting):
         process.kill()
         process.communicate()
-    turn.close()
+    lock.close()
 
 
 def test_an_engine_waits_for_its_turn_to_start(tmp_path: Path) -> None:
     """One that refuses at once what it is to open, but only when it is its turn."""
-    spec, turn = RolloutSpec(engine="transformers", engine_options={"dtype": "float32"}), Turn()
-    with turn.held():
-        engine = ProcessEngine(spec, str(tmp_path), turn=turn)
+    spec, lock = RolloutSpec(engine="transformers", engine_options={"dtype": "float32"}), FileLock()
+    with lock.held():
+        engine = ProcessEngine(spec, str(tmp_path), lock=lock)
         assert not engine._pipe.poll(4.0)
     assert engine._pipe.poll(60.0)
     with pytest.raises(RolloutError, match="engine_options are for vLLM"):
         _ = engine.dtype
     engine.close()
-    turn.close()
+    lock.close()
 
 
 def test_weights_that_grow_or_change_their_kind_arrive_whole() -> None:

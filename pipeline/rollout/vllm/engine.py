@@ -21,10 +21,9 @@ import numpy as np
 import torch
 
 from pipeline.rollout.base import Finish, Progress, Rollout, Sampling, Tick, finish_reason
-from pipeline.rollout.options import check_options
-from pipeline.rollout.scores import Scores
 from pipeline.rollout.speculative import counted_by_vllm
-from pipeline.rollout.steps import PlainSteps
+from pipeline.rollout.vllm import patches
+from pipeline.rollout.vllm.options import check_options
 from pipeline.rollout.weights import keep_weights_loadable, load_weights
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ class VllmEngine:
         options: further fields of vLLM's `EngineArgs`, such as `max_model_len` or `dtype`.
         for_trainer: whether log-probabilities are at the temperature of sampling, weights will be replaced, and texts
             are left out: the trainer decodes what it needs.
+        scheduler_fast_path: see `RolloutSpec`.
 
     Raises:
         RolloutError: vLLM has no such option, or it is set elsewhere.
@@ -58,6 +58,7 @@ class VllmEngine:
         logprobs: bool = False,
         options: Mapping[str, Any] | None = None,
         for_trainer: bool = False,
+        scheduler_fast_path: bool = True,
     ) -> None:
         check_options(options or {})
         vllm = imported()
@@ -67,8 +68,8 @@ class VllmEngine:
             settings["logprobs_mode"] = "processed_logprobs"
         self.decodes = not for_trainer
         self.llm = vllm.LLM(model=path, seed=seed, **settings)
-        self.steps = PlainSteps(self.llm)  # before the scores, which have to see every step first
-        self.scores = Scores(self.llm, self.steps) if logprobs else None
+        self.logprobs = logprobs
+        self.patched = patches.install(self.llm, scheduler_fast_path, logprobs)
         self.tokenizer = self.llm.get_tokenizer()
         self.dtype = str(self.llm.llm_engine.model_config.dtype).removeprefix("torch.")
 
@@ -86,13 +87,14 @@ class VllmEngine:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
-            logprobs=None if self.scores is None else 0,
-            flat_logprobs=True,  # they stay empty; the other kind would be made for every token all the same
+            logprobs=0 if self.logprobs else None,
+            flat_logprobs=True,  # no object for every token, also where they stay empty
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         _seed_everything(sampling.seed)
-        with self.scores or nullcontext():
+        taken = self.patched.logprobs if self.patched is not None else None
+        with taken or nullcontext():
             done = self._run(prompts, params, sampling.enough, progress)
         samples = [sample for output in done.values() for sample in output.outputs]
         ids = [sample.token_ids for sample in samples]
@@ -100,12 +102,14 @@ class VllmEngine:
             self.tokenizer.batch_decode(ids, skip_special_tokens=True) if self.decodes else repeat("")
         )
         logprobs: Iterable[Any] = repeat(None)
-        if self.scores is not None:
+        if taken is not None:
             asked = [number for index in done for number in range(index * sampling.n, (index + 1) * sampling.n)]
-            logprobs = map(tuple, self.scores.of(ids, asked))
+            logprobs = map(tuple, taken.of(ids, asked))
+        elif self.logprobs:
+            logprobs = map(tuple, map(sampled_logprobs, samples))
         rollouts = map(_rollout, samples, texts, logprobs)
         groups = {index: list(islice(rollouts, sampling.n)) for index in done}
-        given_up = [Rollout("", (), Finish.ABORT, () if self.scores is not None else None)] * sampling.n
+        given_up = [Rollout("", (), Finish.ABORT, () if self.logprobs else None)] * sampling.n
         return [groups.get(index, given_up) for index in range(len(prompts))]
 
     @property
@@ -159,6 +163,11 @@ class VllmEngine:
 
 def _rollout(sample: Any, text: str, logprobs: tuple[float, ...] | None) -> Rollout:
     return Rollout(text, tuple(sample.token_ids), finish_reason(sample.finish_reason), logprobs)
+
+
+def sampled_logprobs(sample: Any) -> list[float]:
+    """The log-probabilities of the tokens of one of vLLM's completions, which was asked for them (`logprobs=0`)."""
+    return [choices[token].logprob for choices, token in zip(sample.logprobs, sample.token_ids, strict=True)]
 
 
 def imported() -> Any:
