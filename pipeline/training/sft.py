@@ -6,7 +6,7 @@ from typing import Any
 
 from trl import SFTTrainer
 
-from pipeline.training import experts, setup
+from pipeline.training import experts, setup, varlen
 from pipeline.training.expert_parallel import Divided
 from pipeline.training.mtp import MultiToken
 from pipeline.training.resumable import Resumable
@@ -24,6 +24,7 @@ def build(config: Any, **arguments: Any) -> SftTrainer:
         arguments: those of `SftTrainer`.
     """
     trainer = SftTrainer(**arguments)
+    varlen.install(trainer.model)  # before it is wrapped; packed rows come with the boundaries of their examples
     setup.set_precision(trainer.model, config.precision)
     experts.balance(trainer, config.routing)
     return trainer

@@ -3,8 +3,9 @@
 Left alone, transformers sees from restarting `position_ids` that a row is packed, and builds a block-diagonal mask of
 tokens x tokens: right, but its cost grows with the square of the row, and on a GPU it rules the fast kernels out. Here
 a model is told to attend through `attention`, which is transformers' own SDPA unless it is given the boundaries of
-sequences (`cu_seq_lens_q`, as flash attention's callers name them). With boundaries it uses torch's variable-length
-flash kernel on a GPU, and one causal SDPA call a sequence elsewhere; neither can see across a boundary.
+sequences (`cu_seq_lens_q`: flash attention's callers, and TRL's packed batches, call them so). With boundaries it uses
+torch's variable-length flash kernel on a GPU, and one causal SDPA call a sequence elsewhere; neither can see across a
+boundary.
 """
 
 from __future__ import annotations
@@ -63,10 +64,14 @@ def mask(
     """The mask that `attention` is given; see transformers' `AttentionMaskInterface`.
 
     None is needed for a packed row, which transformers announces by ruling out a plain causal mask. It gets one without
-    elements: a layer that has lost the boundaries on the way then fails, instead of attending across them.
+    elements: a layer that has lost the boundaries on the way then fails, instead of attending across them. None is
+    needed either where rows are padded on the right alone: no token looks ahead, and nothing asks what padding becomes.
     """
-    if attention_mask is None and q_length == kv_length and not kwargs.get("allow_is_causal_skip", True):
+    plain = kwargs.get("allow_is_causal_skip", True)
+    if attention_mask is None and q_length == kv_length and not plain:
         return torch.empty((1, 1, 0, 0), dtype=torch.bool, device=device)
+    if attention_mask is not None and q_length == kv_length and plain and _padded_right(attention_mask):
+        return None
     found: torch.Tensor | None = sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
@@ -76,6 +81,14 @@ def mask(
         **kwargs,
     )
     return found
+
+
+def _padded_right(mask_BT: torch.Tensor) -> bool:
+    """Whether each row is real tokens first, and padding behind them."""
+    if mask_BT.dim() != 2:
+        return False
+    real_BT = mask_BT.bool()
+    return bool(real_BT[:, 0].all() and (real_BT[:, :-1] | ~real_BT[:, 1:]).all())
 
 
 def attention(
