@@ -1,4 +1,4 @@
-"""GRPO with vLLM inside the trainer: TRL's trainer with our engine, against TRL's own ways and the policy itself."""
+"""GRPO with vLLM inside the trainer, against TRL's own way to ask an engine and against the policy itself."""
 
 from __future__ import annotations
 
@@ -17,25 +17,21 @@ from transformers import AutoTokenizer, TrainerCallback
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-from pipeline.training.colocated import Colocated, Groups  # noqa: E402
-from trl import GRPOConfig, GRPOTrainer  # noqa: E402  # imports vLLM
+from trl import GRPOConfig  # noqa: E402  # imports vLLM
 
 from model import V3Config, V3ForCausalLM  # noqa: E402
 from pipeline.data.vocabulary import VocabularySpec, build  # noqa: E402
-from pipeline.schema.efficiency import STOCK, Efficiency  # noqa: E402
+from pipeline.schema.pieces import RolloutSpec  # noqa: E402
 from pipeline.stages.registry import run_function  # noqa: E402
+from pipeline.training.grpo.judging import Samples  # noqa: E402
+from pipeline.training.grpo.sampling import VllmSampler  # noqa: E402
+from pipeline.training.grpo.trainer import GrpoTrainer  # noqa: E402
 from tests.stages.driving import context_of  # noqa: E402
 
 STEPS, GROUP = 3, 4
 ROUNDING = 1e-4
 """Largest difference of log-probabilities that fp32 on two implementations makes, with room."""
 OPTIONS = {"enforce_eager": True, "max_model_len": 64, "max_num_batched_tokens": 512}
-
-
-class Trainer(Colocated, GRPOTrainer):  # type: ignore[misc]
-    def __init__(self, *args: Any, efficiency: Efficiency, **kwargs: Any) -> None:
-        self.efficiency = efficiency
-        super().__init__(*args, **kwargs)
 
 
 class Shake(TrainerCallback):  # type: ignore[misc]
@@ -69,14 +65,11 @@ def tiny_v3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def trainer(tmp_path: Path) -> Any:
     """Makes trainers; their engines are shut down in the end."""
-    made: list[Trainer] = []
+    made: list[GrpoTrainer] = []
 
-    def make(folder: Path, efficiency: Efficiency = Efficiency(), **changes: Any) -> Trainer:
+    def make(folder: Path, **changes: Any) -> GrpoTrainer:
         arguments = {
             "output_dir": str(tmp_path / "out"),
-            "use_vllm": True,
-            "vllm_mode": "colocate",
-            "vllm_gpu_memory_utilization": 0.1,
             "vllm_importance_sampling_mode": "token_truncate",
             "per_device_train_batch_size": 2 * GROUP,
             "gradient_accumulation_steps": 1,
@@ -91,26 +84,28 @@ def trainer(tmp_path: Path) -> Any:
             "report_to": "none",
             "logging_steps": 1,
             "save_strategy": "no",
+            "save_steps": 1,
             "disable_tqdm": True,
             "beta": 0.0,
         }
+        spec = RolloutSpec(engine="vllm", gpu_memory=0.1, engine_options=OPTIONS)
         made.append(
-            Trainer(
+            GrpoTrainer(
+                sampler=lambda trainer: VllmSampler(trainer, spec, str(folder)),
+                samples=Samples(tmp_path / "samples.jsonl", 1, 0),
                 model=model(folder),
                 args=GRPOConfig(**{**arguments, **changes}),
                 reward_funcs=lambda completions, **_: [float(len(text) % 7) for text in completions],
                 train_dataset=Dataset.from_list([{"prompt": f"{i % 5} + {i % 3} ="} for i in range(40)]),
                 processing_class=AutoTokenizer.from_pretrained(folder, padding_side="left"),
                 callbacks=[Shake()],
-                efficiency=efficiency,
-                engine_options=OPTIONS,
             )
         )
         return made[-1]
 
     yield make
     for one in made:
-        one.vllm_generation.llm.llm_engine.engine_core.shutdown()
+        one.sampler.close()
 
 
 @pytest.fixture(autouse=True)
@@ -127,14 +122,18 @@ def model(folder: Path) -> Any:
     return V3ForCausalLM.from_pretrained(folder, dtype=torch.float32) if "v3" in folder.name else str(folder)
 
 
-def differences(trained: Trainer) -> list[float]:
-    """Largest difference of log-probabilities between engine and trainer, step by step, as TRL logs it."""
+def differences(trained: GrpoTrainer) -> list[float]:
+    """Largest difference of log-probabilities between engine and trainer, step by step, as it is logged."""
     name = "sampling/sampling_logp_difference/max"
     return [entry[name] for entry in trained.state.log_history if name in entry]
 
 
-def engine_settings(trained: Trainer) -> dict[str, Any]:
-    config = trained.vllm_generation.llm.llm_engine.vllm_config
+def engine_config(trained: GrpoTrainer) -> Any:
+    return trained.sampler.engine.llm.llm_engine.vllm_config
+
+
+def engine_settings(trained: GrpoTrainer) -> dict[str, Any]:
+    config = engine_config(trained)
     return {
         "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
         "max_model_len": config.model_config.max_model_len,
@@ -144,7 +143,7 @@ def engine_settings(trained: Trainer) -> dict[str, Any]:
     }
 
 
-def test_a_v3_policy_and_its_engine_agree_at_every_step(tiny_v3: Path, trainer: Callable[..., Trainer]) -> None:
+def test_a_v3_policy_and_its_engine_agree_at_every_step(tiny_v3: Path, trainer: Callable[..., GrpoTrainer]) -> None:
     trained = trainer(tiny_v3)
     before = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
     trained.train()
@@ -160,24 +159,17 @@ def test_a_v3_policy_and_its_engine_agree_at_every_step(tiny_v3: Path, trainer: 
     assert engine_settings(trained) == {**OPTIONS, "dtype": torch.float32, "logprobs_mode": "processed_logprobs"}
 
 
-def test_two_runs_that_start_at_once_listen_at_different_ports(
-    tiny_v3: Path, trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A port that is free when TRL looks may be taken when vLLM listens there."""
-    monkeypatch.setattr("trl.trainer.utils._is_port_free", lambda *_: True)
-    found = set()
-    for _ in range(2):
-        for name in ("MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE"):  # what a run before has left
-            monkeypatch.delenv(name, raising=False)
-        trainer(tiny_v3)
-        found.add(os.environ["MASTER_PORT"])
-    assert len(found) == 2
+def test_the_trainers_process_becomes_no_rank(tiny_v3: Path, trainer: Callable[..., GrpoTrainer]) -> None:
+    """An engine that listens at a port of its own lets two runs start at once on one host."""
+    before = {name: os.environ.get(name) for name in ("MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    trainer(tiny_v3)
+    assert {name: os.environ.get(name) for name in before} == before
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU's memory can be given back")
 def test_an_engine_that_sleeps_wakes_with_the_policys_weights(
-    calculator: Path, trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+    calculator: Path, trainer: Callable[..., GrpoTrainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)  # vLLM refuses growing segments beside sleeping
     trained = trainer(calculator, vllm_enable_sleep_mode=True, use_cpu=False)
@@ -186,54 +178,60 @@ def test_an_engine_that_sleeps_wakes_with_the_policys_weights(
     assert max(differences(trained)) < 1e-2, "float32 on two implementations, with TF32 in one of them"
 
 
-def test_a_dense_policy_is_sampled_in_groups_as_trl_samples_it_one_by_one(
-    calculator: Path, trainer: Callable[..., Trainer]
+def test_rollouts_depend_on_seed_number_and_weights_alone(
+    calculator: Path, trainer: Callable[..., GrpoTrainer]
 ) -> None:
-    """One engine, asked in TRL's way and in ours, gives TRL the very same answer."""
-    trained = trainer(calculator, temperature=0.7)
+    """So a resumed run samples what an uninterrupted one would have, whatever was sampled before."""
+    trained = trainer(calculator, temperature=3.0)
     trained.train()
     assert max(differences(trained)) < ROUNDING
-    generation, groups = trained.vllm_generation, trained.vllm_generation.llm
-    assert isinstance(groups, Groups)
-    encoded = trained.processing_class([f"User: {a} + 1 =\nAssistant:\n" for a in range(3)])["input_ids"]
-    prompts = [ids for ids in encoded for _ in range(GROUP)]
+    problems = [{"prompt": f"User: {a} + 1 =\nAssistant:\n"} for a in range(3) for _ in range(GROUP)]
+    first = trained.sampler.batch(7, problems)
+    torch.manual_seed(1234)
+    extra = trained.sampler.extra(problems)
+    again = trained.sampler.batch(7, problems)
+    assert first == again
+    assert first.completion_ids != trained.sampler.batch(8, problems).completion_ids
+    assert extra.completion_ids not in (first.completion_ids, trained.sampler.extra(problems).completion_ids)
+    assert len({tuple(ids) for ids in first.completion_ids}) > 3, "sampled, not greedy"
+    assert [len(row) for row in first.logprobs or []] == [len(ids) for ids in first.completion_ids]
 
-    torch.manual_seed(1)
-    ours, ours_logprobs = trained._generate_single_turn(prompts, None, {}, GROUP)
-    generation.llm = groups.llm
-    torch.manual_seed(1)
-    theirs, theirs_logprobs = trained._generate_single_turn(prompts, None, {}, GROUP)
-    generation.llm = groups
-    assert len({tuple(ids) for ids in ours}) > len(encoded), "sampled, not greedy"
-    assert ours == theirs
-    for one, other in zip(ours_logprobs, theirs_logprobs, strict=True):
-        assert one == pytest.approx(other, abs=1e-5)
 
-    trained.vllm_generation.logprobs = None
-    assert trained._generate_single_turn(prompts, None, {}, GROUP)[1] is None
+def test_a_group_that_lies_in_two_processes_is_sampled_row_by_row(
+    calculator: Path, trainer: Callable[..., GrpoTrainer]
+) -> None:
+    trained = trainer(calculator)
+    problems = [{"prompt": f"User: {a} + 1 =\nAssistant:\n"} for a in (0, 0, 1, 1, 1, 1)]
+    sampled = trained.sampler.extra(problems)
+    assert sampled.prompt_ids == trained.sampler.prompts(problems)
+    assert len(sampled.completion_ids) == len(problems)
 
 
 def test_without_an_importance_correction_no_log_probabilities_are_asked_for(
-    calculator: Path, trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture
+    calculator: Path, trainer: Callable[..., GrpoTrainer], caplog: pytest.LogCaptureFixture
 ) -> None:
     trained = trainer(calculator, vllm_importance_sampling_correction=False, max_steps=1, seed=3)
-    assert trained.vllm_generation.logprobs is None
+    assert not trained.sampler.scored
     with caplog.at_level(logging.WARNING):
         trained.train()
     assert differences(trained) == []
     assert not [record for record in caplog.records if "log-probabilities" in record.message]
-    assert trained.vllm_generation.llm.llm_engine.vllm_config.model_config.seed not in (0, 3)
+    assert engine_config(trained).model_config.seed not in (0, 3)
 
 
-def test_stock_is_trls_own(calculator: Path, trainer: Callable[..., Trainer]) -> None:
-    """All switches off: TRL's engine as it is, which asks for log-probabilities whether they are used or not."""
-    trained = trainer(calculator, efficiency=STOCK, vllm_importance_sampling_correction=False)
-    llm = trained.vllm_generation.llm
-    assert not isinstance(llm, Groups)
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    assert scheduler.update_from_output.__self__ is scheduler
-    assert scheduler.kv_cache_manager.allocate_slots.__self__ is scheduler.kv_cache_manager
-    assert trained.vllm_generation.logprobs == 0
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"generation_kwargs": {"stop": ["x"]}}, "generation_kwargs has no effect on an engine"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty has no effect"),
+        ({"vllm_tensor_parallel_size": 2}, "on one GPU; set it to 1"),
+    ],
+)
+def test_what_the_engine_does_not_do_is_refused(
+    calculator: Path, trainer: Callable[..., GrpoTrainer], fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        trainer(calculator, **fields)
 
 
 def test_a_recipes_engine_options_reach_the_engine_of_a_grpo_stage(calculator: Path, tmp_path: Path) -> None:

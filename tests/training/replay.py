@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -43,12 +44,18 @@ class History:
         return [entry["loss"] for entry in self.logs if "loss" in entry]
 
 
+def _whole(gradient: Any) -> torch.Tensor:
+    """A gradient on the CPU, gathered from its shards; collective."""
+    whole: torch.Tensor = (gradient.full_tensor() if isinstance(gradient, DTensor) else gradient).cpu()
+    return whole
+
+
 class _Recorder(TrainerCallback):
     def __init__(self, history: History) -> None:
         self.history = history
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        grads = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()]
+        grads = [_whole(p.grad).flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()]
         self.history.gradients.append(torch.cat(grads).clone())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -319,41 +317,3 @@ def test_what_would_not_be_exact_is_refused_when_the_recipe_is_read(config: dict
 def test_rows_that_something_else_learns_from_are_kept(config: dict[str, Any], drops: Any) -> None:
     checked: Any = config_class("grpo").model_validate({**GRPO, "trainer": {"beta": 0.0}, **config})
     assert checked.switches.drop_dead_groups == drops
-
-
-RANK_SECONDS = 240
-"""A process that takes longer waits for ever; on an idle machine it is a matter of seconds."""
-
-
-def rank(number: int, port: int, model: Path, folder: Path) -> None:
-    """One of two processes: stock, packed and refilled runs on its share of the rollouts."""
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
-    os.environ |= {"MASTER_ADDR": "localhost", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    torch.set_num_threads(1)
-    packed = but(packing=True, tokens_per_pass=40, drop_dead_groups=True)
-    kinds = {"stock": None, "packed": packed, "refilled": packed.model_copy(update={"refill_rounds": 2})}
-    for name, switches in kinds.items():
-        fields = {"rollout_seed": number, "max_steps": 2 if name == "refilled" else 1}
-        trainer = trainer_of(model, folder / f"{name}-{number}", switches, PROMPTS, hopeless, **fields)
-        torch.save(history_of(trainer).gradients, folder / f"{name}-{number}.pt")
-
-
-@pytest.mark.timeout(2 * RANK_SECONDS + 60)
-def test_two_processes_agree_and_none_waits_for_ever(models: Path, tmp_path: Path, free_port: int) -> None:
-    """Rollouts differ between them, and so do the passes they need and the rows they drop."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.replay"])
-    arguments = free_port, models / "dense", tmp_path
-    processes = [context.Process(target=rank, args=(number, *arguments)) for number in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(RANK_SECONDS)
-        if process.is_alive():
-            process.kill()
-        assert process.exitcode == 0
-    for kind in ("stock", "packed", "refilled"):
-        one, other = (torch.load(tmp_path / f"{kind}-{number}.pt") for number in range(2))
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)), "gradients are exchanged"
-    stock, packed = (torch.load(tmp_path / f"{kind}-0.pt") for kind in ("stock", "packed"))
-    assert all(distance(a, b) < 2e-6 for a, b in zip(stock, packed, strict=True))

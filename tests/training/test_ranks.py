@@ -1,0 +1,111 @@
+"""GRPO in two processes, DDP and FSDP2: losses and gradients are stock TRL's, metrics are everyone's, none hangs.
+
+On a machine with two GPUs the ranks are on them; elsewhere they are CPU processes that talk through gloo.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.schema.efficiency import Efficiency
+from tests.training.replay import distance, graded, history_of, trainer_of
+
+RANKS = 2
+RANK_SECONDS = 280
+"""A process that takes longer waits for ever; on an idle machine it is a matter of seconds."""
+PROMPTS = ["what is 2", "you are kind what is 2 + two", "hello", "what four you are you are you are"] * 2
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+"""What `accelerate launch` tells its processes of configs/accelerate/fsdp2-1node.yaml."""
+PACKED = Efficiency(tokens_per_pass=40, drop_dead_groups="auto", background_rewards=False)
+"""Passes of one or two rows, so that the ranks need different numbers of them."""
+KL = {"beta": 0.1, "num_iterations": 2, "learning_rate": 0.1, "max_steps": 2}
+CASES: dict[str, tuple[dict[str, Any], bool]] = {
+    "grpo-kl": ({**KL}, False),
+    "grpo-vllm": ({"vllm": True, "max_steps": 1}, False),
+    "dapo-dead-groups": ({"loss_type": "dapo", "max_steps": 1}, True),
+    "dr_grpo-truncated": ({"loss_type": "dr_grpo", "mask_truncated_completions": True, "max_steps": 1}, False),
+}
+"""Fields, and whether one of four prompts teaches nothing: the first rank drops rows, and the other none."""
+
+
+def hopeless(prompts: Sequence[str], completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
+    """Always the same reward for two of the four prompts, and for the others one that varies."""
+    dead = PROMPTS[:2]
+    return [0.0 if p in dead else score for p, score in zip(prompts, graded(completion_ids), strict=True)]
+
+
+def rank(number: int, port: int, model: Path, folder: Path, sharded: bool) -> None:
+    """One of two processes: stock and our runs of every case on its share of the rollouts."""
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(RANKS), "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "localhost", "OMP_NUM_THREADS": "1", **(FSDP2 if sharded else {})}
+    on_gpus = torch.cuda.device_count() >= RANKS
+    if not on_gpus:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    torch.set_num_threads(1)
+    for case, (fields, dead) in CASES.items():
+        for kind, switches in {"stock": None, "ours": PACKED}.items():
+            output = folder / f"{case}-{kind}-{number}"
+            trainer = trainer_of(
+                model,
+                output,
+                switches,
+                PROMPTS,
+                hopeless if dead else graded,
+                rollout_seed=number,
+                use_cpu=not on_gpus,
+                model_init_kwargs={"device_map": None, "dtype": "float32"},
+                **fields,
+            )
+            history = history_of(trainer)
+            torch.save((history.gradients, history.logs), folder / f"{case}-{kind}-{number}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.timeout(2 * RANK_SECONDS + 60)
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_two_ranks_train_as_stock_trl_does(models: Path, tmp_path: Path, free_port: int, sharded: bool) -> None:
+    """Rollouts differ between the ranks, and so do the passes they need and the rows they drop."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.replay"])
+    arguments = free_port, models / "dense", tmp_path, sharded
+    processes = [context.Process(target=rank, args=(number, *arguments)) for number in range(RANKS)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(RANK_SECONDS)
+        if process.is_alive():
+            process.kill()
+        assert process.exitcode == 0
+    for case, (_, dead) in CASES.items():
+        found = {
+            (kind, number): torch.load(tmp_path / f"{case}-{kind}-{number}.pt")
+            for kind in ("stock", "ours")
+            for number in range(RANKS)
+        }
+        for kind in ("stock", "ours"):
+            pairs = zip(found[kind, 0][0], found[kind, 1][0], strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs), "gradients are exchanged"
+        for stock, ours in zip(found["stock", 0][0], found["ours", 0][0], strict=True):
+            assert stock.any()
+            assert distance(stock, ours) < 2e-6, case
+        theirs, mine = (found[kind, 0][1] for kind in ("stock", "ours"))
+        for name in ("loss", "reward", "completions/mean_length", "num_tokens"):
+            assert [at[name] for at in mine if name in at] == pytest.approx(
+                [at[name] for at in theirs if name in at], rel=1e-5, abs=1e-6
+            )
+        if dead:
+            dropped = [at["groups/dropped_rows"] for at in mine if "groups/dropped_rows" in at]
+            assert all(0.2 < share < 1 for share in dropped), "rows of every rank"
