@@ -1,7 +1,8 @@
-"""Is this reward safe to train on, with these golds? Four questions, one table, one exit status.
+"""Is this reward safe to train on, with these golds? Five questions, one table, one exit status.
 
 * Does it accept every gold answer of the data set, given as the answer?
 * Does anything hostile score, raise, or take longer than its deadline?
+* How many golds are only the question's own expression rewritten, so that copying it equals them (mathematics)?
 * Where does it disagree with math-verify (mathematical rewards only)?
 * Which rows are slowest?
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from rewards.function import GOLD_COLUMNS, Batch, RewardFunction
 from rewards.hostile import attacks
+from rewards.math.copied import formulas, question_of
 from rewards.math.extract import gold_text
 from rewards.pool import Fate, Pool
 from rewards.verdict import Item, Verdict
@@ -98,7 +100,7 @@ def audit(use: str, rows: Sequence[Mapping[str, Any]], **options: Any) -> AuditR
             finding, judged = _self_acceptance(function, rows, perfect)
             findings.insert(0, finding)
         if getattr(verifier, "peer", None) == "math-verify":
-            findings.append(_disagreement(function, rows))
+            findings += [*_copies(use, options, rows), _disagreement(function, rows)]
         if judged:
             findings.append(_slowest(judged))
     finally:
@@ -176,6 +178,26 @@ def _disagreement(function: RewardFunction, rows: Sequence[Mapping[str, Any]]) -
             said = outcome.fate.value if peer is None else "correct" if peer else "wrong"
             different.append((f"{completion[-60:]} for {gold[-40:]}", f"{verdict.status}, math-verify: {said}"))
     return Finding("agrees with math-verify", len(pairs) - len(different), len(pairs), True, tuple(different))
+
+
+def _copies(use: str, options: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """What boxing the longest formula of each question pays, by equality alone and as the reward is configured."""
+    asked = [(question_of(row), row) for row in rows]
+    copies = [(max(formulas(question), key=len, default=""), question, _gold(row)) for question, row in asked]
+    items = [Item(rf"\boxed{{{copy}}}", gold, question) for copy, question, gold in copies if copy]
+    if not items:
+        return []
+    paid = []
+    for pays_copies in (True, bool(options.get("copies"))):
+        function = RewardFunction(use, {**options, "copies": pays_copies}, in_trainer=False)
+        try:
+            verdicts = _judge(function, items)
+        finally:
+            function.close()
+        paid.append([item for item, verdict in zip(items, verdicts, strict=True) if verdict.score == 1.0])
+    examples = [("equal to an expression of the question", f"{len(paid[0])} of {len(items)} golds")]
+    examples += [(f"paid: {item.completion[-60:]}", f"gold {str(item.answer)[-40:]}") for item in paid[1]]
+    return [Finding("copied questions are not paid", len(items) - len(paid[1]), len(items), True, tuple(examples))]
 
 
 def _slowest(judged: Sequence[tuple[Item, Verdict]]) -> Finding:

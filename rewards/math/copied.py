@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from rewards.math.kinds import Kind, Tokens, TooDeepError, split
 from rewards.math.notation import words
@@ -18,7 +19,9 @@ from rewards.math.numbers import TooBigError, literal
 from rewards.math.tokens import tokens
 from rewards.math.trim import trim
 from rewards.math.units import split_unit
+from rewards.text import plain
 
+QUESTION_COLUMNS = ("problem", "question", "prompt")
 _MAX_QUESTION = 8000
 """Characters at the end of a prompt that are looked at: examples may stand before the question."""
 _SILENT = words(r"{ } ( ) [ ] \{ \} * cross $ . , ; : & and or")
@@ -35,6 +38,12 @@ def copied(answer: str, gold: str, question: str) -> bool:
         return not own & {_form(part) for part in parts} and any(_repeats(part, question) for part in parts)
     except (TooDeepError, TooBigError):
         return False
+
+
+def question_of(row: Mapping[str, Any]) -> str:
+    """The question of a data row: its column `problem`, `question` or `prompt`; empty if it has none."""
+    found = next((row[column] for column in QUESTION_COLUMNS if row.get(column)), "")
+    return plain(found) if isinstance(found, str | Mapping | Sequence) else ""
 
 
 def formulas(question: str) -> list[str]:
