@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.sampling.sampler import Group, Sample
 from rewards import Item
+from rewards.math import same
 from rewards.text import says_something
 from rewards.verdict import PREFILL
 
@@ -64,15 +65,36 @@ def interval(means: Sequence[float], samples: int) -> tuple[float, float]:
 def majority_correct(answers: Sequence[tuple[str | None, bool]]) -> float:
     """Credit of a majority vote over (answer, whether the grader accepts it): 1, 0, or a share where the vote is tied.
 
-    All accepted answers are one candidate, however they are spelt; rejected ones are told apart by their normalised
-    text. Samples without an answer do not vote. A tie is broken at random, so it counts with its chance.
+    Answers that say the same are one candidate, however they are spelt and whether they are right or wrong: `0.5`,
+    `1/2` and `\\frac12` are three votes for one half. Samples without an answer do not vote. A tie is broken at random,
+    so it counts with its chance.
     """
-    votes = Counter("correct" if good else f"wrong {normalised(text)}" for text, good in answers if good or text)
+    candidates: list[tuple[str, bool]] = []
+    votes: Counter[int] = Counter()
+    for text, good in answers:
+        if not (good or text):
+            continue
+        answer = (text or "", good)
+        place = next((n for n, known in enumerate(candidates) if _same_answer(known, answer)), len(candidates))
+        if place == len(candidates):
+            candidates.append(answer)
+        votes[place] += 1
     if not votes:
         return 0.0
     most = max(votes.values())
-    winners = [answer for answer, count in votes.items() if count == most]
-    return 1 / len(winners) if "correct" in winners else 0.0
+    winners = [candidates[place][1] for place, count in votes.items() if count == most]
+    return sum(winners) / len(winners)
+
+
+def _same_answer(first: tuple[str, bool], second: tuple[str, bool]) -> bool:
+    """Whether two answers are one candidate. What the grader tells apart is two; what it accepts twice is one, unless
+    the two are known to differ, as two answers that a gold of several allows."""
+    if first[1] != second[1]:
+        return False
+    if normalised(first[0]) == normalised(second[0]):
+        return True
+    equal = same(first[0], second[0])
+    return equal is not False if first[1] else equal is True
 
 
 def normalised(text: str | None) -> str:
@@ -89,18 +111,19 @@ class Labels:
     language: str
 
 
-def score(groups: Sequence[Group], k: int, labels: Labels) -> dict[str, Any]:
+def score(groups: Sequence[Group], k: int, labels: Labels, votes: bool = True) -> dict[str, Any]:
     """The scores of one task.
 
     Args:
         groups: judged samples, one group a problem.
         k: samples a problem.
         labels: labels of the rewards.
+        votes: whether answers can be voted on, which programs cannot: no two are the same.
 
     Returns:
         `n` (problems that could be judged), `samples`, `pass@1` with `low` and `high`, `tokens`, `thinking`,
-        `truncated`; with several samples also `pass@k`, `cons@k` and pass@ each power of two below k; `language` and
-        `unjudged` where there is anything to say.
+        `truncated`; with several samples also `pass@k`, `cons@k` (with votes) and pass@ each power of two below k;
+        `language` and `unjudged` where there is anything to say.
 
     Raises:
         ValueError: not a single sample could be judged.
@@ -123,7 +146,9 @@ def score(groups: Sequence[Group], k: int, labels: Labels) -> dict[str, Any]:
         "truncated": _mean([sample.truncated for sample in samples]),
     }
     if k > 1:
-        result |= _several(judged, correct, k, labels.accuracy)
+        result |= _several(correct, k)
+    if k > 1 and votes:
+        result["cons@k"] = _mean([majority_correct(_answers(samples, labels.accuracy)) for samples in judged])
     languages = [
         judgement.score
         for sample in samples
@@ -136,16 +161,16 @@ def score(groups: Sequence[Group], k: int, labels: Labels) -> dict[str, Any]:
     return result
 
 
-def _several(
-    judged: Sequence[Sequence[Sample]], correct: Sequence[tuple[int, int]], k: int, accuracy: str
-) -> dict[str, float]:
+def _answers(samples: Sequence[Sample], label: str) -> list[tuple[str | None, bool]]:
+    return [(sample.judgements[label].extracted, sample.judgements[label].correct) for sample in samples]
+
+
+def _several(correct: Sequence[tuple[int, int]], k: int) -> dict[str, float]:
     result = {}
     for size in [2**power for power in range(1, k.bit_length()) if 2**power < k] + [k]:
         values = [pass_at_k(n, good, size) for n, good in correct if n >= size]
         if values:
             result["pass@k" if size == k else f"pass@{size}"] = _mean(values)
-    votes = [[(s.judgements[accuracy].extracted, s.judgements[accuracy].correct) for s in group] for group in judged]
-    result["cons@k"] = _mean([majority_correct(answers) for answers in votes])
     return result
 
 

@@ -104,6 +104,7 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
     config = context.config
     tasks = [resolve(spec, context.tasks, context.base) for spec in config.tasks]
     labels = {model_label(reference): reference for reference in config.references}
+    voted = {task.label for task in tasks if task.task.grader != "code"}
     rows_by_task = {task.label: problem_rows(task, context.seed)[: config.problems] for task in tasks}
     judge = _judge(tasks, [row for rows in rows_by_task.values() for row in rows], context)
     judge.prepare()
@@ -127,7 +128,7 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
             scores[label] = {}
             for task, rows in rows_by_task.items():
                 groups = list(sampler.groups(rows, judge, task, progress.of(label, task)))
-                scores[label][task] = entry = score(groups, config.samples, LABELS)
+                scores[label][task] = entry = score(groups, config.samples, LABELS, task in voted)
                 logger.info("%s", sentence(label, task, entry, sampling_facts(context)))
                 saved += _records(groups[: config.save], label)
             if sampler.renderer.told:

@@ -13,7 +13,7 @@ through `symbolic`, which is math-verify in a pool of killable processes.
 from __future__ import annotations
 
 from rewards.math.extract import finals, gold_text
-from rewards.math.verifier import MathVerifier
+from rewards.math.verifier import MathVerifier, same
 from rewards.verdict import Item
 
-__all__ = ["Item", "MathVerifier", "finals", "gold_text"]
+__all__ = ["Item", "MathVerifier", "finals", "gold_text", "same"]

@@ -273,4 +273,10 @@ def _compare(gold: str, answer: str) -> Decision | None:
     return None if agree is None else _EQUAL if agree else _DIFFERENT
 
 
+def same(first: str, second: str) -> bool | None:
+    """Whether two answers say the same, as far as arithmetic can tell; `None` if it cannot."""
+    decision = _compare(first, second)
+    return None if decision is None or decision.status is Status.REJECTED else decision.status is Status.CORRECT
+
+
 _EQUAL, _DIFFERENT = Decision(Status.CORRECT), Decision(Status.WRONG, "not equal to the gold answer")

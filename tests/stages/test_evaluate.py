@@ -73,6 +73,10 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         ([(None, False), (None, False), ("4", True)], 1.0),
         ([(None, False), ("", False)], 0.0),
         ([("X", False), ("x", False), ("4", True), ("four", True)], 0.5),
+        ([("3", True), ("3", True), ("0.5", False), ("1/2", False), (r"\frac12", False)], 0.0),
+        ([("3", False), ("3", False), ("0.5", True), ("1/2", True), (r"\frac12", True)], 1.0),
+        ([("2", True), ("-2", True), ("5", False), ("5.0", False)], 0.0),  # a gold of two values
+        ([("(1, 2)", True), ("(1,2)", True), ("2, 1", False)], 1.0),
     ],
 )
 def test_the_majority_vote(answers: list[tuple[str | None, bool]], credit: float) -> None:
