@@ -100,7 +100,7 @@ def audit(use: str, rows: Sequence[Mapping[str, Any]], **options: Any) -> AuditR
             finding, judged = _self_acceptance(function, rows, perfect)
             findings.insert(0, finding)
         if getattr(verifier, "peer", None) == "math-verify":
-            findings += [*_copies(use, options, rows), _disagreement(function, rows)]
+            findings += [*copied_questions(use, rows, **options), _disagreement(function, rows)]
         if judged:
             findings.append(_slowest(judged))
     finally:
@@ -180,8 +180,11 @@ def _disagreement(function: RewardFunction, rows: Sequence[Mapping[str, Any]]) -
     return Finding("agrees with math-verify", len(pairs) - len(different), len(pairs), True, tuple(different))
 
 
-def _copies(use: str, options: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """What boxing the longest formula of each question pays, by equality alone and as the reward is configured."""
+def copied_questions(use: str, rows: Sequence[Mapping[str, Any]], **options: Any) -> list[Finding]:
+    """What boxing the longest formula of each question pays, by equality alone and as the reward is configured.
+
+    Nothing if no question has a formula.
+    """
     asked = [(question_of(row), row) for row in rows]
     copies = [(max(formulas(question), key=len, default=""), question, _gold(row)) for question, row in asked]
     items = [Item(rf"\boxed{{{copy}}}", gold, question) for copy, question, gold in copies if copy]

@@ -17,6 +17,7 @@ from rewards.math.kinds import Kind, Tokens, TooDeepError, split
 from rewards.math.notation import words
 from rewards.math.numbers import TooBigError, literal
 from rewards.math.tokens import tokens
+from rewards.math.tree import letter_by_letter
 from rewards.math.trim import trim
 from rewards.math.units import split_unit
 from rewards.text import plain
@@ -32,7 +33,7 @@ _RELATIONS = words("= < > <= >= != ~ ,")
 def copied(answer: str, gold: str, question: str) -> bool:
     """Whether an answer that equals the gold repeats an expression of the question, in another form than the gold's."""
     try:
-        given, wanted = tokens(answer), tokens(gold)
+        given, wanted = letter_by_letter(tokens(answer)), letter_by_letter(tokens(gold))
         own = {_form(part) for part in _parts(wanted)}
         parts = list(_parts(given))
         return not own & {_form(part) for part in parts} and any(_repeats(part, question) for part in parts)
@@ -98,12 +99,12 @@ def _read(question: str) -> tuple[str, frozenset[frozenset[tuple[str, int]]]]:
     forms = set()
     for formula in formulas(question):
         try:
-            written = tokens(formula)
+            written = letter_by_letter(tokens(formula))
         except TooDeepError:
             continue
         forms.add(_form(written))
         forms |= {_form(side) for side in split(written, lambda i, w=written: w[i].text in _RELATIONS)}  # type: ignore[misc]
     try:
-        return _row(tokens(question)), frozenset(forms)
+        return _row(letter_by_letter(tokens(question))), frozenset(forms)
     except TooDeepError:
         return "", frozenset(forms)

@@ -39,7 +39,7 @@ def tree(expression: Tokens, functions: frozenset[str] = frozenset()) -> Node | 
     if not expression or len(expression) > MAX_TOKENS:
         return None
     try:
-        reader = _Reader(_letters(expression), functions)
+        reader = _Reader(letter_by_letter(expression), functions)
         node = reader.sum()
         return node if reader.position == len(reader.tokens) else None
     except (UnknownError, ZeroDivisionError):
@@ -213,7 +213,7 @@ def _mixed(total: Node, part: Node) -> Node | None:
 _DERIVATIVE = re.compile(r"d[a-zA-Z]/d[a-zA-Z]")
 
 
-def _letters(expression: Tokens) -> Tokens:
+def letter_by_letter(expression: Tokens) -> Tokens:
     """Words that are products of variables, letter by letter; but `dy/dx` is one name."""
     result: list[Token] = []
     rest = iter(range(len(expression)))
