@@ -28,6 +28,8 @@ class Facts:
         changed: variables that the solution may change in place, for the suite to look at.
         entry: what `check` is called with, if there is one.
         candidates: what `check` calls it.
+        flows: (names that get a value, names that it is made of).
+        subject: all names that anything of the solution gets to.
     """
 
     def __init__(self, whole: ast.Module, entry: str) -> None:
@@ -55,6 +57,9 @@ class Facts:
         self.data = {name for name in self.names if compared[name] == loaded[name]}
         self.classes = {name for name in self.names if _is_class(name, nodes)}
         self.changed = self._changed(nodes)
+        self.flows = [flow for node in nodes for flow in flows_of(node)]
+        self.subject = self.names | self.candidates
+        spread(self.subject, self.flows)
 
     def asks(self, node: ast.AST) -> bool:
         """Whether an expression calls the solution."""

@@ -5,7 +5,8 @@
 {"tests": ["assert add(1, 2) == 3"], "setup": ""}                       assert statements (MBPP)
 {"check": "def check(candidate): …", "entry": "add", "setup": ""}       a test suite (HumanEval)
 
-`setup` of asserts runs after the program and may use it; `setup` of a suite stands before program and suite.
+`setup` stands before the tests; the program gets of it what `rewards.code.suite` says. A suite may also have `given`,
+which stands before both: what the question shows.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from rewards.code.gold import Asserts, Calls, Gold, Stdio
 from rewards.code.suite import Suite
 from rewards.sandbox import Ending, Outcome, Sandbox
 from rewards.sandbox.inside import values
-from rewards.sandbox.inside.questions import NONSENSE
+from rewards.sandbox.inside.questions import EMPTY, FALSE, NONSENSE
 from rewards.verdict import Status
 
 _FINAL = (Status.INFRA, Status.TIMEOUT, Status.REJECTED)
@@ -146,19 +146,23 @@ class Runner:
         records = outcome.records or []
         if _failure(outcome) is not None:
             return None  # they take their time; what comes of it is seen when there is a solution
-        if len(records) <= len(NONSENSE):
+        if len(records) <= len(NONSENSE) + len(EMPTY) + len(FALSE):
             return "the tests end their own process"
         for record in records:
             if record["unsendable"]:
                 return f"unsafe: {record['unsendable']}; classes of the tests that only hold data belong in 'setup'"
             if record["failure"] and not record["asked"]:
                 return f"the tests fail before they ask anything: {record['failure']}"
-        *nonsense, raising = records
+        failures = [record["failure"] for record in records]
+        nonsense, failures = failures[: len(NONSENSE)], failures[len(NONSENSE) :]
+        empty, false, raising = failures[: len(EMPTY)], failures[len(EMPTY) : -1], failures[-1]
         if not any(record["asked"] for record in records):
             return "tests nothing: the solution is never called"
-        if not any(record["failure"] for record in nonsense):
+        if not any(nonsense):
             return "tests nothing: any result passes"
-        if not raising["failure"]:
+        if not any(empty) and any(false):
+            return "tests nothing: any empty result passes; compare whole results"
+        if not raising:
             return "tests nothing: a solution that only raises passes; expect exceptions by their names"
         return None
 

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.code.facts import FUNCTIONS, OWN_MODULES, Facts, bound_names, flows_of, names_in, root_of, spread
-from rewards.code.unsafe import refuse_captures, refuse_own_judgement, refuse_uncalled
+from rewards.code.facts import FUNCTIONS, OWN_MODULES, Facts, bound_names, names_in, root_of, spread
+from rewards.code.unsafe import refuse_captures, refuse_own_judgement, refuse_swallowed, refuse_uncalled
 
+_ENDLESS = frozenset({"count", "cycle", "repeat", "itertools", "iter"})
 _DATA_METHODS = frozenset({"__init__", "__repr__", "__str__", "__slots__"})
 
 
@@ -68,6 +69,7 @@ def read_suite(setup: str, tests: Sequence[str], entry: str = "", given: str = "
     )
     facts = Facts(whole, entry)
     refuse_own_judgement(whole, facts)
+    refuse_swallowed(whole, facts)
     preparation = _Preparation(facts)
     scripts = [ast.unparse(ast.fix_missing_locations(preparation.visit(part))) for part in [before, *parts]]
     suite, *rest = ["\n".join(scripts)] if entry else scripts
@@ -109,10 +111,19 @@ class _Preparation(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         names = {getattr(argument, "id", "") for argument in node.args}
+        if getattr(node.func, "id", "") == "zip" and not node.keywords and self._pairs_with_expected(node.args):
+            node.keywords = [ast.keyword("strict", ast.Constant(value=True))]  # or results that are missing would pass
         return self._in_place(node) if names & self._facts.changed else node
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
         return ast.Pass() if node.module in OWN_MODULES else node
+
+    def _pairs_with_expected(self, arguments: list[ast.expr]) -> bool:
+        """Whether results of the solution are paired with as many values that it has no part in."""
+        mine = [argument for argument in arguments if not names_in(argument) & self._facts.subject]
+        finite = all(not isinstance(node, ast.Call) for argument in mine for node in ast.walk(argument))
+        made = [sources for targets, sources in self._facts.flows for name in mine if names_in(name) & targets]
+        return finite and 0 < len(mine) < len(arguments) and not any(sources & _ENDLESS for sources in made)
 
     def _in_place(self, call: ast.Call) -> ast.Call:
         if isinstance(call.func, ast.Call) and getattr(call.func.func, "id", "") == "__in_place__":
@@ -164,10 +175,7 @@ def _defines(node: ast.stmt, names: set[str]) -> bool:
 
 def _expected_names(whole: ast.Module, facts: Facts) -> set[str]:
     """Names that expected values are made of: of sides of comparisons that the solution has no part in."""
-    nodes = list(ast.walk(whole))
-    flows = [flow for node in nodes for flow in flows_of(node)]
-    subject = set(facts.names) | facts.candidates
-    spread(subject, [(targets, sources) for targets, sources in flows])
+    nodes, subject = list(ast.walk(whole)), facts.subject
     handed = {
         name
         for node in nodes
@@ -186,5 +194,5 @@ def _expected_names(whole: ast.Module, facts: Facts) -> set[str]:
         kinds = [names_in(side) for side in sides]
         if any(names & subject for names in kinds):
             expected |= set().union(*(names - handed for names in kinds if not names & subject))
-    spread(expected, [(sources - subject, targets) for targets, sources in flows])
+    spread(expected, [(sources - subject, targets) for targets, sources in facts.flows])
     return expected

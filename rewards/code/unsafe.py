@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -11,6 +12,9 @@ from rewards.code.facts import FUNCTIONS, Facts, flows_of, names_in, root_of, si
 
 CAPTURES = frozenset({"redirect_stdout", "redirect_stderr", "sys.stdout", "capsys", "capfd", "patch", "monkeypatch"})
 """What suites use to see prints or to change the solution's surroundings, which are in another process."""
+
+EXPECTED = frozenset({"expected", "expect", "output", "out", "answer", "result", "want", "solution", "target"})
+"""What suites call the expected value of a case."""
 
 
 def refuse_uncalled(whole: ast.Module) -> None:
@@ -41,29 +45,15 @@ def refuse_captures(whole: ast.Module) -> None:
 def refuse_own_judgement(whole: ast.Module, facts: Facts) -> None:
     """Refuse a suite in which the solution, or what it touched, decides what is expected."""
     nodes = list(ast.walk(whole))
-    origins = {name: {name} for name in facts.names} | {name: {facts.entry} for name in facts.candidates}
-    flows = [flow for node in nodes for flow in flows_of(node) if not isinstance(node, FUNCTIONS)]
-    grown = True
-    while grown:
-        grown = False
-        for targets, sources in flows:
-            made_of = set().union(*(origins.get(source, set()) for source in sources))
-            for target in targets - facts.names:
-                if not made_of <= origins.setdefault(target, set()):
-                    origins[target] |= made_of
-                    grown = True
-    made = _made_to_compare(nodes)
+    origins, made, touched = _origins(nodes, facts), _made_to_compare(nodes), _touched(nodes, facts)
     for node in nodes:
         sides = sides_of(node)
-        named = [names_in(side) for side in sides]
-        for name in sorted(facts.changed):
-            if sum(name in names for names in named) > 1:
-                raise UnsafeError(
-                    f"unsafe: it compares {name!r}, which the solution may change, with something made of it; compare"
-                    " with a copy from before the call"
-                )
+        _refuse_touched_expectations(sides, touched)
         _refuse_made_expectations(sides, made, facts)
-        asked = [set().union(*(origins.get(name, set()) for name in names)) for names in named]
+        asked = []
+        for side in sides:
+            makers = {maker for name in names_in(side) for maker in origins.get(name, set())} | _methods(side, facts)
+            asked.append(makers - facts.classes or makers)
         for left, right in pairwise(asked):
             if left and right and not left & right:
                 raise UnsafeError(
@@ -72,6 +62,65 @@ def refuse_own_judgement(whole: ast.Module, facts: Facts) -> None:
                 )
         if isinstance(node, ast.Assert):
             _refuse_foreign_judges(node.test, origins, facts)
+
+
+def _origins(nodes: list[ast.AST], facts: Facts) -> dict[str, set[str]]:
+    """For each variable, what of the solution it is made with."""
+    origins = {name: {name} for name in facts.names} | {name: {facts.entry} for name in facts.candidates}
+    flows = [flow for node in nodes for flow in flows_of(node) if not isinstance(node, FUNCTIONS)]
+    grown = True
+    while grown:
+        grown = False
+        for targets, sources in flows:
+            made_of = {maker for source in sources for maker in origins.get(source, set())}
+            for target in targets - facts.names:
+                if not made_of <= origins.setdefault(target, set()):
+                    origins[target] |= made_of
+                    grown = True
+    return origins
+
+
+def _touched(nodes: list[ast.AST], facts: Facts) -> dict[str, str]:
+    """Variables that are nothing but what the solution may have changed in place, with its name."""
+    touched = {name: name for name in facts.changed}
+    for node in nodes:
+        if isinstance(node, ast.For | ast.comprehension):
+            sources = names_in(node.iter) - set(dir(builtins))
+            if len(sources) == 1 and sources <= facts.changed:
+                touched |= dict.fromkeys(names_in(node.target), *sources)
+    return touched
+
+
+def _refuse_touched_expectations(sides: list[ast.expr], touched: dict[str, str]) -> None:
+    """Refuse `f(x)` and then `assert x == sorted(x)`, which a solution that empties `x` passes."""
+    seen = [{touched[name] for name in names_in(side) & set(touched)} for side in sides]
+    for left, right in pairwise(seen):
+        for name in sorted(left & right):
+            raise UnsafeError(
+                f"unsafe: it compares {name!r}, which the solution may change, with something made of it; compare with"
+                " a copy from before the call"
+            )
+
+
+def refuse_swallowed(whole: ast.Module, facts: Facts) -> None:
+    """Refuse `try: assert f(2) == 4`, `except ValueError: pass`, which a solution passes by raising."""
+    for node in ast.walk(whole):
+        if isinstance(node, ast.Try) and any(_is_silent(handler) for handler in node.handlers):
+            for part in node.body:
+                looks = not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Call))
+                if looks and names_in(part) & facts.subject:
+                    raise UnsafeError(
+                        "unsafe: it goes on after an exception of the solution; leave `try` out, or fail in `except`"
+                    )
+
+
+def _is_silent(handler: ast.ExceptHandler) -> bool:
+    return all(
+        isinstance(part, ast.Pass | ast.Continue)
+        or (isinstance(part, ast.Return) and part.value is None)
+        or (isinstance(part, ast.Expr) and (isinstance(part.value, ast.Constant) or root_of(part.value) == "print"))
+        for part in handler.body
+    )
 
 
 def _made_to_compare(nodes: list[ast.AST]) -> dict[str, ast.expr]:
@@ -91,20 +140,32 @@ def _made_to_compare(nodes: list[ast.AST]) -> dict[str, ast.expr]:
 
 
 def _refuse_made_expectations(sides: list[ast.expr], made: dict[str, ast.expr], facts: Facts) -> None:
-    """Refuse `assert f(p) == Point(2, 4)` and `assert f(p) == Color.RED`, whose right sides the solution makes up."""
+    """Refuse right sides that the solution makes up, or is handed.
+
+    Such are `f(p) == Point(2, 4)`, `f(p) == Color.RED` and `f(case) == case["expected"]`.
+    """
     for side in sides:
+        others = [other for other in sides if other is not side and facts.asks(other)]
         expected = made.get(side.id, side) if isinstance(side, ast.Name) else side
-        name = root_of(expected) if isinstance(expected, ast.Call) else ""
-        while isinstance(expected, ast.Attribute):
+        name, key = root_of(expected) if isinstance(expected, ast.Call) else "", ""
+        while isinstance(expected, ast.Attribute | ast.Subscript):
+            key = expected.attr if isinstance(expected, ast.Attribute) else str(getattr(expected.slice, "value", ""))
             expected = expected.value
             name = expected.id if isinstance(expected, ast.Name) else ""
         if name in facts.names and name[:1].isupper() and "_" not in name:
-            others = [other for other in sides if other is not side and root_of(other) != name]
-            if any(facts.asks(other) for other in others):
+            if any(root_of(other) != name for other in others):
                 raise UnsafeError(
                     f"unsafe: what it expects is made by {name}, which the solution defines; compare plain values, such"
                     " as attributes"
                 )
+        elif key in EXPECTED and any(isinstance(o, ast.Call) and name in map(root_of, o.args) for o in others):
+            raise UnsafeError(f"unsafe: it hands {name!r} to the solution, with {key!r}, which is what it expects")
+
+
+def _methods(side: ast.expr, facts: Facts) -> set[str]:
+    """Methods of the solution's classes that a side calls at once, such as `Solution.f` of `Solution().f(2)`."""
+    links = (node for node in ast.walk(side) if isinstance(node, ast.Attribute))
+    return {f"{root_of(node.value)}.{node.attr}" for node in links if root_of(node.value) in facts.classes}
 
 
 def _listed(names: set[str]) -> str:

@@ -1,5 +1,7 @@
 """Hand-labelled pairs of gold and answer, on which verifiers are measured.
 
+`code.jsonl`: golds of code, each with a program that must be paid, or with one that cheats.
+
 `math.jsonl`: one JSON object a line with `gold`, `answer` (the content of the final box) or `completion` (the whole
 text), `equal` (whether it must be rewarded), `family`, and `why`, the reason for the label. Labels follow one rule:
 would a careful examiner who knows the gold, but not the question, accept the answer as it stands?

@@ -25,6 +25,11 @@ from rewards.sandbox.inside.values import PLAIN_NAMES
 NONSENSE: tuple[Any, ...] = (None, True, -7919.5, "nothing of the kind", ["nothing"])
 """What a solution that knows nothing may answer. Tests that each of them passes test nothing."""
 
+EMPTY: tuple[Any, ...] = ([], (), "", {}, set())
+"""Results without items, which pass where a loop, `all` or a subset looks at items."""
+FALSE: tuple[Any, ...] = (False, 0, None)
+"""Results that pass, as all of `EMPTY` do, where a test only asks for falsehood."""
+
 _MEANINGFUL = (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit, KeyboardInterrupt)
 """Exceptions that steer the code around them: raised only where the suite names them."""
 
@@ -290,9 +295,9 @@ def check(payload: play.Payload, report: play.Report) -> None:
 
 
 def rehearse(payload: play.Payload, report: play.Report) -> None:
-    """Run a test suite with nobody to question: once for each nonsense that a solution might say, once if it raises."""
-    replies = [{"value": values.encode(answer), "changed": ["t"]} for answer in NONSENSE]
-    for reply in (*replies, {"error": ["Exception", "BaseException"], "words": "nothing of the kind"}):
+    """Run a test suite with nobody to question: all answers are the same nonsense, or empty, or an exception."""
+    said = [{"value": values.encode(answer), "changed": ["t"]} for answer in (*NONSENSE, *EMPTY, *FALSE)]
+    for reply in (*said, {"error": ["Exception", "BaseException"], "words": "nothing of the kind"}):
         rehearsal = Rehearsal(reply, payload.get("classes", []))
         failures = list(run(payload, rehearsal))
         words = next((failure for failure in failures if failure is not None), "")
