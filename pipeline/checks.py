@@ -9,16 +9,14 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from pipeline import source
+from pipeline import refusals, source
 from pipeline.context import exists
-from pipeline.conversion import folder
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.vllm.options import check_options
 from pipeline.schema import trainer_fields
@@ -33,7 +31,8 @@ from pipeline.schema.pieces import (
     StageConfig,
     TaskSpec,
 )
-from pipeline.schema.reserved import FOLLOW_EVALUATIONS, NO_EVALUATION, REMOTE_CODE
+from pipeline.schema.reserved import FOLLOW_EVALUATIONS, NO_EVALUATION
+from pipeline.schema.walk import Leaf, walk
 from pipeline.source import Issue, Loc, Source
 from pipeline.tasks import base as tasks
 from pipeline.tasks.grading import ACCURACY, column_fault
@@ -46,45 +45,6 @@ if TYPE_CHECKING:
     from pipeline.recipe import Recipe
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """A value in a config, with where it stands and what its annotation says of it."""
-
-    loc: Loc
-    value: Any
-    markers: tuple[Any, ...] = ()
-
-    def marker(self, kind: type[Any]) -> Any:
-        """The marker of this kind, or `None`."""
-        return next((m for m in self.markers if isinstance(m, kind)), None)
-
-
-def walk(config: BaseModel, loc: Loc = ()) -> Iterator[Leaf]:
-    """Every value of a config, models and lists included, depth first."""
-    for name, info in type(config).model_fields.items():
-        yield from _walk(info.annotation, tuple(info.metadata), getattr(config, name), (*loc, info.alias or name))
-
-
-def _walk(annotation: Any, markers: tuple[Any, ...], value: Any, loc: Loc) -> Iterator[Leaf]:
-    while get_origin(annotation) is Annotated:
-        annotation, *more = get_args(annotation)
-        markers = (*markers, *more)
-    yield Leaf(loc, value, markers)
-    if isinstance(value, BaseModel):
-        yield from walk(value, loc)
-        return
-    arms = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    if isinstance(value, str):
-        for arm in arms:
-            if get_origin(arm) is Annotated:
-                yield Leaf(loc, value, get_args(arm)[1:])
-    elif isinstance(value, list | dict):
-        item = next((get_args(a)[-1] for a in arms if get_origin(a) in (list, dict)), Any)
-        pairs = enumerate(value) if isinstance(value, list) else value.items()
-        for key, entry in pairs:
-            yield from _walk(item, (), entry, (*loc, key))
 
 
 def references(config: StageConfig) -> Iterator[tuple[Loc, str, Product | None]]:
@@ -174,8 +134,9 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
         found = [
             *_check_references(recipe, stage, config, names),
             *_check_files(config, recipe.base),
-            *_check_models(config, recipe.base),
-            *_check_code(config),
+            *refusals.models(config, recipe.base),
+            *refusals.code(config),
+            *refusals.secrets(config),
             *(fault for fault in _check_tasks(recipe, config) if fault[1] not in told),
             *_check_rewards(config, recipe),
             *_check_trainer(config),
@@ -189,7 +150,7 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
 
 def _check_definitions(recipe: Recipe) -> Iterator[Fault]:
     for name, definition in recipe.tasks.items():
-        for loc, message in _check_code(definition):
+        for loc, message in (*refusals.code(definition), *refusals.secrets(definition)):
             yield ("tasks", name, *loc), message
         use, options, template = merged(TaskSpec(use=name), {name: definition.model_dump()})
         if (fault := _task_fault(use, options, template, recipe.base)) is not None:
@@ -224,34 +185,6 @@ def _check_files(config: StageConfig, base: Path) -> Iterator[Fault]:
             local = _looks_local(leaf.value) or exists(located(leaf.value, base))
             if not local and not _HUB_ID.fullmatch(leaf.value):
                 yield leaf.loc, f"{leaf.value!r} is neither '@stage', a file, nor a hub id"
-
-
-def _check_models(config: StageConfig, base: Path) -> Iterator[Fault]:
-    """Folders that are no models, or hold what must not be read or could not be saved again after training."""
-    for leaf in walk(config):
-        marker = leaf.marker(Ref)
-        if marker is None or marker.product is not Product.MODEL or not isinstance(leaf.value, str):
-            continue
-        path = located(leaf.value, base)
-        if leaf.value.startswith("@") or not exists(path):
-            continue
-        try:
-            if path.is_file():
-                folder.check_file(path)
-            else:
-                folder.check(path)
-                if config.trainer_class is not None and leaf.loc == ("model",):
-                    folder.check_generation(path)
-        except folder.ModelFolderError as error:
-            yield leaf.loc, str(error)
-
-
-def _check_code(config: BaseModel) -> Iterator[Fault]:
-    """Settings, however deep, by which a library would run code that comes with a model."""
-    for leaf in walk(config):
-        key = str(leaf.loc[-1]).replace("-", "_")
-        if key.lower() in REMOTE_CODE and leaf.loc != ("trainer", "trust_remote_code"):
-            yield leaf.loc, f"code that comes with a model is not run: leave {leaf.loc[-1]} out"
 
 
 def _check_tasks(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:

@@ -195,15 +195,15 @@ def recipe(checked: Recipe, limit: int = 2000) -> Iterator[Finding]:
         checked: the recipe.
         limit: at most so many problems of each task and split.
     """
-    from pipeline import checks
     from pipeline.schema.pieces import TaskSpec
+    from pipeline.schema.walk import walk
     from pipeline.tasks.base import TaskError
     from pipeline.tasks.resolve import resolve
 
     definitions = {name: definition.model_dump() for name, definition in checked.tasks.items()}
     seen: set[str] = set()
     for config in checked.stages.values():
-        for leaf in checks.walk(config):
+        for leaf in walk(config):
             if not isinstance(leaf.value, TaskSpec) or leaf.value.model_dump_json() in seen:
                 continue
             seen.add(leaf.value.model_dump_json())

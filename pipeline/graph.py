@@ -19,7 +19,9 @@ from typing import Any
 
 from pipeline import artifacts, checks, durable
 from pipeline.recipe import Recipe
+from pipeline.schema.environment import recorded
 from pipeline.schema.pieces import StageConfig, TaskSpec
+from pipeline.schema.walk import walk
 
 WHOLE_FILE_LIMIT = 64 * 2**20
 """Bytes up to which a file's content is hashed; larger ones (weights) count by size and modification time."""
@@ -113,7 +115,7 @@ def plan(nodes: Mapping[str, Node], run: Path, verify: bool = False) -> list[Ste
 
 
 def _identity(recipe: Recipe, config: StageConfig, inputs: Mapping[str, str]) -> dict[str, Any]:
-    named = {leaf.value.use for leaf in checks.walk(config) if isinstance(leaf.value, TaskSpec)}
+    named = {leaf.value.use for leaf in walk(config) if isinstance(leaf.value, TaskSpec)}
     definitions = {name: recipe.tasks[name] for name in sorted(named) if name in recipe.tasks}
     read = {
         _as_written(path, recipe.base): content_hash(path)
@@ -124,7 +126,7 @@ def _identity(recipe: Recipe, config: StageConfig, inputs: Mapping[str, str]) ->
     return {
         "kind": config.kind,
         "version": type(config).version,
-        "config": config.model_dump(mode="json", by_alias=True, exclude={"launch", "after"}),
+        "config": recorded(config, exclude={"launch", "after"}),
         "tasks": {name: definition.model_dump(mode="json") for name, definition in definitions.items()},
         "inputs": dict(inputs),
         "files": read,

@@ -15,8 +15,9 @@ from typing import Any
 
 from pipeline import ranks
 from pipeline.graph import Node
+from pipeline.schema import environment
 from pipeline.schema.pieces import STALL_SECONDS
-from pipeline.worker import DISK_FULL
+from pipeline.worker import DISK_FULL, OUTCOME
 
 EVENTS, LOG = "events.jsonl", "log.txt"
 """Files in a stage's scratch folder: its progress, a JSON object a line, and whatever it prints."""
@@ -36,6 +37,7 @@ class StageProcess:
         started: when, in seconds since the epoch.
         attempt: 1 for the first process of the stage.
         read: bytes of its events that are known.
+        secrets: values of environment variables that must stand in no log -> names; see `schema.environment.secrets`.
     """
 
     node: Node
@@ -44,6 +46,7 @@ class StageProcess:
     started: float
     attempt: int
     read: int = 0
+    secrets: Mapping[str, str] = field(default_factory=dict)
     partial: bytes = field(default=b"")
     written: int = field(default=0)
     heard: float = field(default_factory=time.monotonic)
@@ -83,6 +86,11 @@ class StageProcess:
         """Send a signal to the process and to whatever it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, number)
+
+    def scrub(self) -> None:
+        """Take values of environment variables out of what it has logged, after it has ended."""
+        for name in (EVENTS, LOG, OUTCOME):
+            environment.scrub(self.scratch / name, self.secrets)
 
     def failure(self, code: int) -> str:
         """How it ended without a result, with the end of its log, or with the error of the rank that failed first."""

@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pipeline import checks, source
 from pipeline.durable import LONGEST_NAME
+from pipeline.schema.environment import HIDDEN
 from pipeline.schema.pieces import Launch, Seed, StageConfig, Strict
 from pipeline.source import Issue, Loc, RecipeError, Source, brief
 from pipeline.stages.registry import KINDS, config_class
@@ -229,6 +230,7 @@ def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefi
         elif item["type"] == "missing":
             message = "is required"
         elif item["type"] != "value_error":
-            message = f"{message[0].lower()}{message[1:]}, not {brief(repr(item['input']))}"
+            given = HIDDEN if "env" in loc else brief(repr(item["input"]))
+            message = f"{message[0].lower()}{message[1:]}, not {given}"
         issues.append(text.issue((*prefix, *loc), message.removeprefix("Value error, ")))
     return issues

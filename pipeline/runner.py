@@ -33,6 +33,7 @@ from pipeline.inputs import Inputs
 from pipeline.locks import LockError, await_ghosts, run_lock
 from pipeline.process import EVENTS, LOG, StageProcess
 from pipeline.recipe import Recipe
+from pipeline.schema import environment
 from pipeline.source import brief
 from pipeline.worker import OUTCOME, Job
 
@@ -212,20 +213,24 @@ class _Scheduler:
             tasks={name: definition.model_dump(mode="json") for name, definition in self.recipe.tasks.items()},
             seed=node.config.seed or 0,
         )
-        durable.write(scratch / "job.json", json.dumps(asdict(job)))
+        whole = asdict(job)
+        durable.write(scratch / "job.json", json.dumps(environment.names_only(whole)))
+        inherited = {name: value for name, value in os.environ.items() if name not in _RANK}
+        secrets = environment.secrets(node.config, os.environ)
+        for name in (EVENTS, LOG):  # of an attempt whose runner was killed
+            environment.scrub(scratch / name, secrets)
         events = scratch / EVENTS
         seen = events.stat().st_size if events.exists() else 0
-        inherited = {name: value for name, value in os.environ.items() if name not in _RANK}
         with (scratch / LOG).open("ab") as sink:
             popen = subprocess.Popen(
                 _command(node, self.recipe.base, scratch / "job.json"),
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
-                env={**inherited, **_ENVIRONMENT, **node.config.launch.env},
+                env={**inherited, **_ENVIRONMENT, **node.config.launch.env, **environment.handed_on(whole)},
                 start_new_session=True,
             )
-        return StageProcess(node, scratch, popen, time.time(), attempt, seen)
+        return StageProcess(node, scratch, popen, time.time(), attempt, seen, secrets)
 
     def _poll(self) -> list[str]:
         """Wait a moment if anything runs, pass on events, and publish what has ended; returns its names."""
@@ -240,6 +245,7 @@ class _Scheduler:
                 continue
             self.running.remove(process)
             process.signal(signal.SIGKILL)  # whatever the stage has started and left behind
+            process.scrub()
             if code == 0 and (process.scratch / OUTCOME).exists():
                 artifact = self._publish(process)
                 self.done[process.node.name] = artifact
@@ -272,7 +278,7 @@ class _Scheduler:
             "kind": node.config.kind,
             "version": type(node.config).version,
             "fingerprint": node.fingerprint,
-            "config": node.config.model_dump(mode="json", by_alias=True),
+            "config": environment.recorded(node.config),
             "identity": node.identity,
             "inputs": dict(node.inputs),
             "metrics": outcome["metrics"],
@@ -301,6 +307,7 @@ class _Scheduler:
                 process.popen.wait(max(0.0, deadline - time.monotonic()))
             process.signal(signal.SIGKILL)
             process.popen.wait()
+            process.scrub()
 
 
 def _command(node: Node, base: Path, job: Path) -> list[str]:
@@ -358,11 +365,11 @@ def _record(recipe: Recipe, nodes: Mapping[str, Node], run: Path) -> None:
         "name": recipe.name,
         "description": recipe.description,
         "recipe": str(recipe.path),
-        "command": sys.argv,
+        "command": list(map(environment.shown, sys.argv)),
         "started": _iso(time.time()),
         "stages": stages,
     }
-    data = yaml.safe_dump(dict(recipe.data), sort_keys=False, allow_unicode=True)
+    data = yaml.safe_dump(environment.names_only(recipe.data), sort_keys=False, allow_unicode=True)
     artifacts.write_run_record(run, record, data)
 
 

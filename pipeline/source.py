@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from pipeline.schema.environment import shown
+
 try:
     from yaml import CSafeLoader as _Safe  # an eighth of the time
 except ImportError:  # PyYAML was built without libyaml
@@ -103,6 +105,7 @@ class Source:
             RecipeError: not of the form key=value, or a key that leads through something that is no mapping.
         """
         dotted, equals, text = assignment.partition("=")
+        assignment = shown(assignment)
         if not equals or not dotted:
             raise RecipeError([Issue(f"override {assignment!r}", "", "an override reads a.b.c=value")])
         keys: list[str | int] = []

@@ -20,6 +20,7 @@ from typing import Any
 from pipeline import durable, ranks
 from pipeline.context import StageContext
 from pipeline.locks import stage_lock
+from pipeline.schema import environment
 from pipeline.stages.registry import config_class, run_function
 from rewards.parent import end_with_parent, guard_group
 
@@ -31,6 +32,8 @@ DISK_FULL = os.EX_IOERR
 @dataclass(frozen=True, slots=True)
 class Job:
     """Everything a stage's process needs to know; lies as `job.json` in its scratch folder.
+
+    The file has no values of environment variables; those are in the process's own environment.
 
     Attributes:
         stage: the stage's name.
@@ -55,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     _bind(int(runner))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup and in background jobs
     scratch = Path(path).parent
-    job = Job(**json.loads(Path(path).read_text(encoding="utf-8")))
+    job = Job(**environment.restored(json.loads(Path(path).read_text(encoding="utf-8")), os.environ))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with stage_lock(scratch):
         _end_without(int(runner))

@@ -113,18 +113,24 @@ class ChatApi:
         except TimeoutError:
             return _Transient(f"no reply within {self.timeout_s:g} s")
         except httpx.HTTPError as error:
-            return _Transient(f"{type(error).__name__}: {error}")
+            return _Transient(self._without_key(f"{type(error).__name__}: {error}"))
         if response.status_code in _TRANSIENT or response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return _Transient(f"status {response.status_code}")
         if response.status_code != HTTPStatus.OK:
             kind = Refusal if response.status_code in _REFUSED else Failure
-            return kind(f"status {response.status_code}: {response.text[:200]}")
+            return kind(self._without_key(f"status {response.status_code}: {response.text}")[:200])
         try:
             message = response.json()["choices"][0]["message"]
             content = message.get("content") or ""  # none, where all tokens were spent on thinking
         except (ValueError, LookupError, TypeError, AttributeError):
             content = None
-        return content if isinstance(content, str) else Failure(f"not a chat completion: {response.text[:200]!r}")
+        if isinstance(content, str):
+            return content
+        return Failure(f"not a chat completion: {self._without_key(response.text)[:200]!r}")
+
+    def _without_key(self, text: str) -> str:
+        """What an endpoint says, without the key that it may repeat."""
+        return text.replace(self.key, "(the key)") if self.key else text
 
 
 class _Transient(Failure):

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from pipeline import artifacts
+from pipeline.schema.environment import names_only
 
 Manifest = Mapping[str, Any]
 
@@ -157,7 +158,8 @@ class Card:
 
 def _given(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config without what is empty anyway."""
-    return {name: value for name, value in config.items() if value not in (None, "", [], {}) and name != "launch"}
+    named = names_only(config)
+    return {name: value for name, value in named.items() if value not in (None, "", [], {}) and name != "launch"}
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

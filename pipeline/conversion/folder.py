@@ -55,18 +55,27 @@ def files(folder: Path) -> list[Path]:
 
 
 def check(folder: Path) -> None:
-    """Refuse a folder that is no model, whose files lie elsewhere, or that asks for code.
+    """Refuse a folder that is no model, or that `check_data` refuses.
+
+    Raises:
+        ModelFolderError: names the file, and what mends it.
+    """
+    check_data(folder)
+    if not (folder / CONFIG).is_file():
+        raise ModelFolderError(f"{folder} holds no model: there is no {CONFIG} in it")
+
+
+def check_data(folder: Path) -> None:
+    """Refuse a folder whose files lie elsewhere, or that asks for code.
 
     Raises:
         ModelFolderError: names the file, and what mends it.
     """
     _check_links(folder)
-    if not (folder / CONFIG).is_file():
-        raise ModelFolderError(f"{folder} holds no model: there is no {CONFIG} in it")
     for path in files(folder):
         if path.name.endswith(f"{WEIGHTS}{INDEX}") or path.name.endswith(f".bin{INDEX}"):
             _check_index(path)
-    config = read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     for value in _values(config, CODE[1:]):
         if isinstance(value, str) and _KERNEL.search(value):
             raise ModelFolderError(f"{folder / CONFIG} asks for code from {value!r}, which is not run: take it out")

@@ -18,6 +18,7 @@ from typing import Any
 from pipeline import artifacts, source
 from pipeline.report.text import finite
 from pipeline.rows import whole_row
+from pipeline.schema.environment import names_only
 
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 LOG_TAIL = 40  # lines of an unfinished stage's log: enough for one traceback
@@ -119,7 +120,7 @@ def read_run(path: Path) -> Run:
     record = artifacts.record(path)
     file = artifacts.recipe_file(path)
     try:
-        recipe = {} if file is None else mapping(source.read(file).data)
+        recipe = {} if file is None else names_only(mapping(source.read(file).data))
     except source.RecipeError as error:
         raise artifacts.RecordError(f"{error}: {artifacts.MEND_RECORD}") from error
     configs = mapping(recipe.get("stages"))
@@ -141,13 +142,13 @@ def _stage(path: Path, entry: Mapping[str, Any], config: Mapping[str, Any]) -> S
     name, kind, inputs = entry["name"], entry["kind"], tuple(entry["inputs"])
     artifact = artifacts.find(path, name, entry["fingerprint"])
     if artifact is not None:
-        resolved = mapping(artifact.manifest.get("config"))
+        resolved = names_only(mapping(artifact.manifest.get("config")))
         return Stage(name, kind, inputs, resolved, State.FINISHED, artifact.path, artifact.manifest)
     scratch = artifacts.scratch(path, name, entry["fingerprint"])
     if not scratch.is_dir():
         return Stage(name, kind, inputs, config)
     job = scratch / "job.json"
-    resolved = mapping(mapping(whole_row(job.read_bytes())).get("config")) if job.is_file() else {}
+    resolved = names_only(mapping(mapping(whole_row(job.read_bytes())).get("config"))) if job.is_file() else {}
     return Stage(name, kind, inputs, resolved or config, State.UNFINISHED, scratch)
 
 

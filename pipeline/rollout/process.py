@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling
 from pipeline.rollout.shared import FileLock, Heartbeat, PushedWeights, SharedValue, Snapshot
+from pipeline.schema.environment import known
 from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ class ProcessEngine(Deferred):
         self._process = subprocess.Popen(
             command,
             pass_fds=descriptors,
-            env={**os.environ, **self.settings.env},
+            env={**os.environ, **known(self.settings.env)},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )

@@ -18,6 +18,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.schema.environment import Environment
+
 
 class Product(StrEnum):
     """What a stage publishes, and so what a reference to it may stand for."""
@@ -72,7 +74,7 @@ class Launch(Strict):
 
     Attributes:
         accelerate: an `accelerate` config: a name under `configs/accelerate/`, or a YAML file; plain Python without.
-        env: environment variables for the stage's process.
+        env: environment variables for the stage's process; their values are recorded nowhere.
         restarts: how often the stage goes on from its last checkpoint, in a new process, when its process has ended
             without a result, whatever the reason; the run fails after that.
         silence: seconds without a line in its log or a logged step after which its process is taken for hung, and
@@ -83,7 +85,7 @@ class Launch(Strict):
     """
 
     accelerate: str | None = None
-    env: dict[str, str] = Field(default_factory=dict)
+    env: Environment = Field(default_factory=dict)
     restarts: Annotated[int, Field(ge=0)] = 0
     silence: Annotated[float, Field(gt=0)] | None = None
     stall: Annotated[float, Field(gt=0)] | None = None
@@ -252,13 +254,13 @@ class ProcessSpec(Strict):
         devices: the GPUs of each engine, as `CUDA_VISIBLE_DEVICES` has them; several engines share the prompts. `[1]`
             is one engine on the second GPU, `[1, 2]` are two on a GPU each, and `[0, 0]` two that share one. Those of
             this process if not given.
-        env: environment variables of the engines' processes.
+        env: environment variables of the engines' processes; their values are recorded nowhere.
         deadline: seconds without a step of an engine after which it counts as hung.
         restarts: how often in a row it is started again for one request before the stage fails.
     """
 
     devices: list[str] = Field(default_factory=list)
-    env: dict[str, str] = Field(default_factory=dict)
+    env: Environment = Field(default_factory=dict)
     deadline: Annotated[float, Field(gt=0)] = 300.0
     restarts: Annotated[int, Field(ge=0)] = 3
 

@@ -23,6 +23,9 @@ REMOTE_CODE = frozenset(
 )
 """Settings of transformers, vLLM and torch, the last a variable of the environment, that let code of a model's run."""
 
+SECRETS = frozenset({"hub_token", "hf_token", "use_auth_token", "auth_token", "access_token", "api_key", "password"})
+"""Settings that would write a secret into a recipe, and so into the records of a run."""
+
 RESERVED: Mapping[str, str] = {
     "output_dir": "a stage works in its own scratch folder",
     "seed": "set the stage's `seed`",
