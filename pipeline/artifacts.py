@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,12 +94,29 @@ def publish(source: Path, target: Path, manifest: Mapping[str, Any]) -> Artifact
         target: where the artifact will appear; a broken one there is replaced.
         manifest: everything but the files' hashes, which are added here.
     """
+    follow_umask(source)
     durable.seal(source, MANIFEST, **manifest)
     durable.make_folder(target.parent)
     if target.exists():
         shutil.rmtree(target)
     durable.move(source, target)
     return Artifact(target, durable.read_record(target / MANIFEST))
+
+
+def follow_umask(folder: Path) -> None:
+    """Let everybody read what the umask lets them read: safetensors, and whatever makes temporary files, says 0600."""
+    probe = folder / ".umask"
+    probe.touch()
+    allowed = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        found = path.lstat()
+        if path.is_symlink() or (path.is_file() and found.st_nlink > 1):  # a file of the hub's cache is not ours
+            continue
+        mode = stat.S_IMODE(found.st_mode)
+        wanted = mode | allowed | ((allowed & 0o444) >> 2 if path.is_dir() else 0)
+        if wanted != mode:
+            path.chmod(wanted)
 
 
 def clean(run: Path, stage: str, artifact: Artifact) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,6 +47,34 @@ def test_what_is_published_is_found_with_the_hashes_of_its_files(run: Path) -> N
     }
     assert artifacts.verify(found) == []
     assert not (run / "scratch" / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("umask", "files", "folders"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o027, 0o640, 0o750)]
+)
+def test_what_is_published_can_be_read_by_whom_the_umask_lets(run: Path, umask: int, files: int, folders: int) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    before = os.umask(umask)
+    try:
+        model = run / "scratch" / "output" / "model"
+        model.mkdir(parents=True)
+        save_file({"a": torch.zeros(1)}, model / "more.safetensors")  # says 0600
+        Path(tempfile.mkdtemp(dir=model)).joinpath("inner").touch()  # a folder that says 0700
+        tool = model / "tool"
+        tool.touch(mode=0o700)
+        linked = run / "cache"
+        linked.touch(mode=0o600)
+        os.link(linked, model / "linked")
+        path = publish(run).path
+    finally:
+        os.umask(before)
+    modes = {p.relative_to(path).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in path.rglob("*")}
+    assert modes.pop("model/tool") == files | 0o100
+    assert modes.pop("model/linked") == 0o600
+    assert {modes[name] for name in modes if (path / name).is_dir()} == {folders}
+    assert {modes[name] for name in modes if (path / name).is_file()} == {files}
 
 
 def test_another_fingerprint_is_another_artifact(run: Path) -> None:
