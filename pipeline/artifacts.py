@@ -110,10 +110,9 @@ def follow_umask(folder: Path) -> None:
     allowed = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
     for path in folder.rglob("*"):
-        found = path.lstat()
-        if path.is_symlink() or (path.is_file() and found.st_nlink > 1):  # a file of the hub's cache is not ours
+        if path.is_symlink():
             continue
-        mode = stat.S_IMODE(found.st_mode)
+        mode = stat.S_IMODE(path.stat().st_mode)
         wanted = mode | allowed | ((allowed & 0o444) >> 2 if path.is_dir() else 0)
         if wanted != mode:
             path.chmod(wanted)

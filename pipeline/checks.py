@@ -6,6 +6,7 @@ A config is walked field by field. Markers in the annotations (`Ref`, `InputFile
 
 from __future__ import annotations
 
+import json
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from pipeline import refusals, source
 from pipeline.context import exists
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.vllm.options import check_options
-from pipeline.schema import trainer_fields
+from pipeline.schema import idle, trainer_fields
 from pipeline.schema.pieces import (
     SFT_CONFIG,
     Fault,
@@ -31,7 +32,7 @@ from pipeline.schema.pieces import (
     StageConfig,
     TaskSpec,
 )
-from pipeline.schema.reserved import FOLLOW_EVALUATIONS, NO_EVALUATION
+from pipeline.schema.reserved import FOLLOW_EVALUATIONS, NO_EVALUATION, TRAINER_FILES
 from pipeline.schema.walk import Leaf, walk
 from pipeline.source import Issue, Loc, Source
 from pipeline.tasks import base as tasks
@@ -68,9 +69,9 @@ def input_files(config: BaseModel, base: Path) -> Iterator[tuple[Loc, Path]]:
         file, code, _ = leaf.value.rpartition(".py:")
         path = located(f"{file}.py" if code else leaf.value, base)
         marked = leaf.marker(InputFile)
-        if (marked is not None and (marked.required or _looks_local(leaf.value) or exists(path))) or (
-            _in_options(leaf.loc) and leaf.value.strip("~./") and exists(path)
-        ):
+        named = marked is not None and (marked.required or _looks_local(leaf.value) or exists(path))
+        optional = _in_options(leaf.loc) and leaf.value.strip("~./") and exists(path)
+        if named or optional or (leaf.loc[0] == "trainer" and leaf.loc[1:] in [(name,) for name in TRAINER_FILES]):
             yield leaf.loc, path
 
 
@@ -139,7 +140,8 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
             *refusals.secrets(config),
             *(fault for fault in _check_tasks(recipe, config) if fault[1] not in told),
             *_check_rewards(config, recipe),
-            *_check_trainer(config),
+            *_check_trainer(config, recipe.base),
+            *idle.faults(config),
             *_check_launch(config, recipe.base),
             *_check_engines(config),
             *config.faults(recipe.base),
@@ -257,10 +259,11 @@ def _check_routes(rewards: Leaf, known: list[str]) -> Iterator[Fault]:
                 yield (*rewards.loc, index, "where", "task"), f"the stage has no task {name!r}{hint}"
 
 
-def _check_trainer(config: StageConfig) -> Iterator[Fault]:
+def _check_trainer(config: StageConfig, base: Path) -> Iterator[Fault]:
     values: Mapping[str, Any] = getattr(config, "trainer", {})
     if config.trainer_class is None or not values:
         return
+    yield from _schedule_fault(config, values)
     name = config.trainer_class.rpartition(":")[2]
     known = trainer_fields.fields(config.trainer_class)
     for key, value in values.items():
@@ -272,8 +275,42 @@ def _check_trainer(config: StageConfig) -> Iterator[Fault]:
             yield ("trainer", key), fault
         elif key == "lr_scheduler_type" and value in FOLLOW_EVALUATIONS:
             yield ("trainer", key), f"{value} follows evaluations, and {NO_EVALUATION}"
+        elif key == "report_to":
+            yield from ((("trainer", key), message) for message in _unknown_trackers(value))
+        elif key in TRAINER_FILES and isinstance(value, str) and (file := located(value, base)).is_file():
+            if (message := _not_json(file)) is not None:
+                yield ("trainer", key), message
         elif key == "model_init_kwargs" and "distributed_config" in (value or {}):
             yield ("trainer", key, "distributed_config"), "set launch: {accelerate: ep-1node}, or a config like it"
+
+
+def _unknown_trackers(value: Any) -> Iterator[str]:
+    known = ("none", "all", *trainer_fields.trackers())
+    for name in [value] if isinstance(value, str) else value or ():
+        if name not in known:
+            yield f"there is no tracker {name!r}{nearest(str(name), known)}. Known: {', '.join(known)}"
+
+
+def _not_json(file: Path) -> str | None:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{file} is not JSON: {error}"
+    return None
+
+
+def _schedule_fault(config: StageConfig, values: Mapping[str, Any]) -> Iterator[Fault]:
+    """Arguments that the schedule of the learning rate does not take: told at the first step otherwise."""
+    given = values.get("lr_scheduler_kwargs")
+    schedule = values.get("lr_scheduler_type", config.trainer_defaults.get("lr_scheduler_type", "linear"))
+    if not isinstance(given, dict) or not given or schedule in FOLLOW_EVALUATIONS:
+        return
+    known = trainer_fields.schedule_arguments(str(schedule))
+    for name in given:
+        if name not in known:
+            takes = ", ".join(known) or "none"
+            where = ("trainer", "lr_scheduler_kwargs", str(name))
+            yield where, f"the schedule {schedule} has no argument {name!r}{nearest(str(name), known)}. It has: {takes}"
 
 
 def _check_launch(config: StageConfig, base: Path) -> Iterator[Fault]:
@@ -286,11 +323,21 @@ def _check_launch(config: StageConfig, base: Path) -> Iterator[Fault]:
             path.name.removesuffix(".yaml") for path in (Path(str(files("configs"))) / "accelerate").glob("*")
         )
         yield ("launch", "accelerate"), f"there is no accelerate config {name!r}{nearest(name, known)}"
+    elif (missing := _deepspeed_file(file)) is not None:
+        yield ("launch", "accelerate"), f"{file} names {missing}, and there is no such file"
     elif _divides_experts(file):
         if config.trainer_class != SFT_CONFIG:
             yield ("launch", "accelerate"), f"{name} divides experts among processes, which only SFTTrainer can train"
         elif getattr(config, "precision", "trainer") == "fp8":
             yield ("precision",), f"experts that {name} divides among processes are not multiplied in FP8"
+
+
+def _deepspeed_file(file: Path) -> str | None:
+    """The DeepSpeed config that an accelerate config names, if it is not there; accelerate looks in this folder."""
+    said = source.read(file).data
+    plugin = said.get("deepspeed_config") if isinstance(said, dict) else None
+    named = plugin.get("deepspeed_config_file") if isinstance(plugin, dict) else None
+    return named if isinstance(named, str) and not Path(named).expanduser().is_file() else None
 
 
 def _divides_experts(file: Path) -> bool:

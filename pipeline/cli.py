@@ -97,7 +97,7 @@ def plan(
     json: JsonOption = False,
 ) -> None:
     """Show which stages of a recipe would run, and why."""
-    from pipeline import graph
+    from pipeline import graph, needs
 
     checked = _load(recipe, overrides)
     steps = graph.plan(graph.build(checked), _folder(checked, runs), verify)
@@ -118,6 +118,9 @@ def plan(
         from pipeline.display import plan_table
 
         _console().print(plan_table(steps))
+    waiting = [step.node.name for step in steps if step.state is not graph.State.FRESH]
+    for need in needs.unmet(checked, waiting):
+        typer.echo(f"zero2r1: before it can run here: {need}", err=True)
     if any(step.state is graph.State.DAMAGED for step in steps):
         raise typer.Exit(1)
 

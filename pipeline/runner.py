@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from pipeline import artifacts, checks, durable, graph, ranks
+from pipeline import artifacts, checks, durable, graph, needs, ranks
 from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State, Step
 from pipeline.inputs import Inputs
@@ -122,7 +122,7 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
         jobs: how many stages may run at once; the recipe's own number if not given.
 
     Raises:
-        RunError: another process works on this run, or its folder cannot be written.
+        RunError: another process works on this run, its folder cannot be written, or a stage needs what is not here.
         StageError: a stage failed; stages that ran beside it were still finished and published.
         KeyboardInterrupt: interrupted; all stages were stopped, and the same command resumes.
     """
@@ -140,6 +140,8 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
         for name, artifact in done.items():
             artifacts.clean(run, name, artifact)
         stale = tuple(name for name in nodes if name not in done)
+        if unmet := needs.unmet(recipe, [name for name in recipe.stages if name in stale]):
+            raise RunError("\n".join(("nothing was started:", *unmet)))
         _Scheduler(recipe, run, nodes, states, observer, done).run(jobs or recipe.jobs)
         return Finished({name: done[name] for name in nodes}, stale)
 

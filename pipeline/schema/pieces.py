@@ -123,6 +123,8 @@ class StageConfig(Strict):
     """Split of the recipe's `task:` that a stage without `tasks` uses."""
     reserved: ClassVar[Mapping[str, str]] = {}
     """Trainer fields that a recipe may not set -> the reason, or what to set instead."""
+    trainer_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Trainer fields of the stage kind's own, beneath those of a recipe."""
     choices: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Trainer fields of which the trainer takes a few texts, and its config class any -> those."""
 

@@ -26,7 +26,20 @@ REMOTE_CODE = frozenset(
 SECRETS = frozenset({"hub_token", "hf_token", "use_auth_token", "auth_token", "access_token", "api_key", "password"})
 """Settings that would write a secret into a recipe, and so into the records of a run."""
 
+_EVALUATION = (
+    *("eval_strategy", "eval_on_start", "do_eval", "do_predict", "eval_steps", "eval_delay", "eval_accumulation_steps"),
+    *("eval_do_concat_batches", "eval_use_gather_object", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval"),
+    *("include_for_metrics", "prediction_loss_only", "per_device_eval_batch_size", "metric_for_best_model"),
+    *("greater_is_better", "label_names", "eval_packing", "num_generations_eval"),
+)
+_HUB = (
+    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push"),
+    *("hub_revision", "log_completions_hub_repo"),
+)
+
 RESERVED: Mapping[str, str] = {
+    **dict.fromkeys(_EVALUATION, NO_EVALUATION),
+    **dict.fromkeys(_HUB, "use a stage of kind export, and upload its folder"),
     "output_dir": "a stage works in its own scratch folder",
     "seed": "set the stage's `seed`",
     "data_seed": "set the stage's `seed`",
@@ -36,11 +49,17 @@ RESERVED: Mapping[str, str] = {
     "save_strategy": "set save_steps; a stage cannot resume without checkpoints",
     "save_total_limit": f"the newest {KEEP_CHECKPOINTS} are kept, until the stage is published",
     "save_only_model": "a stage cannot resume without its optimizer",
-    "eval_strategy": NO_EVALUATION,
-    "eval_on_start": NO_EVALUATION,
     "load_best_model_at_end": "the model after the last step is published; evaluate other ones as stages of their own",
-    "push_to_hub": "use a stage of kind export, and upload its folder",
     "disable_tqdm": "progress is shown by `zero2r1 run`",
+    "use_cpu": "a GPU is used where there is one; hide it by launch: {env: {CUDA_VISIBLE_DEVICES: ''}}",
+    "logging_nan_inf_filter": "it would show earlier losses in place of one that is not finite; see `non_finite`",
+    "local_rank": "the launcher says it",
+    "parallelism_config": "set launch: {accelerate: …}",
+    "enable_jit_checkpoint": "a stage that was told to end would take the checkpoint for the end of its training",
+    "restore_callback_states_from_checkpoint": "an interrupted stage resumes by itself",
+    "length_column_name": "lengths are those of the rows' tokens",
+    "skip_memory_metrics": "what it measures is not kept; the report shows each stage's time",
+    "remove_unused_columns": "the stage makes the columns",
     "trust_remote_code": "models run with the installed code only",
 }
 """Trainer fields that no training stage leaves to the recipe -> why."""
@@ -71,7 +90,22 @@ TEXT_RESERVED: Mapping[str, str] = {
 }
 """Fields of SFTConfig that follow from the stage's own."""
 
+TRAINER_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
+"""Trainer fields that may name a JSON file; a relative one is read against the recipe's folder."""
+
+PROMPTS_RESERVED: Mapping[str, str] = {
+    "shuffle_dataset": "problems are drawn in an order that the stage's `seed` gives",
+    "train_sampling_strategy": "problems are drawn in an order that the stage's `seed` gives",
+    "dataloader_drop_last": "only full generation batches are trained on",
+    "label_smoothing_factor": "the loss has no labels",
+    "max_tool_calling_iterations": "models call no tools in training",
+}
+"""Fields of trainers that sample, which have no effect on a task's problems."""
+
 SAMPLING_RESERVED: Mapping[str, str] = {
+    **PROMPTS_RESERVED,
+    "vllm_server_host": "set `rollout.server`",
+    "vllm_server_port": "set `rollout.server`",
     "use_vllm": "set `rollout.engine`",
     "vllm_mode": "set `rollout.engine`: vllm (in-process) or vllm_server",
     "vllm_server_base_url": "set `rollout.server`",
@@ -89,8 +123,14 @@ GRPO_RESERVED: Mapping[str, str] = {
     **SAMPLING_RESERVED,
     "reward_weights": "set the rewards' `weight`",
     "log_completions": "samples are written to samples.jsonl; see `sample_every`",
-    "log_completions_hub_repo": "samples are written to samples.jsonl",
+    "log_unique_prompts": "samples are written to samples.jsonl; see `sample_every`",
+    "log_multimodal": "problems are text",
+    "num_completions_to_print": "set `samples`",
     "remove_unused_columns": "rewards need the columns",
+    "multi_objective_aggregation": "a stage's rewards are one sum, with weights and gates, before it is normalised",
+    "pad_to_multiple_of": "rows are padded or packed by the stage",
+    "include_num_input_tokens_seen": "tokens are counted as num_tokens",
+    "transformers_continuous_batching_config": "it would turn the trained weights into bf16 for good",
     "use_transformers_continuous_batching": "it would turn the trained weights into bf16 for good",
     "use_transformers_paged": "it would turn the trained weights into bf16 for good",
     "use_liger_kernel": "set `efficiency.fused_kernels`: this leaves the reference, and unknown models, as they are",

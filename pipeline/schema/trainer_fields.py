@@ -28,6 +28,10 @@ _ACCEPTS: Mapping[str, tuple[type, ...]] = {
 }
 """Name in an annotation -> types that YAML gives for it."""
 
+_SCHEDULES = "TYPE_TO_SCHEDULER_FUNCTION"
+_GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+"""Arguments of a schedule that the trainer gives."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainerField:
@@ -104,6 +108,30 @@ def _members(module: str, name: str) -> tuple[str, ...]:
         return ()
     values = [statement.value for statement in node.body if isinstance(statement, ast.Assign)]
     return tuple(str(value.value) for value in values if isinstance(value, ast.Constant))
+
+
+def trackers() -> tuple[str, ...]:
+    """What `report_to` may name."""
+    for node in _tree("transformers.integrations.integration_utils").body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INTEGRATION_TO_CALLBACK":
+            assert isinstance(node.value, ast.Dict)
+            return tuple(str(key.value) for key in node.value.keys if isinstance(key, ast.Constant))
+    raise LookupError("transformers lists its trackers elsewhere")
+
+
+def schedule_arguments(schedule: str) -> tuple[str, ...]:
+    """What `lr_scheduler_kwargs` may have for a schedule of the learning rate, such as `cosine_with_min_lr`."""
+    body = _tree("transformers.optimization").body
+    members = _class("transformers.trainer_utils", "SchedulerType").body
+    texts = {ast.unparse(m.targets[0]): m.value for m in members if isinstance(m, ast.Assign)}
+    table = next(n.value for n in body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == _SCHEDULES)
+    assert isinstance(table, ast.Dict)
+    for key, function in zip(table.keys, table.values, strict=True):
+        value = texts.get(ast.unparse(key).partition(".")[2]) if key is not None else None
+        if isinstance(value, ast.Constant) and value.value == schedule:
+            found = next(n for n in body if isinstance(n, ast.FunctionDef) and n.name == ast.unparse(function))
+            return tuple(a.arg for a in found.args.args if a.arg not in _GIVEN)
+    return ()
 
 
 def _own(node: ast.ClassDef, module: str) -> Iterator[tuple[str, TrainerField]]:

@@ -69,6 +69,11 @@ class DistillConfig(FinetuneConfig):
         return "trl.trainer.distillation_config:DistillationConfig"
 
     @property
+    def trainer_defaults(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """See `StageConfig.trainer_defaults`."""
+        return FinetuneConfig.trainer_defaults if self.teacher is None else ON_POLICY_DEFAULTS
+
+    @property
     def reserved(self) -> Mapping[str, str]:  # type: ignore[override]
         """See `StageConfig.reserved`."""
         if self.teacher is None:

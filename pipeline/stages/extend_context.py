@@ -70,6 +70,7 @@ class ExtendContextConfig(TrainingConfig):
     version: ClassVar[int] = 2  # documents begin with BOS where the tokenizer puts one
     trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = TEXT_RESERVED
+    trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
 
     kind: Literal["extend_context"] = "extend_context"
     model: ModelRef

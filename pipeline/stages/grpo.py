@@ -114,6 +114,7 @@ class GrpoConfig(PromptedConfig, TrainingConfig):
     version: ClassVar[int] = 3  # micro-batches are merged; a completion that is cut off has no format
     trainer_class: ClassVar[str | None] = "trl.trainer.grpo_config:GRPOConfig"
     reserved: ClassVar[Mapping[str, str]] = GRPO_RESERVED
+    trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
     choices: ClassVar[Mapping[str, Sequence[str]]] = CHOICES
 
     kind: Literal["grpo"] = "grpo"

@@ -64,6 +64,7 @@ class PretrainConfig(TrainingConfig):
     version: ClassVar[int] = 2  # documents begin with BOS where the tokenizer puts one
     trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = TEXT_RESERVED
+    trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
 
     kind: Literal["pretrain"] = "pretrain"
     model: str | dict[str, Any]

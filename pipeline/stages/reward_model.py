@@ -50,6 +50,7 @@ class RewardModelConfig(TrainingConfig):
     """
 
     trainer_class: ClassVar[str | None] = "trl.trainer.reward_config:RewardConfig"
+    trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
     reserved: ClassVar[Mapping[str, str]] = {
         **RESERVED,
         "max_length": "set the stage's `max_length`",
@@ -57,6 +58,7 @@ class RewardModelConfig(TrainingConfig):
         "eos_token": "it is what the chat template ends a turn with",
         "pad_token": "it is the tokenizer's own",
         "dataset_num_proc": "rows are tokenised by the stage",
+        "label_smoothing_factor": "the loss has no labels",
     }
 
     kind: Literal["reward_model"] = "reward_model"

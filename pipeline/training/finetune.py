@@ -46,6 +46,7 @@ class FinetuneConfig(PromptedConfig, TrainingConfig):
     version: ClassVar[int] = 2  # messages are rendered by the template, texts begin with BOS
     trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = {**RESERVED, **DATA_RESERVED}
+    trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
 
     model: ModelRef
     max_length: Annotated[int, Field(gt=1)] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -81,6 +83,7 @@ def fit(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
 
 def _train(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
     """Train to the last step; returns what `fit` does."""
+    try_saving(trainer, context.scratch)
     trainer.remove_callback(PrinterCallback)
     watch = Watch(trainer, context.config.non_finite, context.scratch)
     for callback in (Events(context), SavedOnce(), watch):
@@ -102,6 +105,25 @@ def _train(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
     if skipped := _skipped(history):
         summary["steps_skipped"] = skipped
     return {**summary, **_ends(history)}
+
+
+def try_saving(trainer: Any, scratch: Path) -> None:
+    """Save everything that is small before anything is trained: what transformers reads it may yet refuse to write.
+
+    Raises:
+        ValueError: a config of the model could not be saved; says which setting is in the way.
+    """
+    with TemporaryDirectory(dir=scratch) as folder:
+        parts = (trainer.model.config, getattr(trainer.model, "generation_config", None), trainer.processing_class)
+        for part in parts:
+            try:
+                if part is not None and trainer.is_world_process_zero():
+                    copy.deepcopy(part).save_pretrained(folder)
+            except ValueError as error:
+                raise ValueError(
+                    f"the trained model could not be saved: {error} Mend it in the model's folder, or bring the model"
+                    " in by a stage of kind import_model, which does that"
+                ) from error
 
 
 def saved_dtype(config: Any, args: Any) -> torch.dtype:

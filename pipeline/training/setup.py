@@ -13,7 +13,9 @@ from pipeline.context import StageContext
 from pipeline.data.examples import Account
 from pipeline.rendering import Renderer
 from pipeline.schema.pieces import Precision, PromptedConfig
+from pipeline.schema.reserved import TRAINER_FILES
 from pipeline.training import sharding
+from rewards.registry import located
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +104,14 @@ def arguments(
         "use_cpu": on_cpu,
         "logging_nan_inf_filter": False,  # it shows the mean of earlier losses in place of one that is not finite
     }
-    args = config_class(**{**general, **defaults, **context.config.trainer, **owned, **fixed})
+    given = dict(context.config.trainer)
+    for name in TRAINER_FILES:
+        if isinstance(given.get(name), str):
+            given[name] = str(located(given[name], context.base).resolve())
+    beneath = {**general, **defaults}
+    if "lr_scheduler_type" in given:  # another schedule takes other arguments
+        beneath.pop("lr_scheduler_kwargs", None)
+    args = config_class(**{**beneath, **given, **owned, **fixed})
     args.fsdp_plugin_args = sharding.plugin_arguments(args)
     return args
 

@@ -83,6 +83,8 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([ZERO2R1, *arguments], cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_no_value_stands_in_any_file_of_a_run_an_export_or_a_report(calculator: Path, tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to(calculator)
     (tmp_path / "recipe.yaml").write_text(RECIPE)

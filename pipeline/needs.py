@@ -1,0 +1,112 @@
+"""What the stages of a recipe need of the machine, asked before the first of them runs.
+
+A recipe may be planned where it does not run, so a package that is missing here is no fault of the recipe: `run`
+refuses to start, and `plan` says so. Data files are read through as well: a broken row of the last stage costs no day
+of training.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline import source
+from pipeline.checks import accelerate_config, input_files
+from pipeline.recipe import Recipe
+from pipeline.rows import RowError, read_rows
+from pipeline.schema.pieces import Fault, Product, Ref, RewardSpec, RolloutSpec, StageConfig, TaskSpec
+from pipeline.schema.walk import walk
+
+TRACKERS = {
+    "azure_ml": "azureml",
+    "tensorboard": "tensorboard",
+    "flyte": "flytekit",
+}
+"""Trackers whose package has another name."""
+OPTIMIZERS = {
+    "bnb": "bitsandbytes",
+    "paged": "bitsandbytes",
+    "torch_8bit": "torchao",
+    "torch_4bit": "torchao",
+    "8bit": "bitsandbytes",
+    "lion": "bitsandbytes",
+    "ademamix": "bitsandbytes",
+    "galore": "galore_torch",
+    "lomo": "lomo_optim",
+    "grokadamw": "grokadamw",
+    "schedule_free": "schedulefree",
+    "apollo": "apollo_torch",
+    "stable_adamw": "optimi",
+    "anyprecision": "torchdistx",
+}
+"""Part of an optimizer's name -> the package it comes from; the first that fits counts."""
+GENERATED = "reasoning_gym"
+"""A task and a reward that need the package of that name."""
+READ_BYTES = 256 * 2**20
+"""Largest data file that is read through before a run: a few seconds."""
+
+Need = tuple[tuple[str | int, ...], str]
+"""Where in a stage's config something is asked for, and the package that it needs."""
+
+
+def packages(config: StageConfig, base: Path) -> Iterator[Need]:
+    """What a stage needs beyond what zero2r1 always brings along."""
+    trainer: dict[str, Any] = getattr(config, "trainer", {})
+    reported = trainer.get("report_to") or []
+    for name in [reported] if isinstance(reported, str) else reported:
+        if name not in ("none", "all", "kubeflow"):
+            yield ("trainer", "report_to"), TRACKERS.get(name, name)
+    for part, package in OPTIMIZERS.items():
+        if part in str(trainer.get("optim", "")):
+            yield ("trainer", "optim"), package
+            break
+    if trainer.get("deepspeed"):
+        yield ("trainer", "deepspeed"), "deepspeed"
+    if trainer.get("use_liger_kernel"):
+        yield ("trainer", "use_liger_kernel"), "liger_kernel"
+    if config.launch.accelerate is not None and (file := accelerate_config(config.launch.accelerate, base)) is not None:
+        said = source.read(file).data
+        if isinstance(said, dict) and str(said.get("distributed_type")).upper() == "DEEPSPEED":
+            yield ("launch", "accelerate"), "deepspeed"
+    for leaf in walk(config):
+        if isinstance(leaf.value, RolloutSpec) and leaf.value.engine == "vllm":
+            yield (*leaf.loc, "engine"), "vllm"
+        elif isinstance(leaf.value, RewardSpec | TaskSpec) and leaf.value.use == GENERATED:
+            yield (*leaf.loc, "use"), GENERATED
+        elif isinstance(leaf.value, str) and leaf.value.endswith(".gguf") and leaf.marker(Ref):
+            yield leaf.loc, "gguf"
+
+
+def missing(config: StageConfig, base: Path) -> Iterator[Fault]:
+    """What a stage needs and this machine lacks."""
+    for loc, package in dict.fromkeys(packages(config, base)):
+        if importlib.util.find_spec(package) is None:
+            yield loc, f"needs the package {package}, which is not installed here"
+    for leaf in walk(config):
+        if isinstance(leaf.value, RewardSpec) and leaf.value.use == "code" and shutil.which("bwrap") is None:
+            yield (*leaf.loc, "use"), "needs bubblewrap (the command bwrap), which is not installed here"
+
+
+def broken_data(config: StageConfig, base: Path) -> Iterator[Fault]:
+    """Data files of a stage that cannot be read through, or hold no row."""
+    asked = {leaf.loc for leaf in walk(config) if (ref := leaf.marker(Ref)) and ref.product is Product.DATASET}
+    for loc, path in input_files(config, base):
+        if loc in asked and path.is_file() and path.stat().st_size <= READ_BYTES:
+            try:
+                if sum(1 for _ in read_rows(path)) == 0:
+                    yield loc, f"{path} holds no rows"
+            except RowError as error:
+                yield loc, str(error)
+
+
+def unmet(recipe: Recipe, stages: list[str]) -> list[str]:
+    """Every need of these stages that is not met, a line each: `stages.sft.trainer.report_to: needs …`."""
+    told = []
+    for name in stages:
+        config = recipe.stages[name]
+        for loc, message in (*missing(config, recipe.base), *broken_data(config, recipe.base)):
+            told.append(f"{'.'.join(map(str, ('stages', name, *loc)))}: {message}")
+    return told

@@ -1,0 +1,126 @@
+"""Trainer fields that have no effect beside others: told, so that nobody tunes what does nothing.
+
+trainer: {lr_scheduler_type: constant, warmup_steps: 50}    # a constant learning rate has no warm-up
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.schema.pieces import Fault, StageConfig
+
+Fields = Mapping[str, Any]
+"""Trainer fields with their values: the recipe's, above the stage kind's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Fields that are idle.
+
+    Attributes:
+        fields: their names; one that is `None`, `False` or 0 is not meant.
+        idle: whether they are, given all fields.
+        why: says so, and what to set.
+    """
+
+    fields: tuple[str, ...]
+    idle: Callable[[Fields], bool]
+    why: str
+
+
+def _lacks(name: str, *values: Any) -> Callable[[Fields], bool]:
+    """Whether a field that is set has none of these values."""
+    return lambda fields: name in fields and fields[name] not in values
+
+
+def _off(name: str) -> Callable[[Fields], bool]:
+    """Whether a switch is off, as it is where nobody has set it."""
+    return lambda fields: not fields.get(name)
+
+
+def _trackers(fields: Fields) -> list[str]:
+    named = fields.get("report_to") or []
+    return [] if named in ("none", ["none"]) else [named] if isinstance(named, str) else list(named)
+
+
+def _without_adam(fields: Fields) -> bool:
+    return str(fields.get("optim", "")).startswith(("sgd", "adagrad", "rmsprop", "adafactor"))
+
+
+def _without_targets(fields: Fields) -> bool:
+    return not any(kind in str(fields.get("optim", "")) for kind in ("galore", "apollo"))
+
+
+RULES = (
+    Rule(
+        ("warmup_steps",),
+        lambda fields: fields.get("lr_scheduler_type") == "constant",
+        "a constant learning rate has no warm-up: set lr_scheduler_type: constant_with_warmup, or leave it out",
+    ),
+    Rule(("adam_beta1", "adam_beta2", "adam_epsilon"), _without_adam, "the optimizer of `optim` is no Adam"),
+    Rule(("optim_target_modules",), _without_targets, "it is for the GaLore and APOLLO optimizers of `optim`"),
+    Rule(("logging_steps",), _lacks("logging_strategy", "steps"), "logging_strategy says when to log"),
+    Rule(
+        ("gradient_checkpointing_kwargs",),
+        lambda fields: fields.get("gradient_checkpointing") is False,
+        "gradient_checkpointing is off",
+    ),
+    Rule(
+        ("dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context"),
+        _off("dataloader_num_workers"),
+        "it needs dataloader_num_workers above 0",
+    ),
+    Rule(("fsdp_config",), _off("fsdp"), "it needs fsdp; or set launch: {accelerate: fsdp2-1node}"),
+    Rule(("liger_kernel_config",), _off("use_liger_kernel"), "it needs use_liger_kernel: true"),
+    Rule(
+        ("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        lambda fields: not _trackers(fields),
+        "it is for the trackers of `report_to`, which names none",
+    ),
+    Rule(("entropy_coef_delta", "entropy_coef_max", "entropy_coef_min", "entropy_target"), _off("use_adaptive_entropy"),
+         "it needs use_adaptive_entropy: true"),
+    Rule(("sapo_temperature_neg", "sapo_temperature_pos"), _lacks("loss_type", "sapo"), "it needs loss_type: sapo"),
+    Rule(("vespo_k_neg", "vespo_k_pos", "vespo_lambda_neg", "vespo_lambda_pos"), _lacks("loss_type", "vespo"),
+         "it needs loss_type: vespo"),
+    Rule(("sync_ref_model", "use_bias_correction_kl"), lambda fields: fields.get("beta") == 0,
+         "with beta: 0 there is no reference model"),
+    Rule(("ref_model_mixup_alpha", "ref_model_sync_steps"),
+         lambda fields: fields.get("beta") == 0 or fields.get("sync_ref_model") is False,
+         "it needs sync_ref_model: true and beta above 0"),
+    Rule(
+        ("vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min",
+         "vllm_importance_sampling_cap"),
+        lambda fields: fields.get("vllm_importance_sampling_correction") is False,
+        "vllm_importance_sampling_correction is off",
+    ),
+)  # fmt: skip
+"""What holds for every stage."""
+
+SERVER = ("vllm_group_port", "vllm_server_timeout")
+INSIDE = ("vllm_enable_sleep_mode", "vllm_model_impl", "vllm_tensor_parallel_size")
+ANY_VLLM = ("vllm_structured_outputs_regex", "vllm_max_model_length")
+"""Fields for TRL's client of a vLLM server, for vLLM in the trainer's process, and for both."""
+
+
+def faults(config: StageConfig) -> Iterator[Fault]:
+    """The idle fields of a stage's `trainer:`."""
+    values: Fields = getattr(config, "trainer", {})
+    fields = {**config.trainer_defaults, **values}
+    for rule in RULES:
+        for name in rule.fields:
+            if values.get(name) and rule.idle(fields):
+                yield ("trainer", name), f"has no effect: {rule.why}"
+    engine = getattr(getattr(config, "rollout", None), "engine", "auto")
+    if getattr(getattr(config, "rollout", None), "separate_process", False):
+        engine = "an engine in a process of its own"
+    idle = {
+        "transformers": (*SERVER, *INSIDE, *ANY_VLLM),
+        "vllm": (*SERVER, "cache_implementation"),
+        "vllm_server": (*INSIDE, "vllm_max_model_length", "cache_implementation"),
+        "an engine in a process of its own": (*SERVER, "vllm_enable_sleep_mode", "vllm_model_impl"),
+    }
+    for name in idle.get(engine, ()):
+        if values.get(name):
+            yield ("trainer", name), f"has no effect: completions come from {engine} (see `rollout`)"

@@ -1,0 +1,206 @@
+"""What a later stage will need is told before the first stage runs, for every stage of a recipe."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pipeline import needs
+from pipeline.checks import input_files
+from pipeline.graph import build
+from pipeline.recipe import RecipeError, load
+from pipeline.rows import write_rows
+from pipeline.schema import trainer_fields
+from pipeline.stages.registry import config_class
+
+ZERO2R1 = Path(sys.executable).parent / "zero2r1"
+FIRST = "  first: {kind: import_model, model: some/model}\n"
+SFT = "  later: {{kind: sft, model: '@first', data: [rows.jsonl]{}}}\n"
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path) -> None:
+    """What the recipes below name."""
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": "1", "completion": "2"}])
+    (tmp_path / "ds.json").write_text("{}")
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "accelerate.yaml").write_text(
+        "distributed_type: DEEPSPEED\nnum_processes: 1\ndeepspeed_config: {deepspeed_config_file: gone.json}\n"
+    )
+
+
+def recipe(folder: Path, *stages: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text("name: r\nstages:\n" + "".join(stages))
+    return path
+
+
+FAULTS = {
+    "a tracker": (", trainer: {report_to: wandbb}", "there is no tracker 'wandbb' (did you mean 'wandb'?)"),
+    "one of several": (", trainer: {report_to: [tensorboard, mlflows]}", "there is no tracker 'mlflows'"),
+    "a DeepSpeed file": (", trainer: {deepspeed: gone.json}", "there is no file or folder"),
+    "an FSDP file": (", trainer: {fsdp: full_shard, fsdp_config: gone.json}", "there is no file or folder"),
+    "an accelerator file": (", trainer: {accelerator_config: gone.json}", "there is no file or folder"),
+    "a broken file": (", trainer: {deepspeed: broken.json}", "broken.json is not JSON"),
+    "accelerate's DeepSpeed file": (", launch: {accelerate: accelerate.yaml}", "names gone.json, and there is no such"),
+    "a schedule's argument": (
+        ", trainer: {lr_scheduler_kwargs: {min_lr: 1.0e-6, min_lr_rat: 0.1}}",
+        "the schedule cosine_with_min_lr has no argument 'min_lr_rat' (did you mean 'min_lr_rate'?)",
+    ),
+    "another schedule's": (
+        ", trainer: {lr_scheduler_type: linear, lr_scheduler_kwargs: {min_lr_rate: 0.1}}",
+        "the schedule linear has no argument 'min_lr_rate'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_a_later_stage_is_looked_at_before_the_first(what: str, tmp_path: Path) -> None:
+    more, message = FAULTS[what]
+    with pytest.raises(RecipeError) as caught:
+        load(recipe(tmp_path, FIRST, SFT.format(more)))
+    assert f"{tmp_path / 'recipe.yaml'}:4: stages.later." in str(caught.value)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("more", [", trainer: {report_to: none}", ", trainer: {report_to: [all]}"])
+def test_what_is_there_is_not_told(more: str, tmp_path: Path) -> None:
+    assert needs.unmet(load(recipe(tmp_path, FIRST, SFT.format(more))), ["first", "later"]) == []
+
+
+def test_a_file_of_the_trainer_counts_in_the_fingerprint(tmp_path: Path) -> None:
+    path = recipe(tmp_path, FIRST, SFT.format(", trainer: {deepspeed: ds.json}"))
+    before = build(load(path))["later"]
+    assert (("trainer", "deepspeed"), tmp_path / "ds.json") in input_files(before.config, tmp_path)
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
+    assert build(load(path))["later"].fingerprint != before.fingerprint
+
+
+PACKAGES = {
+    "a tracker": (SFT.format(", trainer: {report_to: clearml}"), "trainer.report_to: needs the package clearml"),
+    "an optimizer": (SFT.format(", trainer: {optim: paged_adamw_8bit}"), "needs the package bitsandbytes"),
+    "another": (
+        SFT.format(", trainer: {optim: galore_adamw, optim_target_modules: all-linear}"),
+        "needs the package galore_torch",
+    ),
+    "DeepSpeed": (SFT.format(", trainer: {deepspeed: ds.json}"), "needs the package deepspeed"),
+    "Liger": (SFT.format(", trainer: {use_liger_kernel: true}"), "needs the package liger_kernel"),
+    "vLLM": (
+        "  later: {kind: evaluate, models: ['@first'], tasks: [arithmetic], rollout: {engine: vllm}}\n",
+        "stages.later.rollout.engine: needs the package vllm",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", PACKAGES)
+def test_a_package_that_is_missing_is_told(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needs.importlib.util, "find_spec", lambda name: None)  # a machine that has none of them
+    stage, message = PACKAGES[what]
+    told = needs.missing(config_of(tmp_path, stage), tmp_path)
+    assert any(message in f"stages.later.{'.'.join(map(str, loc))}: {text}" for loc, text in told)
+
+
+def config_of(folder: Path, stage: str) -> object:
+    import yaml
+
+    (fields,) = yaml.safe_load(stage).values()
+    return config_class(fields["kind"]).model_validate(fields)
+
+
+def test_every_optimizer_of_transformers_is_known() -> None:
+    """One whose package nobody has named would be told at the first step."""
+    from transformers.training_args import OptimizerNames
+
+    ours = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop", "adamw_torch_xla")
+    for name in OptimizerNames:
+        named = any(part in name.value for part in needs.OPTIMIZERS)
+        assert named or name.value in (*ours, "adamw_torch_npu_fused"), name.value
+
+
+def test_schedules_and_trackers_are_those_of_transformers() -> None:
+    import inspect
+
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+    assert set(trainer_fields.trackers()) == set(INTEGRATION_TO_CALLBACK)
+    for schedule, function in TYPE_TO_SCHEDULER_FUNCTION.items():
+        taken = [name for name in inspect.signature(function).parameters if name not in trainer_fields._GIVEN]
+        if schedule.value not in ("greedy", "reduce_lr_on_plateau"):
+            assert list(trainer_fields.schedule_arguments(schedule.value)) == taken, schedule
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"prompt": "1", "completion": "2"}'] * 5 + ["{"], "late.jsonl:6 is not JSON"),
+        (["[1]"], "late.jsonl:1 is not a JSON object"),
+        ([], "late.jsonl holds no rows"),
+    ],
+)
+def test_a_data_file_is_read_through_before_anything_runs(lines: Sequence[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "late.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    path = recipe(tmp_path, FIRST, SFT.format("").replace("rows.jsonl", "late.jsonl"))
+    (told,) = needs.unmet(load(path), ["first", "later"])
+    assert told.startswith("stages.later.data.0.from: ")
+    assert message in told
+    done = subprocess.run([ZERO2R1, "run", path], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "nothing was started:" in done.stderr
+    assert message in done.stderr
+    assert not list((tmp_path / "runs/r/scratch").glob("*"))
+    done = subprocess.run([ZERO2R1, "plan", path], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert message in done.stderr
+    assert needs.unmet(load(path), ["first"]) == [], "a stage that is finished needs nothing"
+
+
+BAD = {"temperature": 0.6, "do_sample": False, "early_stopping": True}
+
+
+def test_a_generation_config_that_could_not_be_saved_is_told_or_mended(calculator: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from pipeline.stages.registry import run_function
+    from tests.stages.driving import context_of
+
+    model = Path(shutil.copytree(calculator, tmp_path / "model"))
+    generation = model / "generation_config.json"
+    known = json.loads(generation.read_text()) if generation.exists() else {}
+    generation.write_text(json.dumps({**known, **BAD}))
+    path = recipe(tmp_path, SFT.format("").replace("'@first'", "model"))
+    with pytest.raises(RecipeError, match=r"stages.later.model: .*temperature, early_stopping has no effect without"):
+        load(path)
+    for options in ({}, {"dtype": "bfloat16"}):
+        name = "imported" + "".join(options)
+        context = context_of(tmp_path, name, {"kind": "import_model", "model": str(model), **options}, {})
+        run_function("import_model")(context)
+        mended = json.loads((context.output / "model" / "generation_config.json").read_text())
+        assert not BAD.keys() - {"do_sample"} & mended.keys()
+        assert mended.get("do_sample", False) is False
+    export = context_of(tmp_path, "exported", {"kind": "export", "model": str(model), "shard_size": "1GB"}, {})
+    run_function("export")(export)
+
+
+def test_everything_small_is_saved_before_anything_is_trained(calculator: Path, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipeline.training.fit import try_saving
+
+    model = AutoModelForCausalLM.from_pretrained(calculator)
+    tokenizer = AutoTokenizer.from_pretrained(calculator)
+    trainer = SimpleNamespace(model=model, processing_class=tokenizer, is_world_process_zero=lambda: True)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    try_saving(trainer, scratch)
+    assert list(scratch.iterdir()) == []
+    model.generation_config.top_p = 0.5
+    with pytest.raises(ValueError, match=r"(?s)the trained model could not be saved.*top_p.*import_model"):
+        try_saving(trainer, scratch)
