@@ -268,7 +268,8 @@ def _check_trainer(config: StageConfig, base: Path) -> Iterator[Fault]:
     known = trainer_fields.fields(config.trainer_class)
     for key, value in values.items():
         if key in config.reserved:
-            yield ("trainer", key), f"cannot be set here: {config.reserved[key]}"
+            unknown = trainer_fields.unknown_choice(known[key], value) if key in known else None
+            yield ("trainer", key), unknown or f"cannot be set here: {config.reserved[key]}"
         elif key not in known:
             yield ("trainer", key), f"{name} has no field {key!r}{nearest(key, known)}"
         elif (fault := trainer_fields.mismatch(known[key], value, config.choices.get(key, ()))) is not None:

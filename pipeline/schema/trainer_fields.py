@@ -28,6 +28,7 @@ _ACCEPTS: Mapping[str, tuple[type, ...]] = {
 }
 """Name in an annotation -> types that YAML gives for it."""
 
+_UNKNOWN = "there is no"
 _SCHEDULES = "TYPE_TO_SCHEDULER_FUNCTION"
 _GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 """Arguments of a schedule that the trainer gives."""
@@ -91,8 +92,14 @@ def mismatch(field: TrainerField, value: Any, choices: Iterable[str] = ()) -> st
     if type(value) not in accepted:
         return f"wants {field.annotation}, not {value!r} ({type(value).__name__})"
     if allowed and isinstance(value, str) and value not in allowed:
-        return f"there is no {value!r}{nearest(value, allowed)}. Known: {', '.join(allowed)}"
+        return f"{_UNKNOWN} {value!r}{nearest(value, allowed)}. Known: {', '.join(allowed)}"
     return None
+
+
+def unknown_choice(field: TrainerField, value: Any) -> str | None:
+    """What is wrong with a value that is none of the few texts which a field takes; `None` for all else."""
+    fault = mismatch(field, value)
+    return fault if isinstance(value, str) and fault is not None and fault.startswith(_UNKNOWN) else None
 
 
 @lru_cache(maxsize=16)

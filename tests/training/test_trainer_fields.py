@@ -112,7 +112,7 @@ def test_every_field_acts_or_is_refused(name: str, tmp_path: Path) -> None:
     unsorted = sorted(field for field in known if field not in config.reserved and field not in ACTS)
     assert not unsorted, "say in reserved.py why it is refused, or here what it acts on"
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
-    values = {field: value_for(known[field].annotation) for field in config.reserved if field in known}
+    values = {field: value_for(known[field]) for field in config.reserved if field in known}
     stages = {"a": {"kind": config.kind, **STAGES[name], "trainer": values}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "r", "stages": stages}))
     with pytest.raises(RecipeError) as caught:
@@ -123,10 +123,13 @@ def test_every_field_acts_or_is_refused(name: str, tmp_path: Path) -> None:
         assert any(reason in line for line in told), field
 
 
-def value_for(annotation: str) -> Any:
-    """Some value of a type."""
+def value_for(field: trainer_fields.TrainerField) -> Any:
+    """Some value that a field takes."""
+    for alternative in field.annotation.split(" | "):
+        if texts := field.choices or trainer_fields._members(field.module, alternative):
+            return texts[0]
     kinds = {"bool": False, "int": 1, "float": 0.5, "str": "x", "list": ["x"], "dict": {}}
-    return next((value for kind, value in kinds.items() if annotation.startswith(kind)), "x")
+    return next((value for kind, value in kinds.items() if field.annotation.startswith(kind)), "x")
 
 
 def test_nothing_is_listed_that_no_config_has() -> None:
