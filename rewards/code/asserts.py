@@ -72,6 +72,8 @@ def split(source: str) -> Split | None:
                 return Split(calls, expected=ast.literal_eval(right))
             except (ValueError, TypeError):
                 pass
+    if splitter.makes_objects:  # what is done with one is up to the solution
+        return None
     return Split(calls, ast.unparse(test), imports=imports)
 
 
@@ -88,10 +90,12 @@ class _Splitter(ast.NodeTransformer):
         calls: source of what was replaced.
         imports: modules that the rest names.
         needs_more: whether something has to be evaluated before the solution can be asked.
+        makes_objects: whether one of the calls may be that of a class.
     """
 
     def __init__(self, own: frozenset[str]) -> None:
         self.own, self.calls, self.imports, self.needs_more = own, list[str](), set[str](), False
+        self.makes_objects = False
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         root: ast.expr = node
@@ -134,6 +138,7 @@ class _Splitter(ast.NodeTransformer):
     def _ship(self, node: ast.expr) -> ast.Name:
         inside = [child for child in ast.walk(node) if isinstance(child, ast.Name)]
         self.needs_more |= any(self._is_pure(name.id) and name.id in sys.stdlib_module_names for name in inside)
+        self.makes_objects |= isinstance(node, ast.Call) and getattr(node.func, "id", "")[:1].isupper()
         self.calls.append(ast.unparse(node))
         return ast.Name(f"_{len(self.calls) - 1}", ast.Load())
 

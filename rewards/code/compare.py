@@ -50,6 +50,8 @@ def same_value(actual: Any, expected: Any, tolerance: float | None = None) -> bo
     """
     if isinstance(expected, bool) or isinstance(actual, bool):
         return type(actual) is type(expected) and bool(actual == expected)
+    if isinstance(expected, float) and isinstance(actual, Fraction | Decimal) and tolerance is None:
+        return _near(actual, expected, 0.0)  # 0.1 of JSON is the float that is nearest to a tenth
     if isinstance(expected, int | float) and isinstance(actual, _NUMBERS):
         if tolerance is None or isinstance(expected, int):
             return bool(actual == expected)

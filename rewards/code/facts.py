@@ -55,7 +55,9 @@ class Facts:
         compared = Counter(getattr(s, "id", "") for n in nodes if isinstance(n, ast.Compare) for s in sides_of(n))
         loaded = Counter(n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
         self.data = {name for name in self.names if compared[name] == loaded[name]}
-        self.classes = {name for name in self.names if _is_class(name, nodes)}
+        self.classes = {name for name in self.names if _is_class(name, nodes, name[:1].isupper())}
+        if any(_is_class(name, nodes, entry[:1].isupper()) for name in self.candidates):
+            self.classes.add(entry)
         self.changed = self._changed(nodes)
         self.flows = [flow for node in nodes for flow in flows_of(node)]
         self.subject = self.names | self.candidates
@@ -129,38 +131,68 @@ def _caught(node: ast.AST) -> set[str]:
     return {child.id for kind in kinds for child in ast.walk(kind) if isinstance(child, ast.Name)}
 
 
-def _is_class(name: str, nodes: list[ast.AST]) -> bool:
+def _is_class(name: str, nodes: list[ast.AST], is_capital: bool) -> bool:
     """Whether a suite uses what it calls by this name as an object with methods of its own.
 
-    Attributes that no plain value has say so, and those that are assigned. Of names that begin as those of classes do,
-    so does a method whose result is of no interest.
+    Attributes that no plain value has say so, and those that are assigned. Of names that begin as those of classes do
+    (`is_capital`), so does a method whose result is of no interest.
     """
-    holders = {name}
-    for node in nodes:
-        if isinstance(node, ast.Assign) and any(root_of(part) == name for part in _operands(node.value)):
-            holders |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    holders, grown = {name}, True
+    bindings = [binding for node in nodes for binding in _bindings(node)]
+    while grown:
+        known = len(holders)
+        for target, value in bindings:
+            if any(_place(part) in holders for part in _operands(value)):
+                holders |= {place for part in _operands(target) if (place := _place(part))}
+        grown = len(holders) > known
     for node in nodes:
         if (
             isinstance(node, ast.Attribute)
-            and root_of(node.value) in holders
+            and _place(node.value) in holders
             and (node.attr not in PLAIN_NAMES or not isinstance(node.ctx, ast.Load))
         ):
             return True
-        if isinstance(node, ast.Compare) and not isinstance(node.ops[0], ast.Eq) and name[:1].isupper():
+        if isinstance(node, ast.Compare) and not isinstance(node.ops[0], ast.Eq) and is_capital:
             if all(isinstance(side, ast.Call) and root_of(side) == name for side in sides_of(node)):
                 return True
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and name[:1].isupper():
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and is_capital:
             function = node.value.func
-            if isinstance(function, ast.Attribute) and root_of(function.value) in holders:
+            if isinstance(function, ast.Attribute) and _place(function.value) in holders:
                 return True
     return False
 
 
+def _bindings(node: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
+    """(what gets a value, the value, or what it is an item of)."""
+    match node:
+        case ast.Assign():
+            return [(target, node.value) for target in node.targets]
+        case ast.AnnAssign() | ast.NamedExpr() if node.value is not None:
+            return [(node.target, node.value)]
+        case ast.For() | ast.AsyncFor() | ast.comprehension():
+            return [(node.target, node.iter)]
+        case ast.withitem() if node.optional_vars is not None:
+            return [(node.optional_vars, node.context_expr)]
+    return []
+
+
 def _operands(node: ast.expr) -> list[ast.expr]:
-    """What an expression computes with, if it is no more than that: `A(1)` and `A(2)` of `A(1) + A(2)`."""
-    if isinstance(node, ast.BinOp):
-        return [*_operands(node.left), *_operands(node.right)]
-    return [node] if isinstance(node, ast.Call) else []
+    """What an expression is made of, such as `A(1)` and `A(2)` of `A(1) + A(2)` and of `[A(1), A(2)]`."""
+    match node:
+        case ast.BinOp():
+            return [*_operands(node.left), *_operands(node.right)]
+        case ast.Tuple() | ast.List():
+            return [part for element in node.elts for part in _operands(element)]
+    return [node]
+
+
+def _place(node: ast.expr) -> str:
+    """Where a value is kept, or which function gives it: `x` of `x`, `x[0]` and `x(1)`, `self.x` of `self.x`."""
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return f"{node.value.id}.{node.attr}"
+    return root_of(node)
 
 
 def root_of(node: ast.expr) -> str:
@@ -202,7 +234,7 @@ def flows_of(node: ast.AST) -> list[tuple[set[str], set[str]]]:
     """(names that get a value, names that it is made of)."""
     match node:
         case ast.Assign():
-            return [(set().union(*map(names_in, node.targets)), names_in(node.value))]
+            return [(set().union(*map(names_in, node.targets)) - {"self"}, names_in(node.value))]
         case ast.AugAssign() | ast.AnnAssign() | ast.NamedExpr() if node.value is not None:
             return [(names_in(node.target), names_in(node.value))]
         case ast.For() | ast.AsyncFor() | ast.comprehension():

@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
@@ -32,6 +33,8 @@ FALSE: tuple[Any, ...] = (False, 0, None)
 
 _MEANINGFUL = (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit, KeyboardInterrupt)
 """Exceptions that steer the code around them: raised only where the suite names them."""
+
+_CONTAINERS = (list, dict, set, tuple, bytearray, deque)
 
 Reply = dict[str, Any]
 
@@ -123,6 +126,8 @@ class Conversation:
         name = getattr(value, "__name__", None)
         if isinstance(name, str) and vars(builtins).get(name) is value:
             return ["builtin", name]
+        if type(value) in values.ITERATORS:
+            return ["it", *(values.encode(item, 1, self._refer) for item in values.yielded(value))]
         if callable(value) and not isinstance(value, type):
             if value not in self._functions:
                 self._functions.append(value)
@@ -370,7 +375,7 @@ def _update(old: Any, new: Any) -> None:
         return
     if kind is tuple or (kind is list and len(old) == len(new)):
         for place, (before, after) in enumerate(zip(old, new, strict=False)):
-            if type(before) is type(after) and type(before) in (list, dict, set, tuple):
+            if type(before) is type(after) and type(before) in _CONTAINERS:
                 _update(before, after)
             elif kind is list:
                 old[place] = after
@@ -382,6 +387,6 @@ def _update(old: Any, new: Any) -> None:
     elif kind in (dict, set):
         old.clear()
         old.update(new)
-    elif hasattr(old, "extend"):  # a deque
+    elif kind is deque:
         old.clear()
         old.extend(new)

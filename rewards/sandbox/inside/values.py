@@ -54,7 +54,7 @@ _PARTS = {
 }
 _VIEWS = {type({}.keys()): "dk", type({}.values()): "dv", type({}.items()): "di"}
 _CONTAINERS: tuple[Any, ...] = ([], (), "", {}, {}.values(), {}.items(), set(), range(0), b"", deque())
-_ITERATORS = frozenset(
+ITERATORS = frozenset(
     [type(_ for _ in ()), zip, map, filter, enumerate, reversed]
     + [type(iter(of)) for of in _CONTAINERS]
     + [type(reversed([])), type(reversed({})), type(reversed(range(0)))]
@@ -143,8 +143,8 @@ def encode(value: Any, depth: int = 0, refer: Refer | None = None) -> Any:
         return ["nt", list(fields), *(encode(item, depth + 1, refer) for item in tuple.__iter__(value))]
     if refer is not None:
         return refer(value)
-    if kind in _ITERATORS:
-        return ["it", *(encode(item, depth + 1) for item in _yielded(value))]
+    if kind in ITERATORS:
+        return ["it", *(encode(item, depth + 1) for item in yielded(value))]
     raise RefusedError(f"{kind.__module__}.{kind.__qualname__} is not a plain built-in type")
 
 
@@ -195,7 +195,12 @@ def loads(text: str | bytes, resolve: Resolve | None = None) -> Any:
         raise RefusedError(f"unreadable result: {error}") from error
 
 
-def _yielded(value: Any) -> list[Any]:
+def yielded(value: Any) -> list[Any]:
+    """What an iterator yields.
+
+    Raises:
+        RefusedError: more than `MAX_YIELDED` items.
+    """
     items = list(itertools.islice(value, MAX_YIELDED + 1))
     if len(items) > MAX_YIELDED:
         raise RefusedError(f"an iterator of more than {MAX_YIELDED} items")
