@@ -38,7 +38,8 @@ class CodeVerifier:
         memory_mb: memory of one job, all its processes together.
         workers: jobs at one time; the cores of this process if not given.
         partial: pay the share of tests passed; otherwise all or nothing.
-        tolerance: allowed absolute or relative difference of numbers in outputs and float results; exact if not given.
+        tolerance: allowed absolute or relative difference where a number with a decimal point or an exponent is
+            expected, in outputs or results; integers are always exact, and all numbers if not given.
         backend: `local`, `sandbox_fusion` (needs `url`) or `e2b` (needs the extra `e2b`).
         url: address of the SandboxFusion server.
         unsafe_local: run programs bare, with your rights, where no sandbox can be had.

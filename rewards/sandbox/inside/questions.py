@@ -105,11 +105,11 @@ class Conversation:
         raise Failed(self.failure)
 
     def _exchange(self, line: str) -> Reply:
-        print(line, file=self._asks, flush=True)
-        answer = self._replies.readline(play.MAX_REPLY)
         try:
+            print(line, file=self._asks, flush=True)
+            answer = self._replies.readline(play.MAX_REPLY)
             reply = json.loads(answer) if answer.endswith(b"\n") else None
-        except (ValueError, RecursionError):
+        except (OSError, ValueError, RecursionError):  # it hung up, or what it says is no JSON
             reply = None
         return reply if type(reply) is dict else self.fail("the solution gave no answer")
 

@@ -139,7 +139,7 @@ def encode(value: Any, depth: int = 0, refer: Refer | None = None) -> Any:
         return _SCALARS[kind](value)
     if kind in _VIEWS:
         return [_VIEWS[kind], *(encode(item, depth + 1, refer) for item in value)]
-    if (fields := _fields(kind)) is not None:
+    if (fields := value._fields if kind is Record else _fields(kind)) is not None:
         return ["nt", list(fields), *(encode(item, depth + 1, refer) for item in tuple.__iter__(value))]
     if refer is not None:
         return refer(value)
@@ -169,6 +169,9 @@ def decode(data: Any, depth: int = 0, resolve: Resolve | None = None) -> Any:
         if tag == "nt":
             fields, *items = items
             values = [decode(item, depth + 1, resolve) for item in items]
+            own = [type(item) is list and item[:1] in ([tag] for tag in REFERENCES) for item in items]
+            if any(is_own and field in PLAIN_NAMES for field, is_own in zip(fields, own, strict=True)):
+                raise RefusedError("a field that would stand for a method of plain values")
             if type(fields) is list and len(fields) == len(values) and all(type(field) is str for field in fields):
                 return Record(values, tuple(fields))
         elif tag in _SEQUENCES or tag in ("it", "dk", "dv", "di"):
@@ -211,20 +214,24 @@ def _fields(kind: type) -> tuple[str, ...] | None:
     """Names of the fields, if this is a type of named tuples."""
     if not issubclass(kind, tuple):
         return None
-    if kind is Record:
-        raise RefusedError("a record is not a plain built-in type")
     fields = getattr(kind, "_fields", None)
     return fields if type(fields) is tuple and all(type(field) is str for field in fields) else None
 
 
 def _date(kind: str, *parts: int) -> Any:
-    return _DATES[kind](*parts)
+    count = len(_PARTS[_DATES[kind]])
+    zone = [datetime.timezone(datetime.timedelta(seconds=seconds)) for seconds in parts[count:]]
+    return _DATES[kind](*parts[:count], *zone)
 
 
 def _encode_date(value: Any) -> Any:
-    if getattr(value, "tzinfo", None) is not None:
-        raise RefusedError("a time with a zone is not a plain value")
-    return ["dt", type(value).__name__, *(getattr(value, part) for part in _PARTS[type(value)])]
+    parts = [getattr(value, part) for part in _PARTS[type(value)]]
+    zone = getattr(value, "tzinfo", None)
+    if zone is not None and type(zone) is not datetime.timezone:
+        raise RefusedError("a time in a zone with rules is not a plain value")
+    if zone is not None:
+        parts.append(zone.utcoffset(None).total_seconds())
+    return ["dt", type(value).__name__, *parts]
 
 
 def _decimal(text: str) -> Decimal:
