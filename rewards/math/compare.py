@@ -23,7 +23,7 @@ from rewards.math.expressions import evaluate
 from rewards.math.kinds import Kind, Token, Tokens
 from rewards.math.quantities import quantities, ratios
 from rewards.math.read import read
-from rewards.math.regions import same_ranges
+from rewards.math.regions import NOTHING, same_ranges
 from rewards.math.shapes import (
     Approximate,
     Chain,
@@ -45,6 +45,7 @@ from rewards.math.tokens import tokens
 from rewards.math.values import Leaf, every
 from rewards.math.wording import in_words, same_words
 
+_QUOTED = re.compile(r"``\s*([^`]+?)\s*''|`([^`]+)`|\"([^\"]+)\"|'([^']+)'|[“”„«]([^“”»]+)[”“»]")
 _FEW = 24
 """Elements of a set that are compared with one another to find repetitions."""
 
@@ -56,8 +57,8 @@ def shape_of(text: str) -> Shape:
         TooDeepError: the text nests brackets deeper than anything that is read.
     """
     text = text.strip()
-    while len(text) > 1 and text[0] == text[-1] and text[0] in "`\"'":
-        text = text[1:-1].strip()
+    while (quoted := _QUOTED.fullmatch(text)) is not None:
+        text = quoted[1] or quoted[2] or quoted[3] or quoted[4] or quoted[5]
     if text.startswith("**") and text.endswith("**"):
         text = text.strip("*")
     if (text.count("$") - text.count(r"\$")) % 2 == 0:
@@ -77,7 +78,10 @@ def equal(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
 def _only(shape: Shape) -> Shape:
     return (
         shape.items[0]
-        if isinstance(shape, Group) and shape.brackets in ("{}", "[]") and len(shape.items) == 1
+        if isinstance(shape, Group)
+        and shape.brackets in ("{}", "[]")
+        and len(shape.items) == 1
+        and shape.items[0] != NOTHING
         else shape
     )
 
@@ -128,7 +132,7 @@ def _named(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     if _assigns(parts[0]) and _assigns(parts[1]):
         return _groups(*parts, leaf)
     if isinstance(gold, Named) and isinstance(answer, Named):
-        if gold.name != answer.name and not (_is_phrase(gold.name) or _is_phrase(answer.name)):
+        if gold.name != answer.name and not _interchangeable(gold.name, answer.name):
             flipped = [equation(shape) for shape in (gold, answer)]
             return leaf(flipped[0], flipped[1]) if None not in flipped and _mentions(answer, gold) else False  # type: ignore[arg-type]
         return every([consistent(answer.values, same, leaf), same(gold.values[-1], answer.values[-1], leaf)])
@@ -167,6 +171,15 @@ def _assigns(shape: Shape) -> bool:
 
 def _is_phrase(name: Tokens) -> bool:
     return any(token.kind is Kind.TEXT or (token.kind is Kind.WORD and len(token.text) > 3) for token in name)
+
+
+def _interchangeable(gold: Tokens, answer: Tokens) -> bool:
+    """Whether two names may be said of one thing: phrases may, and so may `y` and `f(x)`."""
+    if _is_phrase(gold) or _is_phrase(answer):
+        return True
+    return any(
+        [t.text for t in y] == ["y"] and len(f) > 3 and f[1].text == "(" for y, f in ((gold, answer), (answer, gold))
+    )
 
 
 def _mentions(answer: Named, gold: Named) -> bool:
@@ -263,6 +276,8 @@ def _may_be_interval(group: Group) -> bool:
 
 def _assignments(gold: Group, answer: Group, leaf: Leaf) -> bool | None:
     """`x = 1, y = 2` in any order of its parts, or against bare values."""
+    if "or" in (gold.brackets, answer.brackets) and gold.brackets != answer.brackets:
+        return False  # x = 1 and y = 2 say more than x = 1 or y = 2
     if _assigns(gold) and _assigns(answer):
         return _unordered(gold.items, answer.items, lambda g, a: same(g, a, leaf))
     if _assigns(gold) and any(isinstance(item, Named) for item in answer.items):

@@ -109,6 +109,8 @@ def _is_subject(side: Tokens) -> bool:
         depth += (before.text == "^") - (depth > 0 and token.text == "}")
         if token.kind is Kind.NUMBER and not depth:
             return False
+    if [token.text for token in side] in (["|", "z", "|"], ["|", "w", "|"]):
+        return True  # complex numbers by custom
     whole = any(len(letter) > 1 and letter[0].isupper() for letter in letters)
     return len(letters) > 1 or whole
 

@@ -3,6 +3,7 @@ r"""`+ C` and `+ c`: a constant that may be any number may have any name."""
 from __future__ import annotations
 
 from rewards.math.kinds import Kind, Token, Tokens
+from rewards.math.tree import letter_by_letter
 
 _NAMES = frozenset({"C", "c", "K", "k", "C_1", "c_1", "C_0", "D"})
 """What such a constant is called; the gold calls it `C`."""
@@ -13,6 +14,7 @@ def renamed(gold: Tokens, answer: Tokens) -> Tokens:
 
     A constant occurs once in each, and neither has the other's name beside it.
     """
+    gold, answer = letter_by_letter(gold), letter_by_letter(answer)
     theirs = [token.text for token in gold if token.kind is Kind.SYMBOL]
     ours = [token.text for token in answer if token.kind is Kind.SYMBOL]
     if theirs.count("C") != 1 or "C" in ours or len(set(theirs)) < 2:

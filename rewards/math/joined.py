@@ -16,6 +16,8 @@ _MAX_INDEX = 8
 _OPEN, _CLOSE = Token(Kind.OPERATOR, "{"), Token(Kind.OPERATOR, "}")
 _PRIME = Token(Kind.OPERATOR, "'")
 _DIGITS = re.compile(r"[0-9A-Fa-f]+")
+_CONSTANTS = frozenset({"constant", "const", "C"})
+"""What a constant of integration is called in words, or set upright."""
 _OF_SEVERAL = frozenset({"gcd", "lcm", "max", "min"})
 
 
@@ -109,6 +111,13 @@ def _subscripts(found: list[Token]) -> list[Token]:
     while position < len(found):
         token = found[position]
         position += 1
+        if token.kind in (Kind.WORD, Kind.TEXT) and result and result[-1].text == "+" and token.text in _CONSTANTS:
+            token = Token(Kind.SYMBOL, "C", token.spaced)
+        based = [t.text.lower() for t in found[position - 1 : position + 1]]
+        if based[:1] == ["base"] and based[-1].isdigit() and result and result[-1].text.isalnum():
+            result[-1] = Token(Kind.NUMBER, f"{result[-1].text}_{based[-1]}", result[-1].spaced)  # 101 base 2
+            position += 1
+            continue
         if token.text.lower() in ("degree", "degrees") and result and result[-1].kind is Kind.NUMBER:
             token = Token(Kind.OPERATOR, "deg", token.spaced)
         if token.text in _OF_SEVERAL and position < len(found) and found[position].text == "(":

@@ -40,7 +40,12 @@ def is_name(side: Tokens) -> bool:
 
 def is_label(side: Tokens) -> bool:
     """Whether these are words that may stand before a colon: `Area: 12`."""
-    return all(t.kind in (Kind.WORD, Kind.TEXT) and not denies(t) for t in side)
+    return all(t.kind in (Kind.WORD, Kind.TEXT) and not denies(t) and not _is_segment(t) for t in side)
+
+
+def _is_segment(token: Token) -> bool:
+    """Whether a word is that of two points, as in the ratio `AP : PB`."""
+    return token.kind is Kind.WORD and token.text.isupper() and len(token.text) == 2
 
 
 def is_point_name(written: Tokens) -> bool:

@@ -27,7 +27,7 @@ UNICODE = str.maketrans(
     }
 )  # fmt: skip
 ALIASES = {
-    **dict.fromkeys([r"\dfrac", r"\tfrac", r"\cfrac", r"\frac"], r"\frac"),
+    **dict.fromkeys([r"\dfrac", r"\tfrac", r"\cfrac", r"\sfrac", r"\nicefrac", r"\frac"], r"\frac"),
     **dict.fromkeys([r"\dbinom", r"\tbinom", r"\binom"], r"\binom"),
     **dict.fromkeys([r"\lbrace", r"\{"], r"\{"),
     **dict.fromkeys([r"\rbrace", r"\}"], r"\}"),
@@ -74,6 +74,7 @@ TEXTS = words(
 )
 FONTS = words(
     r"\mathbf \mathcal \mathfrak \boldsymbol \bm \pmb \vec \overrightarrow \underline \hat \ensuremath \boxed \fbox"
+    r" \underbrace \overbrace"
 )
 VECTORS = words(r"\mathbf \boldsymbol \bm \pmb \vec \overrightarrow \hat")
 GREEK = words(
@@ -87,6 +88,7 @@ PLAIN = {
     "arcsin": r"\arcsin", "arccos": r"\arccos", "arctan": r"\arctan",
     "cis": r"\cis", "lg": r"\lg", "sinh": r"\sinh", "cosh": r"\cosh", "tanh": r"\tanh", "arcsec": r"\arcsec",
     "arccot": r"\arccot", "arccsc": r"\arccsc", "sgn": r"\sgn", "tg": r"\tan", "ctg": r"\cot", "theta": r"\theta",
+    "arctg": r"\arctan", "arcctg": r"\arccot",
     **{name: rf"\{name}" for name in words(
         "alpha beta gamma delta epsilon zeta eta kappa mu nu xi rho sigma tau phi chi psi omega Delta Omega Sigma"
     )},

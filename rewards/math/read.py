@@ -140,7 +140,7 @@ def _separated(written: Tokens, depth: int) -> Shape | None:
         cases = [read(part, depth + 1) for part in _listed(written, _OUTER, set()) if trim(part)]
         if len(cases) > 1 and all(_names_several(case) for case in cases):
             return Group(tuple(cases))  # p = 5, q = 2; p = 7, q = 2
-    shapes = tuple(read(part, depth + 1) for part in parts)
+    shapes = tuple(read(part, depth + 1) for part in _excluded(parts))
     ranges = [shape for shape in shapes if isinstance(shape, Interval | Union)]
     if len(ranges) == len(shapes):
         joint = _ranges(ranges, used)
@@ -167,6 +167,14 @@ def _listed(written: Tokens, separators: frozenset[str], used: set[str]) -> list
         return text in separators
 
     return split(written, is_separator)
+
+
+def _excluded(parts: list[Tokens]) -> list[Tokens]:
+    """`x \\ne 1, 2` as `x \\ne 1, x \\ne 2`."""
+    texts = [token.text for token in parts[0]]
+    if "!=" not in texts or any(token.text in ("=", "!=", *INEQUALITIES) for part in parts[1:] for token in part):
+        return parts
+    return [parts[0], *((*parts[0][: texts.index("!=") + 1], *part) for part in parts[1:])]
 
 
 def _names_several(shape: Shape) -> bool:
@@ -203,7 +211,7 @@ def _named_alike(shapes: Sequence[Shape]) -> Shape | None:
 def _connective(shapes: Sequence[Shape], used: set[str]) -> str:
     """The brackets that stand for how words are joined: `rain or snow` is one of them, `rain and snow` both."""
     if used & {",", ";"} or not all(isinstance(shape, Words) for shape in shapes):
-        return ""
+        return "or" if "or" in used and all(isinstance(shape, Named) for shape in shapes) else ""
     return "or" if "or" in used else "{}"
 
 
@@ -222,7 +230,7 @@ def _related(written: Tokens, depth: int) -> Shape | None:
     relations = [written[i].text for i in found]
     if set(relations) == {":"}:
         return read(sides[1], depth + 1) if len(sides) == 2 and is_label(sides[0]) else _ratio(sides)
-    if set(relations) == {"=", ":"} and not is_label(sides[0]):  # S_1 : S_2 = 2 : 3
+    if set(relations) == {"=", ":"} and (relations[0] == "=" or not is_label(sides[0])):  # S_1 : S_2 = 2 : 3
         cut = found[len(relations) - 1 - relations[::-1].index("=")]
         if not any(token.kind is Kind.NUMBER for token in written[:cut]):
             return Named(written[:cut], (read(written[cut + 1 :], depth + 1),))

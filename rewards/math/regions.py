@@ -54,13 +54,19 @@ def inequality(sides: list[Tokens], relations: list[str], read: Read, depth: int
 
 
 def _around_zero(sides: list[Tokens], relation: str, read: Read, depth: int) -> Shape | None:
-    """`|x| < 3` is an interval around zero, `3 < |x|` what lies outside of it."""
+    """`|x| < 3` is an interval around zero, `3 < |x|` what lies outside of it, `|x - 1| < 3` one around one."""
     inside = sides[0][0].text == "|"
     absolute, bound = sides if inside else sides[::-1]
-    if len(absolute) != 3 or absolute[1].kind is not Kind.SYMBOL or absolute[2].text != "|":
+    if len(absolute) < 3 or absolute[1].kind is not Kind.SYMBOL or absolute[-1].text != "|":
         return None
-    ends = read((_MINUS, _OPEN, *bound, _CLOSE), depth + 1), read(bound, depth + 1)
-    variable = absolute[1:2]
+    variable, shift = absolute[1:2], absolute[2:-1]
+    if shift and (shift[0].text not in ("+", "-") or any(t.kind is Kind.SYMBOL or t.text == "|" for t in shift)):
+        return None
+    middle = (_MINUS, _OPEN, *shift, _CLOSE) if shift else ()
+    ends = (
+        read((*middle, _MINUS, _OPEN, *bound, _CLOSE), depth + 1),
+        read((*middle, Token(Kind.OPERATOR, "+"), _OPEN, *bound, _CLOSE) if shift else bound, depth + 1),
+    )
     if inside:
         return Interval(ends, _open(relation) + _close(relation), variable)
     left, right = Interval((LOW, ends[0]), "(" + _close(relation)), Interval((ends[1], HIGH), _open(relation) + ")")

@@ -25,7 +25,7 @@ _FEW = 64
 
 def table(written: Tokens, read: Read, depth: int) -> Shape | None:
     """What stands in an environment that embraces everything."""
-    if written[0].text == r"\{" and written[-1].text == r"\end array":
+    if [t.text[:7] for t in written[:2]] == [r"\{", r"\begin "] and written[-1].text.startswith(r"\end "):
         written = (Token(Kind.COMMAND, r"\begin cases"), *written[2:-1], Token(Kind.COMMAND, r"\end cases"))
     if written[0].text in _LINES and written[-1].text.startswith(r"\end "):
         return _lines(written[1:-1], read, depth)

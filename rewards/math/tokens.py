@@ -17,7 +17,7 @@ from rewards.math.notation import ALIASES, BASES, FONTS, GREEK, OPERATORS, PLAIN
 
 _GAP = r"(?:,|\{,\}|\\,|\\;|\\:|\\ |\u2009|\u202f|\u00a0| |'|_)"
 _NUMBER = (
-    rf"(?:(?<![\d.,])[1-9]\d{{0,2}}(?P<gap>{_GAP})\d{{3}}(?:(?P=gap)\d{{3}})*(?![\d])(?!,\d)"  # 1,234,567
+    rf"(?:(?<![\d.,_^])[1-9]\d{{0,2}}(?P<gap>{_GAP})\d{{3}}(?:(?P=gap)\d{{3}})*(?![\d])(?!,\d)"  # 1,234,567
     r"|(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3}){2,}(?![\d.])"  # 1.234.567
     r"|(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3})+(?=,\d)(?!,\d*,)"  # 1.234,56
     r"|\d+|(?=\.\d))"
@@ -28,7 +28,7 @@ _MASTER = re.compile(
     r"|script(?:script)?style|limits|nolimits|boldsymbol|bf|rm|it|sf|tt|(?:math)?strut|tiny|(?:script|footnote|normal)size"
     r"|small|[lL]arge|LARGE|[hH]uge|boldmath|bfseries|itshape|upshape|nonumber|notag|allowbreak|relax|smash"
     r"|math(?:ord|bin|rel|open|close|inner|punct))(?![a-zA-Z]))"
-    r"|(?P<base>(?<![A-Za-z0-9.,])(?:(?=[A-Z]*\d|[A-F]{2,}_\{\(?16)[0-9A-Z]+|\d[0-9a-f]*[a-f][0-9a-f]*(?=_\{\(?16\)?\}))"
+    r"|(?P<base>(?<![A-Za-z0-9.,])(?:(?=[A-Z]*\d|[A-F]{2,}_\{\(?16)[0-9A-Z]+|(?:\d|[a-f](?=[a-f]))[0-9a-f]*(?=_\{\(?16\)?\}))"
     r"_(?!\{?\(?0)(?:\{\\(?:text|mathrm|mbox)\{[a-z]+\}\}|\\(?:text|mbox)\{[a-z]+\}|\{[a-z]{3,7}\}|\{\(?\d+\)?\}|\d+))"
     rf"|(?P<number>(?P<whole>{_NUMBER})(?P<part>(?:\.|\{{,\}}(?=\d)|(?<=\.\d\d\d),(?=\d))"
     r"(?:\d*(?:\\overline|\\bar|\\dot)\{?\d+\}?|\d*\(\d+\)|\d+(?:\.\.\.|\\l?dots|\\cdots)?))?"
@@ -68,7 +68,7 @@ def _tokens(text: str, depth: int) -> list[Token]:
             continue
         if kind == "nothing":
             continue
-        if kind == "command" and raw in (r"\color", r"\textcolor"):
+        if kind == "command" and raw in _WITH_ASIDE:
             _, position = _argument(text, position)
             continue
         if kind == "command" and raw in TEXTS | FONTS | {r"\mathbb"}:
@@ -77,7 +77,7 @@ def _tokens(text: str, depth: int) -> list[Token]:
             inner = _in_text(content, depth) if is_text else _tokens(content, depth + 1)
             if raw in VECTORS:
                 inner = [replace(t, mark="vector") for t in inner]
-            if raw == r"\mathbb":
+            if raw == r"\mathbb" and not content.strip().isdigit():
                 inner = [Token(Kind.COMMAND, rf"\mathbb {content.strip()}")]
             spaced = spaced or content[:1].isspace()
             result += [replace(t, spaced=spaced or t.spaced) if n == 0 else t for n, t in enumerate(inner)]
@@ -88,6 +88,8 @@ def _tokens(text: str, depth: int) -> list[Token]:
     return result
 
 
+_WITH_ASIDE = frozenset({r"\color", r"\textcolor", r"\colorbox", r"\overset", r"\underset", r"\stackrel"})
+"""Commands whose first argument is a colour, or stands above or below."""
 _BEHIND_A_LETTER = frozenset({"sqrt", "sin", "cos", "tan", "ln", "log", "pi"})
 
 
@@ -221,6 +223,10 @@ def _braced(found: list[Token], closers: dict[int, int], start: int, end: int) -
             elif bare.kind is Kind.NUMBER and token.text != "^" and len(bare.text) > 1 and bare.text.isdigit():
                 yield from (_OPEN, replace(bare, text=bare.text[0]), _CLOSE)
                 found[position] = replace(bare, text=bare.text[1:])
+            elif bare.kind is Kind.WORD and not bare.text.isupper():
+                yield from (_OPEN, Token(Kind.SYMBOL, bare.text[0]), _CLOSE)
+                rest = bare.text[1:]
+                found[position] = Token(Kind.SYMBOL if len(rest) == 1 else Kind.WORD, rest)
             elif bare.kind in (Kind.NUMBER, Kind.SYMBOL) or (bare.text in _BARE_COMMANDS and token.text != r"\sqrt"):
                 yield from (_OPEN, bare, _CLOSE)
                 position += 1

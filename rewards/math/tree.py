@@ -159,6 +159,8 @@ class _Reader(Names):
         token = self.peek()
         if token is None:
             raise UnknownError
+        if token.text in ("_", "^"):
+            return self.prescript()
         if self.follows("{", "}"):
             self.position += 2
             return self.prescript() if self.at("_") else self.atom()

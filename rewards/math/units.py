@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from rewards.math.kinds import Kind, Token, Tokens
@@ -187,13 +187,15 @@ def _multiplier(token: Token) -> int | None:
 
 
 def in_letters(expression: Tokens) -> tuple[Tokens, Unit] | None:
-    """A number with letters right behind it that may be a unit, `5m`; `None` if they may not."""
-    number, letters = expression[:-1], expression[-1]
-    if len(number) not in (1, 2) or number[-1].kind is not Kind.NUMBER or number[0].text not in ("-", number[-1].text):
+    """A number with letters right behind it that may be a unit, `5m`, `5m/s`; `None` if they may not."""
+    start = 1 + (expression[0].text == "-")
+    number, rest = expression[:start], expression[start:]
+    if not rest or number[-1].kind is not Kind.NUMBER or rest[0].kind is not Kind.SYMBOL or rest[0].spaced:
         return None
-    is_unit = letters.kind is Kind.SYMBOL and _multiplier(letters) is None
-    unit = _SPELLINGS.get(letters.text) if is_unit else None
-    return None if unit is None else (number, unit)
+    if _multiplier(rest[0]) is not None:
+        return None
+    value, unit = split_unit((*number, replace(rest[0], spaced=True), *rest[1:]))
+    return None if unit is None or value != number else (number, unit)
 
 
 def _suffix_start(expression: Tokens) -> int:
@@ -208,6 +210,8 @@ def _suffix_start(expression: Tokens) -> int:
             start -= length
         else:
             break
+    if start < len(expression) and expression[start].text == "/":
+        return len(expression)  # over a unit, but what stands above is none
     while start < len(expression) and expression[start].text in ("/", "*", "."):
         start += 1
     return start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ from rewards.math.tokens import tokens
 from rewards.math.values import exact
 from rewards.pool import STATUS_OF, Fate, Pool, PoolError
 from rewards.verdict import Item, Status, Verdict
+
+logger = logging.getLogger(__name__)
 
 MAX_ANSWER = 512
 """Characters of the longest answer that is read (or twice the gold's length, if that is more)."""
@@ -266,11 +269,16 @@ def _compare(gold: str, answer: str) -> Decision | None:
         if tokens(gold) == tokens(answer):
             return _EQUAL
         agree = equal(_shape(gold), _shape(answer), exact)
-    except TooBigError as error:
+    except (TooBigError, TooDeepError) as error:
         return Decision(Status.REJECTED, str(error))
-    except TooDeepError as error:
-        return Decision(Status.REJECTED, str(error))
+    except _FAULTS as error:
+        logger.warning("please report: %r, with the gold %r, breaks the reader", answer, gold, exc_info=error)
+        return Decision(Status.REJECTED, f"it breaks the reader: {type(error).__name__}")
     return None if agree is None else _EQUAL if agree else _DIFFERENT
+
+
+_FAULTS = (ArithmeticError, AssertionError, LookupError, RecursionError, TypeError, ValueError)
+"""What a fault of the reader may raise: it costs the answer that shows it, and not the training run."""
 
 
 def same(first: str, second: str) -> bool | None:
