@@ -10,9 +10,6 @@ from collections.abc import Iterable
 
 from rewards.sandbox.inside.values import PLAIN_NAMES
 
-OWN_MODULES = frozenset({"solution", "main", "__main__", "candidate"})
-"""Modules that suites import the solution from."""
-
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -59,7 +56,7 @@ class Facts:
         if any(_is_class(name, nodes, entry[:1].isupper()) for name in self.candidates):
             self.classes.add(entry)
         self.changed = self._changed(nodes)
-        self.flows = [flow for node in nodes for flow in flows_of(node)]
+        self.flows = [flow for node in nodes for flow in flows_of(node)] + _handed_on(nodes)
         self.subject = self.names | self.candidates
         spread(self.subject, self.flows)
 
@@ -115,7 +112,7 @@ def bound_names(nodes: Iterable[ast.AST]) -> set[str]:
                 bound.add(node.name)
             case ast.Import():
                 bound |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
-            case ast.ImportFrom() if node.module not in OWN_MODULES:
+            case ast.ImportFrom():
                 bound |= {alias.asname or alias.name for alias in node.names}
     return bound
 
@@ -239,9 +236,24 @@ def flows_of(node: ast.AST) -> list[tuple[set[str], set[str]]]:
             return [(names_in(node.target), names_in(node.value))]
         case ast.For() | ast.AsyncFor() | ast.comprehension():
             return [(names_in(node.target), names_in(node.iter))]
-        case ast.FunctionDef() | ast.AsyncFunctionDef():
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
             return [({node.name}, set().union(*map(names_in, node.body)))]
     return []
+
+
+def _handed_on(nodes: list[ast.AST]) -> list[tuple[set[str], set[str]]]:
+    """What arguments of the suite's own functions are made of at all calls, and what methods put into objects."""
+    flows = []
+    parameters = {n.name: [a.arg for a in n.args.args] for n in nodes if isinstance(n, ast.FunctionDef)}
+    for node in nodes:
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+                values = [*node.args, *(keyword.value for keyword in node.keywords)]
+                flows.append(({node.func.value.id} - {"self"}, set().union(*map(names_in, values))))
+            names = parameters.get(root_of(node), [])
+            flows += [({name}, names_in(value)) for name, value in zip(names, node.args, strict=False)]
+            flows += [({keyword.arg}, names_in(keyword.value)) for keyword in node.keywords if keyword.arg in names]
+    return flows
 
 
 def spread(names: set[str], flows: list[tuple[set[str], set[str]]]) -> None:

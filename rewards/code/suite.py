@@ -12,8 +12,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.code.facts import FUNCTIONS, OWN_MODULES, Facts, bound_names, names_in, root_of, spread
+from rewards.code.facts import FUNCTIONS, Facts, bound_names, names_in, root_of, spread
 from rewards.code.unsafe import refuse_captures, refuse_own_judgement, refuse_swallowed, refuse_uncalled
+
+OWN_MODULES = frozenset({"solution", "main", "__main__", "candidate"})
+"""Modules that suites import the solution from."""
 
 _ENDLESS = frozenset({"count", "cycle", "repeat", "itertools", "iter"})
 _DATA_METHODS = frozenset({"__init__", "__repr__", "__str__", "__slots__"})
@@ -59,8 +62,10 @@ def read_suite(setup: str, tests: Sequence[str], entry: str = "", given: str = "
     """
     public, before, parts = ast.parse(given), ast.parse(setup), [ast.parse(test) for test in tests]
     before.body[:0] = public.body
+    own = _OwnImports([before, *parts])
+    before, parts = own.visit(before), [own.visit(part) for part in parts]
     whole = ast.Module([*before.body, *(node for part in parts for node in part.body)], [])
-    refuse_uncalled(whole)
+    refuse_uncalled(whole, entry)
     refuse_captures(whole)
     ahead = _given(before, whole, Facts(whole, entry), public.body, shared=bool(entry))
     shown = {node.name for node in ahead if isinstance(node, ast.ClassDef)}
@@ -83,6 +88,34 @@ def read_suite(setup: str, tests: Sequence[str], entry: str = "", given: str = "
         entry,
         ast.unparse(ast.Module(ahead, [])),
     )
+
+
+class _OwnImports(ast.NodeTransformer):
+    """Takes out imports of the solution: its names are known as they are."""
+
+    def __init__(self, parts: Sequence[ast.Module]) -> None:
+        self._modules: set[str] = set()
+        self._names: dict[str, str] = {}
+        for node in (node for part in parts for node in ast.walk(part)):
+            if isinstance(node, ast.Import):
+                self._modules |= {alias.asname or alias.name for alias in node.names if alias.name in OWN_MODULES}
+            elif isinstance(node, ast.ImportFrom) and node.module in OWN_MODULES:
+                self._names |= {alias.asname: alias.name for alias in node.names if alias.asname}
+
+    def visit_Import(self, node: ast.Import) -> ast.AST:
+        node.names = [alias for alias in node.names if alias.name not in OWN_MODULES]
+        return node if node.names else ast.Pass()
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        return ast.Pass() if node.module in OWN_MODULES else node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        is_own = isinstance(node.value, ast.Name) and node.value.id in self._modules
+        return ast.Name(node.attr, node.ctx) if is_own else node
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Name(self._names[node.id], node.ctx) if node.id in self._names else node
 
 
 class _Preparation(ast.NodeTransformer):
@@ -114,9 +147,6 @@ class _Preparation(ast.NodeTransformer):
         if getattr(node.func, "id", "") == "zip" and not node.keywords and self._pairs_with_expected(node.args):
             node.keywords = [ast.keyword("strict", ast.Constant(value=True))]  # or results that are missing would pass
         return self._in_place(node) if names & self._facts.changed else node
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
-        return ast.Pass() if node.module in OWN_MODULES else node
 
     def _pairs_with_expected(self, arguments: list[ast.expr]) -> bool:
         """Whether results of the solution are paired with as many values that it has no part in."""
@@ -174,7 +204,7 @@ def _defines(node: ast.stmt, names: set[str]) -> bool:
 
 
 def _expected_names(whole: ast.Module, facts: Facts) -> set[str]:
-    """Names that expected values are made of: of sides of comparisons that the solution has no part in."""
+    """Names that expected values are made of: those that meet results of the solution, and that it has no part in."""
     nodes, subject = list(ast.walk(whole)), facts.subject
     handed = {
         name
@@ -185,14 +215,23 @@ def _expected_names(whole: ast.Module, facts: Facts) -> set[str]:
     }
     expected: set[str] = set()
     for node in nodes:
-        if isinstance(node, ast.Compare):
-            sides: list[ast.expr] = [node.left, *node.comparators]
-        elif isinstance(node, ast.Call) and root_of(node) not in subject:
-            sides = node.args
-        else:
-            continue
-        kinds = [names_in(side) for side in sides]
+        kinds = [names_in(side) for side in _beside(node, subject)]
         if any(names & subject for names in kinds):
             expected |= set().union(*(names - handed for names in kinds if not names & subject))
     spread(expected, [(sources - subject, targets) for targets, sources in facts.flows])
     return expected
+
+
+def _beside(node: ast.AST, subject: set[str]) -> list[ast.expr]:
+    """Expressions that meet in a node; arguments of the solution's own functions do not meet what it returns."""
+    match node:
+        case ast.Compare():
+            return [node.left, *node.comparators]
+        case ast.BinOp():
+            return [node.left, node.right]
+        case ast.Tuple() | ast.List() | ast.Set():
+            return node.elts
+        case ast.Call() if root_of(node) not in subject:
+            receiver = [node.func.value] if isinstance(node.func, ast.Attribute) else []
+            return [*receiver, *node.args, *(keyword.value for keyword in node.keywords)]
+    return []

@@ -17,11 +17,12 @@ EXPECTED = frozenset({"expected", "expect", "output", "out", "answer", "result",
 """What suites call the expected value of a case."""
 
 
-def refuse_uncalled(whole: ast.Module) -> None:
-    """Refuse a suite with functions `test…` that nobody calls."""
+def refuse_uncalled(whole: ast.Module, entry: str) -> None:
+    """Refuse a suite with functions `test…` that nobody calls, or with `check` if it has no entry."""
     used = names_in(whole)
     for node in whole.body:
-        if isinstance(node, FUNCTIONS) and node.name.startswith("test") and node.name not in used:
+        is_test = isinstance(node, FUNCTIONS) and (node.name.startswith("test") or (node.name == "check" and not entry))
+        if isinstance(node, FUNCTIONS) and is_test and node.name not in used:
             raise UnsafeError(f"tests nothing: {node.name}() is defined and never called; call it at the end")
 
 
@@ -67,7 +68,7 @@ def refuse_own_judgement(whole: ast.Module, facts: Facts) -> None:
 def _origins(nodes: list[ast.AST], facts: Facts) -> dict[str, set[str]]:
     """For each variable, what of the solution it is made with."""
     origins = {name: {name} for name in facts.names} | {name: {facts.entry} for name in facts.candidates}
-    flows = [flow for node in nodes for flow in flows_of(node) if not isinstance(node, FUNCTIONS)]
+    flows = [flow for node in nodes for flow in flows_of(node) if not isinstance(node, (*FUNCTIONS, ast.ClassDef))]
     grown = True
     while grown:
         grown = False

@@ -249,3 +249,17 @@ def test_audit_says_which_golds_are_unsafe_and_tries_cheats_on_a_sound_one() -> 
     assert [row for row, _ in sound.examples] == ["row 0", "row 2"]
     assert "unsafe: is_close() decides" in sound.examples[0][1] and "never called" in sound.examples[1][1]
     assert hostile.ok and hostile.total > 120
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import solution\nassert solution.f(2) == 4",
+        "import math, solution as s\nassert math.sqrt(s.f(2)) == 2",
+        "from solution import f as g\nassert g(2) == 4",
+        "from solution import *\nassert f(2) == 4",
+    ],
+)
+def test_suites_that_import_the_solution(source: str, verifier: CodeVerifier) -> None:
+    right, wrong = verifier.verify([item(f"def f(x): return {y}", {"tests": [source]}) for y in ("x * x", "x * 3")])
+    assert (right.status, wrong.status) == (Status.CORRECT, Status.WRONG)
