@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rewards.function import GOLD_COLUMNS, Batch, RewardFunction
+from rewards.golds import COMPARING, stands_for_nothing
 from rewards.hostile import attacks
 from rewards.math.copied import formulas, question_of
 from rewards.math.extract import gold_text
@@ -99,6 +100,8 @@ def audit(use: str, rows: Sequence[Mapping[str, Any]], **options: Any) -> AuditR
         if perfect is not None:
             finding, judged = _self_acceptance(function, rows, perfect)
             findings.insert(0, finding)
+        if use in COMPARING:
+            findings.insert(0, _answers(rows))
         if getattr(verifier, "peer", None) == "math-verify":
             findings += [*copied_questions(use, rows, **options), _disagreement(function, rows)]
         if judged:
@@ -136,6 +139,14 @@ def _readable(rows: Sequence[Mapping[str, Any]], check: Callable[[Any], str | No
     bad = [(f"row {n}", reason) for n, row in enumerate(rows) if (reason := check(_gold(row)))]
     good = len(bad) <= (1 - SELF_ACCEPTANCE) * len(rows)
     return Finding("golds are sound", len(rows) - len(bad), len(rows), good, tuple(bad))
+
+
+def _answers(rows: Sequence[Mapping[str, Any]]) -> Finding:
+    """Golds that only equal themselves, for a reward that takes any text for one."""
+    faults = [stands_for_nothing(str(_gold(row) or "")) for row in rows]
+    bad = [(f"row {number}", fault) for number, fault in enumerate(faults) if fault is not None]
+    passed = len(rows) - len(bad)
+    return Finding("golds are answers", passed, len(rows), passed >= SELF_ACCEPTANCE * len(rows), tuple(bad))
 
 
 def _hostile(function: RewardFunction, rows: Sequence[Mapping[str, Any]]) -> Finding:

@@ -50,6 +50,11 @@ class Countdown:
         """One verdict an item; a row without numbers or target is `bad_gold`."""
         return [self._judge(item) for item in items]
 
+    @staticmethod
+    def same(first: Verdict, second: Verdict) -> bool:
+        """Whether two completions give one answer: they make the same number, or go wrong in the same way."""
+        return (first.status, first.detail) == (second.status, second.detail)
+
     def _judge(self, item: Item) -> Verdict:
         numbers, target = item.columns.get("numbers"), item.columns.get("target")
         if not (_are_numbers(numbers) and isinstance(target, int)):

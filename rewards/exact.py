@@ -31,6 +31,11 @@ class Exact:
         """One verdict an item; a row without a gold answer is `bad_gold`."""
         return [self._judge(item) for item in items]
 
+    @staticmethod
+    def same(first: Verdict, second: Verdict) -> bool:
+        """Whether two completions give one answer: word for word."""
+        return first.extracted == second.extracted
+
     def _judge(self, item: Item) -> Verdict:
         gold = " ".join(str(item.answer).split()) if item.answer is not None else ""
         if not says_something(gold):

@@ -18,6 +18,8 @@ from functools import lru_cache
 
 from rewards.text import says_something
 
+COMPARING = ("exact", "judge")
+"""Rewards that take any text for a gold answer."""
 _PLACEHOLDERS = frozenset(
     (
         *("proof", "prove", "proof problem", "proof question", "solution", "answer", "na", "nan", "null", "nil"),

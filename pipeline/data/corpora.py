@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.context import StageContext
 from pipeline.data import corpus as corpora
+from pipeline.data.filters import Contamination
 from pipeline.schema.pieces import DataRef, Fault, Strict
 
 
@@ -55,13 +56,21 @@ def faults(corpus: Sequence[CorpusSpec], base: Path) -> Iterator[Fault]:
                 yield ("corpus", index), str(error)
 
 
-def texts(corpus: Sequence[CorpusSpec], context: StageContext[Any]) -> Iterator[str]:
-    """The documents of all corpora, one corpus after another.
+def texts(
+    corpus: Sequence[CorpusSpec], context: StageContext[Any], unclean: Contamination | None = None
+) -> Iterator[str]:
+    """The documents of all corpora, one corpus after another; without those that ask what a test set asks.
 
     Raises:
         DataError: a row without a text, or a file that cannot be read.
         CorpusError: an impossible option of a generated corpus.
     """
+    for document in _documents(corpus, context):
+        if unclean is None or unclean.clean([document], str):
+            yield document
+
+
+def _documents(corpus: Sequence[CorpusSpec], context: StageContext[Any]) -> Iterator[str]:
     from pipeline.data import mixture
 
     for spec in corpus:

@@ -49,6 +49,7 @@ class Account:
         trained_tokens: tokens that the loss counts.
         too_long: examples that were dropped because they exceed the longest allowed length.
         longest: tokens in the longest example, dropped ones included.
+        contaminated: rows or documents that were left out because they ask what a test set asks.
     """
 
     examples: int
@@ -56,6 +57,7 @@ class Account:
     trained_tokens: int
     too_long: int
     longest: int
+    contaminated: int = 0
 
     def metrics(self) -> dict[str, int | dict[str, int]]:
         """As metrics of a stage."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Annotated
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Annotated, TypeVar
 
 from pydantic import Field
 
 from pipeline.schema.pieces import Strict
 from rewards.text import split_thought
+
+R = TypeVar("R")
 
 OVERLAP_WORDS = 10
 """Words in a row that a training question may not share with a test question (R1, Nature version)."""
@@ -26,8 +28,14 @@ WORDING_SHARE = 0.01
 """A run of words that stands in a larger share of the test questions is their common wording, not their content."""
 WORDING_LEAST = 3
 """Test questions that must share a run of words before it can count as wording."""
+SHORT_LEAST = 3
+"""Words and signs of the shortest test question that is looked for within others."""
+APPENDED_WORDS = 3
+"""Words that may surround a short test question without a number: "What is its area?" stands in many a question."""
 
 _FENCE = re.compile(r"^[ \t]*+(?:```|~~~)", re.MULTILINE)
+_PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
+_PUNCTUATION = frozenset(".,;:?!¿¡\"'`()$。、「」“”‘’…")
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+|[^\w\s]")
 """A word, a sign, or one character of a script that is written without spaces."""
 
@@ -105,33 +113,87 @@ class Duplicates:
 class Contamination:
     """Finds questions that are in a test set, or share ten words in a row with one that is.
 
-    Signs are no words: LaTeX is full of them. Runs of words that many test questions share ("how many … are there in
-    all?") are wording and do not count.
+    Signs are no words: LaTeX is full of them. Runs of words that many different test questions share ("how many … are
+    there in all?") are wording and do not count. A test question that is shorter than a run counts as one run, signs
+    included: `What is 12 * 7, please?` holds `What is 12 * 7?`, and `What is 12 * 7 + 1?` does not.
 
     Args:
-        tests: the test questions.
+        tests: the test questions; one that is listed several times counts once.
         length: words in a row.
+
+    Attributes:
+        left_out: rows that `clean` has left out so far.
     """
 
     def __init__(self, tests: Iterable[str], length: int = OVERLAP_WORDS) -> None:
-        self.length = length
-        questions = [_words(text) for text in tests]
-        self._whole = {tuple(words) for words in questions}
+        self.length, self.left_out = length, 0
+        questions = list(dict.fromkeys(tuple(_words(text)) for text in tests))
+        self._whole = set(questions)
         counts = Counter(run for words in questions for run in set(_runs(_unsigned(words), length)))
         most = max(WORDING_LEAST, WORDING_SHARE * len(questions))
         self._parts = {run for run, count in counts.items() if count < most}
+        self._short: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+        for words in questions:
+            told = tuple(_told(words))
+            if len(_unsigned(words)) < length and len(told) >= SHORT_LEAST:
+                self._short.setdefault(told[:SHORT_LEAST], set()).add(told)
 
     def found(self, question: str) -> bool:
-        """Whether a question is contaminated."""
+        """Whether a question is contaminated, as a whole or in one of its paragraphs."""
+        if not self._whole:
+            return False
         words = _words(question)
-        return tuple(words) in self._whole or any(run in self._parts for run in _runs(_unsigned(words), self.length))
+        if tuple(words) in self._whole or any(run in self._parts for run in _runs(_unsigned(words), self.length)):
+            return True
+        if not self._short:
+            return False
+        paragraphs = _PARAGRAPH_END.split(question)
+        several = (_told(_words(paragraph)) for paragraph in paragraphs) if len(paragraphs) > 1 else ()
+        return any(map(self._holds_short, (_told(words), *several)))
+
+    def clean(self, rows: Iterable[R], asked: Callable[[R], str]) -> list[R]:
+        """The rows that ask nothing of the test sets; counts the others.
+
+        Args:
+            rows: of any kind.
+            asked: what a row asks, as text.
+        """
+        given = list(rows)
+        kept = [row for row in given if not self.found(asked(row))]
+        self.left_out += len(given) - len(kept)
+        return kept
+
+    def _holds_short(self, words: list[str]) -> bool:
+        """Whether a short test question stands in a text, and the text does not go on with its formula."""
+        for at in range(len(words) - SHORT_LEAST + 1):
+            for short in self._short.get(tuple(words[at : at + SHORT_LEAST]), ()):
+                end = at + len(short)
+                if tuple(words[at:end]) != short:
+                    continue
+                tells = any(word.isdigit() for word in short)
+                if not tells and len(words) - len(short) > APPENDED_WORDS:
+                    continue
+                before, after = words[at - 1 : at] if at else [], words[end : end + 1]
+                if not (_goes_on(before, short[0]) or _goes_on(after, short[-1])):
+                    return True
+        return False
+
+
+def _goes_on(beside: Sequence[str], edge: str) -> bool:
+    """Whether what stands beside a question belongs to its formula."""
+    return any(not word.isalnum() or (word.isdigit() and not edge.isalpha()) for word in beside)
+
+
+def _told(words: Iterable[str]) -> list[str]:
+    """Without the signs of sentences."""
+    return [word for word in words if word not in _PUNCTUATION]
 
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def _unsigned(words: list[str]) -> list[str]:
+def _unsigned(words: Iterable[str]) -> list[str]:
     return [word for word in words if word.isalnum()]
 
 

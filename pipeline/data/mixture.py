@@ -21,9 +21,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from pipeline.context import StageContext
+from pipeline.data.filters import Contamination
 from pipeline.messages import without
 from pipeline.rows import RowError, read_rows
 from pipeline.schema.pieces import DataRef, Strict
+from rewards.text import plain
 
 
 class Row(dict[str, Any]):
@@ -77,8 +79,28 @@ def read(path: Path) -> Iterator[Row]:
         raise DataError(str(error)) from error
 
 
-def mixed(sources: Sequence[DataSource], context: StageContext[Any]) -> list[Row]:
+def asked(row: Row) -> str:
+    """What a row asks: the user's messages, a prompt that is a text, or a document as a whole."""
+    if isinstance(text := row.get("text"), str):
+        return text
+    parts = [row.get("question"), row.get("prompt"), row.get("messages"), row.get("chosen")]
+    return "\n\n".join(filter(None, map(_said_by_user, parts)))
+
+
+def _said_by_user(part: Any) -> str:
+    if not isinstance(part, list):
+        return part if isinstance(part, str) else ""
+    said = [message for message in part if isinstance(message, Mapping) and message.get("role") == "user"]
+    return "\n\n".join(map(plain, said))
+
+
+def mixed(sources: Sequence[DataSource], context: StageContext[Any], unclean: Contamination | None = None) -> list[Row]:
     """The rows of all sources, taken and repeated as they ask; the trainer shuffles them.
+
+    Args:
+        sources: where they come from.
+        context: the stage.
+        unclean: leaves out rows that ask what a test set asks, before any are taken.
 
     Raises:
         DataError: see `read`; or a source is empty, or holds fewer rows than are to be taken.
@@ -88,6 +110,8 @@ def mixed(sources: Sequence[DataSource], context: StageContext[Any]) -> list[Row
         own = list(read(context.data_path(source.source)))
         if not own:
             raise DataError(f"{source.source} has no rows")
+        if unclean is not None and not (own := unclean.clean(own, asked)):
+            raise DataError(f"{source.source} has no rows but those of the test sets under `decontaminate`")
         if source.take is not None and source.take > len(own):
             raise DataError(f"{source.source} has {len(own)} rows, fewer than the {source.take} to be taken")
         random.Random(f"{context.seed} {position}").shuffle(own)

@@ -45,11 +45,16 @@ class Judgement:
     status: str
     score: float | None
     extracted: str | None = None
+    detail: str = ""
 
     @classmethod
     def of(cls, verdict: Verdict) -> Judgement:
-        """Without time and words."""
-        return cls(verdict.status.value, verdict.score, verdict.extracted)
+        """Without time."""
+        return cls(verdict.status.value, verdict.score, verdict.extracted, verdict.detail)
+
+    def verdict(self) -> Verdict:
+        """The verdict itself."""
+        return Verdict(Status(self.status), self.score, self.extracted, detail=self.detail)
 
     @property
     def correct(self) -> bool:

@@ -10,16 +10,18 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.sampling.sampler import Group, Sample
 from rewards import Item
-from rewards.math import same
+from rewards.math import MathVerifier, same
 from rewards.text import says_something
-from rewards.verdict import PREFILL
+from rewards.verdict import PREFILL, Verdict
 
+A = TypeVar("A")
+Same = Callable[[Verdict, Verdict], bool | None]
 Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
 
@@ -62,22 +64,33 @@ def interval(means: Sequence[float], samples: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def majority_correct(answers: Sequence[tuple[str | None, bool]]) -> float:
+def majority_correct(
+    answers: Sequence[tuple[A | None, bool]], same: Callable[[A, A], bool | None] | None = None
+) -> float:
     """Credit of a majority vote over (answer, whether the grader accepts it): 1, 0, or a share where the vote is tied.
 
     Answers that say the same are one candidate, however they are spelt and whether they are right or wrong: `0.5`,
-    `1/2` and `\\frac12` are three votes for one half. Samples without an answer do not vote. A tie is broken at random,
-    so it counts with its chance.
+    `1/2` and `\\frac12` are three votes for one half. What the grader tells apart is two; what it accepts twice is one,
+    unless the two are known to differ, as two answers that a gold of several allows. Samples without an answer do not
+    vote. A tie is broken at random, so it counts with its chance.
+
+    Args:
+        answers: of each sample.
+        same: whether two answers are one, `None` if that is not known; the equality of the reward `math`, for texts, if
+            not given.
     """
-    candidates: list[tuple[str, bool]] = []
+    equal = same_text if same is None else same
+    candidates: list[tuple[A | None, bool]] = []
     votes: Counter[int] = Counter()
-    for text, good in answers:
-        if not (good or text):
+    for answer, good in answers:
+        if not (good or answer):
             continue
-        answer = (text or "", good)
-        place = next((n for n, known in enumerate(candidates) if _same_answer(known, answer)), len(candidates))
+        place = next(
+            (at for at, known in enumerate(candidates) if known[1] == good and _is_one(equal, known[0], answer, good)),
+            len(candidates),
+        )
         if place == len(candidates):
-            candidates.append(answer)
+            candidates.append((answer, good))
         votes[place] += 1
     if not votes:
         return 0.0
@@ -86,15 +99,21 @@ def majority_correct(answers: Sequence[tuple[str | None, bool]]) -> float:
     return sum(winners) / len(winners)
 
 
-def _same_answer(first: tuple[str, bool], second: tuple[str, bool]) -> bool:
-    """Whether two answers are one candidate. What the grader tells apart is two; what it accepts twice is one, unless
-    the two are known to differ, as two answers that a gold of several allows."""
-    if first[1] != second[1]:
-        return False
-    if normalised(first[0]) == normalised(second[0]):
-        return True
-    equal = same(first[0], second[0])
-    return equal is not False if first[1] else equal is True
+def _is_one(equal: Callable[[A, A], bool | None], known: A | None, answer: A | None, good: bool) -> bool:
+    if not known or not answer:
+        return good
+    said = equal(known, answer)
+    return said is not False if good else said is True
+
+
+def same_text(first: Any, second: Any) -> bool | None:
+    """Whether two answers are spelt alike, or equal by value."""
+    return True if normalised(first) == normalised(second) else same(first, second)
+
+
+def same_spelling(first: Verdict, second: Verdict) -> bool | None:
+    """Whether the answers of two verdicts are spelt alike: all that is known where a grader says no more."""
+    return True if normalised(first.extracted) == normalised(second.extracted) else None
 
 
 def normalised(text: str | None) -> str:
@@ -111,18 +130,18 @@ class Labels:
     language: str
 
 
-def score(groups: Sequence[Group], k: int, labels: Labels, votes: bool = True) -> dict[str, Any]:
+def score(groups: Sequence[Group], k: int, labels: Labels, equal: Same = MathVerifier.same) -> dict[str, Any]:
     """The scores of one task.
 
     Args:
         groups: judged samples, one group a problem.
         k: samples a problem.
         labels: labels of the rewards.
-        votes: whether answers can be voted on, which programs cannot: no two are the same.
+        equal: whether the answers of two verdicts are one, for votes; the grader's own equality.
 
     Returns:
         `n` (problems that could be judged), `samples`, `pass@1` with `low` and `high`, `tokens`, `thinking`,
-        `truncated`; with several samples also `pass@k`, `cons@k` (with votes) and pass@ each power of two below k;
+        `truncated`; with several samples also `pass@k`, `cons@k` and pass@ each power of two below k;
         `language` and `unjudged` where there is anything to say.
 
     Raises:
@@ -147,8 +166,7 @@ def score(groups: Sequence[Group], k: int, labels: Labels, votes: bool = True) -
     }
     if k > 1:
         result |= _several(correct, k)
-    if k > 1 and votes:
-        result["cons@k"] = _mean([majority_correct(_answers(samples, labels.accuracy)) for samples in judged])
+        result["cons@k"] = _mean([majority_correct(_answers(samples, labels.accuracy), equal) for samples in judged])
     languages = [
         judgement.score
         for sample in samples
@@ -161,8 +179,9 @@ def score(groups: Sequence[Group], k: int, labels: Labels, votes: bool = True) -
     return result
 
 
-def _answers(samples: Sequence[Sample], label: str) -> list[tuple[str | None, bool]]:
-    return [(sample.judgements[label].extracted, sample.judgements[label].correct) for sample in samples]
+def _answers(samples: Sequence[Sample], label: str) -> list[tuple[Verdict | None, bool]]:
+    judgements = [sample.judgements[label] for sample in samples]
+    return [(one.verdict() if one.extracted else None, one.correct) for one in judgements]
 
 
 def _several(correct: Sequence[tuple[int, int]], k: int) -> dict[str, float]:

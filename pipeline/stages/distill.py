@@ -115,8 +115,8 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
     from datasets import Dataset
     from trl import DistillationConfig
 
-    from pipeline.tasks.resolve import prompt_rows
     from pipeline.training import experts, models
+    from pipeline.training.decontaminate import clean_prompts
     from pipeline.training.distill import DistillTrainer
     from pipeline.training.fit import fit
 
@@ -129,7 +129,8 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
             " compared: distil through `data`, or choose a teacher of the same family"
         )
     renderer = setup.renderer(model, tokenizer, config)
-    prompts = [{"prompt": row["prompt"]} for row in prompt_rows(config.tasks, context)]
+    rows, left_out = clean_prompts(config.tasks, config.decontaminate, context)
+    prompts = [{"prompt": row["prompt"]} for row in rows]
     args = setup.arguments(DistillationConfig, context, ON_POLICY_DEFAULTS, generation_fields(config.rollout))
     trainer = DistillTrainer(
         model=models.policy(model, args),
@@ -141,4 +142,4 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
     )
     renderer.guide(trainer)
     experts.balance(trainer, config.routing)
-    return Outputs({**fit(trainer, context), "problems": len(prompts)})
+    return Outputs({**fit(trainer, context), "problems": len(prompts), **left_out})

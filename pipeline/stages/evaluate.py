@@ -25,9 +25,9 @@ from pipeline.context import Outputs, StageContext
 from pipeline.rollout import engine_name
 from pipeline.rows import write_rows
 from pipeline.sampling.sampler import Group, Sampler, record
-from pipeline.sampling.scores import Labels, score, sentence
+from pipeline.sampling.scores import Labels, same_spelling, score, sentence
 from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec, TaskSpec
-from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part
+from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part, same_answers
 from pipeline.tasks.resolve import Resolved, TestTaskField, problem_rows, resolve
 from pipeline.templates import ChatTemplateName
 from rewards import Composite, names
@@ -104,10 +104,10 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
     config = context.config
     tasks = [resolve(spec, context.tasks, context.base) for spec in config.tasks]
     labels = {model_label(reference): reference for reference in config.references}
-    voted = {task.label for task in tasks if task.task.grader != "code"}
     rows_by_task = {task.label: problem_rows(task, context.seed)[: config.problems] for task in tasks}
     judge = _judge(tasks, [row for rows in rows_by_task.values() for row in rows], context)
     judge.prepare()
+    same = {task.label: same_answers(task.task, context.base) or same_spelling for task in tasks}
     progress = _Progress(context, list(labels), rows_by_task)
     scores: dict[str, dict[str, Any]] = {}
     speculation: dict[str, Any] = {}
@@ -128,7 +128,7 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
             scores[label] = {}
             for task, rows in rows_by_task.items():
                 groups = list(sampler.groups(rows, judge, task, progress.of(label, task)))
-                scores[label][task] = entry = score(groups, config.samples, LABELS, task in voted)
+                scores[label][task] = entry = score(groups, config.samples, LABELS, same[task])
                 logger.info("%s", sentence(label, task, entry, sampling_facts(context)))
                 saved += _records(groups[: config.save], label)
             if sampler.renderer.told:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -35,6 +36,8 @@ from pipeline.schema.mtp import MtpSpec
 from pipeline.schema.pieces import SFT_CONFIG, Fault, ModelRef, Precision, TrainingConfig
 from pipeline.schema.reserved import TEXT_RESERVED
 from pipeline.schema.routing import FinetuneRouting
+from pipeline.tasks.resolve import TestTaskField
+from pipeline.training.decontaminate import contaminated, contamination
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ class ExtendContextConfig(TrainingConfig):
         factor: YaRN's s, by which positions are interpolated; context over original context if not given. Stages that
             follow each other share one, large enough for the last.
         corpus: the text, or a list of several; documents as long as the context teach to use it.
+        decontaminate: test tasks that must not be learnt: documents that ask what one of their problems asks are left
+            out, and counted as `contaminated`.
         length: tokens a row; the context if not given.
         precision: `fp8` multiplies in FP8, block by block (H100, H200; simulated on a CPU); `trainer` leaves it to
             `trainer.bf16`.
@@ -77,6 +82,7 @@ class ExtendContextConfig(TrainingConfig):
     context: Annotated[int, Field(gt=1)]
     factor: Annotated[float, Field(gt=1)] | None = None
     corpus: CorpusField
+    decontaminate: list[TestTaskField] = Field(default_factory=list)
     length: Annotated[int, Field(gt=1)] | None = None
     precision: Precision = "trainer"
     mtp: MtpSpec | None = None
@@ -120,9 +126,13 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
         "model_init_kwargs": {**config.trainer.get("model_init_kwargs", {}), **changes},
     }
     args = setup.arguments(SFTConfig, context, DEFAULTS, fixed)
-    dataset, account = examples.shared(
-        context.examples, args, lambda: examples.documents(tokenizer, corpora.texts(config.corpus, context))
-    )
+
+    def make() -> tuple[Any, examples.Account]:
+        unclean = contamination(config.decontaminate, context)
+        made, account = examples.documents(tokenizer, corpora.texts(config.corpus, context, unclean))
+        return made, replace(account, contaminated=unclean.left_out)
+
+    dataset, account = examples.shared(context.examples, args, make)
     if account.longest <= before.max_position_embeddings:
         logger.warning(
             "the longest document has %d tokens and the model reads %d already: nothing teaches it to look further",
@@ -147,5 +157,6 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
             "documents": account.examples,
             "corpus_tokens": account.tokens,
             "longest": account.longest,
+            **contaminated(config.decontaminate, account.contaminated),
         }
     )

@@ -37,7 +37,7 @@ from pipeline.schema.pieces import (
 )
 from pipeline.schema.reserved import CHOICES, GRPO_RESERVED
 from pipeline.schema.routing import PolicyRouting
-from pipeline.tasks.resolve import TaskField
+from pipeline.tasks.resolve import TaskField, TestTaskField
 from pipeline.training.generation import generation_fields
 from pipeline.training.grpo.schedule import check_cycle, merged
 from rewards.registry import located
@@ -99,6 +99,8 @@ class GrpoConfig(PromptedConfig, TrainingConfig):
     Attributes:
         model: what to start from.
         tasks: where the problems come from.
+        decontaminate: test tasks that must not be learnt: problems that ask what one of their problems asks are left
+            out, and counted as `contaminated`.
         rewards: what is rewarded; `accuracy` is each task's own grader.
         rollout: how completions are sampled.
         efficiency: how the work of a step is arranged; all switches off is stock TRL.
@@ -120,6 +122,7 @@ class GrpoConfig(PromptedConfig, TrainingConfig):
     kind: Literal["grpo"] = "grpo"
     model: ModelRef
     tasks: Annotated[list[TaskField], Field(min_length=1)]
+    decontaminate: list[TestTaskField] = Field(default_factory=list)
     rewards: Annotated[list[RewardField], Field(min_length=1)] = Field(
         default_factory=lambda: [RewardSpec(use="accuracy")]
     )
@@ -210,7 +213,7 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
         trainer.sampler.close()
     if trainer.is_world_process_zero():
         trainer.samples.publish(context.output)
-    return Outputs({**summary, "problems": len(trainer.train_dataset)})
+    return Outputs({**summary, "problems": len(trainer.train_dataset), **trainer.left_out})
 
 
 def open_process(context: StageContext[GrpoConfig], launched: bool, logprobs: bool) -> Any:
@@ -260,15 +263,15 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     from datasets import Dataset
 
     from pipeline.tasks.grading import check_columns
-    from pipeline.tasks.resolve import prompt_rows
     from pipeline.training import experts, models, reference, setup
+    from pipeline.training.decontaminate import clean_prompts
     from pipeline.training.grpo.judging import Samples
     from pipeline.training.grpo.trainer import GrpoTrainer
 
     config = context.config
     model = context.model_path(config.model)
     args = arguments(context)
-    rows = prompt_rows(config.tasks, context)
+    rows, left_out = clean_prompts(config.tasks, config.decontaminate, context)
     check_problems(rows, config.rewards, args)
     check_columns(config.rewards, rows, context.base)
     tokenizer = setup.load_tokenizer(model)
@@ -288,6 +291,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
             length_schedule=config.length_schedule,
             mtp=config.mtp,
         )
+    trainer.left_out = left_out
     renderer.guide(trainer)
     experts.balance(trainer, config.routing)
     return trainer

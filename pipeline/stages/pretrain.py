@@ -15,6 +15,7 @@ cross the border between two documents, as in DeepSeek-V3's own pre-training (ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,6 +31,8 @@ from pipeline.schema.mtp import MtpSpec
 from pipeline.schema.pieces import SFT_CONFIG, Fault, ModelRef, Precision, TrainingConfig
 from pipeline.schema.reserved import TEXT_RESERVED
 from pipeline.schema.routing import Routing
+from pipeline.tasks.resolve import TestTaskField
+from pipeline.training.decontaminate import contaminated, contamination
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 1,
@@ -53,6 +56,8 @@ class PretrainConfig(TrainingConfig):
         vocabulary: the tokenizer to make from the corpus.
         tokenizer: a model whose tokenizer is taken instead.
         corpus: the text, or a list of several.
+        decontaminate: test tasks that must not be learnt: documents that ask what one of their problems asks are left
+            out, and counted as `contaminated`.
         length: tokens a row.
         precision: `fp8` multiplies in FP8, block by block, as DeepSeek-V3 was trained (H100, H200; simulated on a CPU);
             `trainer` leaves it to `trainer.bf16`.
@@ -71,6 +76,7 @@ class PretrainConfig(TrainingConfig):
     vocabulary: VocabularySpec | None = None
     tokenizer: ModelRef | None = None
     corpus: CorpusField
+    decontaminate: list[TestTaskField] = Field(default_factory=list)
     length: Annotated[int, Field(gt=1)]
     precision: Precision = "trainer"
     mtp: MtpSpec | None = None
@@ -113,7 +119,8 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     from pipeline.training.fit import fit
 
     config = context.config
-    texts: Iterable[str] = corpora.texts(config.corpus, context)
+    unclean = contamination(config.decontaminate, context)
+    texts: Iterable[str] = corpora.texts(config.corpus, context, unclean)
     if config.vocabulary is not None:
         texts = list(texts)
         tokenizer = vocabulary.build(config.vocabulary, texts)
@@ -123,7 +130,12 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     model = factory.build(shape, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, context.seed)
     fixed = {"max_length": config.length, "packing": True, "packing_strategy": "wrapped"}
     args = setup.arguments(SFTConfig, context, DEFAULTS, fixed)
-    dataset, account = examples.shared(context.examples, args, lambda: examples.documents(tokenizer, texts))
+
+    def make() -> tuple[Any, examples.Account]:
+        made, account = examples.documents(tokenizer, texts)
+        return made, replace(account, contaminated=unclean.left_out)
+
+    dataset, account = examples.shared(context.examples, args, make)
     trainer = sft.build(
         config,
         model=models.divided(model, context.scratch / "undivided"),
@@ -143,5 +155,6 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
             "vocabulary": len(tokenizer),
             "parameters": size.total,
             "active_parameters": size.active,
+            **contaminated(config.decontaminate, account.contaminated),
         }
     )

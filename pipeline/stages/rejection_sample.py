@@ -24,13 +24,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.context import Outputs, StageContext
-from pipeline.data.filters import Contamination, Duplicates, FilterSpec
+from pipeline.data.filters import Duplicates, FilterSpec
 from pipeline.rows import write_rows
 from pipeline.sampling.sampler import Group, Sample, Sampler, record
 from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec
 from pipeline.tasks.grading import ACCURACY, check_columns, composite
-from pipeline.tasks.resolve import TaskField, TestTaskField, problem_rows, prompt_rows, resolve
+from pipeline.tasks.resolve import TaskField, TestTaskField
 from pipeline.templates import ChatTemplateName, prompt_template
+from pipeline.training.decontaminate import clean_prompts
 from rewards import Composite
 from rewards.verdict import BLAMELESS
 
@@ -115,7 +116,7 @@ class RejectionSampleConfig(PromptedConfig):
 def run(context: StageContext[RejectionSampleConfig]) -> Outputs:
     """Sample, judge, filter; writes `data.jsonl` and `samples.jsonl`."""
     config = context.config
-    prompts, contaminated = _prompts(context)
+    prompts, left_out = clean_prompts(config.tasks, config.decontaminate, context)
     check_columns(config.require, prompts, context.base)
     sampler = Sampler(
         context.model_path(config.model),
@@ -138,25 +139,13 @@ def run(context: StageContext[RejectionSampleConfig]) -> Outputs:
     finally:
         sampler.close()
         judge.close()
-    metrics = account.metrics() | sampler.speculation | ({"contaminated": contaminated} if config.decontaminate else {})
+    metrics = account.metrics() | sampler.speculation | left_out
     logger.info("%s", metrics)
     write_rows(context.output / "samples.jsonl", account.examples)
     if not account.rows:
         raise NothingKeptError(f"not one of {account.sampled} samples passed: {dict(account.reasons)}")
     write_rows(context.output / "data.jsonl", account.rows)
     return Outputs(metrics)
-
-
-def _prompts(context: StageContext[RejectionSampleConfig]) -> tuple[list[dict[str, Any]], int]:
-    """The prompt rows, and how many were left out because a test set holds them."""
-    config = context.config
-    rows = prompt_rows(config.tasks, context)
-    if not config.decontaminate:
-        return rows, 0
-    tests = [resolve(spec, context.tasks, context.base) for spec in config.decontaminate]
-    contamination = Contamination(row["question"] for test in tests for row in problem_rows(test, context.seed))
-    clean = [row for row in rows if not contamination.found(row["question"])]
-    return clean, len(rows) - len(clean)
 
 
 def _judge(context: StageContext[RejectionSampleConfig]) -> Composite:

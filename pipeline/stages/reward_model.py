@@ -24,6 +24,8 @@ from pipeline.context import Outputs, StageContext
 from pipeline.data.mixture import DataField
 from pipeline.schema.pieces import ModelRef, TrainingConfig
 from pipeline.schema.reserved import RESERVED
+from pipeline.tasks.resolve import TestTaskField
+from pipeline.training.decontaminate import contaminated, contamination
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 1,
@@ -45,6 +47,8 @@ class RewardModelConfig(TrainingConfig):
         data: sources of rows with `prompt` (text or messages), `chosen` and `rejected`; without a `prompt`, both are
             whole conversations that differ in their last message.
         scope: what the model is shown of a response: the `summary` behind the thought, or the `whole`.
+        decontaminate: test tasks that must not be learnt: pairs that ask what one of their problems asks are left
+            out, and counted as `contaminated`.
         max_length: longest conversation, in tokens; the model's context if not given. Longer pairs are dropped.
         trainer: fields of TRL's RewardConfig.
     """
@@ -64,6 +68,7 @@ class RewardModelConfig(TrainingConfig):
     kind: Literal["reward_model"] = "reward_model"
     model: ModelRef
     data: Annotated[list[DataField], Field(min_length=1)]
+    decontaminate: list[TestTaskField] = Field(default_factory=list)
     scope: Literal["summary", "whole"] = "summary"
     max_length: Annotated[int, Field(gt=1)] | None = None
 
@@ -86,7 +91,8 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     model = context.model_path(config.model)
     tokenizer = setup.load_tokenizer(model)
     reader = ConversationReader(tokenizer, config.scope, tokenizer.pad_token_id)
-    rows = mixture.mixed(config.data, context)
+    unclean = contamination(config.decontaminate, context)
+    rows = mixture.mixed(config.data, context, unclean)
     dataset, account = pairs.tokenised(reader, rows, config.max_length or setup.context_length(model))
     set_seed(context.seed)  # the head starts at random, before the trainer seeds anything
     args = setup.arguments(RewardConfig, context, DEFAULTS, {"max_length": None})
@@ -97,4 +103,5 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
         train_dataset=dataset,
         processing_class=tokenizer,
     )
-    return Outputs({**fit(trainer, context), **account})
+    left_out = contaminated(config.decontaminate, unclean.left_out)
+    return Outputs({**fit(trainer, context), **account, **left_out})

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import rewards
-from rewards.golds import stands_for_nothing
+from rewards.golds import COMPARING, stands_for_nothing
 from rewards.math.verifier import payable
 from rewards.registry import RewardError, check_options, find, located, nearest
 
@@ -40,8 +40,6 @@ BUILTIN: Mapping[str, str] = {
     "requests": "pipeline.tasks.requests:Requests",
 }
 """Built-in tasks: name -> module:class."""
-COMPARING = ("exact", "judge")
-"""Graders that take any text for a gold answer."""
 
 
 class TaskError(ValueError):

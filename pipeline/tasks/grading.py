@@ -10,7 +10,7 @@ In a recipe::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,12 @@ def reward_part(spec: RewardSpec, accuracy: Mapping[str, Any]) -> Part:
         options={**accuracy, **spec.options} if is_accuracy else spec.options,
         name=spec.name or (ACCURACY if is_accuracy else None),
     )
+
+
+def same_answers(task: Task, base: Path | None = None) -> Callable[[Verdict, Verdict], bool | None] | None:
+    """What makes two answers to a task's problems one, as its grader has it; `None` if that says nothing about it."""
+    found: Callable[[Verdict, Verdict], bool | None] | None = getattr(find(task.grader, base).target, "same", None)
+    return found
 
 
 def column_fault(

@@ -6,6 +6,7 @@ Imported with the stages' configs, so nothing heavy is imported here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -16,6 +17,8 @@ from pipeline.schema.mtp import MtpSpec
 from pipeline.schema.pieces import SFT_CONFIG, ModelRef, Precision, PromptedConfig, TrainingConfig
 from pipeline.schema.reserved import DATA_RESERVED, RESERVED
 from pipeline.schema.routing import FinetuneRouting
+from pipeline.tasks.resolve import TestTaskField
+from pipeline.training.decontaminate import contaminated, contamination
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 2,
@@ -40,6 +43,8 @@ class FinetuneConfig(PromptedConfig, TrainingConfig):
             `trainer.bf16`.
         routing: how the experts are balanced, if the model is a DeepSeek-V3.
         mtp: how blocks of multi-token prediction are trained along; they stay as they are if not given.
+        decontaminate: test tasks that must not be learnt: rows that ask what one of their problems asks are left
+            out, and counted as `contaminated`.
         trainer: fields of TRL's config class.
     """
 
@@ -55,6 +60,7 @@ class FinetuneConfig(PromptedConfig, TrainingConfig):
     precision: Precision = "trainer"
     routing: FinetuneRouting = FinetuneRouting()
     mtp: MtpSpec | None = None
+    decontaminate: list[TestTaskField] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _packable(self) -> Self:
@@ -85,10 +91,17 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
         "packing_strategy": "bfd",  # would cut what is longer than a row, but nothing is
     }
     args = setup.arguments(SFTConfig, context, defaults, fixed)
+
+    def make() -> tuple[Any, examples.Account]:
+        unclean = contamination(config.decontaminate, context)
+        rows = mixture.mixed(data, context, unclean)
+        made, account = examples.completions(tokenizer, rows, max_length, config.too_long, renderer)
+        return made, replace(account, contaminated=unclean.left_out)
+
     dataset, account = examples.shared(
         context.examples,
         args,
-        lambda: examples.completions(tokenizer, mixture.mixed(data, context), max_length, config.too_long, renderer),
+        make,
     )
     setup.warn_if_dropped(account, max_length)
     trainer = sft.build(
@@ -99,4 +112,5 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
         processing_class=tokenizer,
         mtp=config.mtp,
     )
-    return Outputs({**fit(trainer, context), **account.metrics()})
+    metrics = {**account.metrics(), **contaminated(config.decontaminate, account.contaminated)}
+    return Outputs({**fit(trainer, context), **metrics})

@@ -9,6 +9,7 @@ partial credit is asked for. Forms of gold answers: see `rewards.code.gold`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from textwrap import dedent
@@ -28,6 +29,9 @@ __all__ = ["CodeVerifier", "GoldError", "extract_code", "read_gold"]
 
 _REMEMBERED = 1024
 """Gold answers that are not read and rehearsed again, if they return within as many others."""
+
+
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+")
 
 
 class CodeVerifier:
@@ -102,6 +106,13 @@ class CodeVerifier:
             return [*attacks([read.function])]
         suite = read.whole if isinstance(read, Asserts) else read
         return [*attacks(suite.names)] if isinstance(suite, Suite) else [*attacks([])]
+
+    @staticmethod
+    def same(first: Verdict, second: Verdict) -> bool:
+        """Whether two programs are one answer, however they are written: both do the same in the tests, as far as they
+        were run."""
+        told = [(verdict.status, _ADDRESS.sub("0x", verdict.detail)) for verdict in (first, second)]
+        return told[0] == told[1]
 
     def close(self) -> None:
         """End the sandbox's processes."""

@@ -92,6 +92,11 @@ class MathVerifier:
                 return f"{text!r} does not accept itself: {verdict.status}, {verdict.detail}"
         return None
 
+    @staticmethod
+    def same(first: Verdict, second: Verdict) -> bool | None:
+        """Whether two completions give one answer, right or wrong; `None` if arithmetic cannot tell."""
+        return same(first.extracted or "", second.extracted or "")
+
     def prepare(self) -> None:
         """Start the pool, so that the first answer that needs it does not wait for its imports."""
         self._pool.start()
@@ -282,9 +287,11 @@ _FAULTS = (ArithmeticError, AssertionError, LookupError, RecursionError, TypeErr
 
 
 def same(first: str, second: str) -> bool | None:
-    """Whether two answers say the same, as far as arithmetic can tell; `None` if it cannot."""
-    decision = _compare(first, second)
-    return None if decision is None or decision.status is Status.REJECTED else decision.status is Status.CORRECT
+    """Whether two answers say the same, whichever is taken for the gold; `None` if arithmetic cannot tell."""
+    decisions = [_compare(first, second), _compare(second, first)]
+    if any(decision is not None and decision.status is Status.CORRECT for decision in decisions):
+        return True
+    return False if all(decision is not None and decision.status is Status.WRONG for decision in decisions) else None
 
 
 _EQUAL, _DIFFERENT = Decision(Status.CORRECT), Decision(Status.WRONG, "not equal to the gold answer")

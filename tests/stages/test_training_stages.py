@@ -20,6 +20,12 @@ def always(completions, **columns):
 
 def length(completion):
     return len(completion.split()) / 10
+
+def forgotten(completion):
+    len(completion.split()) / 10
+
+def seldom(completion):
+    return 1.0 if "never said" in completion else None
 """
 TASK = """
 from pipeline.tasks.base import Problem, Task
@@ -27,6 +33,10 @@ from pipeline.tasks.base import Problem, Task
 class Sums(Task):
     def problems(self, split, n=None, seed=0):
         return [Problem(f"{a}-{b}", f"{a} + {b} =", str(a + b)) for a in range(5) for b in range(5)]
+
+class HeldOut(Task):
+    def problems(self, split, n=None, seed=0):
+        return [Problem("sum", "4 + 4 = ?", "8"), Problem("row", "user: 4", "4")]
 """
 GRPO = {
     "kind": "grpo",
@@ -105,9 +115,9 @@ def test_pretraining_balances_the_experts_and_fine_tuning_leaves_the_bias_alone(
     assert selection_bias(teacher[0]).equal(bias_E)
     trainer = {"max_steps": 2, "gradient_accumulation_steps": 2, "logging_steps": 1}
     routing = {"bias_update_speed": 0.5, "balance": "switch", "balance_alpha": 0.01}
-    moved, _ = chain(
-        "moved", {"kind": "sft", "model": "@base", "data": ["answers.jsonl"], "trainer": trainer, "routing": routing}
-    )
+    config = {"kind": "sft", "model": "@base", "data": ["answers.jsonl"], "trainer": trainer, "routing": routing}
+    moved, outputs = chain("moved", {**config, "decontaminate": ["sums.py:HeldOut"]})
+    assert (outputs.metrics["examples"], outputs.metrics["contaminated"]) == (16, 4)
     assert {round(abs(float(step)), 4) for step in selection_bias(moved) - bias_E} <= {0.0, 0.5, 1.0}
     events = (chain.folder / "moved-scratch" / "events.jsonl").read_text().splitlines()  # type: ignore[attr-defined]
     assert all(0 <= json.loads(line)["routing/max_violation/1"] <= 1 for line in events)  # 2 of 4 experts: at most 1
@@ -134,6 +144,8 @@ def test_grpo_raises_the_reward_and_shows_samples_with_their_verdicts(chain: Dri
             {"kind": "sft", "model": "@base", "data": ["answers.jsonl"], "trainer": {"num_train_epochs": 0}},
             "not one step was trained",
         ),
+        ({**GRPO, "rewards": ["reward.py:forgotten"]}, "is a `return` missing"),
+        ({**GRPO, "rewards": ["reward.py:seldom"]}, "not one row of the first batch has a reward"),
     ],
 )
 def test_a_stage_that_would_train_on_nothing_is_refused(chain: Drive, config: dict[str, Any], message: str) -> None:
@@ -143,7 +155,9 @@ def test_a_stage_that_would_train_on_nothing_is_refused(chain: Drive, config: di
 
 def test_groups_that_teach_nothing_are_reported_with_the_cause(chain: Drive, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        out, _ = chain("grpo-dead", {**GRPO, "rewards": ["reward.py:always"], "samples": 0})
+        config = {**GRPO, "rewards": ["reward.py:always"], "samples": 0, "decontaminate": ["sums.py:HeldOut"]}
+        out, outputs = chain("grpo-dead", config)
+    assert (outputs.metrics["problems"], outputs.metrics["contaminated"]) == (24, 1)
     assert "100% of the groups have no variance" in caplog.text
     assert "The problems are too easy" in caplog.text
     assert not (out / "samples.jsonl").exists()
