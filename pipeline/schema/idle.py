@@ -53,6 +53,12 @@ def _without_targets(fields: Fields) -> bool:
     return not any(kind in str(fields.get("optim", "")) for kind in ("galore", "apollo"))
 
 
+def _without_arguments(fields: Fields) -> bool:
+    return str(fields.get("optim", "adamw_torch")).startswith(("adamw_torch", "adafactor", "lomo", "adalomo")) and not (
+        str(fields.get("optim")).endswith("bit")
+    )
+
+
 RULES = (
     Rule(
         ("warmup_steps",),
@@ -60,6 +66,7 @@ RULES = (
         "a constant learning rate has no warm-up: set lr_scheduler_type: constant_with_warmup, or leave it out",
     ),
     Rule(("adam_beta1", "adam_beta2", "adam_epsilon"), _without_adam, "the optimizer of `optim` is no Adam"),
+    Rule(("optim_args",), _without_arguments, "the optimizer of `optim` takes no further arguments"),
     Rule(("optim_target_modules",), _without_targets, "it is for the GaLore and APOLLO optimizers of `optim`"),
     Rule(("logging_steps",), _lacks("logging_strategy", "steps"), "logging_strategy says when to log"),
     Rule(
