@@ -130,7 +130,8 @@ class Composite:
 
         Raises:
             ScoreError: no row of the first batches has a score. One batch is enough where a function returned `None`
-                for all of it; verifiers do so for single rows (a bad gold, too few words), so they have more.
+                for all of it. Verifiers do so for single rows: where their golds are bad, they have more, and what
+                the model wrote (too few words to tell its language) stops nothing.
         """
         if not totals or self._unscored is None:
             return
@@ -143,7 +144,7 @@ class Composite:
         if self._unscored is None:
             for name, rows in silent.items():
                 log.warning("reward %r gave no score to any of the first %d rows: is a `return` missing?", name, rows)
-        elif silent or self._unscored >= PATIENCE:
+        elif silent or (self._unscored >= PATIENCE and all(map(_blameless, zip(*by_part.values(), strict=True)))):
             raise ScoreError(
                 f"not one row of the first {'batch' if self._unscored == 1 else f'{PATIENCE} batches'} has a reward, so"
                 f" nothing would be learnt: {'; '.join(_tally(name, rows) for name, rows in by_part.items())}"
@@ -194,6 +195,11 @@ class Composite:
             low, high = part.clip or (float("-inf"), float("inf"))
             total, counted = total + part.weight * min(max(verdict.score, low), high), True
         return total if counted else None
+
+
+def _blameless(row: Sequence[Verdict | None]) -> bool:
+    """Whether a row has no score for a reason that the model did not cause."""
+    return any(verdict is not None and verdict.status in BLAMELESS for verdict in row)
 
 
 def _scored(verdict: Verdict) -> bool:

@@ -20,14 +20,18 @@ from rewards.text import says_something
 
 COMPARING = ("exact", "judge")
 """Rewards that take any text for a gold answer."""
-_PLACEHOLDERS = frozenset(
+_NOTHING = frozenset(
     (
-        *("proof", "prove", "proof problem", "proof question", "solution", "answer", "na", "nan", "null", "nil"),
-        *("tbd", "todo", "unknown", "missing", "omitted", "placeholder", "not available", "not applicable"),
-        *("not given", "not provided", "no answer", "none given", "none provided"),
-        *("证明", "略", "证明略", "答案略", "见解析", "证明见解析", "答案见解析", "暂无"),
+        *("tbd", "todo", "omitted", "placeholder", "not available", "not applicable", "not given", "not provided"),
+        *("no answer", "none given", "none provided", "proof problem", "proof question"),
+        *("证明略", "答案略", "见解析", "证明见解析", "答案见解析", "暂无"),
     )
 )
+"""What stands in place of an answer of any kind."""
+_NO_MATHEMATICS = _NOTHING | {"proof", "prove", "solution", "answer", "nan", "null", "nil", "证明", "略"}
+"""The same for mathematics: elsewhere `proof` may be the word that was asked for."""
+_NOT_APPLICABLE = re.compile(r"[Nn]\s*/\s*[Aa]|N\.?\s*A\.?|n\.\s*a\.")
+"""`Na` is sodium."""
 _REFERENCE = re.compile(
     r"(?:please )?(?:see|refer to|as shown in|shown in)\b.{0,40}\b(?:proof|solution|explanation|above|below|"
     r"figure|image|text|answer key)\b.{0,20}"
@@ -68,7 +72,7 @@ def unpayable(gold: str) -> str | None:
     text = gold.strip()
     if not says_something(text):
         return "the gold is empty"
-    if (placeholder := stands_for_nothing(text)) is not None:
+    if (placeholder := stands_for_nothing(text, _NO_MATHEMATICS)) is not None:
         return placeholder
     if _is_worked(text):
         return f"the gold {_short(text)} is a worked solution: give its final answer alone, or box it"
@@ -77,10 +81,11 @@ def unpayable(gold: str) -> str | None:
     return None
 
 
-def stands_for_nothing(text: str) -> str | None:
+def stands_for_nothing(text: str, words: frozenset[str] = _NOTHING) -> str | None:
     """The part of `unpayable` that holds for answers of every kind: words in place of one, and lists as text."""
-    bare = " ".join(re.sub(r"[^\w/ ]", " ", _COMMAND.sub(" ", text).replace("/", "")).split()).casefold()
-    if bare in _PLACEHOLDERS or _REFERENCE.fullmatch(_COMMAND.sub(" ", text).strip(" {}.$*")):
+    plain = _COMMAND.sub(" ", text).strip(" {}.$*")
+    bare = " ".join(re.sub(r"[^\w ]", " ", plain).split()).casefold()
+    if bare in words or _NOT_APPLICABLE.fullmatch(plain) or _REFERENCE.fullmatch(plain):
         return f"the gold {_short(text)} is a word in place of an answer: leave the row out"
     if _is_list(text):
         return f"the gold {_short(text)} is a list written as text: give the list itself, or its entry"
@@ -114,7 +119,8 @@ def _is_worked(text: str) -> bool:
 
 def _is_broken(text: str) -> bool:
     unescaped = re.sub(r"\\[{}\\]", "", text)
-    if unescaped.count("{") != unescaped.count("}") or _BROKEN_OFF.search(text):
+    pairs = (("{", "}"), (r"\begin", r"\end"))
+    if any(unescaped.count(one) != unescaped.count(other) for one, other in pairs) or _BROKEN_OFF.search(text):
         return True
     named = [
         name for name in _COMMAND.findall(text) if name not in (r"\boxed", r"\fbox", r"\text", r"\left", r"\right")

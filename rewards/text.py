@@ -32,8 +32,8 @@ def _content(content: Any) -> str:
     return "".join(part if isinstance(part, str) else str(part.get("text") or "") for part in content)
 
 
-BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0\U0001d159")
-"""Letters and symbols that leave no mark on paper: fillers of Hangul, empty Braille, a note without head."""
+BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0\U0001d159\U00013441\U00013442")
+"""Letters and symbols that leave no mark on paper: fillers of Hangul, empty Braille, a headless note, blank glyphs."""
 
 
 def says_something(text: str) -> bool:

@@ -52,9 +52,11 @@ BROKEN = (
     r"\boxed{}",
     r"\text{}",
 )
+BROKEN = (*BROKEN, r"\begin{pmatrix} 1 & 2")
 SOUND = (
     *("7", "-3", "1/2", "x > 3", "Alice", "Yes", "no solution", "None", "undefined", "(A)", "A", r"\emptyset", "∅"),
     *(r"\infty", "∞", "0^+", r"12\\", "[0, 1)", "[70]", r"\{1,2\}", "{1, 2}", "3 hours and 20 minutes", "Friday"),
+    *("Na", "na", "NaN_3", "unknown", "Unknown", "missing"),
     *(r"\begin{cases} x=1 \\ y=2 \end{cases}", "\\begin{cases}\nx = 1 \\\\\ny = 2\n\\end{cases}", "x=1\ny=2"),
     *("All primes p such that p = 3 mod 4", "Alice wins if and only if n is not divisible by 4", "12 % of all"),
     *(r"2 \text{ red balls and } 3 \text{ blue balls}", "The answer is 7.", "5,000 dollars.", "f(x) = x for all x"),

@@ -275,5 +275,8 @@ def test_a_batch_of_bad_golds_is_no_reason_to_stop_but_many_are() -> None:
     with pytest.raises(ScoreError, match=r"first 8 batches.*math: there is no gold answer \(2 of 2 rows\)"):
         composite(["q"] * 2, ["1", "2"], answer=[None, None])
     assert copy(["q"] * 2, ["1", "2"], answer=["1", None]) == [1.0, None]
+    brief = Composite([Part("language")])
+    for _ in range(20):
+        assert brief(["q"] * 2, ["1", "2"]) == [None, None], "what the model writes stops nothing"
     for _ in range(20):
         assert copy(["q"] * 2, ["1", "2"], answer=[None, None]) == [None, None], "there was something to learn"
