@@ -63,6 +63,9 @@ class Speculation:
     def __add__(self, other: Speculation) -> Speculation:
         return Speculation(self.rounds + other.rounds, self.drafted + other.drafted, self.accepted + other.accepted)
 
+    def __sub__(self, other: Speculation) -> Speculation:
+        return Speculation(self.rounds - other.rounds, self.drafted - other.drafted, self.accepted - other.accepted)
+
     @property
     def acceptance(self) -> float:
         """Share of the drafts that was kept."""

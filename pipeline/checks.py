@@ -10,19 +10,17 @@ import json
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from pipeline import refusals, source
+from pipeline import launch_checks, refusals
 from pipeline.context import exists
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.vllm.options import check_options
 from pipeline.schema import idle, trainer_fields
 from pipeline.schema.pieces import (
-    SFT_CONFIG,
     Fault,
     InputFile,
     Product,
@@ -142,7 +140,7 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
             *_check_rewards(config, recipe),
             *_check_trainer(config, recipe.base),
             *idle.faults(config),
-            *_check_launch(config, recipe.base),
+            *launch_checks.faults(config, recipe.base),
             *_check_engines(config),
             *config.faults(recipe.base),
         ]
@@ -314,39 +312,6 @@ def _schedule_fault(config: StageConfig, values: Mapping[str, Any]) -> Iterator[
             yield where, f"the schedule {schedule} has no argument {name!r}{nearest(str(name), known)}. It has: {takes}"
 
 
-def _check_launch(config: StageConfig, base: Path) -> Iterator[Fault]:
-    if (name := config.launch.accelerate) is None:
-        return
-    if not config.distributed:
-        yield ("launch", "accelerate"), f"the stage kind {config.kind} runs in one process"
-    elif (file := accelerate_config(name, base)) is None:
-        known = sorted(
-            path.name.removesuffix(".yaml") for path in (Path(str(files("configs"))) / "accelerate").glob("*")
-        )
-        yield ("launch", "accelerate"), f"there is no accelerate config {name!r}{nearest(name, known)}"
-    elif (missing := _deepspeed_file(file)) is not None:
-        yield ("launch", "accelerate"), f"{file} names {missing}, and there is no such file"
-    elif _divides_experts(file):
-        if config.trainer_class != SFT_CONFIG:
-            yield ("launch", "accelerate"), f"{name} divides experts among processes, which only SFTTrainer can train"
-        elif getattr(config, "precision", "trainer") == "fp8":
-            yield ("precision",), f"experts that {name} divides among processes are not multiplied in FP8"
-
-
-def _deepspeed_file(file: Path) -> str | None:
-    """The DeepSpeed config that an accelerate config names, if it is not there; accelerate looks in this folder."""
-    said = source.read(file).data
-    plugin = said.get("deepspeed_config") if isinstance(said, dict) else None
-    named = plugin.get("deepspeed_config_file") if isinstance(plugin, dict) else None
-    return named if isinstance(named, str) and not Path(named).expanduser().is_file() else None
-
-
-def _divides_experts(file: Path) -> bool:
-    text = source.read(file).data
-    sizes = text.get("parallelism_config") if isinstance(text, dict) else None
-    return isinstance(sizes, dict) and sizes.get("parallelism_config_tp_size", 1) != 1
-
-
 def _check_engines(config: StageConfig) -> Iterator[Fault]:
     for leaf in walk(config):
         if isinstance(leaf.value, RolloutSpec):
@@ -355,12 +320,6 @@ def _check_engines(config: StageConfig) -> Iterator[Fault]:
                 check_options(leaf.value.engine_options, in_trainer)
             except RolloutError as error:
                 yield leaf.loc, str(error)
-
-
-def accelerate_config(name: str, base: Path) -> Path | None:
-    """The file of an accelerate config: relative to the recipe, or shipped under `configs/accelerate/`."""
-    candidates = (located(name, base), Path(str(files("configs"))) / "accelerate" / f"{name}.yaml")
-    return next((path for path in candidates if path.is_file()), None)
 
 
 def _check_cycles(recipe: Recipe, text: Source) -> list[Issue]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import source
-from pipeline.checks import accelerate_config, input_files
+from pipeline.checks import input_files
+from pipeline.launch_checks import accelerate_config
 from pipeline.recipe import Recipe
 from pipeline.rows import RowError, read_rows
 from pipeline.schema.pieces import Fault, Product, Ref, RewardSpec, RolloutSpec, StageConfig, TaskSpec

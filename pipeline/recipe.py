@@ -187,7 +187,7 @@ def _with_defaults(stage: str, values: dict[str, Any], header: _Header, text: So
     merged = _merge(header.defaults.get(kind, {}), values)
     if header.launch is not None and "launch" not in merged:
         merged["launch"] = header.launch.model_dump(exclude=None if model.distributed else {"accelerate"})
-    if header.task is not None and "tasks" in model.model_fields and "tasks" not in merged:
+    if header.task is not None and "tasks" in model.model_fields and not {"tasks", "data"} & merged.keys():
         merged["tasks"] = [f"{header.task}/{model.default_split}"]
     return merged
 

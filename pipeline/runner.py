@@ -26,10 +26,11 @@ from typing import Any, Protocol
 
 import yaml
 
-from pipeline import artifacts, checks, durable, graph, needs, ranks
+from pipeline import artifacts, durable, graph, needs, ranks
 from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State, Step
 from pipeline.inputs import Inputs
+from pipeline.launch_checks import accelerate_config
 from pipeline.locks import LockError, await_ghosts, run_lock
 from pipeline.process import EVENTS, LOG, StageProcess
 from pipeline.recipe import Recipe
@@ -317,7 +318,7 @@ def _command(node: Node, base: Path, job: Path) -> list[str]:
     worker = ["-m", "pipeline.worker", str(job), runner]
     if node.config.launch.accelerate is None:
         return [sys.executable, *worker]
-    config = checks.accelerate_config(node.config.launch.accelerate, base)
+    config = accelerate_config(node.config.launch.accelerate, base)
     launcher = [sys.executable, "-m", "pipeline.launcher", str(job.parent), "--config_file", str(config)]
     return [sys.executable, "-m", "rewards.parent", runner, *launcher, *worker]
 

@@ -68,7 +68,8 @@ class Rollout:
         token_ids: what was sampled, with the end-of-sequence token if there was one.
         finish: why it ended.
         logprobs: log-probability of each sampled token, if the engine gave them: under the model at temperature 1, or
-            at the temperature of sampling where the engine was opened with `for_trainer`.
+            of the distribution that was sampled from, with its temperature and truncations, where the engine was opened
+            with `for_trainer`.
     """
 
     text: str

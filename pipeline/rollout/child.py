@@ -61,7 +61,7 @@ def main() -> None:
         except (RolloutError, ValueError) as error:
             pipe.send(("refused", str(error)))
             continue
-        pipe.send(("done", ""))
+        pipe.send(("done", getattr(engine, "speculation", None)))
     engine.close()
 
 

@@ -16,15 +16,18 @@ import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling, derived_seed
-from pipeline.rollout.process import Deferred, ProcessEngine
+from pipeline.rollout.process import Deferred, ProcessEngine, added
 from pipeline.rollout.shared import FileLock, PushedWeights
 from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 
 if TYPE_CHECKING:
     import torch
+
+    from model.speculative import Speculation
 
 
 class EnginePool(Deferred):
@@ -69,6 +72,11 @@ class EnginePool(Deferred):
     def restarts(self) -> int:
         """How often an engine was lost and started again so far."""
         return sum(engine.restarts for engine in self._engines)
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """What drafting brought in all requests so far."""
+        return reduce(added, (engine.speculation for engine in self._engines))
 
     @property
     def busy(self) -> bool:

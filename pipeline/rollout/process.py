@@ -28,7 +28,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling
 from pipeline.rollout.shared import FileLock, Heartbeat, PushedWeights, SharedValue, Snapshot
@@ -37,6 +37,8 @@ from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 
 if TYPE_CHECKING:
     import torch
+
+    from model.speculative import Speculation
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +117,7 @@ class ProcessEngine(Deferred):
     Attributes:
         spec: what is open.
         restarts: how often the engine was lost and started again so far.
+        speculation: what drafting brought in the requests that were collected; `None` if nothing was drafted.
     """
 
     def __init__(
@@ -129,6 +132,8 @@ class ProcessEngine(Deferred):
     ) -> None:
         self.spec, self.settings = spec, spec.process or ProcessSpec()
         self.restarts = 0
+        self._told: Speculation | None = None
+        self._told_before: Speculation | None = None
         self._opening = Opening(spec.model_copy(update={"process": None}), path, seed, logprobs, for_trainer)
         self._request, self._answer, self._heartbeat = SharedValue(), SharedValue(), Heartbeat()
         self._weights, self._lock = weights or PushedWeights(), lock or FileLock()
@@ -173,13 +178,18 @@ class ProcessEngine(Deferred):
         if not self.busy:
             raise RolloutError("nothing was submitted")
         try:
-            self._insist(lambda: self._hear("done", self.settings.deadline, progress))
+            self._insist(lambda: self._finish(progress))
         except RolloutError:
             self._job = None
             raise
         self._job = None
         groups: list[list[Rollout]] = self._answer.get()
         return groups
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """What drafting brought in all requests so far; each process of the engine counts anew."""
+        return added(self._told_before, self._told)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -251,15 +261,19 @@ class ProcessEngine(Deferred):
                     ) from lost
                 log.warning("the engine's process %s; it is started again, and what it was asked is redone", lost)
             self.restarts += 1
+            self._told_before, self._told = self.speculation, None
             self._start()
             if self.busy:
                 self._ask()
 
     def _be_ready(self) -> None:
         if self._dtype is None:
-            self._dtype = self._hear("ready", START_SECONDS)
+            self._dtype = str(self._hear("ready", START_SECONDS))
 
-    def _hear(self, wanted: str, seconds: float, progress: Progress | None = None) -> str:
+    def _finish(self, progress: Progress | None) -> None:
+        self._told = self._hear("done", self.settings.deadline, progress)
+
+    def _hear(self, wanted: str, seconds: float, progress: Progress | None = None) -> Any:
         """Wait for a word of the engine for as long as it shows signs of life; returns what comes with the word."""
         seen, since = self._heartbeat.read(), time.monotonic()
         while not self._pipe.poll(POLL_SECONDS):
@@ -281,7 +295,7 @@ class ProcessEngine(Deferred):
         if word != wanted:
             self._let_end()
             raise _LostError(f"said {word!r} instead of {wanted!r}" if word else _ending(self._kill()))
-        return str(text)
+        return text
 
     def _has_ended(self) -> bool:
         """Whether the process has ended; it stays a zombie, so that its number and its group's remain its own."""
@@ -301,6 +315,11 @@ class ProcessEngine(Deferred):
             self._process.wait()
         self._pipe.close()
         return self._process.returncode
+
+
+def added(one: Speculation | None, other: Speculation | None) -> Speculation | None:
+    """What drafting brought in both."""
+    return other if one is None else one if other is None else one + other
 
 
 def _ending(code: int) -> str:

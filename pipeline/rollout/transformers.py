@@ -12,7 +12,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    MinPLogitsWarper,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from model.modeling import load
 from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick
@@ -130,8 +139,8 @@ class TransformersEngine:
         rows = [self._cut(row, sampling.max_tokens) for row in out_BT[:, width:].tolist()]
         self._note_speculation(sum(len(ids) for ids, _ in rows))
         texts = self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
-        divisor = sampling.temperature if self.tempered and sampling.temperature > 0 else 1.0
-        logprobs = self._logprobs(prompts, [ids for ids, _ in rows], divisor) if self.logprobs else [None] * len(rows)
+        sampled = [ids for ids, _ in rows]
+        logprobs = self._logprobs(prompts, sampled, sampling) if self.logprobs else [None] * len(rows)
         for (ids, finish), text, values in zip(rows, texts, logprobs, strict=True):
             yield Rollout(text, tuple(ids), finish, values)
 
@@ -169,16 +178,23 @@ class TransformersEngine:
         return ids, Finish.LENGTH if len(ids) == longest else Finish.ABORT
 
     def _logprobs(
-        self, prompts: Sequence[Sequence[int]], sampled: Sequence[list[int]], temperature: float
+        self, prompts: Sequence[Sequence[int]], sampled: Sequence[list[int]], sampling: Sampling
     ) -> list[tuple[float, ...]]:
         """Log-probabilities of sampled tokens, one sequence at a time: a batch of logits can be larger than a model."""
+        as_sampled = self.tempered and sampling.temperature > 0
+        temperature, cuts = (sampling.temperature, truncations(sampling)) if as_sampled else (1.0, [])
         result: list[tuple[float, ...]] = []
         for prompt, ids in zip(prompts, sampled, strict=True):
             self.tick()
             ids_1T = torch.tensor([[*prompt, *ids]], device=self.device)
             logits_TV = self.model(ids_1T, use_cache=False).logits[0, len(prompt) - 1 : -1].float() / temperature
-            chosen_T = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, len(prompt) :, None])[:, 0]
-            result.append(tuple(chosen_T.tolist()))
+            chosen_T1 = ids_1T[0, len(prompt) :, None]
+            cut_TV = logits_TV
+            for cut in cuts:
+                cut_TV = cut(ids_1T, cut_TV)
+            # What was sampled stays: rounded another way than in its batch, it may lie behind the edge of a truncation.
+            cut_TV = cut_TV.scatter(-1, chosen_T1, logits_TV.gather(-1, chosen_T1))
+            result.append(tuple(cut_TV.log_softmax(-1).gather(-1, chosen_T1)[:, 0].tolist()))
         return result
 
 
@@ -210,6 +226,15 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
                     self.open_groups[self.chunk[row]] -= 1
             stop = sum(not left for left in self.open_groups.values()) >= self.enough
         return torch.full((len(input_ids),), stop, device=input_ids.device)
+
+
+def truncations(sampling: Sampling) -> list[LogitsProcessor]:
+    """What sampling leaves out, in transformers' order."""
+    cuts: list[LogitsProcessor] = []
+    cuts += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k > 0 else []
+    cuts += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+    cuts += [MinPLogitsWarper(sampling.min_p)] if sampling.min_p > 0 else []
+    return cuts
 
 
 def end_token_ids(generation_config: Any, tokenizer: Any) -> list[int]:

@@ -82,6 +82,31 @@ DATA_RESERVED: Mapping[str, str] = {
 }
 """Fields of SFTConfig that follow from the stage's own."""
 
+LOW_PRECISION = frozenset({"bfloat16", "float16", "auto"})
+"""`dtype` of `model_init_kwargs` in which no weights are trained; `auto` is the checkpoint's own, mostly bfloat16."""
+
+
+def low_precision(trainer: Mapping[str, object], masters: bool) -> str | None:
+    """What is wrong with the type that a trainer is to load its model in, in words, if anything is.
+
+    Updates of a small learning rate are below the spacing of bfloat16: at 1e-6, 0.4 % of the weights move at all.
+
+    Args:
+        trainer: its fields.
+        masters: whether whoever shards the model (FSDP, DeepSpeed) keeps the weights that are trained in float32.
+    """
+    options = trainer.get("model_init_kwargs")
+    given = options if isinstance(options, Mapping) else {}
+    dtype = str(given.get("dtype", given.get("torch_dtype", "float32"))).removeprefix("torch.")
+    computes_low = trainer.get("bf16", True) or trainer.get("fp16", False)
+    if dtype not in LOW_PRECISION or (masters and computes_low):
+        return None
+    return (
+        f"weights that are trained in {dtype} hardly move, since most updates are rounded away: leave dtype out, which"
+        " keeps them in float32, and set bf16: true to compute in bfloat16"
+    )
+
+
 TEXT_RESERVED: Mapping[str, str] = {
     **RESERVED,
     **DATA_RESERVED,

@@ -86,8 +86,23 @@ class DistillConfig(FinetuneConfig):
             raise ValueError("give either `data` (what the teacher wrote) or `teacher` and `tasks` (on-policy)")
         if self.teacher is not None and (self.data or not self.tasks):
             raise ValueError("a `teacher` goes with `tasks`, whose prompts the student answers, and not with `data`")
-        if self.rollout.process is not None:
-            raise ValueError("rollout.process has no effect here: TRL's trainer samples with an engine of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_in_vain(self) -> Self:
+        if self.teacher is None:
+            if self.tasks or self.rollout != RolloutSpec():
+                raise ValueError("tasks and rollout are for a `teacher`: nothing is sampled to distil through `data`")
+            return self
+        if self.packing or self.max_length is not None or self.too_long != "drop":
+            raise ValueError(
+                "packing, max_length and too_long are for distilling through `data`: with a `teacher`, rows are prompts"
+                " and what is sampled, rollout.max_tokens long at most"
+            )
+        sampled: dict[str, Any] = {"process": None, "engine_options": {}, "batch_size": RolloutSpec().batch_size}
+        for name, left_out in sampled.items():
+            if getattr(self.rollout, name) != left_out:
+                raise ValueError(f"rollout.{name} has no effect here: TRL's trainer samples with an engine of its own")
         return self
 
 
@@ -132,6 +147,8 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
     rows, left_out = clean_prompts(config.tasks, config.decontaminate, context)
     prompts = [{"prompt": row["prompt"]} for row in rows]
     args = setup.arguments(DistillationConfig, context, ON_POLICY_DEFAULTS, generation_fields(config.rollout))
+    if config.rollout.speculative is not None and args.use_vllm:
+        raise ValueError("rollout.speculative has no effect here with vLLM: set rollout.engine: transformers")
     trainer = DistillTrainer(
         model=models.policy(model, args),
         teacher_model=teacher,
@@ -141,5 +158,6 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
         mtp=config.mtp,
     )
     renderer.guide(trainer)
+    setup.set_precision(trainer.model, config.precision)
     experts.balance(trainer, config.routing)
     return Outputs({**fit(trainer, context), "problems": len(prompts), **left_out})

@@ -68,7 +68,10 @@ class PretrainConfig(TrainingConfig):
 
     version: ClassVar[int] = 2  # documents begin with BOS where the tokenizer puts one
     trainer_class: ClassVar[str | None] = SFT_CONFIG
-    reserved: ClassVar[Mapping[str, str]] = TEXT_RESERVED
+    reserved: ClassVar[Mapping[str, str]] = {
+        **TEXT_RESERVED,
+        "model_init_kwargs": "a new model is made from the stage's `model`, in float32",
+    }
     trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
 
     kind: Literal["pretrain"] = "pretrain"

@@ -64,9 +64,13 @@ class ExpertBalance(TrainerCallback):  # type: ignore[misc]
         self.balance.scale = 1 / self.trainer.current_gradient_accumulation_steps
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        loads = update_bias(self.trainer.model, self.routing.bias_update_speed)
-        violations_L = torch.stack([max_violation(load_E) for load_E in loads.values()])
+        counted_LE = update_bias(self.trainer.model, self.routing.bias_update_speed)
+        # Blocks of multi-token prediction that are not trained along see no tokens, and have no load to tell.
+        violations = {layer: max_violation(load_E) for layer, load_E in counted_LE.items() if load_E.any()}
+        if not violations:
+            return
+        violations_L = torch.stack(list(violations.values()))
         metrics = self.trainer._metrics["train"]
         metrics[METRIC].append(float(violations_L.mean()))
-        for layer, violation in zip(loads, violations_L.tolist(), strict=True):
+        for layer, violation in zip(violations, violations_L.tolist(), strict=True):
             metrics[f"{METRIC}/{layer}"].append(violation)

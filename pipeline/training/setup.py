@@ -13,7 +13,7 @@ from pipeline.context import StageContext
 from pipeline.data.examples import Account
 from pipeline.rendering import Renderer
 from pipeline.schema.pieces import Precision, PromptedConfig
-from pipeline.schema.reserved import TRAINER_FILES
+from pipeline.schema.reserved import TRAINER_FILES, low_precision
 from pipeline.training import sharding
 from rewards.registry import located
 
@@ -86,6 +86,8 @@ def arguments(
         defaults: our defaults for this kind of stage, which the recipe may replace.
         fixed: fields that follow from the rest of the stage's config.
     """
+    if (fault := low_precision(context.config.trainer, sharding.keeps_masters())) is not None:
+        raise ValueError(f"trainer.model_init_kwargs: {fault}")
     on_cpu = not torch.cuda.is_available()
     general = {
         "bf16": not on_cpu,
@@ -93,6 +95,7 @@ def arguments(
         "dataloader_pin_memory": not on_cpu,
         "report_to": "none",
         "ddp_timeout": RANK_SECONDS,
+        **sharding.accumulation(),
     }
     owned = {
         "output_dir": str(context.checkpoints),

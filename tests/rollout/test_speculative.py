@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +13,9 @@ from transformers import AutoTokenizer
 
 from pipeline.rollout import open_engine, sampling
 from pipeline.rollout.base import RolloutError
+from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.speculative import counted_by_vllm, facts, vllm_options
-from pipeline.schema.pieces import RolloutSpec, SpeculativeSpec
+from pipeline.schema.pieces import ProcessSpec, RolloutSpec, SpeculativeSpec
 
 PROMPTS = [[5, 6], [7], [8, 9, 10]]
 
@@ -53,6 +56,21 @@ def test_blocks_draft_what_is_said_anyway(foreseeing: Path) -> None:
     assert 0 <= told["acceptance"] < 1 and told["tokens_per_pass"] >= 1
     sampled, _ = tokens(foreseeing, spec(temperature=1.0, tokens=2))
     assert all(len(ids) <= 12 for group in sampled for ids in group) and sampled != plain
+
+
+def test_an_engine_in_a_process_of_its_own_tells_what_drafts_brought(foreseeing: Path) -> None:
+    """Of all its requests, also when it was lost and started again in between."""
+    own = spec(tokens=2).model_copy(update={"process": ProcessSpec()})
+    here, there = open_engine(spec(tokens=2), str(foreseeing), 0), open_engine(own, str(foreseeing), 0)
+    assert isinstance(there, ProcessEngine)
+    try:
+        for request in range(2):
+            asked = sampling(own, 2, seed=request)
+            assert there.generate(PROMPTS, asked) == here.generate(PROMPTS, asked)
+            assert there.speculation == here.speculation  # type: ignore[attr-defined]
+            os.kill(there._process.pid, signal.SIGKILL)
+    finally:
+        there.close()
 
 
 def test_another_model_drafts_what_is_said_anyway(calculator: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,27 @@ def test_logprobs_are_those_of_the_untempered_model(
                 logprobs = model(ids).logits.log_softmax(-1)
             expected = [float(logprobs[0, len(prompt) + at - 1, token]) for at, token in enumerate(rollout.token_ids)]
             assert rollout.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("cut", [{"top_p": 0.7}, {"top_k": 2}, {"min_p": 0.3}, {"top_p": 0.9, "top_k": 3}])
+def test_for_a_trainer_logprobs_are_those_of_what_was_sampled_from(
+    calculator: Path, prompts: list[list[int]], cut: dict[str, float]
+) -> None:
+    """As vLLM's `processed_logprobs`: at the temperature, and over the tokens that the truncations leave."""
+    engine = TransformersEngine(str(calculator), batch_size=4, logprobs=True, tempered=True)
+    groups = engine.generate(prompts[:2], Sampling(n=3, max_tokens=5, temperature=0.7, seed=5, **cut))
+    for prompt, group in zip(prompts, groups, strict=False):
+        for rollout in group:
+            ids = torch.tensor([[*prompt, *rollout.token_ids]])
+            with torch.no_grad():
+                probabilities_TV = (engine.model(ids).logits[0, len(prompt) - 1 : -1] / 0.7).softmax(-1)
+            for token, logprob, p_V in zip(rollout.token_ids, rollout.logprobs or (), probabilities_TV, strict=True):
+                ranked = sorted(p_V.tolist(), reverse=True)[: cut.get("top_k")]
+                ranked = [p / sum(ranked) for p in ranked]
+                left = [p for at, p in enumerate(ranked) if sum(ranked[:at]) < cut.get("top_p", 1.0)]
+                left = [p for p in left if p >= cut.get("min_p", 0.0) * ranked[0]]
+                share = sum(sorted(p_V.tolist(), reverse=True)[: len(left)])
+                assert logprob == pytest.approx(float(p_V[token].log()) - math.log(share), abs=1e-4)
 
 
 def test_a_completion_that_reaches_the_limit_says_so(engine: TransformersEngine, prompts: list[list[int]]) -> None:

@@ -119,10 +119,12 @@ def test_a_step_does_not_depend_on_how_it_is_divided(folder: Path, base: dict[st
 
 
 def test_without_mtp_blocks_stay_as_they_are_and_are_saved(folder: Path, base: dict[str, torch.Tensor]) -> None:
-    trained = run(folder, "plain", sft())
+    trained = run(folder, "plain", sft(trainer={"logging_steps": 1}))
     assert trained.keys() == base.keys()
     for name, weight in base.items():
         assert weight.equal(trained[name]) == (of_blocks(name) or "correction_bias" in name), name
+    assert all(0 <= value <= 1 for value in logged(folder, "plain", "routing/max_violation"))
+    assert not logged(folder, "plain", "routing/max_violation/2"), "no token reaches a block that is not trained"
 
 
 def test_mtp_on_a_model_without_blocks_is_refused(folder: Path) -> None:

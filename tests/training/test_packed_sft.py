@@ -89,3 +89,17 @@ def test_packed_rows_teach_what_one_example_a_row_does(
 )
 def test_only_padding_on_the_right_goes_without_a_mask(mask: list[list[int]], right: bool) -> None:
     assert varlen._padded_right(torch.tensor(mask)) == right
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_packed_rows_have_finite_gradients_on_a_gpu() -> None:
+    """Random rows as full as fine-tuning makes them; see `benchmarks.packed_attention` for what other kernels do."""
+    import argparse
+
+    from benchmarks.packed_attention import trial
+
+    asked = argparse.Namespace(device="cuda", dtype="bfloat16", tokens=8192)
+    for number in range(20):
+        found = trial(number, asked)["variable-length"]
+        assert found["not_finite"] == 0 and found["relative_distance"] < 0.05, found

@@ -81,6 +81,7 @@ class EngineSampler(Sampler):
         self.scored = wants_logprobs(trainer.args)
         self.ahead: Ahead | None = None
         self._others, self._weights_of, self._dtype = 0, -1, ""
+        self._drafted: Any = None
 
     def batch(self, number: int, problems: list[Problem]) -> Sampled:
         """Rollouts of a generation batch, sampled now or ahead; begins with the next batch if that is wished.
@@ -196,6 +197,11 @@ class EngineSampler(Sampler):
         metrics["rollout/staleness"].append(float(self.trainer.state.global_step - ahead.sampled_at))
         metrics["rollout/wait_seconds"].append(waited)
         metrics["rollout/engine_restarts"].append(float(self.engine.restarts))
+        told = self.engine.speculation
+        if told is not None and (new := told - (self._drafted or type(told)())).rounds:
+            metrics["speculation/acceptance"].append(new.acceptance)
+            metrics["speculation/tokens_per_pass"].append(new.tokens_per_pass)
+            self._drafted = told
         if self.spare:
             given_up = [rollout for group in groups if not complete(group) for rollout in group]
             tokens = sum(len(rollout.token_ids) for group in groups for rollout in group)

@@ -37,6 +37,7 @@ from pipeline.training.grpo.schedule import check_cycle
 from pipeline.training.mtp import BlockTraining, completion_labels
 from pipeline.training.reference import load_reference, save_reference, sync_by_name
 from pipeline.training.resumable import Resumable
+from pipeline.training.sharding import between_micro_batches
 from rewards import Batch as Judged
 from rewards.function import given
 
@@ -226,7 +227,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
             *others, last = self._passes(batch)
             done = torch.zeros((), device=self.accelerator.device)
             for part in others:
-                with self.accelerator.no_sync(model):  # gradients are exchanged once, after the last pass
+                with between_micro_batches(self.accelerator, model):
                     loss = self._pass_loss(model, part, len(batch))
                     self.accelerator.backward(loss)
                 done += loss.detach()

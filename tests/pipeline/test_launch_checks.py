@@ -1,0 +1,82 @@
+"""Settings that would do nothing, or harm, under whoever trains the model: refused before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from pipeline import launch_checks
+from pipeline.stages.registry import config_class
+
+SFT = {"kind": "sft", "model": "m", "data": ["rows.jsonl"]}
+GRPO = {"kind": "grpo", "model": "m", "tasks": ["gsm8k"]}
+ON_POLICY = {"kind": "distill", "model": "m", "teacher": "t", "tasks": ["gsm8k"]}
+DEEPSPEED = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "DEEPSPEED", "num_processes": 2}
+
+
+def faults(config: dict[str, Any], folder: Path = Path()) -> dict[str, str]:
+    """What is wrong with a stage, by the place of it."""
+    checked = config_class(config["kind"]).model_validate(config)
+    return {".".join(map(str, where)): what for where, what in launch_checks.faults(checked, folder)}
+
+
+@pytest.mark.parametrize("stage", [SFT, GRPO, ON_POLICY], ids=lambda stage: stage["kind"])
+@pytest.mark.parametrize("launch", [{}, {"accelerate": "ddp"}], ids=["alone", "ddp"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "auto", "torch.bfloat16"])
+def test_weights_are_trained_in_float32(stage: dict[str, Any], launch: dict[str, Any], dtype: str) -> None:
+    trainer = {"model_init_kwargs": {"dtype": dtype, "attn_implementation": "sdpa"}}
+    found = faults({**stage, "launch": launch, "trainer": trainer})
+    assert "hardly move" in found["trainer.model_init_kwargs"]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "accelerate", "refused"),
+    [
+        ({"model_init_kwargs": {"dtype": "float32"}}, None, False),
+        ({"model_init_kwargs": None}, None, False),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}}, "fsdp2-1node", False),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}, "bf16": False}, "fsdp2-1node", True),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}, "bf16": False, "fp16": True}, "fsdp2-1node", False),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}}, "deepspeed.yaml", False),
+    ],
+)
+def test_whoever_shards_the_model_may_keep_the_weights_that_are_trained(
+    tmp_path: Path, trainer: dict[str, Any], accelerate: str | None, refused: bool
+) -> None:
+    (tmp_path / "deepspeed.yaml").write_text(yaml.safe_dump(DEEPSPEED))
+    found = faults({**SFT, "trainer": trainer, "launch": {"accelerate": accelerate}}, tmp_path)
+    assert ("trainer.model_init_kwargs" in found) == refused
+
+
+def test_deepspeed_skips_no_steps(tmp_path: Path) -> None:
+    (tmp_path / "deepspeed.yaml").write_text(yaml.safe_dump(DEEPSPEED))
+    launch = {"accelerate": "deepspeed.yaml"}
+    assert "none can be skipped" in faults({**SFT, "non_finite": "skip", "launch": launch}, tmp_path)["non_finite"]
+    assert not faults({**SFT, "launch": launch}, tmp_path) and not faults({**SFT, "non_finite": "skip"})
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"packing": True, "max_length": 512},
+        {"max_length": 512},
+        {"too_long": "error"},
+        {"rollout": {"engine_options": {"max_num_seqs": 4}}},
+        {"rollout": {"batch_size": 8}},
+        {"rollout": {"process": {}}},
+    ],
+    ids=lambda field: next(iter(field)),
+)
+def test_what_does_nothing_with_a_teacher_is_refused(field: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"are for distilling through `data`|has no effect here"):
+        config_class("distill").model_validate({**ON_POLICY, **field})
+
+
+@pytest.mark.parametrize("field", [{"tasks": ["gsm8k"]}, {"rollout": {"max_tokens": 64}}])
+def test_what_does_nothing_without_a_teacher_is_refused(field: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="tasks and rollout are for a `teacher`"):
+        config_class("distill").model_validate({"kind": "distill", "model": "m", "data": ["rows.jsonl"], **field})

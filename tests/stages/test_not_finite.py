@@ -1,0 +1,71 @@
+"""A model with a weight that is NaN or infinite is taken into no run, and handed out by none."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.conversion import finite
+from pipeline.stages.registry import run_function
+from tests.stages.driving import context_of
+
+
+@pytest.fixture
+def spoilt(base: Path, tmp_path: Path) -> Path:
+    """The base model, with one weight of one number infinite."""
+    folder = tmp_path / "spoilt"
+    shutil.copytree(base / "model", folder)
+    (file,) = folder.glob("*.safetensors")
+    weights = load_file(file)
+    weights["model.norm.weight"][5] = -math.inf
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"kind": "import_model"},
+        {"kind": "import_model", "dtype": "bfloat16"},
+        {"kind": "export"},
+        {"kind": "export", "dtype": "bfloat16"},
+        {"kind": "export", "shard_size": "1MB"},
+        {"kind": "export", "format": "torchtitan"},
+    ],
+    ids=lambda config: "-".join(map(str, config.values())),
+)
+def test_no_kind_publishes_it(tmp_path: Path, spoilt: Path, config: dict[str, Any]) -> None:
+    context = context_of(tmp_path, "out", {**config, "model": str(spoilt)}, {})
+    told = r"weights that are not finite: model\.norm\.weight \(1 of 32 numbers\) in model.*\.safetensors"
+    with pytest.raises(ValueError, match=told):
+        run_function(config["kind"])(context)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
+)
+def test_every_type_of_weight_is_looked_at(tmp_path: Path, dtype: torch.dtype) -> None:
+    weights = {"good": torch.ones(3, 4).to(dtype), "bad": torch.ones(3, 4).to(dtype)}
+    weights["bad"].view(torch.uint8).view(-1)[-weights["bad"].element_size() :] = 0xFF
+    save_file(weights, tmp_path / "model.safetensors")
+    assert list(finite.not_finite(tmp_path)) == ["bad (1 of 12 numbers) in model.safetensors"]
+
+
+def test_bounds_that_never_bind_and_whole_numbers_are_no_fault(tmp_path: Path) -> None:
+    weights = {
+        "bound": torch.tensor(math.inf),
+        "ids": torch.arange(4),
+        "empty": torch.zeros(0, 3),
+        "mask": torch.tensor([True, False]),
+    }
+    save_file(weights, tmp_path / "model.safetensors")
+    finite.check(tmp_path)
+    save_file({"scale": torch.tensor(math.nan)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"scale \(1 of 1 numbers\)"):
+        finite.check(tmp_path)
