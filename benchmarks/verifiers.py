@@ -3,6 +3,8 @@
     python -m benchmarks.verifiers                       # ours, math-verify, TRL
     pip install --no-deps --target peers verl lm_eval    # optional: further peers, from their wheels as they are
     python -m benchmarks.verifiers --peers peers
+    python -m benchmarks.verifiers speed --data train.jsonl           # golds of MATH: ours beside math-verify, in turns
+    python -m benchmarks.verifiers speed                              # the same on golds of olympiads
 
 Every verifier gets the same completions and golds, each in the form that its own documentation asks for, in killable
 processes, since some of them evaluate what the model wrote. A verifier that raises or passes its deadline has refused.
@@ -18,6 +20,7 @@ import logging
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +28,7 @@ from types import ModuleType
 from typing import Any
 
 from rewards import Item
-from rewards.corpus import Pair, load
+from rewards.corpus import Pair, boxed, load
 from rewards.corpus.paraphrase import generate
 from rewards.math import MathVerifier, gold_text
 from rewards.pool import Fate, Pool
@@ -33,6 +36,8 @@ from rewards.pool import Fate, Pool
 RESULTS = Path(__file__).parent / "results"
 PEERS = "ZERO2R1_PEERS"  # the environment tells the pool's processes where the unpacked wheels are
 DEADLINE_S = 20.0
+ROUND = 50
+"""Comparisons that one judge makes before it is the other's turn."""
 
 
 def math_verify(completion: str, gold: str) -> bool:
@@ -128,12 +133,68 @@ def count(pairs: Sequence[Pair], judged: Sequence[bool]) -> dict[str, Any]:
     return {"false_accepts": len(accepts), "false_refusals": len(refusals), "by_family": families}
 
 
+def speed(data: Path | None, golds: int) -> dict[str, Any]:
+    """Comparisons a second of ours and of math-verify, in turns, each gold with its own and the next gold as answers.
+
+    Without data the golds are `OLYMPIAD`, in the style of competitions: formulas with variables, sums, sets, intervals.
+    Every round has pairs that were not judged before. Both run in this process, and ours with its pool.
+    """
+    if data is not None:
+        found = dict.fromkeys(gold_text(str(json.loads(line)["answer"])) for line in data.read_text().splitlines())
+        chosen = [gold for gold in found if gold][:golds]
+    else:
+        chosen = list(OLYMPIAD)
+    answers = [*zip(chosen, chosen, strict=True), *zip(chosen, [*chosen[1:], chosen[0]], strict=True)]
+    items = [Item(boxed(rf"\,{answer}"), gold) for gold, answer in answers]
+    verifier = MathVerifier()
+    verifier.verify([Item(boxed(r"\int_0^1 t dt"), r"\int_0^1 x dx")])  # the pool and its libraries are warm
+    math_verify(boxed("1"), "1")
+    seconds, paid = {"ours": 0.0, "math-verify": 0.0}, {"ours": 0, "math-verify": 0}
+    for start in range(0, len(items), ROUND):
+        batch = items[start : start + ROUND]
+        for name in seconds:
+            started = time.perf_counter()
+            if name == "ours":
+                paid[name] += sum(verdict.score == 1.0 for verdict in verifier.verify(batch))
+            else:
+                paid[name] += sum(math_verify(item.completion, item.answer) for item in batch)
+            seconds[name] += time.perf_counter() - started
+    verifier.close()
+    return {
+        "comparisons": len(items),
+        "paid": paid,
+        "per_second": {name: round(len(items) / spent, 1) for name, spent in seconds.items()},
+        "times": round(seconds["math-verify"] / seconds["ours"], 1),
+    }
+
+
+OLYMPIAD = (
+    r"\frac{n(n+1)}{2}", r"2^{n-1}", r"\{1,2,4\}", r"(1,8,19),(2,7,13),(4,5,7)", r"x \le -2 \text{ or } x > 3",
+    r"[0,\frac{1}{2}]", r"f(x)=x+1", r"\frac{2\sqrt{5}}{5}", r"n!+1", r"2\cdot 3^{2022}", r"\frac{\pi}{6}+k\pi",
+    r"\binom{2n}{n}", r"\log_2 3", r"\sqrt[3]{2}+\sqrt[3]{4}", r"\left\lfloor \frac{n}{2}\right\rfloor",
+    r"\sum_{k=1}^{n} k^2", r"a^2+b^2+c^2", r"\frac{a+b}{1-ab}", r"3.0\times 10^{8}\text{ m/s}", r"\pm 2",
+    r"p=2,q=5", r"(x+y)^2=25", r"\arctan 2", r"e-e^{-1}", r"\frac{2^n-(-1)^n}{3}", r"45^\circ", r"10:13:18",
+    r"(-\infty,2)\cup(3,\infty)", r"\frac{1}{2}\ln 3", r"2\pi-4\arctan 2", r"T=\frac{2\pi}{\omega}", r"mg\sin\theta",
+    r"\frac{GMm}{r^2}", r"\sqrt{\frac{2h}{g}}", r"\frac{1}{n^2}", r"-1+\sqrt{3}i", r"\cos\frac{2\pi}{7}", r"1,3,7,9",
+    r"\int_0^1 \sqrt{x}\,dx", r"x^{1/3}y^{2/3}", r"2^{1009}", r"|a-b|",
+)  # fmt: skip
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("what", nargs="?", choices=("corpus", "speed"), default="corpus")
+    parser.add_argument("--data", type=Path, help="speed: JSON lines with `answer`; golds of olympiads if not given")
+    parser.add_argument("--golds", type=int, default=500, help="speed: golds of the data that are used")
     parser.add_argument("--peers", type=Path, help="folder into which verl and lm_eval were unpacked")
     parser.add_argument("--paraphrases", type=int, default=0, help="paraphrases of each pair, instead of the corpus")
     options = parser.parse_args()
+    if options.what == "speed":
+        report = speed(options.data, options.golds)
+        print(json.dumps(report, indent=1))
+        name = "verifiers-speed-olympiad" if options.data is None else "verifiers-speed"
+        (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        return
     pairs = generate(load(), options.paraphrases, 0) if options.paraphrases else load()
     judges = dict(VERIFIERS)
     if options.peers:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from rewards.math.tokens import matching_brace
 from rewards.text import split_thought
@@ -66,6 +67,7 @@ def finals(completion: str, final_line: bool = True, lenient: bool = False, open
     return [m[0].strip("$") for m in [*_LAST_NUMBER.finditer(text)][-1:]] if lenient else []
 
 
+@lru_cache(maxsize=4096)
 def gold_text(gold: str) -> str:
     r"""The answer in a gold solution: what follows `####`, what is boxed, or the whole of it."""
     if "####" in gold:

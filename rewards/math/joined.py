@@ -22,8 +22,15 @@ _OF_SEVERAL = frozenset({"gcd", "lcm", "max", "min"})
 
 
 def joined(found: list[Token]) -> list[Token]:
-    """All of it, in order. Linear in the number of tokens."""
-    return _vectors(_subscripts(_primes(_infixes(found))))
+    """All of it, in order. Linear in the number of tokens, and nothing at all where nothing calls for it."""
+    texts = {token.text for token in found}
+    if not texts.isdisjoint(_INFIX):
+        found = _infixes(found)
+    if not texts.isdisjoint(("'", r"\prime")):
+        found = _primes(found)
+    if "_" in texts or any(token.kind in (Kind.WORD, Kind.TEXT) for token in found):
+        found = _subscripts(found)
+    return _vectors(found) if any(token.mark == "times" for token in found) else found
 
 
 def _infixes(found: list[Token]) -> list[Token]:

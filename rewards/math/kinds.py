@@ -69,10 +69,13 @@ def split(written: Tokens, is_separator: Callable[[int], bool]) -> list[Tokens]:
     """Cut at separators that stand outside of all brackets."""
     parts, depth, start = [], 0, 0
     for index, token in enumerate(written):
-        if token.text in OPENING or token.text.startswith(r"\begin "):
+        text = token.text
+        if text in OPENING:
             depth += 1
-        elif token.text in CLOSING or token.text.startswith(r"\end "):
+        elif text in CLOSING:
             depth -= 1
+        elif text[:1] == "\\" and text.startswith((r"\begin ", r"\end ")):
+            depth += 1 if text[1] == "b" else -1
         elif depth == 0 and is_separator(index):
             parts.append(written[start:index])
             start = index + 1

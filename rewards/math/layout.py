@@ -14,26 +14,27 @@ _LOWERED_RUN = re.compile(f"[{''.join(_LOWERED)}]+")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _ROOT = re.compile(r"([√∛∜])\s?(\d+(?:\.\d+)?)")
 _UNICODE_FRACTION = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀₁₂₃₄₅₆₇₈₉]+)")
-_ASCII_SPELLINGS = (
-    (re.compile(r",\s*(?:\\!\s*)+(?=\d{3})|\{,\}\s+(?=\d{3})"), "{,}"),  # 32,\! 349 and 32{,} 349
-    (re.compile(r"\\!"), ""),
-    (re.compile(r"\\(?:left|right)\s*\."), r"\\relax "),
-    (re.compile(r"\bper cent\b"), "percent"),
-    (re.compile(r"(?<=\d) ?x ?(?=10 ?\^)"), r"\\times "),
-    (re.compile(r"(?<![\w.\\])(\d{1,3})C(\d{1,3})(?!\w)"), r"\\binom{\1}{\2}"),
-    (re.compile(r"\\(?:text|texttt|textrm|textbf|mbox|hbox|mathrm|mathtt|mathsf|mathbf)\{([0-9A-F]+)\}(?=_)"), r"\1"),
-    (re.compile(r"\\(?:hspace|vspace|hphantom|vphantom|phantom|tag|label|mspace)\*?\s*\{[^{}]{0,40}\}"), " "),
-    (re.compile(r"\\(?:hskip|kern|mkern)\s*-?[\d.]{1,6}\s*(?:pt|em|ex|mu|mm|cm)"), " "),
+_SPELLINGS: tuple[tuple[str, re.Pattern[str], str], ...] = (
+    (",", re.compile(r",\s*(?:\\!\s*)+(?=\d{3})|\{,\}\s+(?=\d{3})"), "{,}"),  # 32,\! 349 and 32{,} 349
+    (r"\!", re.compile(r"\\!"), ""),
+    (".", re.compile(r"\\(?:left|right)\s*\."), r"\\relax "),
+    ("per cent", re.compile(r"\bper cent\b"), "percent"),
+    ("x", re.compile(r"(?<=\d) ?x ?(?=10 ?\^)"), r"\\times "),
+    ("C", re.compile(r"(?<![\w.\\])(\d{1,3})C(\d{1,3})(?!\w)"), r"\\binom{\1}{\2}"),
+    ("}_", re.compile(r"\\(?:text(?:tt|rm|bf)?|mbox|hbox|math(?:rm|tt|sf|bf))\{([0-9A-F]+)\}(?=_)"), r"\1"),
+    ("{", re.compile(r"\\(?:[hv]space|[hv]?phantom|tag|label|mspace)\*?\s*\{[^{}]{0,40}\}"), " "),
+    ("k", re.compile(r"\\(?:hskip|m?kern)\s*-?[\d.]{1,6}\s*(?:pt|em|ex|mu|mm|cm)"), " "),
 )
-"""Spellings that are replaced; each pattern is linear."""
+"""Spellings that are replaced: what a text with them contains in any case, a linear pattern, and the replacement."""
 
 
 def clean(text: str) -> str:
     """Fold Unicode look-alikes into ASCII and LaTeX: full-width and Arabic digits, minus signs, superscripts."""
     if not text.isascii():
         text = _folded(text)
-    for pattern, instead in _ASCII_SPELLINGS:
-        text = pattern.sub(instead, text)
+    for sign, pattern, instead in _SPELLINGS:
+        if sign in text:
+            text = pattern.sub(instead, text)
     return text
 
 

@@ -59,7 +59,7 @@ class Number:
 
 def rational(value: Fraction | int, variables: bool = False) -> Number:
     """A number known exactly."""
-    value = Fraction(value)
+    value = value if isinstance(value, Fraction) else Fraction(value)
     return Number(value, None, variables, max(1, value.numerator.bit_length() - value.denominator.bit_length()))
 
 

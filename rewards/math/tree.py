@@ -221,11 +221,12 @@ def letter_by_letter(expression: Tokens) -> Tokens:
     rest = iter(range(len(expression)))
     for position in rest:
         token = expression[position]
-        quotient = "".join(t.text for t in expression[position : position + 3])
-        if token.kind is Kind.WORD and _DERIVATIVE.fullmatch(quotient):
+        if token.kind is not Kind.WORD:
+            result.append(token)
+        elif _DERIVATIVE.fullmatch(quotient := "".join(t.text for t in expression[position : position + 3])):
             result.append(Token(Kind.SYMBOL, quotient))
             next(rest), next(rest)
-        elif token.kind is Kind.WORD and not token.text.isupper() and is_product(token.text):
+        elif not token.text.isupper() and is_product(token.text):
             result += [Token(Kind.SYMBOL, letter) for letter in token.text]
         else:
             result.append(token)

@@ -8,12 +8,15 @@ import threading
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rewards import Item, Status
 from rewards.hostile import attacks
 from rewards.math import MathVerifier
 from rewards.math.kinds import TooDeepError
 from rewards.math.tokens import tokens
+from rewards.math.verifier import _compare
 
 GOLDS = ["42", r"\frac{\sqrt{3}}{2}", "(1,2)", r"\text{Tuesday}", "y=2x+1", r"\int_0^1 \sqrt{x} dx", "5 cm"]
 DEADLINE_S = 4.0
@@ -78,6 +81,43 @@ def test_five_hangs_among_two_hundred_end_within_one_deadline_from_any_thread(ve
     elapsed = time.monotonic() - started
     assert elapsed < DEADLINE_S + SLACK_S
     assert [v.status for v in verdicts] == [Status.TIMEOUT] * 5 + [Status.CORRECT] * 195
+
+
+def test_sixty_four_undecidable_answers_cost_their_own_rows_and_no_other():
+    """A batch of 128: powers that expand without end, integrals that never end, and 64 honest answers."""
+    letters = "abcdfghjklmnpqrstuvw"
+    expanding = [rf"\boxed{{(\cosh {letters[n % 20]}+y+z+{n}i)^{{30}}}}" for n in range(32)]
+    hostile = [*(Item(text, gold) for text, gold in zip(expanding, ["42", r"\int_0^1 \sqrt{x} dx"] * 16, strict=True))]
+    hostile += hanging_items(32)
+    honest = [Item(rf"\boxed{{\sqrt{{{4 * n}}}}}", rf"2\sqrt{{{n}}}") for n in range(1, 61)]
+    honest += [Item(rf"\boxed{{\int_0^1 t^{n} dt}}", rf"\int_0^1 x^{n} dx") for n in range(2, 6)]
+    verifier = MathVerifier(deadline_s=DEADLINE_S, workers=2)
+    try:
+        verifier.prepare()
+        verifier.verify([Item(r"\boxed{\int_0^1 t dt}", r"\int_0^1 x dx")])
+        started = time.monotonic()
+        verdicts = verifier.verify([*hostile, *honest])
+        assert time.monotonic() - started < DEADLINE_S + SLACK_S
+    finally:
+        verifier.close()
+    assert [verdict.score for verdict in verdicts] == [0.0] * 64 + [1.0] * 64
+
+
+FRAGMENTS = (
+    r"\frac \sqrt { } ( ) [ ] ^ _ + - / = < , ; : | ! ' \sum_{k=1}^{n} \int_0^1 dx \lim_{x\to0} \infty \pi x y n i 2 0.5 1_000"
+    r" ° % \text{cm} \begin{pmatrix} & \\ \end{pmatrix} \cup \in \le \ne \approx \pm \sin \log_2 f(x) f' \vec{a} \times \over"
+    r" \choose \binom \lfloor \{ \} \mid and or ² ½ √ C(10,3) \gcd( \left. \right. $ ... \cosh 90^\circ 30' AB \angle"
+).split()
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=14), st.sampled_from(GOLDS))
+@settings(max_examples=300, deadline=None)
+def test_no_soup_of_fragments_breaks_the_reader(parts, gold):
+    """A fault of the reader would cost its row only, but there should be none."""
+    text = " ".join(parts)
+    for first, second in ((gold, text), (text, gold), (text, text[::-1])):
+        decision = _compare(first, second)
+        assert decision is None or "breaks the reader" not in decision.detail
 
 
 def test_memory_does_not_grow(verifier):
