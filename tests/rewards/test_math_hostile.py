@@ -15,6 +15,7 @@ from rewards import Item, Status
 from rewards.hostile import attacks
 from rewards.math import MathVerifier
 from rewards.math.kinds import TooDeepError
+from rewards.math.notation import words
 from rewards.math.tokens import tokens
 from rewards.math.verifier import _compare
 
@@ -103,11 +104,14 @@ def test_sixty_four_undecidable_answers_cost_their_own_rows_and_no_other():
     assert [verdict.score for verdict in verdicts] == [0.0] * 64 + [1.0] * 64
 
 
-FRAGMENTS = (
-    r"\frac \sqrt { } ( ) [ ] ^ _ + - / = < , ; : | ! ' \sum_{k=1}^{n} \int_0^1 dx \lim_{x\to0} \infty \pi x y n i 2 0.5 1_000"
-    r" ° % \text{cm} \begin{pmatrix} & \\ \end{pmatrix} \cup \in \le \ne \approx \pm \sin \log_2 f(x) f' \vec{a} \times \over"
-    r" \choose \binom \lfloor \{ \} \mid and or ² ½ √ C(10,3) \gcd( \left. \right. $ ... \cosh 90^\circ 30' AB \angle"
-).split()
+FRAGMENTS = sorted(
+    words(
+        r"\frac \sqrt { } ( ) [ ] ^ _ + - / = < , ; : | ! ' \sum_{k=1}^{n} \int_0^1 dx \lim_{x\to0} \infty \pi x y n i 2"
+        r" 0.5 1_000 ° % \text{cm} \begin{pmatrix} & \\ \end{pmatrix} \cup \in \le \ne \approx \pm \sin \log_2 f(x) f'"
+        r" \vec{a} \times \over \choose \binom \lfloor \{ \} \mid and or ² ½ √ C(10,3) \gcd( \left. \right. $ ... \cosh"
+        r" 90^\circ 30' AB \angle"
+    )
+)
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=14), st.sampled_from(GOLDS))
