@@ -106,7 +106,7 @@ def test_sixty_four_undecidable_answers_cost_their_own_rows_and_no_other():
 
 FRAGMENTS = sorted(
     words(
-        r"\frac \sqrt { } ( ) [ ] ^ _ + - / = < , ; : | ! ' \sum_{k=1}^{n} \int_0^1 dx \lim_{x\to0} \infty \pi x y n i 2"
+        r"\frac \sqrt { } ( ) [ ] ^ _ + - / = < , ; : | ! ' \sum_{k=1}^{n} \int_0^1 dx \lim_{x\to0} \infty \pi x y n 2"
         r" 0.5 1_000 ° % \text{cm} \begin{pmatrix} & \\ \end{pmatrix} \cup \in \le \ne \approx \pm \sin \log_2 f(x) f'"
         r" \vec{a} \times \over \choose \binom \lfloor \{ \} \mid and or ² ½ √ C(10,3) \gcd( \left. \right. $ ... \cosh"
         r" 90^\circ 30' AB \angle"
