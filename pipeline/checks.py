@@ -227,7 +227,7 @@ def _check_rewards(config: StageConfig, recipe: Recipe) -> Iterator[Fault]:
         if isinstance(leaf.value, RewardSpec) and leaf.value.use != ACCURACY:
             try:
                 spec, in_trainer = leaf.value, config.trainer_class is not None
-                found = registry.check(spec.use, spec.options, recipe.base, in_trainer)
+                found = registry.check(spec.use, spec.options, recipe.base, in_trainer, run=False)
                 if (fault := column_fault(spec.use, found.columns, spec.where, known)) is not None:
                     yield leaf.loc, fault
             except registry.RewardError as error:

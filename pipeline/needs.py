@@ -20,6 +20,7 @@ from pipeline.recipe import Recipe
 from pipeline.rows import RowError, read_rows
 from pipeline.schema.pieces import Fault, Product, Ref, RewardSpec, RolloutSpec, StageConfig, TaskSpec
 from pipeline.schema.walk import walk
+from rewards import registry
 
 TRACKERS = {
     "azure_ml": "azureml",
@@ -91,6 +92,16 @@ def missing(config: StageConfig, base: Path) -> Iterator[Fault]:
             yield (*leaf.loc, "use"), "needs bubblewrap (the command bwrap), which is not installed here"
 
 
+def broken_code(config: StageConfig, base: Path) -> Iterator[Fault]:
+    """Rewards of files that cannot be imported; a recipe's check only reads their functions."""
+    for leaf in walk(config):
+        if isinstance(leaf.value, RewardSpec) and ".py:" in leaf.value.use:
+            try:
+                registry.find(leaf.value.use, base)
+            except registry.RewardError as error:
+                yield (*leaf.loc, "use"), str(error)
+
+
 def broken_data(config: StageConfig, base: Path) -> Iterator[Fault]:
     """Data files of a stage that cannot be read through, or hold no row."""
     asked = {leaf.loc for leaf in walk(config) if (ref := leaf.marker(Ref)) and ref.product is Product.DATASET}
@@ -103,11 +114,18 @@ def broken_data(config: StageConfig, base: Path) -> Iterator[Fault]:
                 yield loc, str(error)
 
 
-def unmet(recipe: Recipe, stages: list[str]) -> list[str]:
-    """Every need of these stages that is not met, a line each: `stages.sft.trainer.report_to: needs …`."""
+def unmet(recipe: Recipe, stages: list[str], run: bool = False) -> list[str]:
+    """Every need of these stages that is not met, a line each: `stages.sft.trainer.report_to: needs …`.
+
+    Args:
+        recipe: the recipe.
+        stages: those that are to run.
+        run: whether they are about to; only then the recipe's own Python files are imported.
+    """
     told = []
     for name in stages:
         config = recipe.stages[name]
-        for loc, message in (*missing(config, recipe.base), *broken_data(config, recipe.base)):
+        code = broken_code(config, recipe.base) if run else ()
+        for loc, message in (*missing(config, recipe.base), *code, *broken_data(config, recipe.base)):
             told.append(f"{'.'.join(map(str, ('stages', name, *loc)))}: {message}")
     return told

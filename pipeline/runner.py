@@ -141,7 +141,7 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
         for name, artifact in done.items():
             artifacts.clean(run, name, artifact)
         stale = tuple(name for name in nodes if name not in done)
-        if unmet := needs.unmet(recipe, [name for name in recipe.stages if name in stale]):
+        if unmet := needs.unmet(recipe, [name for name in recipe.stages if name in stale], run=True):
             raise RunError("\n".join(("nothing was started:", *unmet)))
         _Scheduler(recipe, run, nodes, states, observer, done).run(jobs or recipe.jobs)
         return Finished({name: done[name] for name in nodes}, stale)

@@ -29,6 +29,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rewards import unrun
+
 BUILTIN: Mapping[str, str] = {
     "code": "rewards.code:CodeVerifier",
     "countdown": "rewards.countdown:Countdown",
@@ -121,12 +123,13 @@ def _plugged(path: tuple[str, ...]) -> Mapping[str, str]:
     return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
 
 
-def find(use: str, base: Path | None = None) -> Found:
+def find(use: str, base: Path | None = None, run: bool = True) -> Found:
     """Resolve what a recipe's `use:` names.
 
     Args:
         use: a name, `module:attribute`, or `file.py:attribute`.
         base: folder against which a relative file path is read; the current folder if not given.
+        run: whether the target will be called. If not, a plain function of a file is read and the file not imported.
 
     Raises:
         RewardError: nothing of that name exists; the message names the nearest one.
@@ -138,6 +141,10 @@ def find(use: str, base: Path | None = None) -> Found:
             f"there is no reward {use!r}{nearest(use, names())}. Known: {', '.join(sorted(names()))}. "
             "A reward of your own is named by 'file.py:function' or 'package.module:function'."
         )
+    if not run and module_name.endswith(".py"):
+        read = unrun.function(located(module_name, base).resolve(), attribute)
+        if read is not None:
+            return Found(*read)
     module = _from_file(module_name, base) if module_name.endswith(".py") else _from_package(module_name)
     marked = {getattr(value, _MARK): value for value in vars(module).values() if _is_marked(value)}
     target = marked.get(attribute, getattr(module, attribute, None))
@@ -150,7 +157,9 @@ def find(use: str, base: Path | None = None) -> Found:
     return Found(use if use in names() else str(getattr(target, _MARK, attribute)), target)
 
 
-def check(use: str, options: Mapping[str, Any], base: Path | None = None, in_trainer: bool = True) -> Found:
+def check(
+    use: str, options: Mapping[str, Any], base: Path | None = None, in_trainer: bool = True, run: bool = True
+) -> Found:
     """Resolve a reward and make sure that it takes these options, without building it.
 
     Args:
@@ -158,12 +167,13 @@ def check(use: str, options: Mapping[str, Any], base: Path | None = None, in_tra
         options: constructor arguments of the reward.
         base: as in `find`.
         in_trainer: whether TRL's trainer calls it, which alone has `TRAINER_ARGUMENTS`.
+        run: as in `find`.
 
     Raises:
         RewardError: it does not exist, asks for what it will not get, or an option is unknown or missing; the message
             names the nearest one.
     """
-    found = find(use, base)
+    found = find(use, base, run)
     if not found.is_verifier:
         if options:
             raise RewardError(f"reward {use!r} is a function and takes no options, not {sorted(options)}")
