@@ -82,9 +82,6 @@ def test_a_check_runs_no_function_and_a_run_imports_it_first(tmp_path: Path) -> 
 def test_faults_are_told_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     own = tmp_path / "own.py"
-    own.write_text(LOUD + "async def f(completion):\n    return 1.0\n")
-    with pytest.raises(RecipeError, match="coroutine"):
-        load(tmp_path / "recipe.yaml")
     own.write_text(LOUD + "def f(completion, trainer_state):\n    return 1.0\n")
     with pytest.raises(RecipeError, match="only functions of a whole batch"):
         load(tmp_path / "recipe.yaml")
