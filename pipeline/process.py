@@ -89,8 +89,9 @@ class StageProcess:
 
     def scrub(self) -> None:
         """Take values of environment variables out of what it has logged, after it has ended."""
-        for name in (EVENTS, LOG, OUTCOME):
-            environment.scrub(self.scratch / name, self.secrets)
+        said = (self.scratch / name for name in (EVENTS, LOG, OUTCOME))
+        for path in (*said, *ranks.files(self.scratch)):
+            environment.scrub(path, self.secrets)
 
     def failure(self, code: int) -> str:
         """How it ended without a result, with the end of its log, or with the error of the rank that failed first."""

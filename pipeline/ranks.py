@@ -58,8 +58,13 @@ def number() -> int | None:
 
 def clear(scratch: Path) -> None:
     """Forget what an earlier attempt left."""
-    for path in (scratch / FAILURE, *scratch.glob("failure-rank-*.json"), *scratch.glob("stand-rank-*.json")):
+    for path in files(scratch):
         path.unlink(missing_ok=True)
+
+
+def files(scratch: Path) -> list[Path]:
+    """All that ranks and their launcher have left."""
+    return [scratch / FAILURE, *scratch.glob("failure-rank-*.json"), *scratch.glob("stand-rank-*.json")]
 
 
 def report(scratch: Path, error: BaseException) -> None:
