@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from string import ascii_lowercase, ascii_uppercase
 
 from rewards.math.choices import letters_chosen
@@ -50,6 +51,10 @@ _FEW = 24
 """Elements of a set that are compared with one another to find repetitions."""
 
 
+tokens_of = lru_cache(maxsize=2048)(tokens)
+"""Tokens of golds and answers; a cache of pure values."""
+
+
 def shape_of(text: str) -> Shape:
     """Read an answer. Dollar signs in pairs delimit mathematics and are dropped; an odd one is money.
 
@@ -63,7 +68,7 @@ def shape_of(text: str) -> Shape:
         text = text.strip("*")
     if (text.count("$") - text.count(r"\$")) % 2 == 0:
         text = re.sub(r"(?<!\\)\$", " ", text)
-    return read(tokens(text))
+    return read(tokens_of(text))
 
 
 def equal(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:

@@ -28,13 +28,15 @@ _TAG = re.compile(r"<answer>|</answer>", re.IGNORECASE)
 _CUE = re.compile(
     r"####|(?<![a-z])answer[*_]{0,3}[ \t]*"
     r"(?:(?:\bis\b|=|\bwould be\b|\bto\b[^.:\n]{0,80}\bis\b)[ \t]*:?|:)[*_]{0,3}"
-    r"|(?:^|\n)[ \t]*(?:#{1,6}[ \t]*|\*\*|__)(?:the[ \t]+)?(?:final[ \t]+)?answer(?:\*\*|__)?[ \t]*(?=\n)"
-    r"|答案[ \t]*(?:[是为為][ \t]*[:：]?|[:：])",
+    r"|(?:^|\n)[ \t]*(?:#{1,6}[ \t]*|\*{2,3}|__)(?:the[ \t]+)?(?:final[ \t]+)?answer(?:\*{2,3}|__)?[ \t]*(?=\n)"
+    r"|(?:^|\n)[ \t]*(?:the[ \t]+)?final[ \t]+answer[ \t]*(?=\n)|\bcorrect[ \t]+(?:option|choice)[ \t]+is\b"
+    r"|答案[ \t]*(?:[是为為][ \t]*[:：]?|[:：])|故选[ \t]*[:：]?",
     re.IGNORECASE,
 )
 """What announces an answer: a phrase, a heading on a line of its own, or the same in Chinese."""
 _LAST_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
 _SENTENCE_END = re.compile(r"\.(?:\s|$)|\n|。|(?<=[a-z])[!?](?:\s|$)")
+_DISPLAYS = ((r"\[", r"\]"), ("$$", "$$"))
 _LETTER = re.compile(r"\(?([A-H])\)?[.)]?")
 
 
@@ -146,6 +148,10 @@ def _announced(text: str) -> str | None:
     if cue is None:
         return None
     rest = text[cue.end() : cue.end() + _LINE_LENGTH].lstrip(" \t*:\n")
+    for opened, closed in _DISPLAYS:
+        end = rest.find(closed, len(opened)) if rest.startswith(opened) else -1
+        if end > 0 and (displayed := rest[len(opened) : end].strip()):
+            return displayed if "boxed" not in displayed else None
     stop = _SENTENCE_END.search(rest)
     answer = (rest[: stop.start()] if stop else rest).strip().strip("*_` ")
     return answer if answer and "boxed" not in answer else None

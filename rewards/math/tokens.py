@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 from rewards.math.joined import joined
 from rewards.math.kinds import CLOSING, MAX_DEPTH, OPENING, Kind, Token, Tokens, TooDeepError
@@ -44,7 +43,6 @@ _MASTER = re.compile(
 )
 
 
-@lru_cache(maxsize=4096)
 def tokens(text: str) -> Tokens:
     """Read text into tokens. Linear; never fails for strange input, which becomes operators nobody understands.
 

@@ -14,12 +14,11 @@ from typing import Any
 from rewards.function import GOLD_COLUMNS
 from rewards.golds import unpayable
 from rewards.math.choices import choice
-from rewards.math.compare import equal, shape_of
+from rewards.math.compare import equal, shape_of, tokens_of
 from rewards.math.copied import copied
 from rewards.math.extract import finals, gold_text
 from rewards.math.kinds import TooDeepError
 from rewards.math.numbers import TooBigError, simple
-from rewards.math.tokens import tokens
 from rewards.math.values import exact
 from rewards.pool import STATUS_OF, Fate, Pool, PoolError
 from rewards.verdict import Item, Status, Verdict
@@ -271,7 +270,7 @@ def _compare(gold: str, answer: str) -> Decision | None:
     elif wanted is not None:
         gold = wanted[1] or gold
     try:
-        if tokens(gold) == tokens(answer):
+        if tokens_of(gold) == tokens_of(answer):
             return _EQUAL
         agree = equal(_shape(gold), _shape(answer), exact)
     except (TooBigError, TooDeepError) as error:

@@ -146,6 +146,16 @@ BOMBS = [
     "1 000 ",
     r"\frac{1}",
     "x^2",
+    r"1,\! ",
+    r"\left.",
+    r"1\over",
+    "x'",
+    r"x^{\prime}",
+    "1C1 ",
+    "(1)_2",
+    r"\hspace{",
+    "²",
+    r"\vec a\times ",
 ]
 
 
