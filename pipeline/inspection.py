@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import artifacts
-from pipeline.display import headline, metrics_text
+from pipeline.display import NOTE, headline, metrics_text
 
 
 def status(run: Path) -> list[dict[str, Any]]:
@@ -54,5 +54,6 @@ def _last_event(path: Path) -> dict[str, Any]:
             event: dict[str, Any] = json.loads(line)
         except ValueError:
             continue
-        return event
+        if NOTE not in event:
+            return event
     return {}

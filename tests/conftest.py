@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 INTEGRATION = (
     "chain",
+    "durability",
     "house",
     "model",
     "pipeline/test_plugin_from_wheel.py",

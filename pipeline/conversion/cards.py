@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import artifacts
+from pipeline import artifacts, durable
 from pipeline.schema.environment import names_only
 
 Manifest = Mapping[str, Any]
@@ -29,9 +28,12 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=512)[0]))
 
 
 def manifest(folder: Path) -> Manifest:
-    """The manifest of an artifact's folder."""
-    found: Manifest = json.loads((folder / artifacts.MANIFEST).read_text(encoding="utf-8"))
-    return found
+    """The manifest of an artifact's folder.
+
+    Raises:
+        durable.DamageError: it is not what was written.
+    """
+    return durable.read_record(folder / artifacts.MANIFEST, hash_required=False)
 
 
 def lineage(folders: Sequence[Path]) -> list[Manifest]:

@@ -21,6 +21,7 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
+from pipeline import durable
 from pipeline.report import curves, figures, text
 from pipeline.report.lineage import kind_class, lineage
 from pipeline.report.prose import paragraph
@@ -54,9 +55,13 @@ def write_report(run: Path) -> Path:
     handle, name = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=run)
     with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as sink:
         sink.write(page)
+        sink.flush()
+        os.fsync(sink.fileno())
     written = Path(name)
     written.chmod(0o644)
-    return written.replace(target)
+    written.replace(target)
+    durable.sync(run)
+    return target
 
 
 def build_page(run: Run) -> str:

@@ -6,6 +6,7 @@ lines behind.
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -15,12 +16,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, source
+from pipeline import artifacts, durable, source
 from pipeline.report.text import finite
 from pipeline.rows import whole_row
 from pipeline.schema.environment import names_only
 
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
+log = logging.getLogger(__name__)
+
+SHOWN = frozenset({"events.jsonl", "samples.jsonl"})
+"""Files of a stage that the report shows parts of."""
 LOG_TAIL = 40  # lines of an unfinished stage's log: enough for one traceback
 
 
@@ -142,6 +147,8 @@ def _stage(path: Path, entry: Mapping[str, Any], config: Mapping[str, Any]) -> S
     name, kind, inputs = entry["name"], entry["kind"], tuple(entry["inputs"])
     artifact = artifacts.find(path, name, entry["fingerprint"])
     if artifact is not None:
+        if faults := durable.damage(artifact.path, {f: e for f, e in artifact.manifest["files"].items() if f in SHOWN}):
+            log.warning("%s: %s; it is shown as it is", artifact.path, durable.describe(faults))
         resolved = names_only(mapping(artifact.manifest.get("config")))
         return Stage(name, kind, inputs, resolved, State.FINISHED, artifact.path, artifact.manifest)
     scratch = artifacts.scratch(path, name, entry["fingerprint"])
@@ -157,7 +164,7 @@ def events(stage: Stage) -> list[dict[str, Any]]:
     by_step: dict[float, dict[str, Any]] = {}
     for line in rows(stage, "events.jsonl"):
         step = finite(line.get("step"))
-        if step is not None:
+        if step is not None and "note" not in line:
             by_step[step] = by_step.get(step, {}) | line
     return [by_step[step] for step in sorted(by_step)]
 

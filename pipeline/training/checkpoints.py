@@ -31,10 +31,38 @@ Say = Callable[[str], None]
 
 def mark_complete(checkpoint: Path) -> None:
     """Say that every file of a checkpoint is written, as a record of all of them."""
+    seal(checkpoint, checkpoint.parent.parent)
+
+
+def seal(folder: Path, scratch: Path) -> None:
+    """Mark a folder as complete, with the journals as they are now.
+
+    Args:
+        folder: a checkpoint, or the trained model; all of its files are written.
+        scratch: the stage's scratch folder, where the journals are.
+    """
     for journal in JOURNALS:
-        if (grown := checkpoint.parent.parent / journal).is_file():
-            shutil.copyfile(grown, checkpoint / journal)
-    durable.seal(checkpoint, MARK)
+        if (grown := scratch / journal).is_file():
+            shutil.copyfile(grown, folder / journal)
+    durable.seal(folder, MARK)
+
+
+def is_whole(folder: Path, context: StageContext[Any], accelerator: Any) -> bool:
+    """Whether a folder that `seal` has marked is there as it was; then the journals are what they were, too.
+
+    One that is not is deleted; if it is damaged, this is told. The processes agree, as in `resume`.
+    """
+    if accelerator.is_main_process and folder.exists():
+        if faults := durable.damage_of(folder, MARK):
+            if (folder / MARK).exists():
+                line = f"{folder} is damaged ({durable.describe(faults)}): going back to what was before it"
+                log.warning("%s", line)
+                context.note(line)
+            shutil.rmtree(folder)
+        else:
+            _restore_all(context.scratch, folder)
+    accelerator.wait_for_everyone()
+    return (folder / MARK).exists()
 
 
 def rotate(folder: Path) -> None:
@@ -68,8 +96,7 @@ def resume(context: StageContext[Any], accelerator: Any) -> Path | None:
             if step_of(path) > step or not (path / MARK).exists():
                 shutil.rmtree(path)
         if found is not None:
-            for journal in JOURNALS:
-                _restore(context.scratch / journal, found / journal)
+            _restore_all(context.scratch, found)
     accelerator.wait_for_everyone()
     return next((path for path in by_step(folder) if (path / MARK).exists()), None)
 
@@ -117,6 +144,11 @@ def by_step(folder: Path) -> list[Path]:
     """The folders of checkpoints, the newest first."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=step_of, reverse=True)
+
+
+def _restore_all(scratch: Path, folder: Path) -> None:
+    for journal in JOURNALS:
+        _restore(scratch / journal, folder / journal)
 
 
 def _restore(journal: Path, copy: Path) -> None:

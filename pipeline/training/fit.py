@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from pipeline import durable
 from pipeline.context import StageContext
 from pipeline.training import checkpoints
 from pipeline.training.finite import SKIPPED, Watch, local_part
@@ -68,12 +67,12 @@ def fit(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
         ValueError: there was nothing to train on.
     """
     trained, wait = context.scratch / TRAINED, trainer.accelerator.wait_for_everyone
-    if durable.damage_of(trained, checkpoints.MARK, contents=False):
+    if not checkpoints.is_whole(trained, context, trainer.accelerator):
         summary = _train(trainer, context)
         save_model(trainer, trained / "model", saved_dtype(context.config, trainer.args))
         if trainer.is_world_process_zero():
             (trained / SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
-            durable.seal(trained, checkpoints.MARK)
+            checkpoints.seal(trained, context.scratch)
     if trainer.is_world_process_zero():
         shutil.copytree(trained / "model", context.output / "model", copy_function=_link)
     wait()  # a rank that leaves early takes the others' collectives with it
