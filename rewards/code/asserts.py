@@ -34,12 +34,14 @@ class Split:
         predicate: source of the rest, over `_0`, `_1`, … for the values of the calls; `None` if it is `_0 == literal`.
         expected: that literal.
         imports: modules of the standard library that the predicate names.
+        function: name of the function, if all there is to it is one call with literals.
     """
 
     calls: tuple[str, ...]
     predicate: str | None = None
     expected: Any = None
     imports: tuple[str, ...] = ()
+    function: str = ""
 
 
 def split(source: str) -> Split | None:
@@ -69,12 +71,20 @@ def split(source: str) -> Split | None:
         left, right = test.left, test.comparators[0]
         if isinstance(left, ast.Name) and left.id == "_0" and len(calls) == 1:
             try:
-                return Split(calls, expected=ast.literal_eval(right))
+                return Split(calls, expected=ast.literal_eval(right), function=_plain_call(calls[0]))
             except (ValueError, TypeError):
                 pass
     if splitter.makes_objects:  # what is done with one is up to the solution
         return None
     return Split(calls, ast.unparse(test), imports=imports)
+
+
+def _plain_call(source: str) -> str:
+    call = ast.parse(source, mode="eval").body
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        return ""
+    names = sum(isinstance(node, ast.Name) for node in ast.walk(call))
+    return call.func.id if names == 1 else ""
 
 
 def called_names(node: ast.AST) -> frozenset[str]:

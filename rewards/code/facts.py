@@ -6,7 +6,7 @@ import ast
 import builtins
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rewards.sandbox.inside.values import PLAIN_NAMES
 
@@ -24,6 +24,7 @@ class Facts:
         data: names of the solution that it only compares.
         changed: variables that the solution may change in place, for the suite to look at.
         entry: what `check` is called with, if there is one.
+        entry_names: names of the solution in it.
         candidates: what `check` calls it.
         flows: (names that get a value, names that it is made of).
         subject: all names that anything of the solution gets to.
@@ -41,24 +42,20 @@ class Facts:
         self.exceptions = caught - sys.stdlib_module_names
         self.modules = free & sys.stdlib_module_names - called
         self.names = free - set(dir(builtins)) - self.modules - self.exceptions - {"pytest"}
-        asked = (
-            {node.id for node in ast.walk(ast.parse(entry, mode="eval")) if isinstance(node, ast.Name)}
-            if entry
-            else set()
-        )
-        self.names |= asked
+        self.entry_names = names_in(ast.parse(entry, mode="eval")) if entry else set[str]()
+        self.names |= self.entry_names
         if not self.names:  # the solution's function has the name of a built-in, such as `sum`
             self.names = called - bound
         compared = Counter(getattr(s, "id", "") for n in nodes if isinstance(n, ast.Compare) for s in sides_of(n))
         loaded = Counter(n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
         self.data = {name for name in self.names if compared[name] == loaded[name]}
-        self.classes = {name for name in self.names if _is_class(name, nodes, name[:1].isupper())}
-        if any(_is_class(name, nodes, entry[:1].isupper()) for name in self.candidates):
+        uses = _Uses(nodes)
+        self.classes = {name for name in self.names if uses.is_class(name, name[:1].isupper())}
+        if any(uses.is_class(name, entry[:1].isupper()) for name in self.candidates):
             self.classes.add(entry)
         self.changed = self._changed(nodes)
         self.flows = [flow for node in nodes for flow in flows_of(node)] + _handed_on(nodes)
-        self.subject = self.names | self.candidates
-        spread(self.subject, self.flows)
+        self.subject = reached(self.names | self.candidates, self.flows)
 
     def asks(self, node: ast.AST) -> bool:
         """Whether an expression calls the solution."""
@@ -128,35 +125,35 @@ def _caught(node: ast.AST) -> set[str]:
     return {child.id for kind in kinds for child in ast.walk(kind) if isinstance(child, ast.Name)}
 
 
-def _is_class(name: str, nodes: list[ast.AST], is_capital: bool) -> bool:
-    """Whether a suite uses what it calls by this name as an object with methods of its own.
+class _Uses:
+    """How a suite uses what its variables hold."""
 
-    Attributes that no plain value has say so, and those that are assigned. Of names that begin as those of classes do
-    (`is_capital`), so does a method whose result is of no interest.
-    """
-    holders, grown = {name}, True
-    bindings = [binding for node in nodes for binding in _bindings(node)]
-    while grown:
-        known = len(holders)
-        for target, value in bindings:
-            if any(_place(part) in holders for part in _operands(value)):
-                holders |= {place for part in _operands(target) if (place := _place(part))}
-        grown = len(holders) > known
-    for node in nodes:
-        if (
-            isinstance(node, ast.Attribute)
-            and _place(node.value) in holders
-            and (node.attr not in PLAIN_NAMES or not isinstance(node.ctx, ast.Load))
-        ):
-            return True
-        if isinstance(node, ast.Compare) and not isinstance(node.ops[0], ast.Eq) and is_capital:
-            if all(isinstance(side, ast.Call) and root_of(side) == name for side in sides_of(node)):
-                return True
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and is_capital:
-            function = node.value.func
-            if isinstance(function, ast.Attribute) and _place(function.value) in holders:
-                return True
-    return False
+    def __init__(self, nodes: list[ast.AST]) -> None:
+        self._held = [
+            (set(map(_place, _operands(target))) - {""}, set(map(_place, _operands(value))) - {""})
+            for node in nodes
+            for target, value in _bindings(node)
+        ]
+        self._as_objects, self._left, self._ordered = set[str](), set[str](), set[str]()
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and (node.attr not in PLAIN_NAMES or not isinstance(node.ctx, ast.Load)):
+                self._as_objects.add(_place(node.value))
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                if isinstance(node.value.func, ast.Attribute):
+                    self._left.add(_place(node.value.func.value))
+            elif isinstance(node, ast.Compare) and not isinstance(node.ops[0], ast.Eq):
+                roots = {root_of(side) if isinstance(side, ast.Call) else "" for side in sides_of(node)}
+                self._ordered |= roots if len(roots) == 1 else set()
+
+    def is_class(self, name: str, is_capital: bool) -> bool:
+        """Whether a suite uses what it calls by this name as an object with methods of its own.
+
+        Attributes that no plain value has say so, and those that are assigned. Of names that begin as those of classes
+        do (`is_capital`), so does a method whose result is of no interest, and an order of two objects.
+        """
+        holders = reached({name}, self._held)
+        evidence = self._as_objects | self._left if is_capital else self._as_objects
+        return bool(holders & evidence) or (is_capital and name in self._ordered)
 
 
 def _bindings(node: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
@@ -256,10 +253,15 @@ def _handed_on(nodes: list[ast.AST]) -> list[tuple[set[str], set[str]]]:
     return flows
 
 
-def spread(names: set[str], flows: list[tuple[set[str], set[str]]]) -> None:
-    """Add all names that flow from these on, again and again."""
-    while True:
-        more = {name for targets, sources in flows if sources & names for name in targets} - names
-        if not more:
-            return
-        names |= more
+def reached(names: set[str], flows: Sequence[tuple[set[str], set[str]]]) -> set[str]:
+    """All names that flow from these, and these."""
+    leads: dict[str, set[str]] = {}
+    for targets, sources in flows:
+        for source in sources:
+            leads.setdefault(source, set()).update(targets)
+    found, todo = set(names), [*names]
+    while todo:
+        more = leads.get(todo.pop(), set()) - found
+        found |= more
+        todo += more
+    return found

@@ -57,10 +57,15 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class Asserts:
-    """Assert statements that could be taken apart; `whole` is the same as a suite."""
+    """Assert statements that could be taken apart.
+
+    Attributes:
+        tests: each of them.
+        whole: the same as a suite; `None` if there is nothing in them but calls of one function and literals.
+    """
 
     tests: tuple[Split, ...]
-    whole: Suite
+    whole: Suite | None
 
 
 Gold = Stdio | Calls | Asserts | Suite
@@ -129,9 +134,12 @@ def _asserts(fields: Mapping[str, Any]) -> Asserts | Suite:
     tests, setup = fields["tests"], fields.get("setup") or ""
     if not tests or not _texts(tests) or not isinstance(setup, str):
         raise GoldError("'tests' is a list of assert statements, and not empty; 'setup' is code")
-    suite = read_suite(setup, tests)
     splits = [split(test) for test in tests] if not setup.strip() else [None]
-    return Asserts(tuple(s for s in splits if s is not None), suite) if all(splits) else suite
+    found = tuple(found for found in splits if found is not None)
+    if len(found) == len(tests) and len({test.function for test in found}) == 1 and found[0].function:
+        return Asserts(found, None)
+    suite = read_suite(setup, tests)
+    return Asserts(found, suite) if len(found) == len(tests) else suite
 
 
 def _suite(fields: Mapping[str, Any]) -> Suite:

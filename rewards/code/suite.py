@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.code.facts import FUNCTIONS, Facts, bound_names, names_in, root_of, spread
+from rewards.code.facts import FUNCTIONS, Facts, bound_names, names_in, reached, root_of
+from rewards.code.literals import folded
 from rewards.code.unsafe import refuse_captures, refuse_own_judgement, refuse_swallowed, refuse_uncalled
 
 OWN_MODULES = frozenset({"solution", "main", "__main__", "candidate"})
@@ -60,7 +61,7 @@ def read_suite(setup: str, tests: Sequence[str], entry: str = "", given: str = "
         SyntaxError: it is no Python.
         UnsafeError: it tests nothing, or a cheat could pass it.
     """
-    public, before, parts = ast.parse(given), ast.parse(setup), [ast.parse(test) for test in tests]
+    public, before, *parts = (folded(ast.parse(text)) for text in (given, setup, *tests))
     before.body[:0] = public.body
     own = _OwnImports([before, *parts])
     before, parts = own.visit(before), [own.visit(part) for part in parts]
@@ -218,8 +219,7 @@ def _expected_names(whole: ast.Module, facts: Facts) -> set[str]:
         kinds = [names_in(side) for side in _beside(node, subject)]
         if any(names & subject for names in kinds):
             expected |= set().union(*(names - handed for names in kinds if not names & subject))
-    spread(expected, [(sources - subject, targets) for targets, sources in facts.flows])
-    return expected
+    return reached(expected, [(sources - subject, targets) for targets, sources in facts.flows])
 
 
 def _beside(node: ast.AST, subject: set[str]) -> list[ast.expr]:

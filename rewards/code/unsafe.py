@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from rewards.code.errors import UnsafeError
-from rewards.code.facts import FUNCTIONS, Facts, flows_of, names_in, root_of, sides_of
+from rewards.code.facts import FUNCTIONS, Facts, flows_of, names_in, reached, root_of, sides_of
 
 CAPTURES = frozenset({"redirect_stdout", "redirect_stderr", "sys.stdout", "capsys", "capfd", "patch", "monkeypatch"})
 """What suites use to see prints or to change the solution's surroundings, which are in another process."""
@@ -67,17 +67,13 @@ def refuse_own_judgement(whole: ast.Module, facts: Facts) -> None:
 
 def _origins(nodes: list[ast.AST], facts: Facts) -> dict[str, set[str]]:
     """For each variable, what of the solution it is made with."""
-    origins = {name: {name} for name in facts.names} | {name: {facts.entry} for name in facts.candidates}
     flows = [flow for node in nodes for flow in flows_of(node) if not isinstance(node, (*FUNCTIONS, ast.ClassDef))]
-    grown = True
-    while grown:
-        grown = False
-        for targets, sources in flows:
-            made_of = {maker for source in sources for maker in origins.get(source, set())}
-            for target in targets - facts.names:
-                if not made_of <= origins.setdefault(target, set()):
-                    origins[target] |= made_of
-                    grown = True
+    flows = [(targets - facts.names, sources) for targets, sources in flows]
+    origins: dict[str, set[str]] = {}
+    for maker in facts.names:
+        aliases = facts.candidates if maker in facts.entry_names else set()
+        for name in reached({maker, *aliases}, flows):
+            origins.setdefault(name, set()).add(maker)
     return origins
 
 

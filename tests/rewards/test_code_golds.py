@@ -263,3 +263,28 @@ def test_audit_says_which_golds_are_unsafe_and_tries_cheats_on_a_sound_one() -> 
 def test_suites_that_import_the_solution(source: str, verifier: CodeVerifier) -> None:
     right, wrong = verifier.verify([item(f"def f(x): return {y}", {"tests": [source]}) for y in ("x * x", "x * 3")])
     assert (right.status, wrong.status) == (Status.CORRECT, Status.WRONG)
+
+
+def large_golds(size: int) -> list[Any]:
+    """Golds with so many cases, statements, names, or variables that are made of each other."""
+    cases = repr([(n, [n] * 10, {"a": n}) for n in range(size)])
+    chain = "\n".join(f"x{n + 1} = x{n} + 1" for n in reversed(range(size)))
+    return [
+        {
+            "check": f"def check(candidate):\n    for a, b, c in {cases}:\n        assert candidate(a) == b",
+            "entry": "f",
+        },
+        {"tests": ["\n".join(f"x{n} = f({n})\nassert x{n} == {n}" for n in range(size))]},
+        {"tests": [f"assert f{n}({n}) == {n}" for n in range(size // 4)], "setup": "import math"},
+        {"tests": [f"x0 = f(1)\n{chain}\nassert x5 == 3"]},
+    ]
+
+
+def test_large_golds_are_read_in_linear_time() -> None:
+    def seconds(gold: Any) -> float:
+        started = time.process_time()
+        read_gold(gold)
+        return time.process_time() - started
+
+    for small, large in zip(large_golds(100), large_golds(800), strict=True):
+        assert seconds(large) < 25 * seconds(small) + 0.1
