@@ -90,6 +90,8 @@ _DETECTABLE_WORDS = 5
 """Below this many words an identifier guesses: shorter sentences are shown to it together with the next one."""
 _SURE = 0.6
 """Probability from which on a sentence is taken for another language, if the target's is below `_IMPOSSIBLE`."""
+_SURE_OF_FEW = 0.95
+"""The same of fewer than `_TELLING_WORDS`: `Okay, so, um, let's see. Yep.` is Portuguese to an identifier at 0.93."""
 _IMPOSSIBLE = 0.15
 """Swedish has 0.6 in some Danish sentences, and Danish a third; English has next to nothing in German ones."""
 _SURE_OF_TARGET = 0.85
@@ -172,20 +174,25 @@ class Language:
 
     def _foreign(self, text: str, language: str, detect: _Detector) -> int:
         """How many of the words in the target's script are another language's after all."""
-        group, foreign = _group(language), 0
+        group, foreign, own = _group(language), 0, 0
         doubtful: list[str] = []
         for words in _sentences(text, language):
             probabilities = detect(" ".join(words)) if len(words) >= _DETECTABLE_WORDS else {}
             target = probabilities.pop(group, 0.0)
             other = max(probabilities.values(), default=0.0)
             telling = bool(probabilities) and len(set(words)) >= _TELLING_WORDS
-            if (other >= _SURE and target < _IMPOSSIBLE) or (telling and target < _PLAUSIBLE):
+            sure = _SURE if telling else _SURE_OF_FEW
+            if (other >= sure and target < _IMPOSSIBLE) or (telling and target < _PLAUSIBLE):
                 foreign += len(words)
-            elif target < _SURE_OF_TARGET:
+            elif target >= _SURE_OF_TARGET:
+                own += len(words)
+            else:
                 doubtful += words
-        if len(set(doubtful)) >= _TELLING_WORDS and detect(" ".join(doubtful)).get(group, 0.0) < _PLAUSIBLE:
-            foreign += len(doubtful)
-        return foreign
+        if len(set(doubtful)) >= _TELLING_WORDS:
+            is_foreign = detect(" ".join(doubtful)).get(group, 0.0) < _PLAUSIBLE
+        else:
+            is_foreign = foreign > own  # too few to tell: they are taken for what most of the text is
+        return foreign + len(doubtful) if is_foreign else foreign
 
 
 def _sentences(text: str, language: str) -> Iterator[list[str]]:

@@ -227,6 +227,9 @@ def test_what_is_no_english_as_it_is_spelt_earns_nothing_as_english(foreign: str
         "20 gallons = 160 pints\n160/80 = <<160/80=2>>2 pints\n3.5 * 2 pints = 7 pints\nGeraldo drank 7 pints of tea.",
         "Day 1:50\nDay 2:50(2)=100\nDay 3:100+20=120\nDay 4:2(50+100+120)=540\nTotal:50+100=810 eggs",
         "seven zero zero eight four five two",
+        "Wait, hmm. Let me check. Okay. So that's right. Yes. Good.",
+        "Okay, so, um, let's see. Sum: 12. Yep.",
+        "Ok. Next. Try x = 3. Nope. Try x = 4. Yes! Both fail.",
         "apples pears bananas cherries total seven plus eight equals fifteen",
     ],
 )
