@@ -9,6 +9,8 @@ from typing import Any
 
 from pipeline.rendering import Renderer
 from pipeline.rollout.base import Sampling
+from pipeline.rollout.room import Room, context_of
+from pipeline.rollout.stops import Stops
 from pipeline.templates import Chat, prompt_template
 
 
@@ -42,6 +44,8 @@ class Conversation:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self.model = load(path, dtype="auto").to(self.device).eval()
+        self.stops = Stops.of(self.tokenizer, sampling.stop)
+        self.room = Room(context_of(path), sampling.max_tokens)
         self.renderer = Renderer(self.tokenizer, template_kwargs, prefill)
         self.chat: Chat = []
         torch.manual_seed(sampling.seed)
@@ -51,18 +55,23 @@ class Conversation:
 
         Raises:
             TemplateError: the model has no chat template.
-            RuntimeError: sampling failed.
+            RuntimeError: sampling failed, or the chat leaves no room for an answer in the model's context.
         """
-        from transformers import TextIteratorStreamer
+        from transformers import StoppingCriteriaList, TextIteratorStreamer
+
+        from pipeline.rollout.transformers import AtStops
 
         turn = self.template(question)
         self.chat += [message for message in turn if message["role"] != "system" or not self.chat]
         (prompt,) = self.renderer.prompts([self.chat])
+        self.room.fitting(self.tokenizer, [prompt.text], [{"task": "the chat", "question": question}])
         inputs = self.tokenizer(prompt.text, add_special_tokens=False, return_tensors="pt").to(self.device)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         answer = ""
         with ThreadPoolExecutor(1) as pool:
-            sampled = pool.submit(self.model.generate, **inputs, **self._settings(), streamer=streamer)
+            at_stops = StoppingCriteriaList([AtStops(self.stops, inputs["input_ids"].size(1))])
+            asked = {**inputs, **self._settings(), "stopping_criteria": at_stops, "streamer": streamer}
+            sampled = pool.submit(self.model.generate, **asked)
             sampled.add_done_callback(lambda _: streamer.end())  # a failure ends the answer, too
             for piece in streamer:
                 answer += piece

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.chat_cli import (
+    ModelArgument,
+    PrefillOption,
+    StopOption,
+    TemplateKwargsOption,
+    fail,
+    generate,
+    model_folder,
+    stops,
+)
 from pipeline.rewards_cli import app as rewards_app
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from rich.console import Console
 
@@ -37,7 +47,6 @@ OverridesArgument = Annotated[
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder under which every run has its own folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
-ModelArgument = Annotated[str, typer.Argument(help="RUN@STAGE (runs/nano-r1@zero), a folder, or a hub id.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, such as runs/nano-r1.")]
 
 
@@ -58,14 +67,14 @@ def run(
     try:
         _execute(checked, folder, jobs, console, json)
     except KeyboardInterrupt:
-        _fail(f"interrupted; the same command goes on from here ({folder})", code=130)
+        fail(f"interrupted; the same command goes on from here ({folder})", code=130)
     except BrokenPipeError:
         _unread()
-        _fail(f"nobody reads the output any more: stopped; the same command goes on from here ({folder})", code=141)
+        fail(f"nobody reads the output any more: stopped; the same command goes on from here ({folder})", code=141)
     except (runner.RunError, runner.StageError) as error:
-        _fail(str(error))
+        fail(str(error))
     except OSError as error:
-        _fail(f"{error.filename or folder}: {error.strerror}; what is finished is kept ({folder})")
+        fail(f"{error.filename or folder}: {error.strerror}; what is finished is kept ({folder})")
 
 
 def _execute(recipe: Recipe, folder: Path, jobs: int | None, console: Console, json: bool) -> None:
@@ -163,7 +172,9 @@ def report(
 @app.command()
 def doctor(
     recipe: Annotated[str | None, typer.Option(help="Check the gold answers of a recipe's tasks.")] = None,
-    model: Annotated[str | None, typer.Option(help="Check the tokenizer of a model: folder or hub id.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Check a model's tokenizer and ends of turns: folder or hub id.")
+    ] = None,
     run: Annotated[
         Path | None,
         typer.Option(help="Compare a run's files with their hashes, and look for groups of its RL that teach nothing."),
@@ -191,48 +202,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command()
-def generate(
-    model: ModelArgument,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="Ask once and leave; a chat if not given.")
-    ] = None,
-    template: Annotated[str, typer.Option(help="Prompt template around each question.")] = "plain",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
-    seed: Annotated[int, typer.Option()] = 0,
-) -> None:
-    """Chat with a checkpoint."""
-    from pipeline.chat import Conversation
-    from pipeline.rollout.base import Sampling
-    from pipeline.templates import TemplateError
-
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    try:
-        conversation = Conversation(_model(model), template, sampling)
-    except (TemplateError, OSError, ValueError) as error:
-        _fail(str(error), code=2)
-    if prompt is None:
-        typer.echo("An empty line starts over; Ctrl-D ends.", err=True)
-    for question in [prompt] if prompt is not None else _questions():
-        if not question:
-            conversation.forget()
-            continue
-        try:
-            for piece in conversation.ask(question):
-                typer.echo(piece, nl=False)
-        except (TemplateError, RuntimeError) as error:
-            _fail(str(error), code=2)
-        typer.echo()
-
-
-def _questions() -> Iterator[str]:
-    while True:
-        try:
-            yield input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            return
+app.command()(generate)
 
 
 @app.command("eval")
@@ -243,7 +213,10 @@ def evaluate(
     problems: Annotated[int | None, typer.Option("--problems", "-n", min=1, help="Problems of each task.")] = None,
     options: Annotated[list[str] | None, typer.Option("--option", "-o", help="Task options: path=data/gsm8k")] = None,
     template: Annotated[str | None, typer.Option(help="Prompt template; the task's own if not given.")] = None,
+    prefill: PrefillOption = None,
+    template_kwargs: TemplateKwargsOption = None,
     engine: Annotated[str, typer.Option(help="auto, transformers, vllm or vllm_server.")] = "auto",
+    stop: StopOption = None,
     max_tokens: Annotated[int, typer.Option(min=1)] = 1024,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.6,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
@@ -256,12 +229,23 @@ def evaluate(
     from pipeline.tasks.resolve import parse
 
     rollout = {"engine": engine, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    rollout |= {"stop": stops(stop)}
     given = {"problems": problems, "template": template, "options": source.assignments(options or [])}
     try:
         specs = [{**parse(task, "test"), **{k: v for k, v in given.items() if v}} for task in tasks]
     except ValueError as error:
-        _fail(str(error), code=2)
-    stage = {"kind": "evaluate", "models": [_model(model)], "samples": samples, "tasks": specs, "rollout": rollout}
+        fail(str(error), code=2)
+    stage = {
+        "kind": "evaluate",
+        "models": [model_folder(model)],
+        "samples": samples,
+        "tasks": specs,
+        "rollout": rollout,
+    }
+    if template_kwargs:
+        stage["chat_template_kwargs"] = source.assignments(template_kwargs)
+    if prefill is not None:
+        stage["prefill"] = prefill
     _once(stage, seed, out, json)
 
 
@@ -272,7 +256,7 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as it is if not given.")] = None,
 ) -> None:
     """Write a stage's model as a Hugging Face folder with a model card."""
-    stage = {"kind": "export", "model": _model(model), **({"dtype": dtype} if dtype else {})}
+    stage = {"kind": "export", "model": model_folder(model), **({"dtype": dtype} if dtype else {})}
     _once(stage, 0, folder, json=False, part="model")
 
 
@@ -285,39 +269,30 @@ def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, 
     from pipeline.report import summary
 
     if out is not None and out.exists():
-        _fail(f"{out} exists already", code=2)
+        fail(f"{out} exists already", code=2)
     console, kind = _console(json), str(stage["kind"])
     data = {"name": kind, "seed": seed, "stages": {kind: stage}}
     try:
         checked = recipe.check(source.Source(Path.cwd() / "command line", data, {}))
     except recipe.RecipeError as error:
-        _fail(str(error), code=2)
+        fail(str(error), code=2)
     beside = None if out is None else out.absolute().parent  # on the same file system
     if beside is not None:
         try:
             beside.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            _fail(f"the folder {beside} cannot be made: {error.strerror}", code=2)
+            fail(f"the folder {beside} cannot be made: {error.strerror}", code=2)
     with tempfile.TemporaryDirectory(dir=beside) as folder:
         try:
             with display.observer(_console(json=True) if json else console, json) as observer:
                 artifact = runner.execute(checked, Path(folder), observer).artifacts[kind]
         except runner.StageError as error:
-            _fail(str(error))
+            fail(str(error))
         if out is not None:
             shutil.move(artifact.path / part, out)
             console.print(f"written: {out}", soft_wrap=True)
         elif not json:
             console.print(summary.terminal_table(Path(folder)))
-
-
-def _model(name: str) -> str:
-    from pipeline.chat import model_path
-
-    try:
-        return model_path(name)
-    except LookupError as error:
-        _fail(str(error), code=2)
 
 
 def _load(recipe: str, overrides: list[str] | None) -> Recipe:
@@ -326,7 +301,7 @@ def _load(recipe: str, overrides: list[str] | None) -> Recipe:
     try:
         return load(recipe, overrides or [])
     except RecipeError as error:
-        _fail(str(error), code=2)
+        fail(str(error), code=2)
 
 
 def _run_folder(run: Path, recipe: bool = False) -> Path:
@@ -335,14 +310,14 @@ def _run_folder(run: Path, recipe: bool = False) -> Path:
     from pipeline.report.run_data import read_run
 
     if not (run / RUN_RECORD).is_file():
-        _fail(f"{run} is not the folder of a run (it has no {RUN_RECORD})", code=2)
+        fail(f"{run} is not the folder of a run (it has no {RUN_RECORD})", code=2)
     try:
         if recipe:
             read_run(run)
         else:
             record(run)
     except RecordError as error:
-        _fail(str(error), code=2)
+        fail(str(error), code=2)
     return run
 
 
@@ -352,7 +327,7 @@ def _folder(recipe: Recipe, runs: Path) -> Path:
     try:
         return runner.run_folder(recipe, runs)
     except runner.RunError as error:
-        _fail(f"--runs: {error}", code=2)
+        fail(f"--runs: {error}", code=2)
 
 
 def _console(json: bool = False) -> Console:
@@ -379,11 +354,6 @@ def _print_json(value: object) -> None:
     from json import dumps
 
     typer.echo(dumps(value, indent=1, ensure_ascii=False))
-
-
-def _fail(message: str, code: int = 1) -> NoReturn:
-    typer.echo(f"zero2r1: {message}", err=True)
-    raise typer.Exit(code)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ Every check returns findings; a finding that is not fine says what to do about i
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -119,8 +120,9 @@ def _device() -> Iterator[Finding]:
 
 
 def model(path: str) -> Iterator[Finding]:
-    """A model's tokenizer: a chat template, and a turn that ends with a token at which generation stops; and whether
-    vLLM's GPU kernels can serve its latent attention, if it is a DeepSeek-V3.
+    """A model's tokenizer: a chat template, and a turn that ends with a token at which generation stops; whether the
+    model has learnt to end turns so, which is tried; and whether vLLM's GPU kernels can serve its latent attention, if
+    it is a DeepSeek-V3.
 
     A tokenizer whose EOS is not what the chat template ends a turn with makes every completion look truncated; rewards
     and loss masks then go wrong in silence (tokenizers loaded from GGUF files have it, for one).
@@ -155,6 +157,7 @@ def model(path: str) -> Iterator[Finding]:
     except OSError:
         pass
     yield _turn_end(tokenizer, stops)
+    yield from _ends_turns(path)
 
 
 def _attention(path: str) -> Iterator[Finding]:
@@ -186,6 +189,53 @@ def _turn_end(tokenizer: Any, stops: set[int]) -> Finding:
         f"a turn ends with {tokenizer.decode([tail])!r}, but generation stops only at {names}: every completion would "
         "look truncated. Set the tokenizer's eos_token to what ends a turn and save it again.",
     )
+
+
+def _ends_turns(path: str) -> Iterator[Finding]:
+    """Whether the model has learnt what its chat template ends a turn with; tried on a few questions."""
+    from pipeline.messages import MessageError
+    from pipeline.templates import TemplateError
+
+    if (reason := _too_large(Path(path))) is not None:
+        yield Finding(Level.OK, "end of turn", f"not tried whether the model has learnt it: {reason}")
+        return
+    from pipeline.rollout.turns import try_turns
+
+    try:
+        tried = try_turns(path)
+    except (MessageError, TemplateError, OSError, ValueError, RuntimeError) as error:
+        yield Finding(Level.WARNING, "end of turn", f"could not be tried: {error}")
+        return
+    told = f"{tried.sampled:.0%} of short answers ended within {tried.tokens} tokens"
+    told += f", and a complete one ends with a probability of {tried.answered:.2f}"
+    if tried.learnt:
+        yield Finding(Level.OK, "end of turn", told)
+    else:
+        yield Finding(
+            Level.WARNING,
+            "end of turn",
+            f"{told}: the model has not learnt what this chat template ends a turn with, and completions will be cut"
+            " off. Use the template that it was taught with (import_model without chat_template), fine-tune it first,"
+            " or say in rollout.stop what else ends a completion",
+        )
+
+
+def _too_large(folder: Path) -> str | None:
+    """Why a model is not loaded to be tried, if it is not: it is not here, or memory is too small for it."""
+    import torch
+
+    from pipeline.conversion.importing import weights
+
+    if not any(folder.glob("*.safetensors")):
+        return "its weights are not in a local folder"
+    parameters, _ = weights(folder)
+    if torch.cuda.is_available():
+        free, width = torch.cuda.mem_get_info()[0], 2
+    else:
+        free, width = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), 4
+    if parameters * width > free:
+        return f"it has {parameters:,} parameters, and {free / 2**30:.0f} GiB of memory are free"
+    return None
 
 
 def recipe(checked: Recipe, limit: int = 2000) -> Iterator[Finding]:

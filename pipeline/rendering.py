@@ -206,12 +206,9 @@ class Renderer:
                 return chat_text(self.tokenizer, other, tools, ask, kwargs)
             except FAULTS as again:
                 raise _refused(again) from again
-        for message in chat:
-            for call in message.get("tool_calls", ()):
-                if (arguments := call["function"]["arguments"]) and str(
-                    arguments
-                ) in text:  # Python's text of a mapping
-                    return chat_text(self.tokenizer, _with_text_arguments(chat) or chat, tools, ask, kwargs)
+        given = [call["function"]["arguments"] for message in chat for call in message.get("tool_calls", ())]
+        if any(arguments and str(arguments) in text for arguments in given):  # Python's text of a mapping
+            return chat_text(self.tokenizer, _with_text_arguments(chat) or chat, tools, ask, kwargs)
         return text
 
     def _check_used(self, chat: Conversation, kwargs: Mapping[str, Any]) -> None:
@@ -219,7 +216,15 @@ class Renderer:
 
         Chats of one form are asked about once.
         """
-        form = tuple((m["role"], *(key for key in m if m[key]), THINK_CLOSE in m["content"]) for m in chat.messages)
+        form = tuple(
+            (
+                m["role"],
+                *(key for key in m if m[key]),
+                THINK_CLOSE in m["content"],
+                _names_a_call(chat.messages[:at], m),
+            )
+            for at, m in enumerate(chat.messages)
+        )
         if (form, bool(chat.tools)) in self._sound:
             return
         if chat.tools and self._text(chat.messages, chat.tools, kwargs) == self._text(chat.messages, (), kwargs):
@@ -230,6 +235,8 @@ class Renderer:
             following = at if message["role"] == ASSISTANT else following
             view = chat.messages[: at + 1 if message["role"] == ASSISTANT else following]
             for key in (key for key in message if message[key] and key != "role" and key not in PLUMBING):
+                if key == "name" and _names_a_call(chat.messages[:at], message):
+                    continue
                 if not self._thought_is_joined(message, key) and self._ignores(view, at, key, chat.tools, kwargs):
                     raise MessageError(_unused(chat.place(at), message, key))
         self._sound.add((form, bool(chat.tools)))
@@ -287,6 +294,13 @@ def carried_along(tokenizer: Any) -> dict[str, Any]:
 
 
 _WAY_OUT = "leave it out of the rows (`ignore:` beside `from:`), or give the model a chat template that uses it"
+
+
+def _names_a_call(before: Sequence[Message], message: Message) -> bool:
+    """Whether a message is the result of a tool that was called before by the same name."""
+    if message["role"] == ASSISTANT or "name" not in message:
+        return False
+    return any(call["function"]["name"] == message["name"] for one in before for call in one.get("tool_calls", ()))
 
 
 def _unused(place: str, message: Message, key: str) -> str:

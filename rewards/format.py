@@ -30,6 +30,8 @@ END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<
 class ThinkFormat:
     """1 if the completion is a thought and then an answer, in exactly that shape; else 0 (R1, arXiv 2501.12948).
 
+    A completion that was cut off has no shape: the stages of this house tell so in the column `truncated`.
+
     Args:
         answer_tag: ask for `<answer>…</answer>` around everything after the thought (R1-Zero's template).
         prefilled: whether the prompt already ends with `<think>`, so that completions begin inside the thought.
@@ -57,7 +59,7 @@ class ThinkFormat:
     def _judge(self, item: Item) -> Verdict:
         prefilled = item.opened if self.prefilled == "auto" else self.prefilled
         text = THINK_OPEN + item.completion if prefilled else item.completion
-        fault = self._fault(self._without_ending(text).lstrip())
+        fault = "it was cut off" if item.truncated else self._fault(self._without_ending(text).lstrip())
         return Verdict.of(Status.WRONG if fault else Status.CORRECT, detail=fault)
 
     def _without_ending(self, text: str) -> str:

@@ -17,6 +17,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from rewards.text import THINK_OPEN, opens_thought, plain, split_thought
 
+TRUNCATED = "truncated"
+"""Column that says whether the completion was cut off at the longest allowed length."""
 PREFILL = "prefill"
 """Column with what the assistant's turn was made to begin with, where the prompt does not show it."""
 
@@ -102,6 +104,11 @@ class Item:
         if THINK_OPEN in begun:
             return opens_thought(begun)
         return self.prompt.rstrip().endswith(THINK_OPEN)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the completion was cut off, as far as the column `truncated` knows."""
+        return bool(self.columns.get(TRUNCATED))
 
     def split(self) -> tuple[str | None, str]:
         """The completion as (thought, the rest); see `rewards.text.split_thought`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ class Card:
         precision: their type, such as `BF16`.
         stages: manifests of the stages that led to the model, in order.
         evaluations: manifests of `evaluate` stages.
+        prompting: how the model is prompted beyond its chat template (see `pipeline.rendering`).
     """
 
     name: str
@@ -103,6 +104,7 @@ class Card:
     precision: str
     stages: Sequence[Manifest]
     evaluations: Sequence[Manifest]
+    prompting: Mapping[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
         """The card as Markdown with a YAML head."""
@@ -117,6 +119,7 @@ class Card:
             f"{self.parameters:,} parameters, {self.precision}; trained with zero2r1.",
             "## Use",
             USE,
+            self._prompting(),
             *self._scores(),
             "## Lineage",
             self._lineage(),
@@ -124,6 +127,12 @@ class Card:
             self._recipe(),
         ]
         return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _prompting(self) -> str:
+        kwargs, prefill = self.prompting.get("chat_template_kwargs"), self.prompting.get("prefill")
+        parts = [f"`apply_chat_template(…, **{kwargs!r})`"] if kwargs else []
+        parts += [f"the text `{prefill!r}` behind each prompt"] if prefill else []
+        return f"It was trained with other prompts than this makes: with {' and '.join(parts)}." if parts else ""
 
     def _scores(self) -> list[str]:
         parts: list[str] = []

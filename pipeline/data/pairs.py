@@ -12,22 +12,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.mixture import DataError, Row
+from pipeline.data.mixture import DataError
+from pipeline.messages import Message, MessageError, normal
+from pipeline.rendering import Renderer
 from rewards.preference import ConversationReader
-from rewards.text import plain
+from rewards.text import THINK_CLOSE, THINK_OPEN, plain
 from rewards.verdict import Item
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def tokenised(reader: ConversationReader, rows: Sequence[Row], max_length: int) -> tuple[Dataset, dict[str, Any]]:
+def tokenised(
+    reader: ConversationReader, rows: Sequence[Mapping[str, Any]], max_length: int, renderer: Renderer | None = None
+) -> tuple[Dataset, dict[str, Any]]:
     """Tokenise pairs.
 
     Args:
         reader: how the reward model reads.
         rows: see the top of this module.
         max_length: longest conversation, in tokens.
+        renderer: by which prompts are checked: their messages may have nothing that the chat template leaves out.
 
     Returns:
         A data set with `chosen_ids` and `rejected_ids`, and what became of the rows.
@@ -40,7 +45,8 @@ def tokenised(reader: ConversationReader, rows: Sequence[Row], max_length: int) 
     columns: dict[str, list[list[int]]] = {"chosen_ids": [], "rejected_ids": []}
     dropped = {"too_long": 0, "equal": 0}
     for number, row in enumerate(rows, start=1):
-        chosen, rejected = (reader.ids(item) for item in _items(row, number))
+        place = getattr(row, "place", "") or f"row {number} of the data"
+        chosen, rejected = (reader.ids(item) for item in _items(row, place, renderer))
         if chosen == rejected:
             dropped["equal"] += 1
         elif max(len(chosen), len(rejected)) > max_length:
@@ -53,7 +59,7 @@ def tokenised(reader: ConversationReader, rows: Sequence[Row], max_length: int) 
     return Dataset.from_dict(columns), {"pairs": len(columns["chosen_ids"]), "dropped": dropped}
 
 
-def _items(row: Mapping[str, Any], number: int) -> tuple[Item, Item]:
+def _items(row: Mapping[str, Any], place: str, renderer: Renderer | None) -> tuple[Item, Item]:
     """The chosen and the rejected response, each with the prompt."""
     try:
         chosen, rejected = row["chosen"], row["rejected"]
@@ -64,10 +70,34 @@ def _items(row: Mapping[str, Any], number: int) -> tuple[Item, Item]:
             if prompt != rejected[:-1]:
                 raise ValueError("chosen and rejected do not share their prompt")
             chosen, rejected = chosen[-1:], rejected[-1:]
-        messages = None if isinstance(prompt, str) else prompt
+        if row.get("tools"):
+            raise MessageError("tools: a reward model is shown none: leave the row out")
+        messages = None if isinstance(prompt, str) else _messages(prompt, renderer)
+        asked = plain(prompt)
         return (
-            Item(plain(chosen), prompt=plain(prompt), messages=messages),
-            Item(plain(rejected), prompt=plain(prompt), messages=messages),
+            Item(_response(chosen, "chosen"), prompt=asked, messages=messages),
+            Item(_response(rejected, "rejected"), prompt=asked, messages=messages),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"row {number} of the data is no pair of chosen and rejected: {error}") from error
+        raise DataError(f"{place} is no pair of chosen and rejected: {error}") from error
+
+
+def _messages(prompt: Sequence[Any], renderer: Renderer | None) -> list[Message]:
+    """The messages of a prompt, of which the chat template uses every key."""
+    messages = [normal(raw, f"prompt[{at}]")[0] for at, raw in enumerate(prompt)]
+    if renderer is not None and messages:
+        renderer.prompts([messages])
+    return messages
+
+
+def _response(said: Any, name: str) -> str:
+    """What the assistant says, as one text; a thought that stands apart is put before it."""
+    if isinstance(said, str):
+        return said
+    if not isinstance(said, Sequence) or len(said) != 1:
+        raise MessageError(f"{name} is a text, or a list of one message of the assistant's")
+    message, _ = normal(said[0], f"{name}[0]")
+    if others := sorted(message.keys() - {"role", "content", "reasoning_content"}):
+        raise MessageError(f"{name}[0].{others[0]}: a reward model is shown text alone: leave it out")
+    thought, content = message.get("reasoning_content"), str(message["content"])
+    return f"{THINK_OPEN}\n{thought}\n{THINK_CLOSE}\n\n{content}" if thought else content

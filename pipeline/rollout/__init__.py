@@ -116,4 +116,6 @@ def open_updatable(
 
 def sampling(spec: RolloutSpec, n: int, seed: int) -> Sampling:
     """What a spec says about sampling, for groups of `n` and with this seed."""
-    return Sampling(n, spec.max_tokens, spec.temperature, spec.top_p, spec.top_k, spec.min_p, seed)
+    return Sampling(
+        n, spec.max_tokens, spec.temperature, spec.top_p, spec.top_k, spec.min_p, seed, stop=tuple(spec.stop)
+    )

@@ -23,7 +23,7 @@ class Finish(StrEnum):
     """Why a rollout ended."""
 
     STOP = "stop"
-    """The model ended it, with an end-of-sequence token."""
+    """The model ended it, with an end-of-sequence token, or with what it was to stop at."""
     LENGTH = "length"
     """It reached the longest allowed length."""
     ABORT = "abort"
@@ -44,6 +44,7 @@ class Sampling:
         max_tokens: longest completion, in tokens.
         temperature: 0 is greedy.
         top_p, top_k, min_p: the usual truncations; 1, 0 and 0 switch them off.
+        stop: texts and token ids that end a completion; see `pipeline.rollout.stops`.
         seed: makes the whole call reproducible on one engine and machine.
         enough: complete groups after which the others are given up; all are waited for if not given. What was given up
             ends with `Finish.ABORT`. Those are the long ones: whoever sets this favours short completions.
@@ -57,6 +58,7 @@ class Sampling:
     min_p: float = 0.0
     seed: int = 0
     enough: int | None = None
+    stop: tuple[str | int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from transformers import (
 from model.modeling import load
 from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick
 from pipeline.rollout.speculative import Assistant, check_blocks
+from pipeline.rollout.stops import Stops
 from pipeline.schema.pieces import SpeculativeSpec
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class TransformersEngine:
         self.dtype = str(self.model.dtype).removeprefix("torch.")
         self.batch_size, self.logprobs, self.tempered = batch_size, logprobs, tempered
         self.end_ids = end_token_ids(self.model.generation_config, self.tokenizer)
+        self.stops = Stops(self.tokenizer)
         self.model.generation_config = GenerationConfig()
         pad_id = self.tokenizer.pad_token_id
         self.pad_id = int(self.end_ids[0] if pad_id is None else pad_id)
@@ -80,6 +82,7 @@ class TransformersEngine:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Rollout]]:
         """One group of `sampling.n` rollouts a prompt; see `Engine.generate`."""
+        self.stops = Stops.of(self.tokenizer, sampling.stop)
         order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
         sequences = [index for index in order for _ in range(sampling.n)]
         groups: list[list[Rollout]] = [[] for _ in prompts]
@@ -89,7 +92,7 @@ class TransformersEngine:
             torch.manual_seed(sampling.seed)
             for start in range(0, len(sequences), self.batch_size):
                 chunk = sequences[start : start + self.batch_size]
-                watch = _Watch(self.tick, self.end_ids, chunk, open_groups, sampling.enough)
+                watch = _Watch(self.tick, self.end_ids, chunk, open_groups, sampling.enough, self.stops)
                 for index, rollout in zip(
                     chunk, self._batch([prompts[i] for i in chunk], sampling, watch), strict=True
                 ):
@@ -126,7 +129,7 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _batch(self, prompts: Sequence[Sequence[int]], sampling: Sampling, watch: _Watch) -> Iterator[Rollout]:
-        width = max(len(prompt) for prompt in prompts)
+        width = watch.width = max(len(prompt) for prompt in prompts)
         ids_BT = torch.tensor([[self.pad_id] * (width - len(p)) + list(p) for p in prompts], device=self.device)
         mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
         out_BT = self.model.generate(
@@ -156,7 +159,7 @@ class TransformersEngine:
             }
         return GenerationConfig(
             max_new_tokens=sampling.max_tokens,
-            eos_token_id=self.end_ids,
+            eos_token_id=[*self.end_ids, *self.stops.ids],
             pad_token_id=self.pad_id,
             **sampled,
             **self.drafting,
@@ -171,10 +174,11 @@ class TransformersEngine:
             self.speculation = told if self.speculation is None else self.speculation + told
 
     def _cut(self, ids: list[int], longest: int) -> tuple[list[int], Finish]:
-        """What was sampled: up to and with the first end token; the rest is padding."""
-        end = next((at for at, token in enumerate(ids) if token in self.end_ids), None)
-        if end is not None:
-            return ids[: end + 1], Finish.STOP
+        """What was sampled: up to and with the first end token, or what it was to stop at; the rest is padding."""
+        end = next((at + 1 for at, token in enumerate(ids) if token in self.end_ids), None)
+        stop = self.stops.length(ids[:end])
+        if end is not None or stop is not None:
+            return ids[: end if stop is None else stop], Finish.STOP
         return ids, Finish.LENGTH if len(ids) == longest else Finish.ABORT
 
     def _logprobs(
@@ -198,6 +202,24 @@ class TransformersEngine:
         return result
 
 
+class AtStops(StoppingCriteria):  # type: ignore[misc]
+    """Ends a sequence where it has come to a stop.
+
+    Args:
+        stops: what to stop at.
+        width: tokens of the prompts, with their padding.
+    """
+
+    def __init__(self, stops: Stops, width: int) -> None:
+        self.stops, self.width = stops, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        if not self.stops:
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        sampled = input_ids[:, max(self.width, input_ids.size(1) - self.stops.reach) :].tolist()
+        return torch.tensor([self.stops.ended(ids) for ids in sampled], device=input_ids.device)
+
+
 class _Watch(StoppingCriteria):  # type: ignore[misc]
     """Ticks at every step of a batch, and ends it once enough groups are complete.
 
@@ -207,25 +229,38 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
         chunk: the group of each sequence of the batch.
         open_groups: group -> its sequences that had not finished before this batch.
         enough: see `Sampling`.
+        stops: what ends a completion beside these tokens.
     """
 
+    width = 0
+    """Tokens of the prompts, with their padding."""
+
     def __init__(
-        self, tick: Tick, end_ids: Sequence[int], chunk: Sequence[int], open_groups: Counter[int], enough: int | None
+        self,
+        tick: Tick,
+        end_ids: Sequence[int],
+        chunk: Sequence[int],
+        open_groups: Counter[int],
+        enough: int | None,
+        stops: Stops,
     ) -> None:
-        self.tick, self.end_ids, self.chunk, self.enough = tick, end_ids, chunk, enough
+        self.tick, self.end_ids, self.chunk, self.enough, self.stops = tick, end_ids, chunk, enough, stops
         self.open_groups = open_groups.copy()
         self.finished: set[int] = set()
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         self.tick()
-        stop = False
+        if self.enough is None and not self.stops:
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        stopped = AtStops(self.stops, self.width)(input_ids, scores).tolist()
         if self.enough is not None:
             for row, token in enumerate(input_ids[:, -1].tolist()):
-                if token in self.end_ids and row not in self.finished:
+                if (token in self.end_ids or stopped[row]) and row not in self.finished:
                     self.finished.add(row)
                     self.open_groups[self.chunk[row]] -= 1
-            stop = sum(not left for left in self.open_groups.values()) >= self.enough
-        return torch.full((len(input_ids),), stop, device=input_ids.device)
+            if sum(not left for left in self.open_groups.values()) >= self.enough:
+                stopped = [True] * len(input_ids)
+        return torch.tensor(stopped, device=input_ids.device)
 
 
 def truncations(sampling: Sampling) -> list[LogitsProcessor]:

@@ -18,13 +18,15 @@ from pipeline import durable
 from pipeline.rendering import Prompt, Renderer
 from pipeline.rollout import TRANSFORMERS, VLLM_SERVER, engine_name, open_engine, sampling
 from pipeline.rollout.base import Engine, Finish, Rollout, RolloutError, derived_seed
+from pipeline.rollout.room import Room, context_of
 from pipeline.rollout.speculative import facts
+from pipeline.rollout.stops import FirstLook
 from pipeline.rows import read_rows, write_rows
 from pipeline.schema.pieces import RolloutSpec
 from pipeline.templates import TemplateError, encode, set_chat_template
 from rewards import Batch, Composite, Status, Verdict
 from rewards.function import guard_infra
-from rewards.verdict import PREFILL
+from rewards.verdict import PREFILL, TRUNCATED
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +115,11 @@ class Sampler:
         chat_template: chat template to use instead of the tokenizer's own.
         template_kwargs, prefill: see `pipeline.rendering.Renderer`.
 
+    Attributes:
+        left_out: rows so far that did not fit into the model's context.
+
     Raises:
+        RolloutError: completions could be longer than the model's context.
         TemplateError: the chat template does not exist, or does not fit the model.
     """
 
@@ -142,13 +148,17 @@ class Sampler:
                     f"at {ends}: import the model with that chat template instead"
                 )
         self.renderer = Renderer(self.tokenizer, template_kwargs, prefill)
+        self.room = Room(context_of(model, rollout.engine_options), rollout.max_tokens, rollout.too_long)
+        self.room.check()
         self._engine: Engine | None = None
         self.speculation: dict[str, float] = {}
+        self.left_out = 0
+        self._first_look = FirstLook(self.tokenizer.eos_token)
 
     def groups(
         self, rows: Sequence[Mapping[str, Any]], judge: Composite, label: str, report: Report | None = None
     ) -> Iterator[Group]:
-        """The judged samples of every row, in order.
+        """The judged samples of every row that fits into the model's context, in order.
 
         Args:
             rows: prompt rows.
@@ -158,9 +168,11 @@ class Sampler:
 
         Raises:
             RewardInfraError: too many samples could not be judged.
-            RolloutError: the engine failed, or gave up on a completion.
+            RolloutError: the engine failed, or gave up on a completion; or a row does not fit and shall be an error.
             TemplateError: the tokenizer has no chat template.
         """
+        every, rows = rows, self.fitting(rows)
+        self.left_out += len(every) - len(rows)
         sequences = CHUNK_SEQUENCES.get(self.engine_name, CHUNK_SEQUENCES_VLLM)
         size = max(1, sequences // self.n)
         folder = self.scratch / durable.file_name(label)
@@ -180,6 +192,16 @@ class Sampler:
         if report is not None:
             report(len(rows) * self.n, len(rows) * self.n)
 
+    def fitting(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The rows whose prompts leave room for a completion in the model's context; nothing is sampled for it.
+
+        Raises:
+            RolloutError: a prompt does not, and shall be an error.
+            TemplateError: the chat template cannot take a prompt, or the tokenizer has none.
+        """
+        texts = [prompt.text for prompt in self.renderer.prompts([row["prompt"] for row in rows])]
+        return [rows[at] for at in self.room.fitting(self.tokenizer, texts, rows)]
+
     def close(self) -> None:
         """Free the model, if it was loaded."""
         if self._engine is not None:
@@ -193,6 +215,8 @@ class Sampler:
         ids = encode(self.tokenizer, [prompt.text for prompt in prompts])
         groups = self._engine.generate(ids, sampling(self.rollout, self.n, seed), progress)
         self.speculation = facts(getattr(self._engine, "speculation", None))
+        cut = [rollout.finish is Finish.LENGTH for group in groups for rollout in group]
+        self._first_look.look(sum(cut) / len(cut), len(cut), self.rollout.max_tokens)
         if aborted := sum(rollout.finish is Finish.ABORT for group in groups for rollout in group):
             raise RolloutError(f"{self.engine_name} gave up on {aborted} completions of {self.model}")
         return groups
@@ -220,6 +244,7 @@ def _judged(
         {
             **{name: [row[name] for row, _, _ in flat] for name in rows[0] if name != "prompt"},
             PREFILL: [prompt.begun for _, prompt, _ in flat],
+            TRUNCATED: [rollout.finish is Finish.LENGTH for _, _, rollout in flat],
         },
     )
     verdicts = judge.verdicts(batch)

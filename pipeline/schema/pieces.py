@@ -309,6 +309,10 @@ class RolloutSpec(Strict):
         engine: `transformers` (any device), `vllm` (in-process, GPU), `vllm_server`, or `auto`: vllm where a GPU and
             vLLM are there, transformers elsewhere.
         max_tokens: longest completion, in tokens.
+        stop: texts and token ids at which a completion ends, beside the model's own end-of-sequence tokens, such as
+            ["</answer>", 151645]. They stay in it, as the last thing that the model wrote.
+        too_long: what to do with a prompt beside which `max_tokens` do not fit into the model's context: stop with an
+            `error` before anything is sampled, or `filter` it out and count it.
         temperature, top_p, top_k, min_p: sampling; temperature 0 is greedy.
         batch_size: sequences at a time (transformers engine).
         gpu_memory: share of the GPU's memory that vLLM may take.
@@ -323,6 +327,8 @@ class RolloutSpec(Strict):
 
     engine: Literal["auto", "transformers", "vllm", "vllm_server"] = "auto"
     max_tokens: Annotated[int, Field(gt=0)] = 1024
+    stop: list[str | int] = Field(default_factory=list)
+    too_long: Literal["error", "filter"] = "error"
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
@@ -334,3 +340,12 @@ class RolloutSpec(Strict):
     process: ProcessSpec | None = None
     speculative: SpeculativeSpec | None = None
     scheduler_fast_path: bool = True
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _as_list(cls, stop: Any) -> Any:
+        stops = stop if isinstance(stop, list) else [stop]
+        for one in stops:
+            if not (isinstance(one, str) and one) and not (type(one) is int and one >= 0):
+                raise ValueError(f"holds texts and token ids, not {one!r}")
+        return stops

@@ -29,7 +29,7 @@ from pipeline.schema.reserved import RESERVED, SAMPLING_RESERVED
 from pipeline.tasks.resolve import TaskField
 from pipeline.training.finetune import DEFAULTS as SFT_DEFAULTS
 from pipeline.training.finetune import FinetuneConfig, finetune
-from pipeline.training.generation import generation_fields
+from pipeline.training.generation import check_generation_kwargs, generation_fields, prompted
 
 LEARNING_RATES = ((3e9, 1e-4), (10e9, 8e-5), (20e9, 7e-5), (float("inf"), 6e-5))
 """(largest number of parameters, initial learning rate): 1.5B, 7B, 14B and 32B of the paper, Qwen students."""
@@ -86,6 +86,7 @@ class DistillConfig(FinetuneConfig):
             raise ValueError("give either `data` (what the teacher wrote) or `teacher` and `tasks` (on-policy)")
         if self.teacher is not None and (self.data or not self.tasks):
             raise ValueError("a `teacher` goes with `tasks`, whose prompts the student answers, and not with `data`")
+        check_generation_kwargs(self.trainer)
         return self
 
     @model_validator(mode="after")
@@ -130,6 +131,7 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
     from datasets import Dataset
     from trl import DistillationConfig
 
+    from pipeline.rollout.room import Room, context_of
     from pipeline.training import experts, models
     from pipeline.training.decontaminate import clean_prompts
     from pipeline.training.distill import DistillTrainer
@@ -144,7 +146,10 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
             " compared: distil through `data`, or choose a teacher of the same family"
         )
     renderer = setup.renderer(model, tokenizer, config)
+    room = Room(context_of(model, config.rollout.engine_options), config.rollout.max_tokens, config.rollout.too_long)
     rows, left_out = clean_prompts(config.tasks, config.decontaminate, context)
+    every, rows = rows, prompted(rows, renderer, room)
+    left_out |= room.left_out(len(every) - len(rows))
     prompts = [{"prompt": row["prompt"]} for row in rows]
     args = setup.arguments(DistillationConfig, context, ON_POLICY_DEFAULTS, generation_fields(config.rollout))
     if config.rollout.speculative is not None and args.use_vllm:
@@ -156,6 +161,7 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
         train_dataset=Dataset.from_list(prompts),
         processing_class=tokenizer,
         mtp=config.mtp,
+        stop=config.rollout.stop,
     )
     renderer.guide(trainer)
     setup.set_precision(trainer.model, config.precision)

@@ -114,21 +114,16 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
     prompting: dict[str, Any] = {}
     saved: list[dict[str, Any]] = []
     try:
-        for label, reference in labels.items():
-            sampler = Sampler(
-                context.model_path(reference),
-                context.rollout(config.rollout),
-                config.samples,
-                context.seed,
-                context.scratch / "samples" / durable.file_name(label),
-                config.chat_template,
-                config.chat_template_kwargs,
-                config.prefill,
-            )
+        samplers = {label: _sampler(context, label, reference) for label, reference in labels.items()}
+        for sampler in samplers.values():  # before the first of them samples anything
+            for rows in rows_by_task.values():
+                sampler.fitting(rows)
+        for label, sampler in samplers.items():
             scores[label] = {}
             for task, rows in rows_by_task.items():
                 groups = list(sampler.groups(rows, judge, task, progress.of(label, task)))
                 scores[label][task] = entry = score(groups, config.samples, LABELS, same[task])
+                entry |= sampler.room.left_out(len(rows) - len(groups))
                 logger.info("%s", sentence(label, task, entry, sampling_facts(context)))
                 saved += _records(groups[: config.save], label)
             if sampler.renderer.told:
@@ -142,6 +137,20 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
     told = {"speculation": speculation, "prompting": prompting}
     told = {name: of_model for name, of_model in told.items() if of_model}
     return Outputs({"sampling": sampling_facts(context), "scores": scores, **told})
+
+
+def _sampler(context: StageContext[EvaluateConfig], label: str, reference: str) -> Sampler:
+    config = context.config
+    return Sampler(
+        context.model_path(reference),
+        context.rollout(config.rollout),
+        config.samples,
+        context.seed,
+        context.scratch / "samples" / durable.file_name(label),
+        config.chat_template,
+        config.chat_template_kwargs,
+        config.prefill,
+    )
 
 
 def evaluate_model(
@@ -188,6 +197,7 @@ def sampling_facts(context: StageContext[EvaluateConfig]) -> dict[str, Any]:
         "top_k": rollout.top_k,
         "min_p": rollout.min_p,
         "max_tokens": rollout.max_tokens,
+        **({"stop": rollout.stop} if rollout.stop else {}),
         "samples": config.samples,
         "seed": context.seed,
     }

@@ -72,6 +72,10 @@ def run(context: StageContext[ExportConfig]) -> Outputs:
     from pipeline.training import setup
 
     setup.prepare()
+    from transformers import AutoTokenizer
+
+    from pipeline.rendering import carried_along
+
     config = context.config
     source, target = context.model_path(config.model), context.output / "model"
     if config.format == "torchtitan":
@@ -101,6 +105,7 @@ def run(context: StageContext[ExportConfig]) -> Outputs:
             *(cards.manifest(context.inputs[ref.removeprefix("@")]) for ref in config.scores),
             *([] if config.model.startswith("@") else cards.evaluations(artifact)),
         ],
+        prompting=carried_along(AutoTokenizer.from_pretrained(target, trust_remote_code=False)),
     )
     (target / "README.md").write_text(card.text(), encoding="utf-8")
     return Outputs({"parameters": parameters, "dtype": precision, "lineage": [stage["stage"] for stage in chain]})

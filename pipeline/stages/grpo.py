@@ -38,10 +38,9 @@ from pipeline.schema.pieces import (
 from pipeline.schema.reserved import CHOICES, GRPO_RESERVED
 from pipeline.schema.routing import PolicyRouting
 from pipeline.tasks.resolve import TaskField, TestTaskField
-from pipeline.training.generation import generation_fields
+from pipeline.training.generation import check_generation_kwargs, generation_fields, prompted
 from pipeline.training.grpo.schedule import check_cycle, merged
 from rewards.registry import located
-from rewards.verdict import PREFILL
 
 DEFAULTS: Mapping[str, Any] = {
     "loss_type": "grpo",
@@ -137,6 +136,7 @@ class GrpoConfig(PromptedConfig, TrainingConfig):
     @model_validator(mode="after")
     def _sampled(self) -> GrpoConfig:
         rollout = self.rollout
+        check_generation_kwargs(self.trainer)
         if rollout.temperature == 0:
             raise ValueError("rollout.temperature is 0: all rollouts of a group would be the same, and nothing learnt")
         if rollout.separate_process and rollout.engine == "vllm_server":
@@ -262,6 +262,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     """The trainer of a stage, with its model, its problems and this reward."""
     from datasets import Dataset
 
+    from pipeline.rollout.room import Room, context_of
     from pipeline.tasks.grading import check_columns
     from pipeline.training import experts, models, reference, setup
     from pipeline.training.decontaminate import clean_prompts
@@ -272,12 +273,15 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     model = context.model_path(config.model)
     args = arguments(context)
     rows, left_out = clean_prompts(config.tasks, config.decontaminate, context)
-    check_problems(rows, config.rewards, args)
-    check_columns(config.rewards, rows, context.base)
     tokenizer = setup.load_tokenizer(model)
     renderer = setup.renderer(model, tokenizer, config)
-    prompts = renderer.prompts([row["prompt"] for row in rows])
-    rows = [{**row, PREFILL: prompt.begun} for row, prompt in zip(rows, prompts, strict=True)]
+    longest = max([config.rollout.max_tokens, *(change.max_tokens for change in config.length_schedule)])
+    options = {"max_model_len": getattr(args, "vllm_max_model_length", None), **config.rollout.engine_options}
+    room = Room(context_of(model, options), longest, config.rollout.too_long)
+    every, rows = rows, prompted(rows, renderer, room)
+    left_out |= room.left_out(len(every) - len(rows))
+    check_problems(rows, config.rewards, args)
+    check_columns(config.rewards, rows, context.base)
     with reference.sharded_by_layers():
         trainer = GrpoTrainer(
             sampler=sampler(context, args),
@@ -290,6 +294,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
             efficiency=config.switches,
             length_schedule=config.length_schedule,
             mtp=config.mtp,
+            stop=config.rollout.stop,
         )
     trainer.left_out = left_out
     renderer.guide(trainer)

@@ -139,7 +139,7 @@ def run(context: StageContext[RejectionSampleConfig]) -> Outputs:
     finally:
         sampler.close()
         judge.close()
-    metrics = account.metrics() | sampler.speculation | left_out
+    metrics = account.metrics() | sampler.speculation | left_out | sampler.room.left_out(sampler.left_out)
     logger.info("%s", metrics)
     write_rows(context.output / "samples.jsonl", account.examples)
     if not account.rows:

@@ -82,6 +82,7 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     from trl import RewardConfig
 
     from pipeline.data import mixture, pairs
+    from pipeline.rendering import Renderer
     from pipeline.training import models
     from pipeline.training.fit import fit
     from pipeline.training.reward import RewardTrainer
@@ -93,7 +94,8 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     reader = ConversationReader(tokenizer, config.scope, tokenizer.pad_token_id)
     unclean = contamination(config.decontaminate, context)
     rows = mixture.mixed(config.data, context, unclean)
-    dataset, account = pairs.tokenised(reader, rows, config.max_length or setup.context_length(model))
+    renderer = Renderer(tokenizer, {}, "") if tokenizer.chat_template else None
+    dataset, account = pairs.tokenised(reader, rows, config.max_length or setup.context_length(model), renderer)
     set_seed(context.seed)  # the head starts at random, before the trainer seeds anything
     args = setup.arguments(RewardConfig, context, DEFAULTS, {"max_length": None})
     models.keep_on_own_device(args)

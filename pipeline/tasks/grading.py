@@ -18,13 +18,13 @@ from pipeline.context import StageContext
 from pipeline.schema.pieces import RewardSpec, TaskSpec
 from pipeline.tasks.base import Task, TaskError
 from pipeline.tasks.jsonl import Jsonl
-from pipeline.tasks.resolve import ROW_KEYS, Resolved, resolve
+from pipeline.tasks.resolve import ROW_KEYS, STAGE_KEYS, Resolved, resolve
 from rewards import Batch, Composite, Item, Part, RewardFunction, Verdict
 from rewards.composite import matches
 from rewards.registry import find
 
 ACCURACY = "accuracy"
-HANDED_OVER = tuple(key for key in ROW_KEYS if key != "prompt")
+HANDED_OVER = (*(key for key in ROW_KEYS if key != "prompt"), *STAGE_KEYS)
 """Columns that every row has when a reward is asked; prompts are arguments of their own."""
 
 
@@ -143,7 +143,7 @@ def check_columns(specs: Sequence[RewardSpec], rows: Sequence[Mapping[str, Any]]
             continue
         mine = [row for row in rows if all(matches(row.get(column), value) for column, value in spec.where.items())]
         for column in find(spec.use, base).columns if mine else ():
-            if all(row.get(column) is None for row in mine):
+            if column not in STAGE_KEYS and all(row.get(column) is None for row in mine):
                 has = ", ".join(name for name in mine[0] if mine[0][name] is not None and name != "prompt")
                 raise TaskError(
                     f"reward {spec.use!r} wants {column}, which no problem has (they have: {has}); let the task put it"

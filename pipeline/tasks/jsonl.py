@@ -9,11 +9,13 @@ and `{use: jsonl, options: {path: problems.jsonl, question: problem, answer: sol
     columns   {"level": 1}          (only with `columns: [level]`)
 
 The test problems lie in a file of their own (`test_path`), or are a share of the file, chosen by a stable hash of the
-question, so that the two never share a problem.
+question, so that the two never share a problem. A question that stands there twice counts once; with two answers it
+is an error.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -23,6 +25,8 @@ from pipeline.rows import read_rows
 from pipeline.tasks.base import BadRows, Problem, Split, Task, TaskError
 from pipeline.tasks.generated import TEST_SHARE, problem_id, split_of
 from pipeline.tasks.reading import checked_bad_rows, problems_of
+
+log = logging.getLogger(__name__)
 
 
 class Jsonl(Task):
@@ -82,8 +86,23 @@ class Jsonl(Task):
         return shuffled(found, n, seed, f"{self.path.name}, split {split}")
 
     def _read(self, path: Path) -> list[Problem]:
-        found = problems_of(self, lambda bad: read_rows(path, bad), self._problem)
-        return list({problem.question: problem for problem in found}.values())
+        first: dict[str, tuple[str, Problem]] = {}
+
+        def once(row: Mapping[str, Any], place: str) -> Problem | None:
+            problem = self._problem(row, place)
+            if self.bad_rows == "skip" and self.gold_fault(problem) is not None:
+                return problem  # which is left out, and stands in the way of no other
+            where, earlier = first.setdefault(problem.question, (place, problem))
+            if earlier.answer != problem.answer:
+                raise TaskError(
+                    f"{place}: the question of {where} with another answer, {problem.answer!r} instead of"
+                    f" {earlier.answer!r}: only one can be right, so take the other out"
+                )
+            if earlier != problem:
+                log.warning("%s: the question and the answer of %s with other columns: those count", place, where)
+            return problem if earlier is problem else None
+
+        return problems_of(self, lambda bad: read_rows(path, bad), once)
 
     def _problem(self, row: Mapping[str, Any], place: str) -> Problem:
         wanted = {self.question, self.answer, *self.columns.values()}

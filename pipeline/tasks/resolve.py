@@ -24,12 +24,12 @@ from pipeline.templates import PromptTemplate, TemplateError, prompt_template
 from rewards import Item
 from rewards.registry import nearest
 from rewards.text import plain
-from rewards.verdict import PREFILL
+from rewards.verdict import PREFILL, TRUNCATED
 
 SPLITS: tuple[str, ...] = get_args(Split)
 ROW_KEYS = ("prompt", "answer", "task", "id", "question")
 """Keys that every prompt row has."""
-STAGE_KEYS = (PREFILL,)
+STAGE_KEYS = (PREFILL, TRUNCATED)
 """Keys that stages put into rows for rewards."""
 TRL_KEYS = (
     *("prompts", "completions", "completion", "completion_ids", "completions_ids", "image", "images"),

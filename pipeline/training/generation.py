@@ -3,9 +3,41 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from pipeline.rendering import Renderer
 from pipeline.schema.pieces import RolloutSpec
+from rewards.verdict import PREFILL
+
+if TYPE_CHECKING:
+    from pipeline.rollout.room import Room
+
+
+def prompted(rows: Sequence[Mapping[str, Any]], renderer: Renderer, room: Room) -> list[dict[str, Any]]:
+    """The rows whose prompts fit, each with what the assistant is made to begin with, for rewards.
+
+    Raises:
+        RolloutError: see `Room.fitting`.
+    """
+    prompts = renderer.prompts([row["prompt"] for row in rows])
+    fitting = room.fitting(renderer.tokenizer, [prompt.text for prompt in prompts], rows)
+    return [{**rows[at], PREFILL: prompts[at].begun} for at in fitting]
+
+
+STOPPING = ("stop", "stop_token_ids", "stop_strings", "eos_token_id")
+"""What engines call what ends a completion."""
+
+
+def check_generation_kwargs(trainer: Mapping[str, Any]) -> None:
+    """Refuse to stop completions by `trainer.generation_kwargs`: whether one was cut off could not be told then.
+
+    Raises:
+        ValueError: names the key.
+    """
+    given = trainer.get("generation_kwargs") or {}
+    if isinstance(given, Mapping) and (keys := [key for key in STOPPING if key in given]):
+        raise ValueError(f"trainer.generation_kwargs: {keys[0]!r} is not set here; set `rollout.stop`")
 
 
 def generation_fields(rollout: RolloutSpec) -> dict[str, Any]:

@@ -162,6 +162,14 @@ CASES = {
     "a choice that is not there": case("engine: transformers", "engine: transfomers #!\n     ", "'transformers'"),
     "a stage's name with a space": case("  score:", "  the score: #!", "letters"),
     "a stage's name with a dot": case("  score:", "  the.score: #!", "letters", "KEY=VALUE on the command line"),
+    "completions beyond the model's context": case("max_tokens: 32}", "max_tokens: 256} #!", "@base reads 256 tokens"),
+    "the same further down the chain": case(
+        "[sums/test]", "[sums/test]\n    rollout: {max_tokens: 300} #!", "max_tokens", "300, and @zero reads 256 tokens"
+    ),
+    "a stop that is nothing": case(
+        "max_tokens: 32}", 'max_tokens: 32, stop: [""]} #!', "stop", "texts and token ids, not ''"
+    ),
+    "a message's keys that are no list": case("take: 10}", "take: 10, ignore: name} #!", "ignore", "list"),
     # References.
     "a dangling reference": case('model: "@zero"', 'model: "@zeroo" #!', "no stage 'zeroo'", "did you mean 'zero'"),
     "a dangling reference in a list": case('"@taught"]', '"@tauht"] #!', "did you mean 'taught'"),

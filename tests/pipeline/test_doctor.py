@@ -170,3 +170,27 @@ def test_an_error_is_the_exit_code(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert {"level": "error", "subject": "chat template"}.items() <= json.loads(done.stdout)[-1].items()
     assert CliRunner().invoke(app, ["doctor"]).exit_code == 0
+
+
+def test_a_model_that_ends_its_turns_is_told_from_one_that_never_learnt_to(calculator: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    found = of(doctor.model(str(calculator)), "end of turn")
+    assert found.level is Level.OK
+    assert "of short answers ended within" in found.message
+    other = shutil.copytree(calculator, tmp_path / "other")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.eos_token = "<unk>" if "<unk>" in tokenizer.get_vocab() else tokenizer.pad_token  # never learnt as an end
+    tokenizer.save_pretrained(other)
+    (other / "generation_config.json").unlink()
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "eos_token_id": tokenizer.eos_token_id}))
+    found = of(doctor.model(str(other)), "end of turn")
+    assert found.level is Level.WARNING
+    assert "has not learnt what this chat template ends a turn with" in found.message
+    assert of(doctor.model(str(other)), "chat template").level is Level.OK
+    for path in other.glob("*.safetensors"):
+        path.unlink()
+    assert "not in a local folder" in of(doctor.model(str(other)), "end of turn").message

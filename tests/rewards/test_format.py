@@ -119,3 +119,11 @@ def test_hostile_text_takes_linear_time() -> None:
         score(text)
         score(text, answer_tag=True)
     assert time.perf_counter() - started < 5.0
+
+
+def test_a_completion_that_was_cut_off_has_no_format() -> None:
+    text = "<think>so</think> 4"
+    for truncated, score in ((True, 0.0), (False, 1.0), (None, 1.0)):
+        (verdict,) = ThinkFormat().verify([Item(text, columns={"truncated": truncated})])
+        assert verdict.score == score
+        assert verdict.detail == ("it was cut off" if truncated else "")

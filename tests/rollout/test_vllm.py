@@ -114,3 +114,21 @@ def test_an_option_that_vllm_lacks_is_refused_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(RolloutError, match=message):
         open_engine(RolloutSpec(engine="vllm", engine_options=options), str(calculator), 0)
+
+
+def test_completions_end_at_stops_as_with_transformers(
+    engine: Engine, reference: TransformersEngine, prompts: list[list[int]]
+) -> None:
+    ids = reference.tokenizer.convert_tokens_to_ids("</think>")
+    for stop in (("</think>",), ("think> <answer>", "nowhere"), (ids,), ("<eos>", "</answer>")):
+        greedy = Sampling(max_tokens=12, temperature=0.0, stop=stop)
+        for (rollout,), (expected,) in zip(
+            engine.generate(prompts, greedy), reference.generate(prompts, greedy), strict=True
+        ):
+            assert (rollout.text, rollout.token_ids, rollout.finish) == (expected.text, expected.token_ids, Finish.STOP)
+            assert rollout.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
+    for group in engine.generate(prompts, Sampling(n=6, max_tokens=4, seed=3, stop=("</answer>",))):
+        for rollout in group:
+            assert len(rollout.logprobs or ()) == len(rollout.token_ids)
+            ended = rollout.text.endswith("</answer>") or rollout.token_ids[-1] == reference.tokenizer.eos_token_id
+            assert ended == (rollout.finish is Finish.STOP)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from pipeline.chat import Conversation
 from pipeline.rendering import Renderer
-from pipeline.rollout.base import Sampling
+from pipeline.rollout.base import RolloutError, Sampling
 from pipeline.stages.registry import config_class
 from tests.stages.driving import Drive
 from tests.stages.test_training_stages import GRPO, TASK
@@ -29,7 +29,8 @@ class Seen:
         with self.path.open("a") as sink:
             for item in items:
                 prompt = item.messages[-1]["content"] if item.messages else item.prompt
-                sink.write(json.dumps([prompt, item.columns["prefill"], item.completion]) + "\\n")
+                told = [prompt, item.columns["prefill"], item.completion, item.columns["truncated"]]
+                sink.write(json.dumps(told) + "\\n")
         return [Verdict.graded(len(item.completion) / 100) for item in items]
 """
 TEMPLATE = """\
@@ -65,12 +66,12 @@ def test_a_policy_is_scored_with_what_it_was_trained_with(chain: Drive, template
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
     (prompt,) = Renderer(tokenizer).prompts([[{"role": "user", "content": "1 + 2 ="}]])
     assert prompt.text == "user : 1 + 2 = Assistant: <think> 2"
-    assert {begun for _, begun, _ in seen(tmp_path / "grpo")} == {prompt.begun} == {"<think> 2"}
+    assert {begun for _, begun, *_ in seen(tmp_path / "grpo")} == {prompt.begun} == {"<think> 2"}
     for name, own, begun in [("scored", {}, "<think> 2"), ("plain", {"prefill": "", "chat_template_kwargs": {}}, "")]:
         rewards = {"require": [{**reward, "options": {"path": str(tmp_path / name)}, "min": 0.0}]}
         sample = {"kind": "rejection_sample", "model": "@prompted", "tasks": ["sums.py:Sums"], **rewards, **own}
         rows, _ = chain(name, {**sample, "samples": 1, "rollout": {"max_tokens": 4}, "filters": {"truncated": True}})
-        assert {found for _, found, _ in seen(tmp_path / name)} == {begun}
+        assert {found for _, found, *_ in seen(tmp_path / name)} == {begun}
         said = [json.loads(line)["messages"][-1]["content"] for line in (rows / "data.jsonl").read_text().splitlines()]
         assert said
         assert all(text.startswith(begun) for text in said)
@@ -133,3 +134,53 @@ def test_fine_tuning_reads_the_prompt_that_the_model_will_get(chain: Drive, temp
 def test_arguments_of_a_template_are_given_once(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config_class(config["kind"]).model_validate({"model": "m", **config})
+
+
+@pytest.mark.parametrize("engine", [{"engine": "transformers"}, {"engine": "transformers", "process": {}}])
+def test_rollouts_stop_where_they_are_told_to(
+    chain: Drive, templated: Path, tmp_path: Path, engine: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    reward = {"use": "seen.py:Seen", "options": {"path": str(tmp_path / "seen")}}
+    trainer = {**GRPO["trainer"], "max_steps": 2, "per_device_train_batch_size": 40, "mask_truncated_completions": True}
+    rollout = {**engine, "max_tokens": 6, "stop": ["</think>", "<answer>"]}
+    config = {**GRPO, "rewards": [reward], "rollout": rollout, "trainer": trainer, "samples": 40, "sample_every": 1}
+    out, _ = chain(f"stopped-{len(engine)}", config)
+    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    stopped = [row["completion"] for row in rows if row["finish"] == "stop"]
+    assert any(text.endswith(("</think>", "<answer>")) for text in stopped)
+    for _, _, text, truncated in seen(tmp_path / "seen"):
+        words = text.split()
+        first = next((at for at, word in enumerate(words) if word in ("</think>", "<answer>")), len(words) - 1)
+        assert first == len(words) - 1, "nothing stands behind a stop"
+        assert not (truncated and words[-1] in ("</think>", "<answer>"))
+        assert truncated or len(words) < 6 or words[-1] in ("</think>", "<answer>", "<eos>")
+    assert sum(truncated for *_, truncated in seen(tmp_path / "seen")) == sum(row["finish"] == "length" for row in rows)
+    logged = [
+        json.loads(line) for line in (out.parent / f"{out.name}-scratch" / "events.jsonl").read_text().splitlines()
+    ]
+    cut = [row["finish"] == "length" for row in rows if row["step"] == 0]
+    assert logged[0]["completions/clipped_ratio"] == pytest.approx(sum(cut) / len(cut))
+    assert logged[0]["completions/max_length"] <= 6
+
+
+def test_what_ends_a_completion_is_said_in_one_place() -> None:
+    for keys in ({"stop": ["a"]}, {"eos_token_id": 3}, {"stop_token_ids": [3]}, {"stop_strings": ["a"]}):
+        config = {**GRPO, "model": "m", "trainer": {**GRPO["trainer"], "generation_kwargs": keys}}
+        with pytest.raises(ValueError, match=r"is not set here; set `rollout\.stop`"):
+            config_class("grpo").model_validate(config)
+
+
+def test_the_first_completions_tell_how_many_were_cut_off(
+    chain: Drive, templated: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    score = {"kind": "evaluate", "model": "@base", "tasks": ["sums.py:Sums"], "samples": 1, "problems": 4}
+    chain("cut-off", {**score, "rollout": {"max_tokens": 1}})
+    assert "100% of the first 4 completions were cut off at 1 tokens. Either they need more" in caplog.text
+    with pytest.raises(RolloutError, match=r"rollout\.max_tokens is 128, and the model's context has 128 tokens"):
+        chain("no-room", {**score, "rollout": {"max_tokens": 128}})
+    with pytest.raises(
+        RolloutError, match=r"4 of 4 prompts are too long .* problem 0-0 of sums.py:Sums \('0 \+ 0 ='\)"
+    ):
+        chain("little-room", {**score, "rollout": {"max_tokens": 125}})
+    with pytest.raises(RolloutError, match=r"Lower rollout\.max_tokens"):
+        chain("grpo-no-room", {**GRPO, "rollout": {"max_tokens": 125}})

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, set_seed
 from pipeline.context import Outputs
 from pipeline.data.mixture import DataError
 from pipeline.data.pairs import tokenised
+from pipeline.rendering import Renderer
 from pipeline.stages.reward_model import run
 from rewards.preference import ConversationReader, Preference
 from rewards.verdict import Item
@@ -116,10 +117,17 @@ def test_training_and_reward_read_the_same_tokens(trained: tuple[Path, Outputs],
         ({"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "b"}]}, "left"),
         ({"chosen": [{"content": "a"}, {"content": "b"}], "rejected": [{"content": "x"}, {"content": "c"}]}, "share"),
         ({"prompt": "what", "chosen": 4, "rejected": 5}, "row 1"),
+        ({"prompt": "what", "chosen": [{"role": "assistant", "content": "x", "mood": 1}], "rejected": "y"}, "mood"),
+        ({"prompt": [{"role": "user", "content": "a", "name": "Ann"}], "chosen": "x", "rejected": "y"}, "name: the ch"),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "x", "rejected": "y"},
+            "type 'image'",
+        ),
+        ({"prompt": "what", "chosen": "x", "rejected": "y", "tools": [{}]}, "tools"),
     ],
 )
 def test_rows_that_are_no_pairs_are_named(folder: Path, row: dict[str, Any], words: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     reader = ConversationReader(tokenizer, "summary", tokenizer.pad_token_id)
     with pytest.raises(DataError, match=words):
-        tokenised(reader, [row], max_length=5)
+        tokenised(reader, [row], 5, Renderer(tokenizer))

@@ -113,7 +113,7 @@ def test_arguments_of_a_tool_call_are_json_once(name: str, arguments: Any) -> No
     messages = [
         ASK,
         {"role": "assistant", "content": None, "tool_calls": [call]},
-        {**TOOL, "tool_call_id": "call_1"},
+        {**TOOL, "tool_call_id": "call_1", "name": "weather"},  # of the call, which templates may leave out
         SAY,
     ]
     (_, said), (read, _) = learnt(made, {"messages": messages, "tools": tools})
@@ -212,6 +212,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen2.5", {"messages": [ASK, {**SAY, "reasoning_content": "hm"}]}, r"messages\[1\].reasoning_content: the chat"),
     ("strict", {"messages": [ASK, {**SAY, "reasoning_content": "hm"}]}, r"write it into `content`"),
     ("qwen2.5", {"messages": [{**ASK, "name": "Ann"}, SAY]}, r"messages\[0\].name: the chat template does not use it"),
+    ("qwen2.5", {"messages": [ASK, {**SAY, "tool_calls": [CALL]}, {**TOOL, "name": "clock"}, SAY]}, r"\[2\].name: the"),
     ("qwen2.5", {"prompt": [ASK], "completion": [{**SAY, "mood": "glad"}]}, r"completion\[0\].mood: .*`ignore:`"),
     ("deepseek", {"messages": [ASK, SAY], "tools": [WEATHER]}, r"tools: the chat template does not render them"),
     ("strict", {"messages": [SYSTEM, ASK, SAY]}, r"cannot take this chat.*must alternate"),

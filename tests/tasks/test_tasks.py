@@ -175,6 +175,22 @@ def test_any_jsonl_with_a_mapping(tmp_path: Path) -> None:
     assert {p.id for p in test} <= {p.id for p in more}, "new rows do not move old ones between the splits"
 
 
+def test_two_answers_to_one_question_are_an_error_and_two_descriptions_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"question": "1 + 1", "answer": "2", "level": 1}, {"question": "2 + 2", "answer": 4, "level": 1}]
+    options = {"path": str(tmp_path / "rows.jsonl"), "columns": ["level"], "test_share": 0.0}
+    write(tmp_path / "rows.jsonl", *rows, {**rows[0], "answer": "3"})
+    with pytest.raises(
+        TaskError, match=r"rows.jsonl:3: the question of \S*rows.jsonl:1 with another answer, '3' instead"
+    ):
+        load("jsonl", options).problems("train")
+    write(tmp_path / "rows.jsonl", *rows, {**rows[1], "answer": "4", "level": 7}, rows[0])
+    found = load("jsonl", options).problems("train")
+    assert sorted((p.answer, p.columns["level"]) for p in found) == [("2", 1), ("4", 1)]
+    assert "rows.jsonl:3: the question and the answer of" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [

@@ -22,6 +22,7 @@ import torch
 
 from pipeline.rollout.base import Finish, Progress, Rollout, Sampling, Tick, finish_reason
 from pipeline.rollout.speculative import counted_by_vllm
+from pipeline.rollout.stops import Stops
 from pipeline.rollout.vllm import patches
 from pipeline.rollout.vllm.options import check_options
 from pipeline.rollout.weights import keep_weights_loadable, load_weights
@@ -80,6 +81,7 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        stops = Stops.of(self.tokenizer, sampling.stop)
         params = SamplingParams(
             n=sampling.n,
             max_tokens=sampling.max_tokens,
@@ -87,9 +89,11 @@ class VllmEngine:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
+            stop=list(stops.texts),
+            stop_token_ids=list(stops.ids),
             logprobs=0 if self.logprobs else None,
             flat_logprobs=True,  # no object for every token, also where they stay empty
-            detokenize=False,
+            detokenize=bool(stops.texts),  # in which they are looked for, token by token
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         _seed_everything(sampling.seed)

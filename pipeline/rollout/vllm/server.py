@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling, derived_seed, finish_reason
+from pipeline.rollout.stops import Stops
 
 REQUESTS_AT_ONCE = 128
 """Prompts in flight: enough to fill a server, few enough for its connection limits."""
@@ -80,6 +81,7 @@ class VllmServerEngine:
         """Nothing to free: the server is not ours."""
 
     def _group(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> list[Rollout]:
+        stops = Stops.of(self.tokenizer, sampling.stop)
         answer = self._ask(
             "/v1/completions",
             {
@@ -92,6 +94,8 @@ class VllmServerEngine:
                 "top_k": sampling.top_k,
                 "min_p": sampling.min_p,
                 "seed": seed,
+                "stop": list(stops.texts) or None,
+                "stop_token_ids": list(stops.ids) or None,
                 "logprobs": 0 if self.logprobs else None,
                 "return_token_ids": True,
                 # A server may apply defaults of the model's folder to what is not said.

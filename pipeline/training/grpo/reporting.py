@@ -23,6 +23,7 @@ def log_rollouts(trainer: Any, sampled: Sampled, rewards_BF: Tensor, weights_F: 
     metrics["num_tokens"] = [trainer.state.num_input_tokens_seen]
     stopped_B = every[:, 2].bool()
     metrics["completions/clipped_ratio"].append((~stopped_B).float().mean().item())
+    trainer.first_look.look(metrics["completions/clipped_ratio"][-1], len(stopped_B), trainer.max_completion_length)
     ended = every[stopped_B, 1] if stopped_B.any() else every.new_zeros(1)
     for name, tokens in (("", every[:, 1]), ("terminated_", ended)):
         for what in ("mean", "min", "max"):

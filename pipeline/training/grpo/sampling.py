@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from pipeline.rollout import open_updatable
 from pipeline.rollout.base import Rollout, Sampling, derived_seed
 from pipeline.rollout.weights import official_weights
 from pipeline.schema.pieces import RolloutSpec
+from pipeline.training import stopping
+from rewards.verdict import TRUNCATED
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,14 @@ class Sampled:
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
     logprobs: list[list[float]] | None
+
+    def ending(self, stopped: Callable[[Sequence[int]], bool]) -> Sampled:
+        """The same, with problems that tell rewards whether their completion was cut off."""
+        told: list[Problem] = [
+            {**problem, TRUNCATED: not stopped(ids)}
+            for problem, ids in zip(self.problems, self.completion_ids, strict=True)
+        ]
+        return replace(self, problems=told)
 
     @classmethod
     def of(
@@ -107,6 +117,7 @@ class Sampler(ABC):
             min_p=asked.min_p or 0.0,
             seed=seed,
             enough=enough,
+            stop=asked.stops.asked,
         )
 
 
@@ -116,12 +127,15 @@ class TrlSampler(Sampler):
     def __init__(self, trainer: Any) -> None:
         super().__init__(trainer)
         self.scored = trainer.use_vllm
+        stopping.prepare(trainer, trainer.stops)
 
     def extra(self, problems: list[Problem]) -> Sampled:
         """See `Sampler`."""
         trainer, prompts = self.trainer, self.prompts(problems)
         self._set_length(trainer.max_completion_length)
-        completion_ids, logprobs = trainer._generate_single_turn(prompts, None, {}, trainer.num_generations)
+        with stopping.until(trainer.accelerator.unwrap_model(trainer.model), trainer.stops):
+            completion_ids, logprobs = trainer._generate_single_turn(prompts, None, {}, trainer.num_generations)
+        completion_ids = [trainer.stops.cut(ids) for ids in completion_ids]
         if logprobs is not None:
             logprobs = [[math.nan if value is None else value for value in row] for row in logprobs]
         return Sampled(problems, prompts, completion_ids, logprobs)

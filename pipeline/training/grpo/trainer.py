@@ -22,6 +22,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
+from pipeline.rollout.stops import FirstLook, Stops
 from pipeline.schema.efficiency import STOCK, Efficiency, LengthChange, drops
 from pipeline.schema.mtp import MtpSpec
 from pipeline.training import experts, fused, varlen
@@ -51,6 +52,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         length_schedule: from which steps on completions may be longer.
         mtp: how blocks of multi-token prediction follow the policy; they stay as they are if not given.
         sampler: makes the sampler of this trainer; TRL's own ways if not given.
+        stop: texts and token ids that end a completion.
 
     Raises:
         ValueError: groups or checkpoints do not fit the generation batches, the synced reference model could not be
@@ -72,6 +74,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         length_schedule: Sequence[LengthChange] = (),
         mtp: MtpSpec | None = None,
         sampler: Callable[[Any], Sampler] = TrlSampler,
+        stop: Sequence[str | int] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -95,6 +98,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         self.group_watch, self.drift = judging.GroupWatch(self.num_generations), Drift()
         self.fill_watch = FillWatch(self.args.gradient_accumulation_steps, efficiency.tokens_per_pass)
         self.dynamic_sampling = DynamicSampling(self)
+        self.stops, self.first_look = Stops.of(self._tokenizer, stop), FirstLook(self._tokenizer.eos_token)
         self.sampler = sampler(self)
         corrected = self.sampler.scored and self.args.vllm_importance_sampling_correction
         if corrected and self.loss_type == "vespo" and self.args.vllm_importance_sampling_mode.startswith("sequence"):
@@ -140,6 +144,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
             sampled: rollouts of this process.
             on_top: whether they were sampled in addition to a batch, and may be trained on by a later policy.
         """
+        sampled = sampled.ending(self.stopped)
         completions = self._decoded(sampled)
         self._start_judging(sampled, completions)  # in the background, while the models are at work
         batch = self.counted(self._rows(sampled))
@@ -199,7 +204,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
 
     def stopped(self, completion: Sequence[int]) -> bool:
         """Whether the policy ended a completion by itself."""
-        return bool(completion) and completion[-1] in self.eos_token_ids
+        return bool(completion) and (completion[-1] in self.eos_token_ids or self.stops.ended(completion))
 
     def _decoded(self, sampled: Sampled) -> list[Any]:
         """Completions as rewards see them: texts, or chats of one message where prompts are chats."""

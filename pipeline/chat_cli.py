@@ -1,0 +1,89 @@
+"""The command `generate`, and what other commands share with it: models, options of prompts, and how they fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, NoReturn
+
+import typer
+
+StopOption = Annotated[
+    list[str] | None, typer.Option("--stop", help="Text at which an answer ends; a number is a token id.")
+]
+PrefillOption = Annotated[
+    str | None, typer.Option(help="What every answer begins with, such as <think>; the model's own if not given.")
+]
+TemplateKwargsOption = Annotated[
+    list[str] | None,
+    typer.Option("--chat-template-kwargs", help="Arguments of the model's chat template: enable_thinking=false"),
+]
+ModelArgument = Annotated[str, typer.Argument(help="RUN@STAGE (runs/nano-r1@zero), a folder, or a hub id.")]
+
+
+def generate(
+    model: ModelArgument,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Ask once and leave; a chat if not given.")
+    ] = None,
+    template: Annotated[str, typer.Option(help="Prompt template around each question.")] = "plain",
+    prefill: PrefillOption = None,
+    template_kwargs: TemplateKwargsOption = None,
+    stop: StopOption = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Chat with a checkpoint."""
+    from pipeline import source
+    from pipeline.chat import Conversation
+    from pipeline.rollout.base import RolloutError, Sampling
+    from pipeline.templates import TemplateError
+
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stops(stop)))
+    try:
+        kwargs = source.assignments(template_kwargs) if template_kwargs else None
+        conversation = Conversation(model_folder(model), template, sampling, kwargs, prefill)
+    except (TemplateError, RolloutError, OSError, ValueError) as error:
+        fail(str(error), code=2)
+    if prompt is None:
+        typer.echo("An empty line starts over; Ctrl-D ends.", err=True)
+    for question in [prompt] if prompt is not None else _questions():
+        if not question:
+            conversation.forget()
+            continue
+        try:
+            for piece in conversation.ask(question):
+                typer.echo(piece, nl=False)
+        except (TemplateError, RuntimeError) as error:
+            fail(str(error), code=2)
+        typer.echo()
+
+
+def stops(given: list[str] | None) -> list[str | int]:
+    """What the option `--stop` says: a number is a token id."""
+    return [int(one) if one.isdecimal() else one for one in given or []]
+
+
+def _questions() -> Iterator[str]:
+    while True:
+        try:
+            yield input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+
+
+def model_folder(name: str) -> str:
+    """The folder or hub id of what a user calls a model."""
+    from pipeline.chat import model_path
+
+    try:
+        return model_path(name)
+    except LookupError as error:
+        fail(str(error), code=2)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Say in one line what is wrong, and leave."""
+    typer.echo(f"zero2r1: {message}", err=True)
+    raise typer.Exit(code)
