@@ -20,6 +20,8 @@ from pipeline.recipe import Recipe
 from pipeline.rows import RowError, read_rows
 from pipeline.schema.pieces import Fault, Product, Ref, RewardSpec, RolloutSpec, StageConfig, TaskSpec
 from pipeline.schema.walk import walk
+from pipeline.tasks import base as tasks
+from pipeline.tasks.resolve import merged
 from rewards import registry
 
 TRACKERS = {
@@ -114,18 +116,38 @@ def broken_data(config: StageConfig, base: Path) -> Iterator[Fault]:
                 yield loc, str(error)
 
 
+def broken_tasks(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
+    """Tasks whose data files cannot be read, or hold too few problems. Tasks of the recipe's own are left to it."""
+    definitions = {name: definition.model_dump() for name, definition in recipe.tasks.items()}
+    seed = recipe.seed if config.seed is None else config.seed
+    for leaf in walk(config):
+        if not isinstance(leaf.value, TaskSpec):
+            continue
+        spec: TaskSpec = leaf.value
+        use, options, _ = merged(spec, definitions)
+        if use not in tasks.BUILTIN:
+            continue
+        task = tasks.load(use, options, recipe.base)
+        if not any(options.get(name) for name in task.path_options):
+            continue
+        try:
+            task.problems(spec.split, spec.problems, seed)
+        except tasks.TaskError as error:
+            yield leaf.loc, str(error)
+
+
 def unmet(recipe: Recipe, stages: list[str], run: bool = False) -> list[str]:
     """Every need of these stages that is not met, a line each: `stages.sft.trainer.report_to: needs …`.
 
     Args:
         recipe: the recipe.
         stages: those that are to run.
-        run: whether they are about to; only then the recipe's own Python files are imported.
+        run: whether they are about to; only then the recipe's Python files are imported, and its tasks read.
     """
     told = []
     for name in stages:
         config = recipe.stages[name]
-        code = broken_code(config, recipe.base) if run else ()
-        for loc, message in (*missing(config, recipe.base), *code, *broken_data(config, recipe.base)):
+        read = (*broken_code(config, recipe.base), *broken_tasks(recipe, config)) if run else ()
+        for loc, message in (*missing(config, recipe.base), *read, *broken_data(config, recipe.base)):
             told.append(f"{'.'.join(map(str, ('stages', name, *loc)))}: {message}")
     return told

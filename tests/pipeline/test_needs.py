@@ -160,6 +160,29 @@ def test_a_data_file_is_read_through_before_anything_runs(lines: Sequence[str], 
     assert needs.unmet(load(path), ["first"]) == [], "a stage that is finished needs nothing"
 
 
+@pytest.mark.parametrize(
+    ("lines", "options", "message"),
+    [
+        (['{"question": "1 + 1", "answer": "2"}', "{"], "", "problems.jsonl:2 is not JSON"),
+        (['{"question": "1 + 1"}'], "", "problems.jsonl:1"),
+        (['{"question": "1 + 1", "answer": "2"}'] * 3, ", problems: 50", "50"),
+    ],
+)
+def test_a_tasks_data_is_read_before_anything_runs(
+    lines: Sequence[str], options: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "problems.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    task = f"{{use: jsonl, options: {{path: problems.jsonl, test_share: 0}}{options}}}"
+    later = f"  later: {{kind: rejection_sample, model: '@first', tasks: [{task}]}}\n"
+    recipe_of_it = load(recipe(tmp_path, FIRST, later))
+    (told,) = needs.unmet(recipe_of_it, ["first", "later"], run=True)
+    assert told.startswith("stages.later.tasks.0: ")
+    assert message in told
+    whole = "".join(json.dumps({"question": f"{n} + 1", "answer": str(n + 1)}) + "\n" for n in range(60))
+    (tmp_path / "problems.jsonl").write_text(whole)
+    assert needs.unmet(recipe_of_it, ["first", "later"], run=True) == []
+
+
 BAD = {"temperature": 0.6, "do_sample": False, "early_stopping": True}
 
 

@@ -11,6 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -389,3 +390,26 @@ def test_senseless_options_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             Judge("tiny", **options)  # type: ignore[arg-type]
+
+
+def test_a_key_that_an_endpoint_repeats_is_in_no_reason() -> None:
+    key = "sk-planted-key"
+
+    class Echo(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            said = f"Incorrect API key provided: {self.headers['Authorization']}".encode()
+            self.send_response(HTTPStatus.UNAUTHORIZED)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, *args: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        (reply,) = ChatApi(url, {"model": "m"}, key=key, retries=0).ask(["?"])
+        server.shutdown()
+    assert isinstance(reply, Failure)
+    assert "Incorrect API key provided: Bearer (the key)" in reply.reason
