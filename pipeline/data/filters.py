@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, TypeVar
 
 from pydantic import Field
@@ -28,6 +28,8 @@ WORDING_SHARE = 0.01
 """A run of words that stands in a larger share of the test questions is their common wording, not their content."""
 WORDING_LEAST = 3
 """Test questions that must share a run of words before it can count as wording."""
+ALIKE = 50
+"""Questions that begin alike among which one is looked for in another: more of them share a wording."""
 SHORT_LEAST = 3
 """Words and signs of the shortest test question that is looked for within others."""
 APPENDED_WORDS = 3
@@ -113,9 +115,10 @@ class Duplicates:
 class Contamination:
     """Finds questions that are in a test set, or share ten words in a row with one that is.
 
-    Signs are no words: LaTeX is full of them. Runs of words that many different test questions share ("how many … are
-    there in all?") are wording and do not count. A test question that is shorter than a run counts as one run, signs
-    included: `What is 12 * 7, please?` holds `What is 12 * 7?`, and `What is 12 * 7 + 1?` does not.
+    Signs are no words: LaTeX is full of them. Runs of words that many different test questions share, whatever numbers
+    stand between them ("how many … are there in all?"), are wording and do not count. A test question that is shorter
+    than a run counts as one run, signs included: `What is 12 * 7, please?` holds `What is 12 * 7?`, and
+    `What is 12 * 7 + 1?` does not.
 
     Args:
         tests: the test questions; one that is listed several times counts once.
@@ -129,9 +132,16 @@ class Contamination:
         self.length, self.left_out = length, 0
         questions = list(dict.fromkeys(tuple(_words(text)) for text in tests))
         self._whole = set(questions)
-        counts = Counter(run for words in questions for run in set(_runs(_unsigned(words), length)))
         most = max(WORDING_LEAST, WORDING_SHARE * len(questions))
-        self._parts = {run for run, count in counts.items() if count < most}
+        counts = Counter(
+            run for words in _undressed(questions, length) for run in set(_runs(_without_numbers(words), length))
+        )
+        self._parts = {
+            run
+            for words in map(_unsigned, questions)
+            for run, wording in zip(_runs(words, length), _runs(_without_numbers(words), length), strict=True)
+            if counts[wording] < most
+        }
         self._short: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
         for words in questions:
             told = tuple(_told(words))
@@ -177,6 +187,29 @@ class Contamination:
                 if not (_goes_on(before, short[0]) or _goes_on(after, short[-1])):
                     return True
         return False
+
+
+def _without_numbers(words: Iterable[str]) -> list[str]:
+    return ["0" if word.isdigit() else word for word in words]
+
+
+def _undressed(questions: Iterable[tuple[str, ...]], length: int) -> list[list[str]]:
+    """The words of questions, without those that only say another one with words around it (`Question: …`)."""
+    kept: list[list[str]] = []
+    beginning: dict[tuple[str, ...], list[list[str]]] = {}
+    for words in sorted(map(_unsigned, questions), key=len):
+        if not _holds_one(words, beginning, length):
+            kept.append(words)
+            beginning.setdefault(tuple(words[:length]), []).append(words)
+    return kept
+
+
+def _holds_one(words: list[str], beginning: Mapping[tuple[str, ...], list[list[str]]], length: int) -> bool:
+    return any(
+        words[at : at + len(core)] == core
+        for at, run in enumerate(_runs(words, length))
+        for core in beginning.get(run, [])[:ALIKE]
+    )
 
 
 def _goes_on(beside: Sequence[str], edge: str) -> bool:

@@ -13,6 +13,7 @@ from pipeline.data.filters import Contamination
 from pipeline.data.mixture import DataError, DataSource, asked, mixed
 from pipeline.recipe import load
 from pipeline.tasks.base import TaskError
+from pipeline.tasks.base import load as load_task
 from pipeline.training.decontaminate import clean_prompts, contamination
 from tests.stages.driving import context_of
 
@@ -69,6 +70,29 @@ def test_a_test_set_that_is_listed_several_times_is_no_wording(times: int) -> No
     for question in ("Once more: " + STORY.format("seven"), "What is 12 * 7, please?"):
         assert Contamination(tests * times).found(question)
         assert Contamination([text.upper() + " " * n for n in range(times) for text in tests]).found(question)
+
+
+def test_a_test_set_in_several_dresses_is_no_wording() -> None:
+    story = STORY.format("seven")
+    dressed = [
+        story,
+        f"Question: {story}",
+        f"{story}{BOXED}",
+        f"Q: {story} A:",
+        f"Please solve this one. {story} Thanks!",
+    ]
+    assert Contamination(dressed).found("Once more: " + story)
+    assert Contamination(dressed).found(f"Note: {story}")
+
+
+@pytest.mark.parametrize(
+    ("task", "options"), [("countdown", {}), ("arithmetic", {"order": "left_to_right", "modulo": 10})]
+)
+def test_other_numbers_in_the_wording_of_a_generated_task_are_other_questions(task: str, options: Any) -> None:
+    made = load_task(task, options)
+    contamination = Contamination(problem.question for problem in made.problems("test", 500))
+    assert not any(contamination.found(problem.question) for problem in made.problems("train", 500))
+    assert all(contamination.found(problem.question) for problem in made.problems("test", 50))
 
 
 def test_wording_of_many_different_questions_is_still_no_content() -> None:
