@@ -182,9 +182,8 @@ def _interchangeable(gold: Tokens, answer: Tokens) -> bool:
     """Whether two names may be said of one thing: phrases may, and so may `y` and `f(x)`."""
     if _is_phrase(gold) or _is_phrase(answer):
         return True
-    return any(
-        [t.text for t in y] == ["y"] and len(f) > 3 and f[1].text == "(" for y, f in ((gold, answer), (answer, gold))
-    )
+    names = sorted(("".join(token.text for token in name) for name in (gold, answer)), key=len)
+    return names[0] == "y" and names[1][:1].isalpha() and names[1].endswith("(x)")
 
 
 def _mentions(answer: Named, gold: Named) -> bool:

@@ -109,10 +109,24 @@ class _Evaluation:
         if special is not None:
             return special(self, node)
         args = [self.of(arg) for arg in node.args]
+        if node.op in ("root", "^") and node.args[0].op in ("*", "/") and self.arithmetic.real:
+            self._mind_factors(node, args[1])
         operation = _OPERATIONS.get(node.op)
         if operation is None:
             raise UnknownError
         return operation(self.arithmetic, args, node.name)
+
+    def _mind_factors(self, node: Node, degree: Number) -> None:
+        r"""By custom `\sqrt{xy}` is for factors of which none is negative, so that it is `\sqrt{x}\sqrt{y}`.
+
+        Raises:
+            OutsideError: one is.
+        """
+        even = degree.exact is not None and (degree.exact if node.op == "root" else degree.exact.denominator) % 2 == 0
+        for factor in node.args[0].args if even else ():
+            value = self.of(factor)
+            if value.variables and self.arithmetic.value(value).real < 0:
+                raise OutsideError
 
     def _symbol(self, name: str) -> Number:
         if name in self.values:

@@ -9,6 +9,14 @@ _NAMES = frozenset({"C", "c", "K", "k", "C_1", "c_1", "C_0", "D"})
 """What such a constant is called; the gold calls it `C`."""
 
 
+def _numbered(token: Token, theirs: list[str]) -> Token:
+    """`c_1` as `C_1`, or the other way round, if that is what the gold has."""
+    other = token.text.swapcase()
+    if token.text[:2] not in ("C_", "c_") or token.text in theirs or other not in theirs:
+        return token
+    return Token(Kind.SYMBOL, other, token.spaced)
+
+
 def renamed(gold: Tokens, answer: Tokens) -> Tokens:
     """The answer with its constant of integration called `C`, if that is what the gold has and no answer's letter is.
 
@@ -16,6 +24,7 @@ def renamed(gold: Tokens, answer: Tokens) -> Tokens:
     """
     gold, answer = letter_by_letter(gold), letter_by_letter(answer)
     theirs = [token.text for token in gold if token.kind is Kind.SYMBOL]
+    answer = tuple(_numbered(token, theirs) for token in answer)
     ours = [token.text for token in answer if token.kind is Kind.SYMBOL]
     if theirs.count("C") != 1 or "C" in ours or len(set(theirs)) < 2:
         return answer

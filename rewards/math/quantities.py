@@ -15,6 +15,9 @@ def quantities(gold: Quantity, answer: Quantity, leaf: Leaf) -> bool | None:
     """Whether two quantities are the same, in the policy of `rewards.math.compare` on units."""
     if gold.written == answer.written:
         return True
+    texts = [token.text for token in gold.written]
+    if r"\pmod" in texts and not any(token.text == r"\pmod" for token in answer.written):
+        return leaf(gold.written[: texts.index(r"\pmod")], answer.value)  # a residue, whose modulus is understood
     answer = _with_unit(gold, answer)
     g, a = gold.unit, answer.unit
     if g is None and a is None:

@@ -32,14 +32,15 @@ INEQUALITIES = frozenset({"<", ">", "<=", ">="})
 
 def inequality(sides: list[Tokens], relations: list[str], read: Read, depth: int) -> Shape | None:
     """`x > 3`, `1 < x \\le 2` as intervals."""
-    if all(r in (">", ">=") for r in relations):
+    turned = all(r in (">", ">=") for r in relations)
+    if turned:
         sides, relations = sides[::-1], [r.replace(">", "<") for r in relations[::-1]]
     if not all(r in ("<", "<=") for r in relations):
         return None
     if len(sides) == 2 and "|" in (sides[0][0].text, sides[1][0].text):
         return _around_zero(sides, relations[0], read, depth)
     ends: tuple[Shape, Shape]
-    if len(sides) == 2 and is_name(sides[0]):
+    if len(sides) == 2 and is_name(sides[0]) and not (turned and is_name(sides[1])):
         ends, brackets, variable = (LOW, read(sides[1], depth + 1)), "(" + _close(relations[0]), sides[0]
     elif len(sides) == 2 and is_name(sides[1]):
         ends, brackets, variable = (read(sides[0], depth + 1), HIGH), _open(relations[0]) + ")", sides[1]

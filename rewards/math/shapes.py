@@ -102,9 +102,10 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A matrix or a column vector, row by row."""
+    """A matrix or a column vector, row by row; between bars it is a determinant."""
 
     rows: tuple[tuple[Shape, ...], ...]
+    is_determinant: bool = False
 
 
 @dataclass(frozen=True, slots=True)

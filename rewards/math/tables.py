@@ -63,7 +63,8 @@ def _matrix(written: Tokens, read: Read, depth: int) -> Shape | None:
     cells = tuple(
         tuple(read(_times(factor, cell), depth + 1) for cell in split(row, _is_ampersand(row))) for row in rows
     )
-    return Matrix(cells) if cells and all(len(row) == len(cells[0]) <= _FEW for row in cells) else None
+    bars = written[start].text == r"\begin vmatrix"
+    return Matrix(cells, bars) if cells and all(len(row) == len(cells[0]) <= _FEW for row in cells) else None
 
 
 def _times(factor: Tokens, cell: Tokens) -> Tokens:
@@ -82,12 +83,14 @@ def _is_ampersand(row: Tokens) -> Callable[[int], bool]:
 def same_matrices(gold: Shape, answer: Shape, same: Same, leaf: Leaf) -> bool | None:
     """Whether two matrices agree cell by cell, one of which may be a vector or rows in brackets."""
     if isinstance(gold, Matrix) and isinstance(answer, Matrix):
+        if gold.is_determinant != answer.is_determinant:
+            return False
         if (len(gold.rows), len(gold.rows[0])) != (len(answer.rows), len(answer.rows[0])):
             return False
         return every(same(g, a, leaf) for g, a in zip(_cells(gold), _cells(answer), strict=True))
     matrix, other = (gold, answer) if isinstance(gold, Matrix) else (answer, gold)
     assert isinstance(matrix, Matrix)
-    if not isinstance(other, Group):
+    if not isinstance(other, Group) or matrix.is_determinant:
         return False
     flat = _as_vector(matrix, other) or _as_rows(matrix, other)
     if flat is None:

@@ -122,9 +122,9 @@ def _one(kind: str, raw: str, found: re.Match[str], spaced: bool) -> Iterator[To
             yield Token(Kind.COMMAND, PLAIN[raw[1:]])
         else:
             yield Token(Kind.SYMBOL if len(raw) == 1 else Kind.WORD, raw, spaced)
-    elif raw in GREEK:
+    elif (raw := ALIASES.get(raw, raw)) in GREEK:
         yield Token(Kind.SYMBOL, raw, spaced)
-    elif (raw := ALIASES.get(raw, raw)) in OPERATORS:
+    elif raw in OPERATORS:
         yield Token(Kind.OPERATOR, OPERATORS[raw], spaced, "times" if raw == r"\times" else "")
     else:
         yield Token(Kind.COMMAND if kind == "command" else Kind.OPERATOR, raw, spaced)

@@ -16,7 +16,7 @@ from rewards.math.named import Names
 from rewards.math.nodes import Node, number
 from rewards.math.numbers import UnknownError, literal
 from rewards.math.operators import is_differential
-from rewards.math.units import is_product
+from rewards.math.units import are_letters
 
 MAX_NESTING = 40
 """Brackets and fractions within one another; deeper ones are not read."""
@@ -226,7 +226,7 @@ def letter_by_letter(expression: Tokens) -> Tokens:
         elif _DERIVATIVE.fullmatch(quotient := "".join(t.text for t in expression[position : position + 3])):
             result.append(Token(Kind.SYMBOL, quotient))
             next(rest), next(rest)
-        elif not token.text.isupper() and is_product(token.text):
+        elif not token.text.isupper() and are_letters(token.text):
             result += [Token(Kind.SYMBOL, letter) for letter in token.text]
         else:
             result.append(token)

@@ -9,7 +9,8 @@ _SIGNS = {"negative": (Token(Kind.OPERATOR, "-"),), "minus": (Token(Kind.OPERATO
 _CLOSING_WORDS = words("is are the final correct answer")
 _IDLE = frozenset({"\\\\", r"\therefore", r"\Rightarrow", r"\implies", r"\to", r"\Longrightarrow"})
 _PROSE = words(
-    "the a an is are so then thus hence therefore answer final our result value solution we get have equals exactly"
+    "the a an is are it's so then thus hence therefore answer final our result value solution we get have equals"
+    " exactly"
 )
 
 
@@ -39,7 +40,7 @@ def trim(written: Tokens) -> Tokens:
     if (
         prose > start
         and prose < end
-        and any(t.text.lower() in ("answer", "is", "result", "get", "exactly") for t in written[start:prose])
+        and any(t.text.lower() in ("answer", "is", "it's", "result", "get", "exactly") for t in written[start:prose])
     ):
         return trim(written[prose:end])
     if prose == start and start < end and written[start].text == "~":

@@ -98,6 +98,9 @@ _NAMES: dict[str, tuple[Unit, str]] = {
     "mph": (Unit(Fraction(1609344, 1000 * 3600), (("length", 1), ("time", -1))), "mph"),
     "kmh": (Unit(Fraction(1000, 3600), (("length", 1), ("time", -1))), "kph kmh kmph"),
     "kelvin": (_unit(1, "temperature"), "K kelvin kelvins"),
+    "electronvolt": (_unit(1, "electronvolt"), "eV"),
+    "kiloelectronvolt": (_unit(1000, "electronvolt"), "keV"),
+    "megaelectronvolt": (_unit(10**6, "electronvolt"), "MeV"),
     "unit": (Unit(), "unit units"),
 }
 _SPELLINGS: dict[str, Unit] = {word: unit for unit, words in _NAMES.values() for word in words.split()}
@@ -145,6 +148,11 @@ def is_product(letters: str) -> bool:
     return (
         len(letters) <= 4 and not letters.isupper() and letters.lower() not in NOT_A_PRODUCT and lookup(letters) is None
     )
+
+
+def are_letters(word: str) -> bool:
+    """Whether a word within a formula is a product of letters: there `mg` and `km` are no units."""
+    return is_product(word) or (len(word) == 2 and word in _SPELLINGS and word.islower())
 
 
 def split_unit(expression: Tokens) -> tuple[Tokens, Unit | None]:
@@ -242,6 +250,8 @@ def _may_be_unit(expression: Tokens, index: int) -> bool:
         return True
     if before.text == "/":
         return index >= 2 and expression[index - 2].kind in _WORDY
+    if token.spaced and before.kind is Kind.SYMBOL and before.text in _SPELLINGS:
+        return _may_be_unit(expression, index - 1)  # m s^{-2}
     return token.spaced and (before.kind is Kind.NUMBER or _ends_in_power_of_ten(expression[:index]))
 
 
