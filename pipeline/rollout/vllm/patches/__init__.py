@@ -19,8 +19,8 @@ from pipeline.rollout.vllm.patches.scheduler import SchedulerFastPath
 
 log = logging.getLogger(__name__)
 
-TESTED = ("0.26.0", "0.31.0")
-"""Versions of vLLM that tests/rollout/test_vllm_steps.py passes with, step by step: 0.26 on an H200, 0.31 on a CPU."""
+TESTED = ("0.26.0", "0.31.0", "0.32.0")
+"""Versions that tests/rollout/test_vllm_steps.py passes with: 0.26 on an H200, the others on a CPU."""
 
 
 class Installed(NamedTuple):

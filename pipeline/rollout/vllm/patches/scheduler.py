@@ -193,8 +193,9 @@ class SchedulerFastPath:
         cached.new_block_ids[:0] = step.blocks
         scheduled.num_scheduled_tokens = dict.fromkeys(step.names, 1) | scheduled.num_scheduled_tokens
         scheduled.total_num_scheduled_tokens += len(step.names)
-        first = scheduler.running[0].request_id
-        scheduled.num_common_prefix_blocks = scheduler.kv_cache_manager.get_num_common_prefix_blocks(first)
+        if scheduled.num_common_prefix_blocks:  # which vLLM 0.32 no longer counts
+            first = scheduler.running[0].request_id
+            scheduled.num_common_prefix_blocks = scheduler.kv_cache_manager.get_num_common_prefix_blocks(first)
         if not scheduler.use_v2_model_runner:
             scheduler.prev_step_scheduled_req_ids.update(step.names)
         scheduled.lockstep = step
