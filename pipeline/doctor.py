@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from pipeline.schema.pieces import RewardSpec
     from rewards import Item
 
-DEAD_GROUPS_WARNING = 0.8
-"""Share of groups without any difference in reward above which RL learns almost nothing."""
 TRIED_PROBLEMS = 8
 """Gold answers of each task that reward functions are asked about."""
 RECENT_EVENTS = 20
@@ -374,10 +373,12 @@ def _files(stage: Stage) -> Iterator[Finding]:
 
 
 def _dead_groups(stage: str, events: Sequence[Mapping[str, Any]]) -> Finding:
-    dead = sum(event["frac_reward_zero_std"] for event in events) / len(events)
+    from pipeline.training.grpo.judging import DEAD_SHARE
+
+    dead = fmean(event["frac_reward_zero_std"] for event in events)
     score = sum(event.get("rewards/accuracy/score", event.get("reward", 0.0)) for event in events) / len(events)
     message = f"{dead:.0%} of the groups had no difference in reward over the last {len(events)} logged steps"
-    if dead < DEAD_GROUPS_WARNING:
+    if dead < DEAD_SHARE:
         return Finding(Level.OK, stage, message)
     cause = "mixed scores: groups may be too small (trainer.num_generations)"
     if score < 0.1:

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.report.prose import main_root
 from pipeline.report.run_data import Run, Stage, data_file, row_at, rows, rows_with_offsets
 from pipeline.report.text import clean, finite, shorten
+from pipeline.samples import SAMPLES
 from rewards.text import split_thought
 
 TEXT_LIMIT = 3_000  # characters of a thought, an answer or a question that the page shows
@@ -86,8 +87,8 @@ def problems_through_models(run: Run, models: tuple[str, ...]) -> list[Problem]:
     """The picked problems, each with the first completion of every model (in the given order) that met it."""
     found: dict[tuple[str, str], dict[str, _Place]] = {}
     for stage in run.stages.values():
-        if stage.kind == "evaluate" and (path := data_file(stage, "samples.jsonl")):
-            for offset, row in rows_with_offsets(stage, "samples.jsonl"):
+        if stage.kind == "evaluate" and (path := data_file(stage, SAMPLES)):
+            for offset, row in rows_with_offsets(stage, SAMPLES):
                 model = str(row.get("model") or stage.parent or stage.config.get("model") or stage.name)
                 key = (str(row.get("task", "")), str(row.get("id", "")))
                 found.setdefault(key, {}).setdefault(model, _Place(path, offset, _correct(row)))
@@ -135,10 +136,10 @@ def _problem(story: Story, places: Mapping[str, _Place]) -> Problem:
 def samples_while_training(stage: Stage) -> Problem | None:
     """A few completions from the stage's beginning to its end, of one problem if possible; None if it kept none."""
     steps: dict[float, dict[str, int]] = {}
-    path = data_file(stage, "samples.jsonl")
+    path = data_file(stage, SAMPLES)
     if path is None:
         return None
-    for offset, row in rows_with_offsets(stage, "samples.jsonl"):
+    for offset, row in rows_with_offsets(stage, SAMPLES):
         if (step := finite(row.get("step"))) is not None:
             steps.setdefault(step, {}).setdefault(str(row.get("id", "")), offset)
     if len(steps) < 2:
@@ -155,7 +156,7 @@ def samples_while_training(stage: Stage) -> Problem | None:
 def samples_by_reason(stage: Stage) -> Problem | None:
     """One sample for each reason that rejection sampling kept or dropped some for; None if it kept no samples."""
     first: dict[str, Mapping[str, Any]] = {}
-    for row in rows(stage, "samples.jsonl"):
+    for row in rows(stage, SAMPLES):
         if isinstance(reason := row.get("reason"), str):
             first.setdefault(reason, row)
     return _from_rows("", [(reason.replace("_", " "), row) for reason, row in first.items()]) if first else None

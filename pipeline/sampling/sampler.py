@@ -22,9 +22,10 @@ from pipeline.rollout.room import Room, context_of
 from pipeline.rollout.speculative import facts
 from pipeline.rollout.stops import FirstLook
 from pipeline.rows import read_rows, write_rows
+from pipeline.samples import Judgement, sample_row
 from pipeline.schema.pieces import RolloutSpec
 from pipeline.templates import TemplateError, encode, set_chat_template
-from rewards import Batch, Composite, Status, Verdict
+from rewards import Batch, Composite
 from rewards.function import guard_infra
 from rewards.verdict import PREFILL, TRUNCATED
 
@@ -38,30 +39,6 @@ SECONDS_BETWEEN_REPORTS = 1.0
 
 Report = Callable[[int, int], None]
 """Called with (sequences done, sequences in all)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What one reward said of a sample; the lasting part of a `rewards.Verdict`."""
-
-    status: str
-    score: float | None
-    extracted: str | None = None
-    detail: str = ""
-
-    @classmethod
-    def of(cls, verdict: Verdict) -> Judgement:
-        """Without time."""
-        return cls(verdict.status.value, verdict.score, verdict.extracted, verdict.detail)
-
-    def verdict(self) -> Verdict:
-        """The verdict itself."""
-        return Verdict(Status(self.status), self.score, self.extracted, detail=self.detail)
-
-    @property
-    def correct(self) -> bool:
-        """Whether the reward found it right."""
-        return self.status == Status.CORRECT.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,14 +261,4 @@ def _throttled(report: Report | None) -> Report:
 
 def record(group: Group, sample: Sample, label: str, **more: Any) -> dict[str, Any]:
     """A line of `samples.jsonl`: the sample with the judgement of one reward."""
-    judgement = sample.judgements.get(label) or Judgement("unjudged", None)
-    return {
-        **{key: group.row[key] for key in ("task", "id", "question", "answer")},
-        "completion": sample.completion,
-        "status": judgement.status,
-        "score": judgement.score,
-        "extracted": judgement.extracted,
-        "tokens": sample.tokens,
-        "finish": sample.finish,
-        **more,
-    }
+    return sample_row(group.row, sample.completion, sample.judgements.get(label), sample.tokens, sample.finish, **more)

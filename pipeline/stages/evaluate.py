@@ -24,6 +24,7 @@ from pipeline.artifacts import MANIFEST
 from pipeline.context import Outputs, StageContext
 from pipeline.rollout import engine_name
 from pipeline.rows import write_rows
+from pipeline.samples import SAMPLES
 from pipeline.sampling.sampler import Group, Sampler, record
 from pipeline.sampling.scores import Labels, same_spelling, score, sentence
 from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec, TaskSpec
@@ -133,7 +134,7 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
             sampler.close()
     finally:
         judge.close()
-    write_rows(context.output / "samples.jsonl", saved)
+    write_rows(context.output / SAMPLES, saved)
     told = {"speculation": speculation, "prompting": prompting}
     told = {name: of_model for name, of_model in told.items() if of_model}
     return Outputs({"sampling": sampling_facts(context), "scores": scores, **told})

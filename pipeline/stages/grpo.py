@@ -23,6 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.context import Outputs, StageContext
+from pipeline.samples import SAMPLES
 from pipeline.schema.efficiency import Efficiency, LengthChange, check_efficiency, check_lengths, kernels_fault
 from pipeline.schema.mtp import DraftSpec
 from pipeline.schema.pieces import (
@@ -290,7 +291,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
             args=args,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            samples=Samples(context.scratch / "samples.jsonl", config.sample_every, config.samples),
+            samples=Samples(context.scratch / SAMPLES, config.sample_every, config.samples),
             efficiency=config.switches,
             length_schedule=config.length_schedule,
             mtp=config.mtp,

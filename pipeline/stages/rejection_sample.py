@@ -26,6 +26,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.context import Outputs, StageContext
 from pipeline.data.filters import Duplicates, FilterSpec
 from pipeline.rows import write_rows
+from pipeline.samples import SAMPLES
 from pipeline.sampling.sampler import Group, Sample, Sampler, record
 from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec
 from pipeline.tasks.grading import ACCURACY, check_columns, composite
@@ -141,7 +142,7 @@ def run(context: StageContext[RejectionSampleConfig]) -> Outputs:
         judge.close()
     metrics = account.metrics() | sampler.speculation | left_out | sampler.room.left_out(sampler.left_out)
     logger.info("%s", metrics)
-    write_rows(context.output / "samples.jsonl", account.examples)
+    write_rows(context.output / SAMPLES, account.examples)
     if not account.rows:
         raise NothingKeptError(f"not one of {account.sampled} samples passed: {dict(account.reasons)}")
     write_rows(context.output / "data.jsonl", account.rows)

@@ -16,13 +16,13 @@ from typing import Any
 
 from pipeline import durable
 from pipeline.context import StageContext
+from pipeline.samples import SAMPLES
 from pipeline.schema.reserved import KEEP_CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
 MARK = "complete"
-SAMPLES = "samples.jsonl"
 JOURNALS = ("events.jsonl", SAMPLES)
 """Files beside the folder of checkpoints that grow as training goes on; each checkpoint has them as they were."""
 

@@ -13,8 +13,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.context import StageContext
+from pipeline.samples import Judgement
 from pipeline.sampling import sampler as sampling
-from pipeline.sampling.sampler import Group, Judgement, Sample
+from pipeline.sampling.sampler import Group, Sample
 from pipeline.sampling.scores import interval, majority_correct, pass_at_k, score, sentence
 from pipeline.stages.evaluate import LABELS, EvaluateConfig, evaluate_model, run
 from pipeline.templates import TemplateError

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import rewards
-from pipeline.sampling.sampler import Group, Judgement, Sample
+from pipeline.samples import Judgement
+from pipeline.sampling.sampler import Group, Sample
 from pipeline.sampling.scores import majority_correct, same_spelling, score
 from pipeline.stages.evaluate import LABELS
 from pipeline.tasks.base import load

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.rows import whole_row, write_rows
+from pipeline.samples import SAMPLES
 from rewards import Batch, Composite, Verdict
 
 log = logging.getLogger(__name__)
 
 DEAD_SHARE = 0.9
-"""Share of groups without variance above which hardly anything is learnt."""
+"""Share of groups without variance from which on hardly anything is learnt; `doctor --run` warns at it, too."""
 DEAD_STEPS = 5
 """Generation batches in a row before it is said: one may be bad luck."""
 TRL_COLUMNS = frozenset({"prompt", "completion", "completion_ids"})
@@ -92,30 +93,7 @@ class Samples:
     def publish(self, folder: Path) -> None:
         """Copy them beside the model."""
         if self.path.exists():
-            (folder / "samples.jsonl").write_bytes(self.path.read_bytes())
-
-
-def sample_row(
-    step: int,
-    problem: Mapping[str, Any],
-    completion: str,
-    verdict: Verdict | None,
-    tokens: int,
-    stopped: bool,
-    extra: Mapping[str, Any],
-) -> dict[str, Any]:
-    """A line of `samples.jsonl`; `extra` is what rewards logged about this completion (`log_extra`)."""
-    return {
-        "step": step,
-        **{name: problem[name] for name in ("task", "id", "question", "answer")},
-        "completion": completion,
-        "status": None if verdict is None else verdict.status.value,
-        "score": None if verdict is None else verdict.score,
-        "extracted": None if verdict is None else verdict.extracted,
-        "tokens": tokens,
-        "finish": "stop" if stopped else "length",
-        **({"extra": dict(extra)} if extra else {}),
-    }
+            (folder / SAMPLES).write_bytes(self.path.read_bytes())
 
 
 class GroupWatch:
@@ -132,7 +110,7 @@ class GroupWatch:
     def add(self, failed: float, solved: float) -> None:
         """Take the shares of a generation batch: every rollout failed; every one got the same reward above zero."""
         self.shares = [*self.shares, (failed, solved)][-DEAD_STEPS:]
-        if len(self.shares) == DEAD_STEPS and min(map(sum, self.shares)) > DEAD_SHARE:
+        if len(self.shares) == DEAD_STEPS and min(map(sum, self.shares)) >= DEAD_SHARE:
             log.warning("%s", explain_dead_groups(self.shares, self.group))
             self.shares = []
 

@@ -41,7 +41,7 @@ STD_FLOOR = 1e-4
 
 def advantages(
     rewards_BF: Tensor, weights_F: Tensor, group: int, scale: str, aggregation: str = "sum_then_normalize"
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """How much better each rollout is than the others of its group; every tensor is that of all processes.
 
     Args:
@@ -53,25 +53,28 @@ def advantages(
         aggregation: `sum_then_normalize`; or `normalize_then_sum`, each reward by itself (GDPO, arXiv 2601.05242).
 
     Returns:
-        (B,) advantages, exactly 0 in a group whose rewards are equal; (B,) the deviations.
+        (B,) advantages, exactly 0 in a group whose rewards are equal.
     """
-    unscored_B = rewards_BF.isnan().all(dim=1)
     if aggregation == "normalize_then_sum":
         each_GKF = rewards_BF.view(-1, group, rewards_BF.size(1))
         each_GKF = (each_GKF - each_GKF.nanmean(1, keepdim=True)) / (deviation(each_GKF, 1) + STD_FLOOR)
         rewards_BF = each_GKF.flatten(0, 1)
         group, scale = len(rewards_BF), "batch"
-    total_B = (rewards_BF * weights_F).nansum(dim=1).masked_fill(unscored_B, math.nan)
+    total_B = total(rewards_BF, weights_F)
     total_GK = total_B.view(-1, group)
     mean_GK = total_GK.nanmean(dim=1, keepdim=True)
     std_GK = deviation(total_B, 0) if scale == "batch" else deviation(total_GK, 1)
-    std_B = std_GK.expand_as(total_GK).flatten()
     advantages_B = (total_GK - mean_GK).flatten()
     if scale != "none":
-        advantages_B = advantages_B / (std_B + STD_FLOOR)
+        advantages_B = advantages_B / (std_GK.expand_as(total_GK).flatten() + STD_FLOOR)
     # The mean of equal numbers may be off by a rounding error, and divided by STD_FLOOR that is no longer small.
     equal_B = equal_groups(total_B[:, None], group).repeat_interleave(group)
-    return advantages_B.nan_to_num(nan=0.0).masked_fill(equal_B, 0.0), std_B
+    return advantages_B.nan_to_num(nan=0.0).masked_fill(equal_B, 0.0)
+
+
+def total(rewards_BF: Tensor, weights_F: Tensor) -> Tensor:
+    """(B,) The weighted sum of a rollout's rewards; NaN where none gave a score."""
+    return (rewards_BF * weights_F).nansum(dim=1).masked_fill(rewards_BF.isnan().all(dim=1), math.nan)
 
 
 def equal_groups(rewards_BF: Tensor, group: int) -> Tensor:

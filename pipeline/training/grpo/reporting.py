@@ -8,11 +8,12 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from pipeline.training.grpo import judging, objective
+from pipeline.samples import Judgement, sample_row
+from pipeline.training.grpo import objective
 from pipeline.training.grpo.sampling import Sampled
 
 
-def log_rollouts(trainer: Any, sampled: Sampled, rewards_BF: Tensor, weights_F: Tensor, std_B: Tensor) -> None:
+def log_rollouts(trainer: Any, sampled: Sampled, rewards_BF: Tensor, weights_F: Tensor) -> None:
     """Lengths and rewards of rollouts, over all processes, under TRL's names."""
     metrics = trainer._metrics["train"]
     lengths = [
@@ -31,11 +32,11 @@ def log_rollouts(trainer: Any, sampled: Sampled, rewards_BF: Tensor, weights_F: 
     for at, name in enumerate(trainer.reward_func_names):
         metrics[f"rewards/{name}/mean"].append(rewards_BF[:, at].nanmean().item())
         metrics[f"rewards/{name}/std"].append(objective.deviation(rewards_BF[:, at], 0).item())
-    unscored_B = rewards_BF.isnan().all(dim=1)
-    total_B = (rewards_BF * weights_F).nansum(dim=1).masked_fill(unscored_B, torch.nan)
+    total_B = objective.total(rewards_BF, weights_F)
     metrics["reward"].append(total_B.nanmean().item())
     metrics["reward_std"].append(objective.deviation(total_B, 0).item())
-    metrics["frac_reward_zero_std"].append(torch.isclose(std_B, torch.zeros_like(std_B)).float().mean().item())
+    equal_G = objective.equal_groups(total_B[:, None], trainer.num_generations)
+    metrics["frac_reward_zero_std"].append(equal_G.float().mean().item())  # TRL compares deviations with 0 instead
     for name in sorted(set(gather_object(list(trainer._pending_metrics)))):  # of rewards; all ranks in one order
         values = trainer._pending_metrics.get(name, [])
         pair = torch.tensor([sum(values), len(values)], dtype=torch.float32, device=trainer.accelerator.device)
@@ -44,10 +45,11 @@ def log_rollouts(trainer: Any, sampled: Sampled, rewards_BF: Tensor, weights_F: 
     trainer._pending_metrics.clear()
 
 
-def look_at(trainer: Any, sampled: Sampled, completions: list[Any], rewards_BF: Tensor) -> None:
+def look_at(trainer: Any, sampled: Sampled, completions: list[Any], rewards_BF: Tensor, weights_F: Tensor) -> None:
     """Log how many groups teach nothing, and write a few completions where that is due."""
-    same_G = objective.equal_groups(rewards_BF, trainer.num_generations)
-    best_G = rewards_BF.nansum(dim=1).view(-1, trainer.num_generations).amax(dim=1)  # the first may have no score
+    total_B = objective.total(rewards_BF, weights_F)
+    same_G = objective.equal_groups(total_B[:, None], trainer.num_generations)
+    best_G = total_B.nan_to_num(0.0).view(-1, trainer.num_generations).amax(dim=1)  # the first may have no score
     failed, solved = ((same_G & (best_G <= 0)).float().mean().item(), (same_G & (best_G > 0)).float().mean().item())
     trainer._metrics["train"]["groups/all_failed"].append(failed)
     trainer._metrics["train"]["groups/all_equal_above_zero"].append(solved)
@@ -61,15 +63,15 @@ def _sample_rows(trainer: Any, sampled: Sampled, completions: list[Any]) -> list
     (reward,) = trainer.reward_funcs
     verdicts, extras = reward.last[reward.parts[0].label], trainer._pending_extra_logs
     return [
-        judging.sample_row(
-            trainer.state.global_step,
+        sample_row(
             problem,
             completion if isinstance(completion, str) else completion[0]["content"],
-            verdicts[at],
+            None if verdict is None else Judgement.of(verdict),
             len(sampled.completion_ids[at]),
-            trainer.stopped(sampled.completion_ids[at]),
-            {name: values[at] for name, values in extras.items()},
+            "stop" if trainer.stopped(sampled.completion_ids[at]) else "length",
+            step=trainer.state.global_step,
+            **({"extra": {name: values[at] for name, values in extras.items()}} if extras else {}),
         )
-        for at, (problem, completion) in enumerate(zip(sampled.problems, completions, strict=True))
+        for at, (problem, completion, verdict) in enumerate(zip(sampled.problems, completions, verdicts, strict=True))
         if at < trainer.samples.count
     ]

@@ -155,12 +155,12 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         prompts = [problem["prompt"] for problem in sampled.problems]
         rewards_BF = self._calculate_rewards(list(sampled.problems), prompts, completions, sampled.completion_ids)
         weights_F = self.reward_weights.to(rewards_BF.device)
-        advantages_B, std_B = objective.advantages(
+        advantages_B = objective.advantages(
             rewards_BF, weights_F, self.num_generations, self.scale_rewards, self.multi_objective_aggregation
         )
-        reporting.log_rollouts(self, sampled, rewards_BF, weights_F, std_B)
+        reporting.log_rollouts(self, sampled, rewards_BF, weights_F)
         if not on_top:
-            reporting.look_at(self, sampled, completions, rewards_BF)
+            reporting.look_at(self, sampled, completions, rewards_BF, weights_F)
         self._pending_extra_logs.clear()
         mine_B = advantages_B.view(self.accelerator.num_processes, -1)[self.accelerator.process_index]
         return batch.knowing(advantages_B=mine_B)
