@@ -10,6 +10,15 @@ from collections.abc import Iterable, Sequence
 
 from rewards.sandbox.inside.values import PLAIN_NAMES
 
+STANDARD = {
+    **dict.fromkeys(("Counter", "OrderedDict", "defaultdict", "deque", "namedtuple"), "collections"),
+    **dict.fromkeys(("date", "datetime", "timedelta", "timezone"), "datetime"),
+    "Decimal": "decimal",
+    "Fraction": "fractions",
+    "isclose": "math",
+}
+"""Names that suites use without importing them, as the solution surely does; and their modules."""
+
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -22,6 +31,7 @@ class Facts:
         exceptions: names that it expects as exceptions and does not define.
         classes: names of the solution that it treats as classes.
         data: names of the solution that it only compares.
+        standard: names of the standard library that it forgot to import.
         changed: variables that the solution may change in place, for the suite to look at.
         entry: what `check` is called with, if there is one.
         entry_names: names of the solution in it.
@@ -53,6 +63,9 @@ class Facts:
         self.classes = {name for name in self.names if uses.is_class(name, name[:1].isupper())}
         if any(uses.is_class(name, entry[:1].isupper()) for name in self.candidates):
             self.classes.add(entry)
+        standard = self.names & set(STANDARD) - self.classes - self.entry_names
+        self.standard = standard if self.names - standard else set[str]()
+        self.names -= self.standard
         self.changed = self._changed(nodes)
         self.flows = [flow for node in nodes for flow in flows_of(node)] + _handed_on(nodes)
         self.subject = reached(self.names | self.candidates, self.flows)

@@ -139,7 +139,7 @@ def _asserts(fields: Mapping[str, Any]) -> Asserts | Suite:
     if len(found) == len(tests) and len({test.function for test in found}) == 1 and found[0].function:
         return Asserts(found, None)
     suite = read_suite(setup, tests)
-    return Asserts(found, suite) if len(found) == len(tests) else suite
+    return Asserts(found, suite) if len(found) == len(tests) and not suite.source else suite
 
 
 def _suite(fields: Mapping[str, Any]) -> Suite:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.code.facts import FUNCTIONS, Facts, bound_names, names_in, reached, root_of
+from rewards.code.facts import FUNCTIONS, STANDARD, Facts, bound_names, names_in, reached, root_of
 from rewards.code.literals import folded
 from rewards.code.unsafe import refuse_captures, refuse_own_judgement, refuse_swallowed, refuse_uncalled
 
@@ -79,6 +79,7 @@ def read_suite(setup: str, tests: Sequence[str], entry: str = "", given: str = "
     preparation = _Preparation(facts)
     scripts = [ast.unparse(ast.fix_missing_locations(preparation.visit(part))) for part in [before, *parts]]
     suite, *rest = ["\n".join(scripts)] if entry else scripts
+    suite = "\n".join([*(f"from {STANDARD[name]} import {name}" for name in sorted(facts.standard)), suite])
     return Suite(
         suite,
         tuple(rest),

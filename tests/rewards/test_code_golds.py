@@ -288,3 +288,19 @@ def test_large_golds_are_read_in_linear_time() -> None:
 
     for small, large in zip(large_golds(100), large_golds(800), strict=True):
         assert seconds(large) < 25 * seconds(small) + 0.1
+
+
+@pytest.mark.parametrize(
+    ("test", "right", "cheat"),
+    [
+        ("f(1, 2) == Fraction(1, 2)", "from fractions import Fraction\nf = Fraction", "Fraction = f = lambda *a: 0"),
+        ("f('aab') == Counter('aab')", "from collections import Counter\nf = Counter", "Counter = f = lambda *a: 0"),
+        ("isclose(f(2), 1.414, rel_tol=1e-3)", "def f(x): return x**.5", "isclose = f = lambda *a, **k: True"),
+        ("f('2020-01-01') == date(2020, 1, 1)", "import datetime\nf = datetime.date.fromisoformat", "date = f = id"),
+    ],
+)
+def test_well_known_names_are_those_of_the_standard_library(
+    test: str, right: str, cheat: str, verifier: CodeVerifier
+) -> None:
+    verdicts = verifier.verify([item(code, {"tests": [f"assert {test}"]}) for code in (right, cheat)])
+    assert [verdict.status for verdict in verdicts] == [Status.CORRECT, Status.WRONG]
