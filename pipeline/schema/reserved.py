@@ -30,11 +30,11 @@ _EVALUATION = (
     *("eval_strategy", "eval_on_start", "do_eval", "do_predict", "eval_steps", "eval_delay", "eval_accumulation_steps"),
     *("eval_do_concat_batches", "eval_use_gather_object", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval"),
     *("include_for_metrics", "prediction_loss_only", "per_device_eval_batch_size", "metric_for_best_model"),
-    *("greater_is_better", "label_names", "eval_packing", "num_generations_eval"),
+    *("greater_is_better", "label_names"),
 )
 _HUB = (
     *("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push"),
-    *("hub_revision", "log_completions_hub_repo"),
+    "hub_revision",
 )
 
 RESERVED: Mapping[str, str] = {
@@ -67,12 +67,12 @@ RESERVED: Mapping[str, str] = {
 DATA_RESERVED: Mapping[str, str] = {
     "max_length": "set the stage's `max_length`",
     "packing": "set the stage's `packing`",
+    "eval_packing": NO_EVALUATION,
     "packing_strategy": "follows from the stage's `packing`; examples are never cut",
     "truncation_mode": "examples are never cut; see `too_long`",
     "completion_only_loss": "only what the assistant says is trained on",
     "assistant_only_loss": "only what the assistant says is trained on",
     "chat_template_path": "set `chat_template` where the model is imported",
-    "chat_template_kwargs": "set the stage's `chat_template_kwargs`",
     "eos_token": "it is what the chat template ends a turn with",
     "pad_token": "it is the tokenizer's own",
     "dataset_text_field": "rows are tokenised by the stage",
@@ -148,6 +148,8 @@ GRPO_RESERVED: Mapping[str, str] = {
     **SAMPLING_RESERVED,
     "reward_weights": "set the rewards' `weight`",
     "log_completions": "samples are written to samples.jsonl; see `sample_every`",
+    "log_completions_hub_repo": "samples are written to samples.jsonl",
+    "num_generations_eval": NO_EVALUATION,
     "log_unique_prompts": "samples are written to samples.jsonl; see `sample_every`",
     "log_multimodal": "problems are text",
     "num_completions_to_print": "set `samples`",
