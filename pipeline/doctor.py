@@ -362,13 +362,13 @@ def _files(stage: Stage) -> Iterator[Finding]:
             size = sum(entry["bytes"] for entry in files.values())
             yield Finding(Level.OK, stage.name, f"{len(files)} files, {size / 1e6:,.1f} MB: as they were published")
     elif stage.folder is not None:
-        for checkpoint in checkpoints.by_step(stage.folder / "checkpoints"):
+        for checkpoint in (*checkpoints.by_step(stage.folder / "checkpoints"), stage.folder / checkpoints.TRAINED):
             if (checkpoint / checkpoints.MARK).exists():
                 faults = durable.damage_of(checkpoint, checkpoints.MARK)
                 level, told = Level.OK, f"{checkpoint.name} is as it was written"
                 if faults:
                     level, told = Level.WARNING, f"{checkpoint.name} is damaged ({durable.describe(faults)}); the stage"
-                    told += " will go back to the one before it"
+                    told += " will go back to what is before it"
                 yield Finding(level, stage.name, told)
 
 

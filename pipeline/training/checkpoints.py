@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
 MARK = "complete"
+TRAINED = "trained"
+"""In a stage's scratch folder: the trained model and its summary, until they are published; marked like checkpoints."""
 JOURNALS = ("events.jsonl", SAMPLES)
 """Files beside the folder of checkpoints that grow as training goes on; each checkpoint has them as they were."""
 
@@ -66,16 +68,16 @@ def is_whole(folder: Path, context: StageContext[Any], accelerator: Any) -> bool
 
 
 def rotate(folder: Path) -> None:
-    """Delete the oldest checkpoints when a new one was marked complete.
-
-    Raises:
-        OSError: what was just written is not there as it was: nothing is deleted.
-    """
-    kept = by_step(folder)[:KEEP_CHECKPOINTS]
-    for checkpoint in kept:
-        if (checkpoint / MARK).exists() and (faults := durable.damage_of(checkpoint, MARK, contents=False)):
-            raise OSError(f"{checkpoint} was written, and is damaged already: {durable.describe(faults)}")
-    keep_only(folder, *kept)
+    """Delete the oldest checkpoints when a new one was marked complete; sizes decide which of them still count."""
+    good: list[Path] = []
+    for checkpoint in by_step(folder):
+        if len(good) == KEEP_CHECKPOINTS:
+            break
+        if faults := durable.damage_of(checkpoint, MARK, contents=False):
+            log.warning("%s is damaged (%s): an older one is kept in its place", checkpoint, durable.describe(faults))
+        else:
+            good.append(checkpoint)
+    keep_only(folder, *good)
 
 
 def resume(context: StageContext[Any], accelerator: Any) -> Path | None:

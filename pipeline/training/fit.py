@@ -20,13 +20,12 @@ from transformers import PrinterCallback, TrainerCallback
 
 from pipeline.context import StageContext
 from pipeline.training import checkpoints
+from pipeline.training.checkpoints import TRAINED
 from pipeline.training.finite import SKIPPED, Watch, local_part
 
 log = logging.getLogger(__name__)
 
 
-TRAINED = "trained"
-"""In a stage's scratch folder: the trained model and its summary, until they are published."""
 SUMMARY = "summary.json"
 
 
