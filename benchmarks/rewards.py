@@ -47,7 +47,7 @@ from rewards.math import MathVerifier, gold_text
 RESULTS = Path(__file__).parent / "results"
 GROUP = 4  # rollouts of one prompt
 BATCH = 512  # completions of one step of the recipe gsm8k/r1-zero
-NEEDS_ALGEBRA = Item(r"\boxed{\int_0^1 t dt}", r"\int_0^1 x dx")
+NEEDS_ALGEBRA = Item(r"\boxed{1}", r"\lim_{x \to 0} \frac{\sin x}{x}")
 """What warms the verifier's pool up: arithmetic does not decide it."""
 STEPS = 6  # paragraphs of reasoning in a rollout: about 1,500 characters
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 MAX_ANSWER = 512
 """Characters of the longest answer that is read (or twice the gold's length, if that is more)."""
 MAX_FINALS = 8
+_BEYOND_ARITHMETIC = re.compile(r"\\(?:int|lim|sum|prod|det|partial|nabla)(?![a-zA-Z])")
 _SHARE = 5
 """A comparison takes at most this fraction of the deadline, so that several hangs still fit into one."""
 
@@ -67,6 +70,8 @@ class MathVerifier:
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
         """Judge completions; see `Verdict.detail` for the reason of each refusal."""
         cases = [self._case(item) for item in items]
+        if any(_BEYOND_ARITHMETIC.search(gold) for case in cases for gold in case.gold):
+            self._warm_up()
         pairs = list(dict.fromkeys(pair for case in cases for pair in case.open_pairs()))
         if pairs:
             answers = dict(zip(pairs, self._algebra(pairs), strict=True))
@@ -99,6 +104,11 @@ class MathVerifier:
     def prepare(self) -> None:
         """Start the pool, so that the first answer that needs it does not wait for its imports."""
         self._pool.start()
+
+    def _warm_up(self) -> None:
+        """Let the pool begin with its imports, as soon as a gold has been seen that may need it."""
+        with contextlib.suppress(PoolError):  # who needs the pool is told
+            self._pool.start()
 
     def close(self) -> None:
         """End the pool's processes."""
@@ -253,15 +263,22 @@ _shape = lru_cache(maxsize=1024)(shape_of)
 
 def _compare(gold: str, answer: str) -> Decision | None:
     """Compare by everything but algebra; `None` if that does not decide."""
-    gold_value = simple(gold)
-    if gold_value is not None:
-        answer_value = simple(answer)
-        if answer_value is not None and "." not in gold + answer:
-            return _EQUAL if gold_value == answer_value else _DIFFERENT
     if gold == answer:
         return _EQUAL
+    plain = answer.strip(_AROUND_A_NUMBER)
+    gold_value = simple(gold)
+    if gold_value is not None:
+        answer_value = simple(plain)
+        if answer_value is not None and "." not in gold + plain:
+            return _EQUAL if gold_value == answer_value else _DIFFERENT
     if len(answer) > max(MAX_ANSWER, 2 * len(gold)):
         return Decision(Status.REJECTED, f"an answer of {len(answer)} characters")
+    return _compared(gold, answer)
+
+
+@lru_cache(maxsize=4096)
+def _compared(gold: str, answer: str) -> Decision | None:
+    """The same for what is no plain number; rollouts of one prompt often agree, so it is remembered."""
     wanted, given = None if len(gold) == 1 and gold.islower() else choice(gold), choice(answer)
     if given is not None:
         if wanted is not None:
@@ -281,6 +298,7 @@ def _compare(gold: str, answer: str) -> Decision | None:
     return None if agree is None else _EQUAL if agree else _DIFFERENT
 
 
+_AROUND_A_NUMBER = " $\t\n"
 _FAULTS = (ArithmeticError, AssertionError, LookupError, RecursionError, TypeError, ValueError)
 """What a fault of the reader may raise: it costs the answer that shows it, and not the training run."""
 
