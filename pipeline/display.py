@@ -24,7 +24,7 @@ from rich.text import Text
 
 from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State, Step
-from pipeline.runner import Observer
+from pipeline.observer import Observer
 
 PLAIN_INTERVAL_SECONDS = 5.0
 """Between two lines of one stage where output is no terminal."""

@@ -17,21 +17,22 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any, Protocol
 
 import yaml
 
 from pipeline import artifacts, durable, graph, needs, ranks
 from pipeline.artifacts import Artifact
-from pipeline.graph import Node, State, Step
+from pipeline.graph import Node, State
 from pipeline.inputs import Inputs
 from pipeline.launch_checks import accelerate_config
 from pipeline.locks import LockError, await_ghosts, run_lock
+from pipeline.observer import Observer
 from pipeline.process import EVENTS, LOG, StageProcess
 from pipeline.recipe import Recipe
 from pipeline.schema import environment
@@ -60,28 +61,6 @@ class RunError(RuntimeError):
 
 class StageError(RuntimeError):
     """A stage's process ended without a result. The message holds the end of its log, and where the rest is."""
-
-
-class Observer(Protocol):
-    """Told what happens during a run, for people or machines."""
-
-    def planned(self, steps: Sequence[Step]) -> None:
-        """Before anything runs."""
-
-    def started(self, node: Node, state: State) -> None:
-        """A stage's process was started."""
-
-    def event(self, node: Node, event: Mapping[str, Any]) -> None:
-        """A stage logged progress or metrics."""
-
-    def finished(self, node: Node, artifact: Artifact) -> None:
-        """A stage was published."""
-
-    def restarted(self, node: Node, message: str) -> None:
-        """A stage failed, and goes on from its last checkpoint in a new process."""
-
-    def failed(self, node: Node, message: str) -> None:
-        """A stage failed."""
 
 
 def run_folder(recipe: Recipe, runs: Path) -> Path:
@@ -165,6 +144,8 @@ class _Scheduler:
         self.restarts: Counter[str] = Counter()
         self.failures: list[str] = []
         self.inputs = Inputs()
+        self.hashing = ThreadPoolExecutor()
+        self.publishing: dict[str, Future[Artifact]] = {}
 
     def run(self, jobs: int) -> None:
         order: TopologicalSorter[str] = TopologicalSorter({name: node.after for name, node in self.nodes.items()})
@@ -177,21 +158,24 @@ class _Scheduler:
                 for name in [name for name in ready if name in self.done]:
                     ready.remove(name)
                     order.done(name)
-                if not order.is_active() or (self.failures and not self.running):
+                if not (order.is_active() or self.publishing) or (self.failures and not self.running):
                     break
                 ready.sort(key=rank.__getitem__)
                 while ready and len(self.running) < jobs and not self.failures:
                     self._begin(self.nodes[ready.pop(0)])
                 for name in self._poll():
                     order.done(name)
+            self._take_published(wait=True)
         finally:
             self._stop()  # after an interruption; otherwise nothing runs any more
+            self.hashing.shutdown()  # what is finished is published all the same
         if self.failures:
             raise StageError("\n".join(self.failures))
 
     def _begin(self, node: Node) -> None:
         """Start a stage, unless one of its inputs is not what was published."""
-        if (fault := self.inputs.fault(node.name, node.inputs, self.done)) is not None:
+        published = [name for name in node.inputs if name not in self.publishing]  # the others are hashed right now
+        if (fault := self.inputs.fault(node.name, published, self.done)) is not None:
             self.failures.append(fault)
             self.observer.failed(node, fault)
             return
@@ -211,7 +195,8 @@ class _Scheduler:
         job = Job(
             stage=node.name,
             config=node.config.model_dump(mode="json", by_alias=True),
-            inputs={name: str(self.done[name].path.resolve()) for name in node.inputs},
+            inputs={name: str(self._target(self.nodes[name]).resolve()) for name in node.inputs},
+            awaited=[name for name in node.inputs if name in self.publishing],
             base=str(self.recipe.base),
             tasks={name: definition.model_dump(mode="json") for name, definition in self.recipe.tasks.items()},
             seed=node.config.seed or 0,
@@ -236,9 +221,13 @@ class _Scheduler:
         return StageProcess(node, scratch, popen, time.time(), attempt, seen, secrets)
 
     def _poll(self) -> list[str]:
-        """Wait a moment if anything runs, pass on events, and publish what has ended; returns its names."""
-        published: list[str] = []
-        if self.running:
+        """Wait a moment if anything runs, pass on events, and begin to publish what has ended; returns its names.
+
+        Publishing hashes gigabytes: stages that want what is published start meanwhile, load their libraries, and wait
+        for it.
+        """
+        ended: list[str] = []
+        if self.running or self.publishing:
             time.sleep(POLL_SECONDS)
         for process in list(self.running):
             code = process.ended()
@@ -250,13 +239,30 @@ class _Scheduler:
             process.signal(signal.SIGKILL)  # whatever the stage has started and left behind
             process.scrub()
             if code == 0 and (process.scratch / OUTCOME).exists():
-                artifact = self._publish(process)
-                self.done[process.node.name] = artifact
-                published.append(process.node.name)
-                self.observer.finished(process.node, artifact)
+                shutil.rmtree(self._target(process.node), ignore_errors=True)  # a broken one is none to wait for
+                self.publishing[process.node.name] = self.hashing.submit(self._publish, process)
+                ended.append(process.node.name)
             else:
                 self._after_failure(process, process.failure(code))
-        return published
+        self._take_published()
+        return ended
+
+    def _take_published(self, wait: bool = False) -> None:
+        """Tell what has been published.
+
+        Raises:
+            OSError: something could not be, for lack of space, say.
+        """
+        for name, future in list(self.publishing.items()):
+            if wait or future.done():
+                self.done[name] = future.result()
+                self.inputs.trust(self.done[name])
+                del self.publishing[name]
+                self.observer.finished(self.nodes[name], self.done[name])
+
+    def _target(self, node: Node) -> Path:
+        """Where a stage's artifact is, or will be."""
+        return artifacts.folder(self.run_path, node.name, node.fingerprint)
 
     def _after_failure(self, process: StageProcess, message: str) -> None:
         """Start the stage again if its `launch` says so, and nothing else has failed."""
@@ -294,9 +300,7 @@ class _Scheduler:
             "packages": outcome["packages"],
             "git": _git_revision(),
         }
-        target = artifacts.folder(self.run_path, node.name, node.fingerprint)
-        artifact = artifacts.publish(output, target, manifest)
-        self.inputs.trust(artifact)
+        artifact = artifacts.publish(output, self._target(node), manifest)
         shutil.rmtree(process.scratch, ignore_errors=True)  # what is left, `artifacts.clean` removes
         return artifact
 

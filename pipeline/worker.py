@@ -6,25 +6,30 @@ and its metrics come back in `outcome.json`. If the runner dies, so does the sta
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import durable, ranks
+from pipeline.artifacts import MANIFEST
 from pipeline.context import StageContext
 from pipeline.locks import stage_lock
 from pipeline.schema import environment
+from pipeline.schema.pieces import StageConfig, TrainingConfig
 from pipeline.stages.registry import config_class, run_function
 from rewards.parent import end_with_parent, guard_group
 
 OUTCOME = "outcome.json"
+AWAIT_SECONDS = 0.1
 DISK_FULL = os.EX_IOERR
 """Exit code of a stage that ended because its disk, or its user's quota, is full."""
 
@@ -42,6 +47,7 @@ class Job:
         base: folder of the recipe.
         tasks: the recipe's task definitions.
         seed: seed of the stage.
+        awaited: those of the inputs that are still being published.
     """
 
     stage: str
@@ -50,6 +56,7 @@ class Job:
     base: str
     tasks: Mapping[str, Mapping[str, Any]]
     seed: int
+    awaited: Sequence[str] = ()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -95,11 +102,22 @@ def _run(job: Job, scratch: Path) -> None:
         events=scratch / "events.jsonl",
         tasks=job.tasks,
     )
-    outputs = run_function(config.kind)(context)
+    run = run_function(config.kind)
+    if job.awaited:
+        _await([context.inputs[name] for name in job.awaited], config)
+    outputs = run(context)
     if int(os.environ.get("RANK", "0")) == 0:
         device, packages = _surroundings()
         outcome = {"metrics": dict(outputs.metrics), "device": device, "packages": packages}
         durable.write(scratch / OUTCOME, json.dumps(outcome))
+
+
+def _await(artifacts: Sequence[Path], config: StageConfig) -> None:
+    """Wait for artifacts that are being hashed, and meanwhile load what takes longest: the libraries."""
+    for library in ("transformers", "trl") if isinstance(config, TrainingConfig) else ("transformers",):
+        importlib.import_module(library)
+    while not all((artifact / MANIFEST).is_file() for artifact in artifacts):
+        time.sleep(AWAIT_SECONDS)
 
 
 def _leave(scratch: Path, error: BaseException) -> None:

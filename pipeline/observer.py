@@ -1,0 +1,31 @@
+"""Who wants to know what happens during a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from pipeline.artifacts import Artifact
+from pipeline.graph import Node, State, Step
+
+
+class Observer(Protocol):
+    """Told what happens during a run, for people or machines."""
+
+    def planned(self, steps: Sequence[Step]) -> None:
+        """Before anything runs."""
+
+    def started(self, node: Node, state: State) -> None:
+        """A stage's process was started."""
+
+    def event(self, node: Node, event: Mapping[str, Any]) -> None:
+        """A stage logged progress or metrics."""
+
+    def finished(self, node: Node, artifact: Artifact) -> None:
+        """A stage was published."""
+
+    def restarted(self, node: Node, message: str) -> None:
+        """A stage failed, and goes on from its last checkpoint in a new process."""
+
+    def failed(self, node: Node, message: str) -> None:
+        """A stage failed."""
