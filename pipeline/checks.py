@@ -231,9 +231,10 @@ def _check_rewards(config: StageConfig, recipe: Recipe) -> Iterator[Fault]:
                 found = registry.check(spec.use, spec.options, recipe.base, in_trainer, run=False)
                 if (fault := column_fault(spec.use, found.columns, spec.where, known)) is not None:
                     yield leaf.loc, fault
+            except registry.UnknownRewardError as error:
+                yield leaf.loc, str(registry.UnknownRewardError(error.use, [ACCURACY, *error.known]))
             except registry.RewardError as error:
-                close = nearest(leaf.value.use, [ACCURACY]) if "there is no reward" in str(error) else ""
-                yield leaf.loc, str(error).replace(". Known:", f"{close}. Known: accuracy,", 1) if close else str(error)
+                yield leaf.loc, str(error)
 
 
 def _check_gates(rewards: Leaf) -> Iterator[Fault]:

@@ -18,6 +18,7 @@ from pipeline.graph import Node
 from pipeline.schema import environment
 from pipeline.schema.pieces import STALL_SECONDS
 from pipeline.worker import DISK_FULL, OUTCOME
+from rewards.parent import ending, kill_group
 
 EVENTS, LOG = "events.jsonl", "log.txt"
 """Files in a stage's scratch folder: its progress, a JSON object a line, and whatever it prints."""
@@ -84,8 +85,7 @@ class StageProcess:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and to whatever it has started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.popen.pid, number)
+        kill_group(self.popen.pid, number)
 
     def scrub(self) -> None:
         """Take values of environment variables out of what it has logged, after it has ended."""
@@ -104,7 +104,7 @@ class StageProcess:
         if first is not None and first.error and not self.hung:
             head = f"stage {self.node.name!r} failed on rank {first.rank}; the end of its error, which is all in {log}:"
             return f"{head}\n{_tail(first.error)}"
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = ending(code)
         how += OUT_OF_MEMORY if code == -signal.SIGKILL else ""
         if first is not None:
             ended = f"was killed by {first.signal}" if first.signal else "ended without a word"

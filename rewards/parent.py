@@ -53,6 +53,17 @@ def guard_group() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {_WORD})
 
 
+def kill_group(leader: int, word: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to a process group, if it is still there: to the process that leads it, and all it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, word)
+
+
+def ending(code: int) -> str:
+    """How a process with this exit code ended, in words that go on after "it"."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
 def _guard(leader: int) -> None:
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
@@ -63,8 +74,7 @@ def _guard(leader: int) -> None:
     while alive:
         signal.sigwait({_WORD})
         alive = os.getppid() == leader
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
+    kill_group(leader)
 
 
 def main() -> None:

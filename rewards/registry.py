@@ -64,6 +64,22 @@ class RewardError(ValueError):
     """A reward was asked for that does not exist, or with options that it does not have."""
 
 
+class UnknownRewardError(RewardError):
+    """No reward has this name.
+
+    Args:
+        use: the name.
+        known: the names that there are.
+    """
+
+    def __init__(self, use: str, known: Iterable[str]) -> None:
+        self.use, self.known = use, sorted(known)
+        super().__init__(
+            f"there is no reward {use!r}{nearest(use, self.known)}. Known: {', '.join(self.known)}. "
+            "A reward of your own is named by 'file.py:function' or 'package.module:function'."
+        )
+
+
 def reward(name: str) -> Callable[[T], T]:
     """Name a function or verifier class as a reward, so that `file.py:name` finds it.
 
@@ -137,10 +153,7 @@ def find(use: str, base: Path | None = None, run: bool = True) -> Found:
     where = names().get(use, use)
     module_name, colon, attribute = where.rpartition(":")
     if not colon:
-        raise RewardError(
-            f"there is no reward {use!r}{nearest(use, names())}. Known: {', '.join(sorted(names()))}. "
-            "A reward of your own is named by 'file.py:function' or 'package.module:function'."
-        )
+        raise UnknownRewardError(use, names())
     if not run and module_name.endswith(".py"):
         read = unrun.function(located(module_name, base).resolve(), attribute)
         if read is not None:

@@ -20,7 +20,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling
 from pipeline.rollout.shared import FileLock, Heartbeat, PushedWeights, SharedValue, Snapshot
 from pipeline.schema.environment import known
 from pipeline.schema.pieces import ProcessSpec, RolloutSpec
+from rewards.parent import ending, kill_group
 
 if TYPE_CHECKING:
     import torch
@@ -294,7 +294,7 @@ class ProcessEngine(Deferred):
             raise RolloutError(text)
         if word != wanted:
             self._let_end()
-            raise _LostError(f"said {word!r} instead of {wanted!r}" if word else _ending(self._kill()))
+            raise _LostError(f"said {word!r} instead of {wanted!r}" if word else ending(self._kill()))
         return text
 
     def _has_ended(self) -> bool:
@@ -310,8 +310,7 @@ class ProcessEngine(Deferred):
     def _kill(self) -> int:
         """End the process, with the workers that it may have started; returns its exit code."""
         if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            kill_group(self._process.pid)
             self._process.wait()
         self._pipe.close()
         return self._process.returncode
@@ -320,10 +319,3 @@ class ProcessEngine(Deferred):
 def added(one: Speculation | None, other: Speculation | None) -> Speculation | None:
     """What drafting brought in both."""
     return other if one is None else one if other is None else one + other
-
-
-def _ending(code: int) -> str:
-    """How a process ended."""
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"

@@ -7,8 +7,8 @@ the buffers that vLLM needs; `load_weights` runs vLLM's own layer-wise reload, w
 from the old weights (absorbed projections of latent attention, packed experts, quantised copies). Loading into the
 engine's model directly, as TRL does, leaves all of those stale.
 
-On a CPU, vLLM packs linear layers and experts into formats that no new weight gets into: call `keep_weights_loadable`
-before such an engine is made.
+On a CPU, vLLM packs linear layers and experts into formats that no new weight gets into: call
+`pipeline.rollout.vllm.patches.cpu_weights.keep_weights_loadable` before such an engine is made.
 """
 
 from __future__ import annotations
@@ -67,23 +67,6 @@ def load_weights(llm: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
     llm.collective_rpc(_reload, args=(weights,))
     if not llm.reset_prefix_cache():
         raise RolloutError("the engine is still sampling: what it has cached of prompts would be the old weights'")
-
-
-def keep_weights_loadable() -> None:
-    """Make vLLM's CPU backend keep the weights of linear layers as they are, so that `load_weights` can replace them.
-
-    The backend otherwise packs each into a format of its own and throws the weight away. To be called before an engine
-    is made; does nothing where vLLM is not the CPU build. Costs speed on large models, and is meant for tests.
-    """
-    from vllm.model_executor.layers import utils
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu():
-        utils.dispatch_cpu_unquantized_gemm = _plain_linear
-
-
-def _plain_linear(layer: Any, remove_weight: bool) -> None:
-    layer.cpu_linear = nn.functional.linear  # called with the layer's weight of the moment
 
 
 def _tensors(model: nn.Module, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor, torch.dtype | None]]:

@@ -6,15 +6,14 @@ import fcntl
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from rewards.parent import kill_group
 from rewards.sandbox.bubblewrap import SandboxError, Started, start
 from rewards.sandbox.inside.jail import Limits
 from rewards.sandbox.inside.watch import PATIENCE
@@ -156,8 +155,7 @@ def _end(started: Started) -> str:
     try:
         started.process.wait(GRACE_S)
     except subprocess.TimeoutExpired:
-        with suppress(ProcessLookupError):
-            os.killpg(started.process.pid, signal.SIGKILL)
+        kill_group(started.process.pid)
         started.process.wait()
     assert started.process.stderr is not None
     with started.process.stderr as complaints:

@@ -13,7 +13,8 @@ import torch
 
 from model import V3Config, V3ForCausalLM
 from pipeline.rollout.base import RolloutError
-from pipeline.rollout.weights import keep_weights_loadable, load_weights, official_weights
+from pipeline.rollout.vllm.patches.cpu_weights import keep_weights_loadable
+from pipeline.rollout.weights import load_weights, official_weights
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm

@@ -25,7 +25,8 @@ from pipeline.rollout.speculative import counted_by_vllm
 from pipeline.rollout.stops import Stops
 from pipeline.rollout.vllm import patches
 from pipeline.rollout.vllm.options import check_options
-from pipeline.rollout.weights import keep_weights_loadable, load_weights
+from pipeline.rollout.vllm.patches.cpu_weights import keep_weights_loadable
+from pipeline.rollout.weights import load_weights
 
 if TYPE_CHECKING:
     from model.speculative import Speculation
