@@ -33,9 +33,13 @@ def _said(name: str) -> bool:
 
 
 def exact_policy(args: Any) -> MixedPrecisionPolicy:
-    """Compute in the type that a trainer's arguments ask for; outputs and sums of gradients are float32."""
+    """Compute in the type that a trainer's arguments ask for; sums of gradients are float32, outputs stay as they are.
+
+    accelerate gives one policy to the layers and to the whole model. A layer that returned float32 would hand it to the
+    next one, whose input FSDP casts in the forward pass alone, and not where gradient checkpointing repeats that.
+    """
     compute = torch.bfloat16 if args.bf16 else torch.float16
-    return MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, output_dtype=torch.float32)
+    return MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, output_dtype=None)
 
 
 def plugin_arguments(args: Any) -> dict[str, Any] | None:

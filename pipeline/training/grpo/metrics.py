@@ -29,8 +29,9 @@ class Metrics:
 
     def total(self, name: str, value: Any, weight: Any) -> None:
         """Add a sum, and what it is a sum over."""
-        pair = torch.stack([torch.as_tensor(each, dtype=torch.float32).detach() for each in (value, weight)])
-        self._sums[name] = self._sums[name].to(pair.device) + pair if name in self._sums else pair
+        device = next((each.device for each in (value, weight) if isinstance(each, Tensor)), None)
+        pair = torch.stack([torch.as_tensor(each, dtype=torch.float32, device=device) for each in (value, weight)])
+        self._sums[name] = self._sums[name] + pair.detach() if name in self._sums else pair.detach()
 
     def largest(self, name: str, values: Tensor) -> None:
         """Keep the largest value; there may be none. The name ends in `max`."""

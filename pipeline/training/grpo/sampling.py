@@ -165,12 +165,13 @@ class VllmSampler(Sampler):
         self.sleeps, self._drawn, self._weights_of = args.vllm_enable_sleep_mode, 0, -1
         options: dict[str, Any] = {
             "dtype": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
-            "max_model_len": args.vllm_max_model_length,
             "max_num_seqs": args.per_device_train_batch_size * args.steps_per_generation,
             "max_num_batched_tokens": 4096,  # vLLM sets memory aside for activations of so many tokens
             "enable_sleep_mode": self.sleeps,
             "model_impl": args.vllm_model_impl,
         }
+        if args.vllm_max_model_length is not None:
+            options["max_model_len"] = args.vllm_max_model_length
         if accelerator.num_processes > 1:  # the trainer's process group is vLLM's, which finds its GPU by it
             options["distributed_executor_backend"] = "external_launcher"
         given = {**options, **spec.engine_options}
