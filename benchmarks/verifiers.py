@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import platform
+import random
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from typing import Any
 
 from rewards import Item
 from rewards.corpus import Pair, boxed, load
-from rewards.corpus.paraphrase import generate
+from rewards.corpus.paraphrase import REWRITES, generate
 from rewards.math import MathVerifier, gold_text
 from rewards.pool import Fate, Pool
 
@@ -134,7 +135,8 @@ def count(pairs: Sequence[Pair], judged: Sequence[bool]) -> dict[str, Any]:
 
 
 def speed(data: Path | None, golds: int) -> dict[str, Any]:
-    """Comparisons a second of ours and of math-verify, in turns, each gold with its own and the next gold as answers.
+    """Comparisons a second of ours and of math-verify, in turns: each gold with itself in another notation, where there
+    is one, and with the next gold as answers.
 
     Without data the golds are `OLYMPIAD`, in the style of competitions: formulas with variables, sums, sets, intervals.
     Every round has pairs that were not judged before. Both run in this process, and ours with its pool; `cpu_times` is
@@ -145,8 +147,10 @@ def speed(data: Path | None, golds: int) -> dict[str, Any]:
         chosen = [gold for gold in found if gold][:golds]
     else:
         chosen = list(OLYMPIAD)
-    answers = [*zip(chosen, chosen, strict=True), *zip(chosen, [*chosen[1:], chosen[0]], strict=True)]
-    items = [Item(boxed(rf"\,{answer}"), gold) for gold, answer in answers]
+    rng = random.Random(0)
+    dressed = [rng.choice(REWRITES)(gold) for gold in chosen]
+    answers = [*zip(chosen, dressed, strict=True), *zip(chosen, [*chosen[1:], chosen[0]], strict=True)]
+    items = [Item(boxed(answer), gold) for gold, answer in answers]
     verifier = MathVerifier()
     verifier.verify([Item(boxed("1"), r"\lim_{x \to 0} \frac{\sin x}{x}")])  # the pool and its libraries are warm
     math_verify(boxed("1"), "1")

@@ -22,6 +22,8 @@ _TAIL = 2**15
 _BARE_LENGTH = 80
 """Characters of a completion that may be an answer as a whole."""
 _LINE_LENGTH = 2000
+_SHORTEST_ANNOUNCEMENT = 4
+"""Characters of `故选：B`, with the brace of the box before it."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])[ \t]*")
 _TAG = re.compile(r"<answer>|</answer>", re.IGNORECASE)
@@ -51,7 +53,7 @@ def finals(completion: str, final_line: bool = True, lenient: bool = False, open
     """
     _, text = split_thought(completion, opened)
     text = text[-_TAIL:]
-    tagged = list(_tagged(text))
+    tagged = list(_tagged(text)) if "<" in text else []
     if tagged:
         return [inner for content in tagged for inner in (_boxes(content) or [_plain_answer(content)])]
     boxed, end = _closed_boxes(text)
@@ -72,6 +74,8 @@ def finals(completion: str, final_line: bool = True, lenient: bool = False, open
 @lru_cache(maxsize=4096)
 def gold_text(gold: str) -> str:
     r"""The answer in a gold solution: what follows `####`, what is boxed, or the whole of it."""
+    if not any(sign in gold for sign in ("####", "<", "box")):
+        return gold.strip()
     if "####" in gold:
         return gold.rsplit("####", 1)[1].strip()
     tagged = list(_tagged(gold))
@@ -134,7 +138,8 @@ def _closed_boxes(text: str) -> tuple[list[str], int]:
 
 def _with_choice(boxed: list[str], rest: str) -> list[str]:
     """A boxed value and, behind it, the letter of a choice: one answer, as `(D) 12` is."""
-    letter = _LETTER.fullmatch(_announced(rest) or "") if len(boxed) == 1 else None
+    announces = len(boxed) == 1 and len(rest) >= _SHORTEST_ANNOUNCEMENT
+    letter = _LETTER.fullmatch(_announced(rest) or "") if announces else None
     if letter is None or _LETTER.fullmatch(boxed[0]):
         return boxed
     return [f"({letter[1]}) {boxed[0]}"]

@@ -248,7 +248,8 @@ def golds(answer: Any) -> tuple[str, ...]:
 def payable(answer: Any) -> tuple[tuple[str, ...], str]:
     """The golds among `golds(answer)` for which somebody could be paid, and if there is none, what is wrong."""
     readable = golds(answer)
-    faults = {gold: fault for gold in readable if (fault := unpayable(gold)) is not None}
+    doubtful = [gold for gold in readable if simple(gold) is None]  # a plain number is beyond doubt
+    faults = {gold: fault for gold in doubtful if (fault := unpayable(gold)) is not None}
     some = tuple(gold for gold in readable if gold not in faults)
     return some, "" if some else next(iter(faults.values()), "there is no gold answer")
 
