@@ -24,7 +24,7 @@ from rich.text import Text
 
 from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State, Step
-from pipeline.observer import Observer
+from pipeline.observer import Failure, Observer
 
 PLAIN_INTERVAL_SECONDS = 5.0
 """Between two lines of one stage where output is no terminal."""
@@ -122,9 +122,9 @@ class TerminalObserver:
         self.progress.remove_task(self.rows.pop(node.name))
         self._tell("✓", "green", f"{node.name}  {artifact.manifest['seconds']:.1f} s  {headline(artifact)}")
 
-    def restarted(self, node: Node, message: str) -> None:
+    def restarted(self, node: Node, message: Failure) -> None:
         """Say why, and begin the row anew."""
-        self._tell("↻", "yellow", f"{node.name}  {_reason(message)}; it goes on from its last checkpoint")
+        self._tell("↻", "yellow", f"{node.name}  {message.how}; it goes on from its last checkpoint")
         self.progress.update(self.rows[node.name], metrics="starting again")
 
     def failed(self, node: Node, message: str) -> None:
@@ -168,9 +168,9 @@ class PlainObserver:
         """Say how long it took and what came out."""
         self._print(f"{node.name}: finished in {artifact.manifest['seconds']:.1f} s  {headline(artifact)}")
 
-    def restarted(self, node: Node, message: str) -> None:
+    def restarted(self, node: Node, message: Failure) -> None:
         """Say why."""
-        self._print(f"{node.name}: {_reason(message)}; it goes on from its last checkpoint")
+        self._print(f"{node.name}: {message.how}; it goes on from its last checkpoint")
 
     def failed(self, node: Node, message: str) -> None:
         """Say so; the error itself is printed at the end."""
@@ -209,7 +209,7 @@ class JsonObserver:
             metrics=manifest["metrics"],
         )
 
-    def restarted(self, node: Node, message: str) -> None:
+    def restarted(self, node: Node, message: Failure) -> None:
         """`{"event": "restarted", "stage": …, "message": …}`."""
         self._emit("restarted", stage=node.name, message=message)
 
@@ -220,11 +220,6 @@ class JsonObserver:
     def _emit(self, event: str, **values: Any) -> None:
         self.console.file.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
         self.console.file.flush()
-
-
-def _reason(message: str) -> str:
-    """How a stage ended, without its name and its log."""
-    return message.partition("; the end of ")[0].partition("' ")[2]
 
 
 def metrics_text(event: Mapping[str, Any], only: Sequence[str] = ()) -> str:

@@ -9,6 +9,27 @@ from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State, Step
 
 
+class Failure(str):
+    """How a stage's process ended without a result: the whole message, with the end of its log, as text.
+
+    Attributes:
+        how: what happened, in words that go on after the stage's name, without the log.
+
+    Args:
+        stage: the stage's name.
+        how: see above.
+        more: what follows: where the log is, and its end.
+    """
+
+    how: str
+
+    def __new__(cls, stage: str, how: str, more: str = "") -> Failure:
+        """The message."""
+        made = super().__new__(cls, f"stage {stage!r} {how}{more}")
+        made.how = how
+        return made
+
+
 class Observer(Protocol):
     """Told what happens during a run, for people or machines."""
 
@@ -24,7 +45,7 @@ class Observer(Protocol):
     def finished(self, node: Node, artifact: Artifact) -> None:
         """A stage was published."""
 
-    def restarted(self, node: Node, message: str) -> None:
+    def restarted(self, node: Node, message: Failure) -> None:
         """A stage failed, and goes on from its last checkpoint in a new process."""
 
     def failed(self, node: Node, message: str) -> None:

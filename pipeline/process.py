@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline import ranks
 from pipeline.graph import Node
+from pipeline.observer import Failure
 from pipeline.schema import environment
 from pipeline.schema.pieces import STALL_SECONDS
 from pipeline.worker import DISK_FULL, OUTCOME
@@ -93,17 +94,16 @@ class StageProcess:
         for path in (*said, *ranks.files(self.scratch)):
             environment.scrub(path, self.secrets)
 
-    def failure(self, code: int) -> str:
+    def failure(self, code: int) -> Failure:
         """How it ended without a result, with the end of its log, or with the error of the rank that failed first."""
+        name = self.node.name
         if code == DISK_FULL:
-            return (
-                f"stage {self.node.name!r} ended because the disk of {self.scratch} is full: free some space, and run"
-                " again; it goes on from its last checkpoint"
-            )
+            how = f"ended because the disk of {self.scratch} is full"
+            return Failure(name, how, ": free some space, and run again; it goes on from its last checkpoint")
         log, first = self.scratch / LOG, ranks.failure(self.scratch)
         if first is not None and first.error and not self.hung:
-            head = f"stage {self.node.name!r} failed on rank {first.rank}; the end of its error, which is all in {log}:"
-            return f"{head}\n{_tail(first.error)}"
+            more = f"; the end of its error, which is all in {log}:\n{_tail(first.error)}"
+            return Failure(name, f"failed on rank {first.rank}", more)
         how = ending(code)
         how += OUT_OF_MEMORY if code == -signal.SIGKILL else ""
         if first is not None:
@@ -111,7 +111,7 @@ class StageProcess:
             how = f"failed: rank {first.rank} {ended}"
             how += OUT_OF_MEMORY if first.signal == signal.SIGKILL.name else ""
         tail = _tail(log.read_text(encoding="utf-8", errors="replace"))
-        return f"stage {self.node.name!r} {self.hung or how}; the end of {log}:\n{tail}"
+        return Failure(name, self.hung or how, f"; the end of {log}:\n{tail}")
 
     def _hung(self) -> str:
         """In words, if it has neither logged an event nor printed anything for as long as its `launch` allows."""

@@ -32,7 +32,7 @@ from pipeline.graph import Node, State
 from pipeline.inputs import Inputs
 from pipeline.launch_checks import accelerate_config
 from pipeline.locks import LockError, await_ghosts, run_lock
-from pipeline.observer import Observer
+from pipeline.observer import Failure, Observer
 from pipeline.process import EVENTS, LOG, StageProcess
 from pipeline.recipe import Recipe
 from pipeline.schema import environment
@@ -264,7 +264,7 @@ class _Scheduler:
         """Where a stage's artifact is, or will be."""
         return artifacts.folder(self.run_path, node.name, node.fingerprint)
 
-    def _after_failure(self, process: StageProcess, message: str) -> None:
+    def _after_failure(self, process: StageProcess, message: Failure) -> None:
         """Start the stage again if its `launch` says so, and nothing else has failed."""
         node = process.node
         if self.failures or self.restarts[node.name] >= node.config.launch.restarts:

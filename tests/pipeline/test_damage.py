@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from pipeline import artifacts, display, doctor, durable, graph, inspection, recipe, runner
 from pipeline.cli import app
 from pipeline.inputs import Inputs
+from pipeline.observer import Failure
 
 RECIPE = """\
 name: play
@@ -265,7 +266,7 @@ def test_the_name_of_a_folder_is_text(play: Play) -> None:
 
 def test_observers_show_what_looks_like_markup_as_text(play: Play) -> None:
     node = graph.build(recipe.load(play.recipe))["base"]
-    failed = f"stage 'base' ended with exit code 1 {MARKUP}; the end of log:"
+    failed = Failure("base", f"ended with exit code 1 {MARKUP}", "; the end of log:")
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=200, color_system=None)
         with display.observer(console, as_json=False) as observer:
