@@ -45,7 +45,7 @@ class MathVerifier:
         final_line: accept answers that are announced in words (`The answer is 5`) where there is no tag or box.
         lenient: where nothing announces an answer, take the last number of the text.
         copies: pay also for an answer that only repeats an expression of the question, though the gold is written in
-            another form (`\\frac{6}{8}` where the question is to simplify it).
+            another form (`\frac{6}{8}` where the question is to simplify it).
         deadline_s: seconds for a batch's symbolic stage, however many comparisons it has: they share its CPU time, and
             one takes a fifth of it at most. What is not decided by then is wrong (`timeout`), and harms no other row.
         workers: processes of the pool; one a core, up to eight, if not given.
