@@ -6,8 +6,8 @@
       merge_micro_batches: true  # all rows of a step fill these passes together
       drop_dead_groups: auto   # what teaches nothing is left out of the forward and backward passes
       refill_rounds: 0         # or replaced by groups that are sampled on top (DAPO's dynamic sampling)
-      reuse_logprobs: true  # no pass of its own for log-probabilities that the training pass computes anyway
-      background_rewards: true    # rewards are judged while log-probabilities are computed
+      reuse_logprobs: true     # no pass of its own for log-probabilities that the training pass computes anyway
+      background_rewards: true # rewards are judged while log-probabilities are computed
       fused_kernels: false     # norms, rotary positions and MLPs of the trained model are Liger's kernels
 
 All of them off is TRL, to the bit. Imported with the stages' configs, so nothing heavy is imported here.

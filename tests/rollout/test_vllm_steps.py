@@ -95,7 +95,7 @@ def overlapping(overlaps: bool, patch: pytest.MonkeyPatch) -> None:
 
 
 def both_ways(engine: Any, ask: Callable[[], Any]) -> tuple[Any, Any]:
-    """The answer with plain steps, and vLLM's own; nothing of the first is in the cache when the second is made."""
+    """The answer with the fast path, and vLLM's own; nothing of the first is in the cache when the second is made."""
     answers = []
     for engine.patched.fast_path.on in (True, False):
         engine.llm.reset_prefix_cache()

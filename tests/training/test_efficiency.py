@@ -1,4 +1,4 @@
-"""The other switches: folding, refilling, overlapped rewards, lengths, and several processes."""
+"""The other switches: reused log-probabilities, refilling, background rewards, lengths, and several processes."""
 
 from __future__ import annotations
 

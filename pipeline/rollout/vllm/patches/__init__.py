@@ -27,7 +27,7 @@ class Installed(NamedTuple):
     """What was put into an engine.
 
     Attributes:
-        fast_path: deals with plain steps.
+        fast_path: deals with sequences that only get a token longer.
         logprobs: takes log-probabilities of sampled tokens, if they are wanted at all.
     """
 
