@@ -10,7 +10,7 @@
       background_rewards: true # rewards are judged while log-probabilities are computed
       fused_kernels: false     # norms, rotary positions and MLPs of the trained model are Liger's kernels
 
-All of them off is TRL, to the bit. Imported with the stages' configs, so nothing heavy is imported here.
+All of them off is TRL, up to rounding. Imported with the stages' configs, so nothing heavy is imported here.
 """
 
 from __future__ import annotations

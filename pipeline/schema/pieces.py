@@ -80,8 +80,8 @@ class Launch(Strict):
         silence: seconds without a line in its log or a logged step after which its process is taken for hung, and
             killed. Longer than a step, and than it takes to load the model and to start an engine.
         stall: seconds for which every process of a stage may stand at one line of its program before they are taken for
-            waiting for each other, and killed; 600 if not given, and 3600 where they wait for a `vllm_server`. For
-            stages of several processes.
+            waiting for each other, and killed; 600 if not given, and 3600 with engines in processes of their own or a
+            `vllm_server`. For stages of several processes.
     """
 
     accelerate: str | None = None
@@ -137,8 +137,8 @@ class StageConfig(Strict):
     def stall(self) -> float:
         """Seconds for which none of its processes may move; see `Launch`."""
         rollout = getattr(self, "rollout", None)
-        waits = isinstance(rollout, RolloutSpec) and rollout.engine == "vllm_server"
-        return self.launch.stall or (SERVER_STALL_SECONDS if waits else STALL_SECONDS)
+        elsewhere = isinstance(rollout, RolloutSpec) and (rollout.engine == "vllm_server" or rollout.separate_process)
+        return self.launch.stall or (SERVER_STALL_SECONDS if elsewhere else STALL_SECONDS)
 
     def faults(self, base: Path) -> Iterator[Fault]:
         """What is wrong that no single field shows, with file paths read against `base`, the recipe's folder."""
@@ -349,3 +349,8 @@ class RolloutSpec(Strict):
             if not (isinstance(one, str) and one) and not (type(one) is int and one >= 0):
                 raise ValueError(f"holds texts and token ids, not {one!r}")
         return stops
+
+    @property
+    def separate_process(self) -> bool:
+        """Whether the engine has a process of its own."""
+        return self.process is not None

@@ -82,8 +82,8 @@ class TrainingRollout(RolloutSpec):
 
     @property
     def separate_process(self) -> bool:
-        """Whether the engine has a process of its own."""
-        return self.process is not None or self.overlap or self.spare > 0
+        """See `RolloutSpec`."""
+        return super().separate_process or self.overlap or self.spare > 0
 
 
 def _as_reward(value: Any) -> Any:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pipeline.rollout.process import ProcessEngine
 from pipeline.schema.efficiency import Efficiency
+from pipeline.schema.pieces import RolloutSpec
+from tests.training import engine_runs
 from tests.training.replay import distance, graded, history_of, trainer_of
 
 RANKS = 2
@@ -74,21 +77,27 @@ def rank(number: int, port: int, model: Path, folder: Path, sharded: bool) -> No
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.timeout(2 * RANK_SECONDS + 60)
-@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
-def test_two_ranks_train_as_stock_trl_does(models: Path, tmp_path: Path, free_port: int, sharded: bool) -> None:
-    """Rollouts differ between the ranks, and so do the passes they need and the rows they drop."""
+def started(target: Callable[..., None], *arguments: Any) -> None:
+    """Run a function in every rank, and make sure that all of them end, and well."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.replay"])
-    arguments = free_port, models / "dense", tmp_path, sharded
-    processes = [context.Process(target=rank, args=(number, *arguments)) for number in range(RANKS)]
+    processes = [context.Process(target=target, args=(number, *arguments)) for number in range(RANKS)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(RANK_SECONDS)
-        if process.is_alive():
-            process.kill()
-        assert process.exitcode == 0
+    hung = [process for process in processes if process.is_alive()]
+    for process in hung:
+        process.kill()
+    assert not hung
+    assert [process.exitcode for process in processes] == [0] * RANKS
+
+
+@pytest.mark.timeout(2 * RANK_SECONDS + 60)
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_two_ranks_train_as_stock_trl_does(models: Path, tmp_path: Path, free_port: int, sharded: bool) -> None:
+    """Rollouts differ between the ranks, and so do the passes they need and the rows they drop."""
+    started(rank, free_port, models / "dense", tmp_path, sharded)
     for case, (_, dead) in CASES.items():
         found = {
             (kind, number): torch.load(tmp_path / f"{case}-{kind}-{number}.pt")
@@ -109,3 +118,39 @@ def test_two_ranks_train_as_stock_trl_does(models: Path, tmp_path: Path, free_po
         if dead:
             dropped = [at["groups/dropped_rows"] for at in mine if "groups/dropped_rows" in at]
             assert all(0.2 < share < 1 for share in dropped), "rows of every rank"
+
+
+def engine_rank(number: int, port: int, model: Path, folder: Path, sharded: bool) -> None:
+    """One of two trainers whose rollouts come from an engine that the first one holds, one batch ahead."""
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(RANKS), "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "localhost", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    os.environ |= FSDP2 if sharded else {}
+    torch.set_num_threads(1)
+    spec = RolloutSpec(engine="transformers")
+    engine = ProcessEngine(spec, str(model), logprobs=True, for_trainer=True) if number == 0 else None
+    share = {"per_device_train_batch_size": engine_runs.GROUP * engine_runs.PROMPTS // RANKS, "save_steps": 3}
+    run = engine_runs.Run(model, folder / "shared", engine, overlap=True, spare=0.5, **share)
+    torch.save((run.weights, run.logs), folder / f"{number}.pt")
+    if engine is not None:
+        engine.close()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.timeout(2 * RANK_SECONDS + 60)
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_two_ranks_share_an_engine_as_one_process_uses_it(
+    calculator: Path, tmp_path: Path, free_port: int, sharded: bool
+) -> None:
+    """The same rollouts, one batch ahead and with spare prompts, and so the same weights up to the order of sums."""
+    started(engine_rank, free_port, calculator, tmp_path, sharded)
+    engine = ProcessEngine(RolloutSpec(engine="transformers"), str(calculator), logprobs=True, for_trainer=True)
+    try:
+        alone = engine_runs.Run(calculator, tmp_path / "alone", engine, overlap=True, spare=0.5, save_steps=3)
+    finally:
+        engine.close()
+    for number in range(RANKS):
+        weights, logs = torch.load(tmp_path / f"{number}.pt")
+        for name, weight in alone.weights.items():
+            assert torch.allclose(weight, weights[name], rtol=1e-4, atol=1e-5), name
+        assert [at["reward"] for at in logs] == pytest.approx(alone.logged("reward"))
+        assert [at["num_tokens"] for at in logs] == alone.logged("num_tokens")
