@@ -314,12 +314,17 @@ def _unused(place: str, message: Message, key: str) -> str:
     return f"{place}.{key}: the chat template does not use it in a message of the role {role!r}: {_WAY_OUT}{hint}"
 
 
+def left_open(content: str) -> bool:
+    """Whether an assistant's text begins with a thought that is never closed, so that nothing could learn from it."""
+    return content.lstrip().startswith(THINK_OPEN) and THINK_CLOSE not in content
+
+
 def _split(message: Message, eos: str, place: str) -> tuple[Message, str | None, str]:
     """A message with its thought opened and its end taken off, the thought, and the answer behind it."""
     content = message["content"].removesuffix(eos)
     thought: str | None = message.get("reasoning_content") or None
     head, closed, answer = content.rpartition(THINK_CLOSE)
-    if not closed and content.lstrip().startswith(THINK_OPEN):
+    if left_open(content):
         raise MessageError(f"{place}: the thought is never closed: the model would learn to stop within it")
     if closed and thought is not None:
         raise MessageError(f"{place}: there is a thought in `content` and one in `reasoning_content`: leave one out")

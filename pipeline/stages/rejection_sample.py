@@ -25,6 +25,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.context import Outputs, StageContext
 from pipeline.data.filters import Duplicates, FilterSpec
+from pipeline.rendering import left_open
 from pipeline.rows import write_rows
 from pipeline.samples import SAMPLES
 from pipeline.sampling.sampler import Group, Sample, Sampler, record
@@ -39,6 +40,8 @@ from rewards.verdict import BLAMELESS
 logger = logging.getLogger(__name__)
 
 KEPT, ENOUGH, DUPLICATE, UNJUDGED, WRONG = "kept", "enough", "duplicate", "unjudged", "wrong"
+EMPTY, LEFT_OPEN = "empty", "thought never closed"
+"""Samples that fine-tuning would refuse, whatever is required of them."""
 
 
 class NothingKeptError(RuntimeError):
@@ -232,6 +235,10 @@ class _Account:
         said = group.begun + sample.completion
         if (fault := self.config.filters.fault(said, sample.tokens, sample.truncated)) is not None:
             return fault
+        if not said.strip():
+            return EMPTY
+        if left_open(said):
+            return LEFT_OPEN
         if self.config.dedup and self.duplicates.seen(group.row["question"], sample.completion):
             return DUPLICATE
         return None

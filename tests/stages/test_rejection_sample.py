@@ -97,6 +97,15 @@ def test_sampling_stops_when_there_are_enough_rows(
     assert metrics["sampled"] < 4 * 20
 
 
+def test_what_fine_tuning_would_refuse_is_not_kept_whatever_is_required(calculator: Path, sums: Path) -> None:
+    stopped = {"max_tokens": 12, "batch_size": 32, "stop": ["2", "3", "4", "5", "6", "7", "8", "<answer>"]}
+    done = context(sums, calculator, require=[{"use": "accuracy", "min": 0}], prefill="<think> so ", rollout=stopped)
+    metrics = run(done).metrics
+    assert metrics["dropped"]["thought never closed"] > 0
+    texts = [row["messages"][1]["content"] for row in lines(done.output / "data.jsonl")]
+    assert texts and all("</think>" in text for text in texts)
+
+
 def test_a_prefilled_thought_becomes_part_of_the_row(calculator: Path, sums: Path) -> None:
     done = context(sums, calculator, prefill="<think>", require=["accuracy", "think_format"])
     metrics = run(done).metrics
