@@ -108,8 +108,9 @@ def open_updatable(
         )
     if find_spec("vllm") is None:
         raise RolloutError("vLLM is not installed: pip install 'zero2r1[vllm]', or choose `engine: transformers`")
-    from pipeline.rollout.vllm.engine import VllmEngine
+    from pipeline.rollout.vllm.engine import VllmEngine, check_sampling
 
+    check_sampling(spec)
     options = {**vllm_options(spec.speculative), **spec.engine_options}
     return VllmEngine(model_path, seed, spec.gpu_memory, logprobs, options, for_trainer, spec.scheduler_fast_path)
 

@@ -132,3 +132,16 @@ def test_completions_end_at_stops_as_with_transformers(
             assert len(rollout.logprobs or ()) == len(rollout.token_ids)
             ended = rollout.text.endswith("</answer>") or rollout.token_ids[-1] == reference.tokenizer.eos_token_id
             assert ended == (rollout.finish is Finish.STOP)
+
+
+def test_what_vllm_does_not_sample_with_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(RolloutError, match="vLLM: temperature must be"):
+        open_engine(RolloutSpec(engine="vllm", temperature=float("inf")), "no/such/model", 0)
+
+
+def test_a_prompt_beyond_the_context_is_refused_and_harms_no_other(engine: Engine, prompts: list[list[int]]) -> None:
+    greedy = Sampling(n=1, max_tokens=5, temperature=0)
+    expected = engine.generate(prompts[:1], greedy)
+    with pytest.raises(RolloutError, match=r"vLLM: .*64"):
+        engine.generate([prompts[0], [5] * 70], greedy)
+    assert engine.generate(prompts[:1], greedy) == expected

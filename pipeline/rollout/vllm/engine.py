@@ -12,21 +12,22 @@ import gc
 import importlib
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pipeline.rollout.base import Finish, Progress, Rollout, Sampling, Tick, finish_reason
+from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick, finish_reason
 from pipeline.rollout.speculative import counted_by_vllm
 from pipeline.rollout.stops import Stops
 from pipeline.rollout.vllm import patches
 from pipeline.rollout.vllm.options import check_options
 from pipeline.rollout.vllm.patches.cpu_weights import keep_weights_loadable
 from pipeline.rollout.weights import load_weights
+from pipeline.schema.pieces import RolloutSpec
 
 if TYPE_CHECKING:
     from model.speculative import Speculation
@@ -78,25 +79,30 @@ class VllmEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Rollout]]:
-        """One group of `sampling.n` rollouts a prompt; see `Engine.generate`."""
+        """One group of `sampling.n` rollouts a prompt; see `Engine.generate`.
+
+        Raises:
+            RolloutError: vLLM refuses the prompts, such as one beyond its context, or this way of sampling.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         stops = Stops.of(self.tokenizer, sampling.stop)
-        params = SamplingParams(
-            n=sampling.n,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            stop=list(stops.texts),
-            stop_token_ids=list(stops.ids),
-            logprobs=0 if self.logprobs else None,
-            flat_logprobs=True,  # no object for every token, also where they stay empty
-            detokenize=bool(stops.texts),  # in which they are looked for, token by token
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        with refusals():
+            params = SamplingParams(
+                n=sampling.n,
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                stop=list(stops.texts),
+                stop_token_ids=list(stops.ids),
+                logprobs=0 if self.logprobs else None,
+                flat_logprobs=True,  # no object for every token, also where they stay empty
+                detokenize=bool(stops.texts),  # in which they are looked for, token by token
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
         _seed_everything(sampling.seed)
         taken = self.patched.logprobs if self.patched is not None else None
         with taken or nullcontext():
@@ -152,8 +158,9 @@ class VllmEngine:
         done: dict[int, Any] = {}
         names = [str(index) for index in range(len(prompts))]
         try:
-            for name, prompt in zip(names, prompts, strict=True):
-                engine.add_request(name, TokensPrompt(prompt_token_ids=list(prompt)), params)
+            with refusals():
+                for name, prompt in zip(names, prompts, strict=True):
+                    engine.add_request(name, TokensPrompt(prompt_token_ids=list(prompt)), params)
             while engine.has_unfinished_requests() and (enough is None or len(done) < enough):
                 self.tick()
                 finished = {int(output.request_id): output for output in engine.step() if output.finished}
@@ -173,6 +180,30 @@ def _rollout(sample: Any, text: str, logprobs: tuple[float, ...] | None) -> Roll
 def sampled_logprobs(sample: Any) -> list[float]:
     """The log-probabilities of the tokens of one of vLLM's completions, which was asked for them (`logprobs=0`)."""
     return [choices[token].logprob for choices, token in zip(sample.logprobs, sample.token_ids, strict=True)]
+
+
+def check_sampling(spec: RolloutSpec) -> None:
+    """Refuse what vLLM does not sample with, such as a temperature above 2 (from 0.32 on), before a model is loaded.
+
+    Raises:
+        RolloutError: with vLLM's own words.
+    """
+    imported()
+    from vllm import SamplingParams
+
+    with refusals():
+        SamplingParams(temperature=spec.temperature, top_p=spec.top_p, top_k=spec.top_k, min_p=spec.min_p)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Pass on what vLLM refuses as a `RolloutError`; what it raises was a `ValueError` once, and is none any more."""
+    from vllm.exceptions import VLLMValidationError
+
+    try:
+        yield
+    except (ValueError, VLLMValidationError) as error:
+        raise RolloutError(f"vLLM: {error}") from error
 
 
 def imported() -> Any:
