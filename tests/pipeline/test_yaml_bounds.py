@@ -49,7 +49,7 @@ BOMBS: dict[str, tuple[str, str]] = {
     "brackets": ("bomb: " + "[" * 1_000_000, "nested more than"),
     "depth by aliases": ("b0: &b0 [1]\n" + "".join(f"b{n}: &b{n} [*b{n - 1}]\n" for n in range(1, 300)), "nested"),
     "a huge file": ("# " + "x" * source.MAX_BYTES, "larger than"),
-    "digits": ("bomb: " + "1" * 10_000, "not YAML"),
+    "digits": ("bomb: " + "1" * 10_000, "10,000 digits: 18 are the most"),
     "many defaults": (
         f"defaults: {{sft: {{trainer: {{{', '.join(f'k{n}: 1' for n in range(20_000))}}}}}}}\n"
         + "".join(f"  s{n}: {{kind: sft, trainer: {{x: 1}}}}\n" for n in range(1000)),
