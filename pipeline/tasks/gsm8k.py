@@ -18,7 +18,7 @@ from pipeline.rows import RowError, read_rows
 from pipeline.tasks.base import BadRows, Problem, Split, Task, TaskError
 from pipeline.tasks.generated import problem_id
 from pipeline.tasks.jsonl import shuffled
-from pipeline.tasks.reading import checked_bad_rows, problems_of
+from pipeline.tasks.reading import checked_bad_rows, distinct, problems_of
 
 HUB = "openai/gsm8k"
 GOLD_MARK = "####"
@@ -43,7 +43,7 @@ class Gsm8k(Task):
     def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:
         """The official splits; see `Task.problems`."""
         found = problems_of(self, lambda bad: self._rows(split, bad), _problem)
-        return shuffled(found, n, seed, f"gsm8k/{split}")
+        return shuffled(distinct(found, f"gsm8k/{split}"), n, seed, f"gsm8k/{split}")
 
     def _rows(self, split: Split, bad: list[RowError]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if self.path is not None:

@@ -18,7 +18,7 @@ from pipeline.rows import RowError, read_rows
 from pipeline.tasks.base import BadRows, Problem, Split, Task, TaskError
 from pipeline.tasks.generated import problem_id
 from pipeline.tasks.jsonl import shuffled
-from pipeline.tasks.reading import checked_bad_rows, problems_of
+from pipeline.tasks.reading import checked_bad_rows, distinct, problems_of
 from rewards.math.extract import gold_text
 
 LEVELS = range(1, 6)
@@ -61,7 +61,7 @@ class MathTask(Task):
             lambda bad: self._rows(split, bad),
             lambda row, place: _problem(self.name, row, place) if self.wants(row) else None,
         )
-        return shuffled(list({p.id: p for p in found}.values()), n, seed, f"{self.name}/{split}")
+        return shuffled(distinct(found, f"{self.name}/{split}"), n, seed, f"{self.name}/{split}")
 
     def wants(self, row: Mapping[str, Any]) -> bool:
         """Whether a row belongs to the task."""

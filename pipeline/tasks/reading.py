@@ -7,7 +7,7 @@ and line; `bad_rows: skip` goes on without them, says how many there were, and k
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from pipeline.rows import RowError
@@ -82,3 +82,22 @@ def _taken(lines: list[RowError]) -> list[str]:
 
 def _count(bad: list[str], found: list[Problem]) -> str:
     return f"{len(bad)} of {len(bad) + len(found)} rows"
+
+
+def distinct(problems: Sequence[Problem], where: str) -> list[Problem]:
+    """Every question once. One that stands there with two answers is left out and told: only one can be right.
+
+    Args:
+        problems: in the order of their rows.
+        where: what they are problems of, for the log.
+    """
+    answers: dict[str, set[str]] = {}
+    for problem in problems:
+        answers.setdefault(problem.question, set()).add(problem.answer)
+    if torn := [question for question, golds in answers.items() if len(golds) > 1]:
+        text = "%s: %d questions that stand there with several answers are left out, such as %r"
+        log.warning(text, where, len(torn), torn[0])
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(problem.question, problem)
+    return [problem for question, problem in first.items() if len(answers[question]) == 1]

@@ -112,3 +112,13 @@ def test_golds_that_no_grader_can_accept_are_found(tmp_path: Path) -> None:
     rows = [{"problem": "good?", "answer": "3"}, {"problem": "bad?", "answer": "\\frac{1}{"}]
     task = load("math500", {"path": write(tmp_path / "golds.jsonl", rows)})
     assert [problem.question for problem, _ in task.validate(task.problems("test"))] == ["bad?"]
+
+
+def test_a_question_with_two_answers_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One that stands there twice with the same answer counts once."""
+    rows = [("one", "1"), ("two", "2"), ("one", "1"), ("three", "3"), ("two", "22")]
+    lines = [json.dumps({"problem": problem, "answer": answer, "level": "Level 1"}) for problem, answer in rows]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
+    found = load("math", {"path": str(tmp_path)}).problems("train")
+    assert sorted(problem.question for problem in found) == ["one", "three"]
+    assert "1 questions that stand there with several answers" in caplog.text and "'two'" in caplog.text
