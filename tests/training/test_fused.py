@@ -78,12 +78,20 @@ def test_a_recipe_with_a_deepseek_policy_is_refused_before_it_runs(kind: str, tm
         load(written(RECIPE, tmp_path))
 
 
-@pytest.mark.parametrize("text", [None, "[]", "{}", "no JSON", '{"model_type": "llama"}'])
+@pytest.mark.parametrize("text", [None, "{}", '{"model_type": "llama"}'])
 def test_a_policy_that_tells_nothing_yet_is_left_to_the_stage(text: str | None, tmp_path: Path) -> None:
     (tmp_path / "policy").mkdir()
     if text is not None:
         (tmp_path / "policy" / "config.json").write_text(text)
     assert list(load(written(RECIPE, tmp_path)).stages) == ["zero"]
+
+
+@pytest.mark.parametrize("text", ["[]", "no JSON"])
+def test_a_policy_whose_config_is_broken_is_refused_with_the_recipe(text: str, tmp_path: Path) -> None:
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "config.json").write_text(text)
+    with pytest.raises(RecipeError, match=r"stages.zero.model: .*config.json"):
+        load(written(RECIPE, tmp_path))
 
 
 @pytest.mark.parametrize("field", ["use_liger_kernel: true", "liger_kernel_config: {rope: true}"])

@@ -39,6 +39,8 @@ def engine(calculator: Path) -> Iterator[ProcessEngine]:
 class Delayed:
     """The stale schedule by hand: an engine in this process that samples with the weights before the last ones."""
 
+    speculation = None
+
     def __init__(self, path: Path) -> None:
         self.inner, self.restarts, self.dtype = (
             TransformersEngine(str(path), logprobs=True, tempered=True),
