@@ -103,7 +103,8 @@ class StageProcess:
         log, first = self.scratch / LOG, ranks.failure(self.scratch)
         if first is not None and first.error and not self.hung:
             more = f"; the end of its error, which is all in {log}:\n{_tail(first.error)}"
-            return Failure(name, f"failed on rank {first.rank}", more)
+            *_, last = first.error.strip().splitlines()
+            return Failure(name, f"failed on rank {first.rank} ({last})", more)
         how = ending(code)
         how += OUT_OF_MEMORY if code == -signal.SIGKILL else ""
         if first is not None:
