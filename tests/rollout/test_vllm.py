@@ -83,6 +83,33 @@ def test_log_probabilities_are_those_that_vllm_would_give(engine: Engine, prompt
     assert len({len(logprobs) for _, logprobs in ours}) > 1
 
 
+def test_completions_end_at_stops_as_with_transformers(
+    engine: Engine, reference: TransformersEngine, prompts: list[list[int]]
+) -> None:
+    ids = reference.tokenizer.convert_tokens_to_ids("</think>")
+    for stop in (("</think>",), ("think> <answer>", "nowhere"), (ids,), ("<eos>", "</answer>")):
+        greedy = Sampling(max_tokens=12, temperature=0.0, stop=stop)
+        for (rollout,), (expected,) in zip(
+            engine.generate(prompts, greedy), reference.generate(prompts, greedy), strict=True
+        ):
+            assert (rollout.text, rollout.token_ids, rollout.finish) == (expected.text, expected.token_ids, Finish.STOP)
+            assert rollout.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
+    for group in engine.generate(prompts, Sampling(n=6, max_tokens=4, seed=3, stop=("</answer>",))):
+        for rollout in group:
+            assert len(rollout.logprobs or ()) == len(rollout.token_ids)
+            ended = rollout.text.endswith("</answer>") or rollout.token_ids[-1] == reference.tokenizer.eos_token_id
+            assert ended == (rollout.finish is Finish.STOP)
+
+
+def test_a_prompt_beyond_the_context_is_refused_and_harms_no_other(engine: Engine, prompts: list[list[int]]) -> None:
+    greedy = Sampling(n=1, max_tokens=5, temperature=0)
+    expected = engine.generate(prompts[:1], greedy)
+    with pytest.raises(RolloutError, match=r"vLLM: .*64"):
+        engine.generate([prompts[0], [5] * 70], greedy)
+    assert engine.generate(prompts[:1], greedy) == expected
+
+
+# Closing an engine ends the process groups of every engine of this process: this comes behind those that share one.
 def test_log_probabilities_survive_that_sequences_are_put_off(calculator: Path, reference: TransformersEngine) -> None:
     """With room for a few sequences only, vLLM throws out some that have begun, and computes them anew."""
     options = {**OPTIONS, "block_size": 32, "num_gpu_blocks_override": 9, "enable_prefix_caching": False}
@@ -116,32 +143,6 @@ def test_an_option_that_vllm_lacks_is_refused_before_anything_is_loaded(
         open_engine(RolloutSpec(engine="vllm", engine_options=options), str(calculator), 0)
 
 
-def test_completions_end_at_stops_as_with_transformers(
-    engine: Engine, reference: TransformersEngine, prompts: list[list[int]]
-) -> None:
-    ids = reference.tokenizer.convert_tokens_to_ids("</think>")
-    for stop in (("</think>",), ("think> <answer>", "nowhere"), (ids,), ("<eos>", "</answer>")):
-        greedy = Sampling(max_tokens=12, temperature=0.0, stop=stop)
-        for (rollout,), (expected,) in zip(
-            engine.generate(prompts, greedy), reference.generate(prompts, greedy), strict=True
-        ):
-            assert (rollout.text, rollout.token_ids, rollout.finish) == (expected.text, expected.token_ids, Finish.STOP)
-            assert rollout.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
-    for group in engine.generate(prompts, Sampling(n=6, max_tokens=4, seed=3, stop=("</answer>",))):
-        for rollout in group:
-            assert len(rollout.logprobs or ()) == len(rollout.token_ids)
-            ended = rollout.text.endswith("</answer>") or rollout.token_ids[-1] == reference.tokenizer.eos_token_id
-            assert ended == (rollout.finish is Finish.STOP)
-
-
 def test_what_vllm_does_not_sample_with_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(RolloutError, match="vLLM: temperature must be"):
         open_engine(RolloutSpec(engine="vllm", temperature=float("inf")), "no/such/model", 0)
-
-
-def test_a_prompt_beyond_the_context_is_refused_and_harms_no_other(engine: Engine, prompts: list[list[int]]) -> None:
-    greedy = Sampling(n=1, max_tokens=5, temperature=0)
-    expected = engine.generate(prompts[:1], greedy)
-    with pytest.raises(RolloutError, match=r"vLLM: .*64"):
-        engine.generate([prompts[0], [5] * 70], greedy)
-    assert engine.generate(prompts[:1], greedy) == expected
