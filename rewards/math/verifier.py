@@ -247,7 +247,16 @@ def golds(answer: Any) -> tuple[str, ...]:
 
 def payable(answer: Any) -> tuple[tuple[str, ...], str]:
     """The golds among `golds(answer)` for which somebody could be paid, and if there is none, what is wrong."""
-    readable = golds(answer)
+    return _payable_text(answer) if isinstance(answer, str) else _payable(golds(answer))
+
+
+@lru_cache(maxsize=4096)
+def _payable_text(answer: str) -> tuple[tuple[str, ...], str]:
+    """The same for a text, which the rollouts of a problem share: it is remembered."""
+    return _payable(golds(answer))
+
+
+def _payable(readable: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
     doubtful = [gold for gold in readable if simple(gold) is None]  # a plain number is beyond doubt
     faults = {gold: fault for gold in doubtful if (fault := unpayable(gold)) is not None}
     some = tuple(gold for gold in readable if gold not in faults)
