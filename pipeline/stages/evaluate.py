@@ -61,6 +61,7 @@ class EvaluateConfig(PromptedConfig):
     """
 
     product: ClassVar[Product] = Product.METRICS
+    version: ClassVar[int] = 2  # a completion that is cut off has no format
     default_split: ClassVar[Literal["train", "test"]] = "test"
 
     model: ModelRef | None = None

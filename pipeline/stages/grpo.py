@@ -113,7 +113,7 @@ class GrpoConfig(PromptedConfig, TrainingConfig):
         trainer: fields of TRL's GRPOConfig.
     """
 
-    version: ClassVar[int] = 3  # micro-batches are merged; a completion that is cut off has no format
+    version: ClassVar[int] = 4  # no format for what is cut off; what vLLM samples follows from the number of the batch
     trainer_class: ClassVar[str | None] = "trl.trainer.grpo_config:GRPOConfig"
     reserved: ClassVar[Mapping[str, str]] = GRPO_RESERVED
     trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS

@@ -93,6 +93,7 @@ class RejectionSampleConfig(PromptedConfig):
     """
 
     product: ClassVar[Product] = Product.DATASET
+    version: ClassVar[int] = 2  # thoughts that are never closed are dropped
 
     model: ModelRef
     tasks: Annotated[list[TaskField], Field(min_length=1)]
