@@ -1,0 +1,17 @@
+"""What a model costs, as arithmetic: shape -> parameters, FLOPs, bytes, seconds, money. No tensor is ever made.
+
+    shape.py       the widths of a decoder, from a Hugging Face config: parameters by part, LoRA's included
+    flops.py       multiply-adds of a forward pass by part, of training, and of a GRPO step
+    memory.py      bytes by part: weights, gradients, optimizer, adapter, activations, KV cache, engine
+    hardware.py    GPUs: peaks, memory, bandwidth, price, each with its source
+    models.py      shapes of models on the hub, so that planning needs no network
+
+`flops` is what model FLOPs utilisation wants, `memory` what says whether a recipe fits a GPU:
+
+    >>> from pipeline.cost import flops, memory, models
+    >>> model = models.known("Qwen/Qwen2.5-7B")
+    >>> model.parameters.total
+    7615616512
+    >>> flops.training(model, [1024] * 8).total            # of eight sequences, forward and backward
+    >>> memory.training(model, memory.Setup(tokens=8192, adapter_rank=32, base="nf4"))
+"""

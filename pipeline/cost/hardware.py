@@ -1,0 +1,105 @@
+"""GPUs: what they do at most, what they hold, and what an hour of one costs. Data sheets' sparse rates are halved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rewards.registry import nearest
+
+
+class HardwareError(ValueError):
+    """No such GPU, or no number of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        name: as `--gpus` has it.
+        bf16, fp8: dense operations a second; `fp8` is 0 where there are none.
+        bytes: memory as torch reports it, a little below the data sheet's.
+        bandwidth: bytes a second from that memory.
+        price: US dollars an hour, low and high.
+        priced: where the price is from.
+    """
+
+    name: str
+    bf16: float
+    fp8: float
+    bytes: int
+    bandwidth: float
+    price: tuple[float, float]
+    priced: str
+
+    @property
+    def usd(self) -> float:
+        """The middle of the price's range."""
+        return sum(self.price) / 2
+
+
+_RENTED = "mercatus-ai.com, May 2026"
+_CONSUMER = "RunPod by deploybase.ai, March 2026"
+_V3 = "arXiv 2412.19437, Table 1: assumed there"
+SOURCE = "NVIDIA's data sheets, dense"
+GPUS: Mapping[str, Gpu] = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("H800", 989e12, 1979e12, 85_000_000_000, 3.35e12, (2.0, 2.0), _V3),
+        Gpu("H100", 989e12, 1979e12, 85_000_000_000, 3.35e12, (1.99, 5.0), _RENTED),
+        Gpu("H200", 989e12, 1979e12, 150_100_000_000, 4.8e12, (2.5, 7.0), _RENTED),
+        Gpu("A100", 312e12, 0.0, 85_000_000_000, 2.0e12, (0.8, 3.0), _RENTED),
+        Gpu("A100-40GB", 312e12, 0.0, 42_300_000_000, 1.56e12, (0.8, 3.0), _RENTED),
+        Gpu("L40S", 362e12, 733e12, 47_700_000_000, 0.864e12, (0.8, 2.0), "assumed: between A100 and RTX 4090"),
+        Gpu("RTX4090", 165e12, 330e12, 25_300_000_000, 1.01e12, (0.6, 0.6), _CONSUMER),
+        Gpu("RTX5090", 209e12, 419e12, 33_700_000_000, 1.79e12, (1.22, 1.22), _CONSUMER),
+    )
+}
+"""Known GPUs. Of consumer cards the rates are those with 32-bit accumulation."""
+ALIASES: Mapping[str, str] = {"4090": "RTX4090", "5090": "RTX5090"}
+"""What people write, where it is not a name above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """So many GPUs of one kind."""
+
+    count: int
+    gpu: Gpu
+
+    def __str__(self) -> str:
+        return f"{self.count}x{self.gpu.name}"
+
+
+def cluster(text: str) -> Cluster:
+    """`8xH100`, or `H100` for one.
+
+    Raises:
+        HardwareError: no such GPU, or no number; says what would do.
+    """
+    matched = re.fullmatch(r"(?:(\d+)\s*[x×*])?\s*([A-Za-z0-9][\w -]*)", text.strip())
+    if matched is None or matched[1] == "0":
+        raise HardwareError(f"{text!r} is no number of GPUs: write 8xH100, or H100 for one")
+    count = int(matched[1] or 1)
+    return Cluster(count, named(matched[2].strip(), text))
+
+
+def named(name: str, text: str | None = None) -> Gpu:
+    """A GPU by its name, however it is spelled: `h100`, `NVIDIA H200`, `RTX 4090`.
+
+    Raises:
+        HardwareError: there is no such GPU here; names the nearest.
+    """
+    wanted = re.sub(r"[^A-Z0-9]", "", name.upper())
+    known = {re.sub(r"[^A-Z0-9]", "", each.upper()): each for each in (*GPUS, *ALIASES)}
+    if wanted in known:
+        return GPUS[ALIASES.get(known[wanted], known[wanted])]
+    device = next(
+        (each for short, each in sorted(known.items(), key=lambda one: -len(one[0])) if short in wanted), None
+    )
+    if text is None and device is not None:  # a driver's name, such as "NVIDIA H100 80GB HBM3"
+        return GPUS[ALIASES.get(device, device)]
+    hint = nearest(name, GPUS)
+    raise HardwareError(f"there is no GPU {name!r} here{hint}. Known: {', '.join(GPUS)}")
