@@ -18,6 +18,7 @@ from pipeline.chat_cli import (
     model_folder,
     stops,
 )
+from pipeline.cost_cli import cost
 from pipeline.rewards_cli import app as rewards_app
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ def doctor(
 
 
 app.command()(generate)
+app.command()(cost)
 
 
 @app.command("eval")

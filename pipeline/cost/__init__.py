@@ -5,6 +5,9 @@
     memory.py      bytes by part: weights, gradients, optimizer, adapter, activations, KV cache, engine
     hardware.py    GPUs: peaks, memory, bandwidth, price, each with its source
     models.py      shapes of models on the hub, so that planning needs no network
+    published.py   what others measured and published, each with its source
+    programme.py   the bill of a whole pre-training (`zero2r1 cost`); bill.py is what one is made of
+    deepseek.py    DeepSeek's own figures, beside what follows from shapes
 
 `flops` is what model FLOPs utilisation wants, `memory` what says whether a recipe fits a GPU:
 

@@ -1,0 +1,131 @@
+"""What `zero2r1 cost` and `zero2r1 plan --cost` print; everything fits 80 columns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.cost import memory, programme
+from pipeline.cost.bill import Bill
+from pipeline.cost.shape import Shape
+
+NARROW = 80
+"""Columns where the output is no terminal."""
+
+
+def show(parts: Iterable[RenderableType]) -> None:
+    """Print tables and lines."""
+    console = Console(width=None if sys.stdout.isatty() else NARROW, highlight=False, markup=False)
+    for part in parts:
+        console.print(part)
+
+
+def count(value: float) -> str:
+    """A number with three digits and its letter: 671B, 14.8T, 494M."""
+    for letter, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g}{letter}" if value < 999.5 * size else f"{value / size:.0f}{letter}"
+    return f"{value:.3g}"
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in GB, of 10^9."""
+    return f"{size / 1e9:.1f}"
+
+
+def hours(value: float) -> str:
+    """GPU-hours: in thousands and millions where they are many."""
+    return f"{value:.3g}" if value < 1000 else f"{value / 1e3:,.1f}K" if value < 1e6 else f"{value / 1e6:.3f}M"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    for name, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def money(usd: float) -> str:
+    """US dollars."""
+    return f"${usd:,.2f}" if usd < 100 else f"${usd:,.0f}" if usd < 1e6 else f"${usd / 1e6:.3f}M"
+
+
+def grid(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    """A plain table; columns whose head ends with `>` are numbers."""
+    table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
+    table.title_style = "bold"
+    for column in columns:
+        right = column.endswith(">")
+        table.add_column(column.removesuffix(">"), justify="right" if right else "left", overflow="fold", no_wrap=right)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def bill(name: str, shape: Shape, found: Bill, length: int) -> Iterator[RenderableType]:
+    """The bill of a pre-training."""
+    parameters = shape.parameters
+    yield Text(
+        f"{name}: {count(parameters.total)} parameters, {count(parameters.active)} active; {count(found.tokens)} tokens"
+        f" on {found.cluster}"
+    )
+    total = sum(part.low for part in found.parts.values()), sum(part.high for part in found.parts.values())
+    rows = [
+        (
+            part_name.replace("_", " "),
+            hours(part.hours),
+            f"{hours(part.low)}-{hours(part.high)}",
+            money(part.hours * found.price),
+            f"{part.hours / found.cluster.count / 24:.1f}",
+            "" if part.published is None else hours(part.published.value),
+        )
+        for part_name, part in found.parts.items()
+    ]
+    rows.append(
+        (
+            "in all",
+            hours(found.hours),
+            f"{hours(total[0])}-{hours(total[1])}",
+            money(found.usd),
+            f"{found.days:.1f}",
+            "",
+        )
+    )
+    yield grid(["", "GPU-hours>", "range>", "cost>", "days>", "published>"], rows)
+    yield Text("")
+    yield grid(["routes to pre-training's hours", "GPU-hours>"], [(k, hours(v)) for k, v in found.routes.items()])
+    yield Text("")
+    each = found.a_token
+    parts = [(part.name.replace("_", " "), getattr(each, part.name)) for part in fields(each)]
+    yield grid(
+        ["forward pass of a token", "GFLOP>", "share>"],
+        [(part, f"{value / 1e9:.3g}", f"{value / each.total:.1%}") for part, value in parts if value],
+    )
+    yield Text("")
+    yield from _held(shape, found, length)
+    yield Text("")
+    yield grid(["assumption", "value", "source"], [(line.what, line.value, line.source) for line in found.assumptions])
+    if found.claims:
+        yield Text("")
+        yield grid(["published", "figure", "here", ""], [(c.what, c.published, c.ours, c.status) for c in found.claims])
+        yield Text("")
+        yield Text("Sources: " + "; ".join(dict.fromkeys(claim.source for claim in found.claims)))
+
+
+def _held(shape: Shape, found: Bill, length: int) -> Iterator[RenderableType]:
+    total, room = memory.total(found.memory), found.cluster.gpu.bytes
+    rows = [(part, gigabytes(size)) for part, size in found.memory.items()]
+    yield grid(["memory of a GPU", "GB>"], [*rows, (f"in all, of {gigabytes(room)}", gigabytes(total))])
+    if total > room:
+        fewest = programme.fewest_gpus(shape, found.cluster, length)
+        yield Text(
+            f"It does not fit: {fewest} GPUs of this kind are the fewest that hold it, divided by FSDP."
+            if fewest is not None
+            else "It does not fit by FSDP alone, however many GPUs: pipeline or expert parallelism is needed."
+        )
