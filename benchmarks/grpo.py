@@ -37,6 +37,7 @@ from typing import Any
 
 from benchmarks.grpo_clock import Clock, Memory, profile, summarise, watch
 from pipeline.context import StageContext
+from pipeline.process import allocator
 from pipeline.schema.pieces import VISIBLE
 from pipeline.stages.registry import config_class
 
@@ -219,7 +220,9 @@ def in_child(kind: str, config: Mapping[str, Any], seed: int, place: Place | Non
         found = Path(folder) / "found.json"
         job = json.dumps({"kind": kind, "config": config, "seed": seed, "folder": folder, "cores": place.cores})
         command = [sys.executable, "-m", "benchmarks.grpo", "--child", job]
-        done = subprocess.run(command, check=False, env=os.environ | place.env)
+        ours = config_class("grpo").model_validate(config)
+        memory = {} if kind == "stock" else allocator(ours, os.environ)
+        done = subprocess.run(command, check=False, env=os.environ | place.env | memory)
         if done.returncode or not found.exists():
             return {"failed": f"exit code {done.returncode}"}
         result: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))

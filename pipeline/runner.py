@@ -33,7 +33,7 @@ from pipeline.inputs import Inputs
 from pipeline.launch_checks import accelerate_config
 from pipeline.locks import LockError, await_ghosts, run_lock
 from pipeline.observer import Failure, Observer
-from pipeline.process import EVENTS, LOG, StageProcess
+from pipeline.process import EVENTS, LOG, StageProcess, allocator
 from pipeline.recipe import Recipe
 from pipeline.schema import environment
 from pipeline.source import brief
@@ -204,6 +204,7 @@ class _Scheduler:
         whole = asdict(job)
         durable.write(scratch / "job.json", json.dumps(environment.names_only(whole)))
         inherited = {name: value for name, value in os.environ.items() if name not in _RANK}
+        inherited |= allocator(node.config, inherited)
         secrets = environment.secrets(node.config, os.environ)
         for name in (EVENTS, LOG):  # of an attempt whose runner was killed
             environment.scrub(scratch / name, secrets)

@@ -172,10 +172,16 @@ def test_an_engine_that_sleeps_wakes_with_the_policys_weights(
     calculator: Path, trainer: Callable[..., GrpoTrainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)  # vLLM refuses growing segments beside sleeping
-    trained = trainer(calculator, vllm_enable_sleep_mode=True, use_cpu=False)
-    trained.train()
-    assert len(differences(trained)) == STEPS
-    assert max(differences(trained)) < 1e-2, "float32 on two implementations, with TF32 in one of them"
+    runs = []
+    for sleeps in (False, True):
+        trained = trainer(calculator, vllm_enable_sleep_mode=sleeps, use_cpu=False)
+        trained.train()
+        trained.sampler.close()
+        runs.append(differences(trained))
+    awake, slept = runs
+    assert len(slept) == STEPS
+    # TF32 in one of two implementations of float32 is what is left; an engine with weights of a step before has more.
+    assert slept == pytest.approx(awake, rel=0.2)
 
 
 def test_rollouts_depend_on_seed_number_and_weights_alone(

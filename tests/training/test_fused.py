@@ -19,6 +19,7 @@ from pipeline.recipe import RecipeError, load
 from pipeline.schema.efficiency import OUR_CLASSES, Efficiency
 from pipeline.stages.registry import run_function
 from pipeline.training import fused
+from pipeline.training.grpo import logprobs
 from tests.stages.driving import context_of
 from tests.training.replay import History, distance, history_of, trainer_of
 
@@ -144,19 +145,20 @@ def test_policy_and_reference_get_the_layers_and_none_of_the_losses(liger: Any, 
     assert all(kernels == {"cross_entropy": False, "fused_linear_cross_entropy": False} for _, kernels in liger)
 
 
-def computed(trainer: Any) -> tuple[torch.Tensor, History]:
+def computed(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, History]:
     """The log-probabilities of the first training pass, and what the run did."""
     found: list[torch.Tensor] = []
-    passes = trainer._get_per_token_logps_and_entropies
+    packed = logprobs.packed
 
-    def kept(*arguments: Any, **options: Any) -> Any:
-        result = passes(*arguments, **options)
+    def kept(*arguments: Any) -> logprobs.Scores:
+        scores = packed(*arguments)
         if torch.is_grad_enabled():
-            found.append(result[0].detach().float())
-        return result
+            found.append(scores.logprobs_BC.detach().float())
+        return scores
 
-    trainer._get_per_token_logps_and_entropies = kept
-    history = history_of(trainer)
+    with monkeypatch.context() as patch:
+        patch.setattr(logprobs, "packed", kept)
+        history = history_of(trainer)
     return found[0], history
 
 
@@ -192,7 +194,7 @@ def test_the_kernels_compute_what_the_layers_compute(
     runs = []
     for efficiency, bf16 in ((PACKED, False), (PACKED, True), (FUSED, True)):
         trainer = trainer_of(tmp_path / "policy", tmp_path, efficiency, PROMPTS, use_cpu=False, bf16=bf16, **KL)
-        runs.append(computed(trainer))
+        runs.append(computed(trainer, monkeypatch))
     assert all(
         part.model.norm.forward.__module__.startswith("liger_kernel") for part in (trainer.model, trainer.ref_model)
     )

@@ -1,0 +1,33 @@
+"""What a stage's process is started with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from pipeline.process import allocator
+from pipeline.stages.registry import config_class
+
+GROWING = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+TASKS = {"tasks": ["gsm8k"], "rewards": ["accuracy"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "env", "expected"),
+    [
+        ("grpo", TASKS, {}, GROWING),
+        ("grpo", {**TASKS, "trainer": {"vllm_enable_sleep_mode": True}}, {}, {}),
+        ("grpo", TASKS, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}, {}),
+        ("grpo", TASKS, {"PYTORCH_ALLOC_CONF": ""}, {}),
+        ("evaluate", {"tasks": ["gsm8k"], "models": ["m"]}, {}, {}),
+    ],
+    ids=["training", "an engine that sleeps", "the user's own", "switched off", "no training"],
+)
+def test_training_takes_memory_of_a_gpu_in_blocks_that_grow(
+    kind: str, fields: Mapping[str, Any], env: Mapping[str, str], expected: Mapping[str, str]
+) -> None:
+    model = {} if kind == "evaluate" else {"model": "m"}
+    config = config_class(kind).model_validate({"kind": kind, **model, **fields})
+    assert allocator(config, env) == expected
