@@ -18,6 +18,8 @@ def amount(written: Tokens) -> Quantity | None:
 
 def _sexagesimal(written: Tokens) -> Quantity | None:
     """`22°30'` and `22°30'36''`: degrees, minutes and seconds of arc."""
+    if "deg" not in [token.text for token in written[1:3]]:
+        return None
     sign = written[:1] if written[0].text in "+-" else ()
     total, unit, position = Fraction(0), Fraction(1), len(sign)
     for marks in (("deg",), ("'",), ("'", "'")):

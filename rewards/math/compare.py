@@ -47,6 +47,7 @@ from rewards.math.values import Leaf, every
 from rewards.math.wording import in_words, same_words
 
 _QUOTED = re.compile(r"``\s*([^`]+?)\s*''|`([^`]+)`|\"([^\"]+)\"|'([^']+)'|[“”„«]([^“”»]+)[”“»]")
+_DOLLAR = re.compile(r"(?<!\\)\$")
 _FEW = 24
 """Elements of a set that are compared with one another to find repetitions."""
 
@@ -67,7 +68,7 @@ def shape_of(text: str) -> Shape:
     if text.startswith("**") and text.endswith("**"):
         text = text.strip("*")
     if (text.count("$") - text.count(r"\$")) % 2 == 0:
-        text = re.sub(r"(?<!\\)\$", " ", text)
+        text = _DOLLAR.sub(" ", text)
     return read(tokens_of(text))
 
 
@@ -99,6 +100,8 @@ def same(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
     """
     if gold == answer or same_words(_written(gold), _written(answer)):
         return True
+    if isinstance(gold, Quantity) and isinstance(answer, Quantity):
+        return quantities(gold, answer, leaf)
     if isinstance(gold, Date) and isinstance(answer, Date):
         return gold.day == answer.day
     if isinstance(gold, Date) or isinstance(answer, Date):
@@ -126,8 +129,6 @@ def same(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
         return _groups(gold, answer, leaf)
     if isinstance(gold, Ratio) or isinstance(answer, Ratio):
         return ratios(gold, answer, leaf)
-    if isinstance(gold, Quantity) and isinstance(answer, Quantity):
-        return quantities(gold, answer, leaf)
     return False
 
 

@@ -55,7 +55,7 @@ def formulas(question: str) -> list[str]:
 def _parts(written: Tokens) -> Iterator[Tokens]:
     """All of an answer, and what stands behind its last `=`; both without units."""
     whole = trim(written)
-    sides = split(whole, lambda i: whole[i].text == "=")
+    sides = split(whole, ("=",))
     for part in (whole, sides[-1]) if len(sides) > 1 else (whole,):
         if part:
             yield part
@@ -103,7 +103,7 @@ def _read(question: str) -> tuple[str, frozenset[frozenset[tuple[str, int]]]]:
         except TooDeepError:
             continue
         forms.add(_form(written))
-        forms |= {_form(side) for side in split(written, lambda i, w=written: w[i].text in _RELATIONS)}  # type: ignore[misc]
+        forms |= {_form(side) for side in split(written, _RELATIONS)}
     try:
         return _row(letter_by_letter(tokens(question))), frozenset(forms)
     except TooDeepError:

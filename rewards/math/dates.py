@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rewards.math.kinds import Tokens
+from rewards.math.kinds import Kind, Tokens
 
 _MONTHS = (
     *("january", "february", "march", "april", "may", "june"),
@@ -25,7 +25,7 @@ def date(written: Tokens) -> tuple[int, int, int] | None:
 
     Dates in digits are not read: `3/5` is a fraction, and two days.
     """
-    if len(written) > _LONGEST:
+    if len(written) > _LONGEST or not any(token.kind in (Kind.WORD, Kind.TEXT) for token in written):
         return None
     text = " ".join(token.text for token in written).lower()
     if (found := _MONTH_FIRST.fullmatch(text)) is not None:

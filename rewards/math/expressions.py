@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -93,8 +92,6 @@ class _Evaluation:
 
     def __init__(self, values: Values, with_: Arithmetic) -> None:
         self.values, self.arithmetic, self.steps = dict(values), with_, 0
-        mp = with_.mp
-        self._constants = {"pi": lambda: +mp.pi, "e": lambda: +mp.e, "i": lambda: mp.mpc(0, 1)}
 
     def of(self, node: Node) -> Number:
         """The value of a node."""
@@ -131,13 +128,16 @@ class _Evaluation:
     def _symbol(self, name: str) -> Number:
         if name in self.values:
             return self.values[name]
-        if name in ("e", "i"):
-            return self.arithmetic.constant(self._constants[name]())
+        mp = self.arithmetic.mp
+        if name == "e":
+            return self.arithmetic.constant(+mp.e)
+        if name == "i":
+            return self.arithmetic.constant(mp.mpc(0, 1))
         raise UnknownError
 
     def pi(self, node: Node) -> Number:
         """The circle's number."""
-        return self.arithmetic.constant(self._constants["pi"]())
+        return self.arithmetic.constant(+self.arithmetic.mp.pi)
 
     def series(self, node: Node) -> Number:
         """A sum or a product over an index, term by term."""
@@ -190,7 +190,7 @@ class _Evaluation:
         except (UnknownError, ZeroDivisionError, TooBigError):
             return self.opaque(node)
         precise = abs(error) < mp.mpf(10) ** (5 - DIGITS) * max(1, abs(value))
-        return replace(self.arithmetic.inexact(value), opaque=True) if precise else self.opaque(node)
+        return self.arithmetic.inexact(value)._replace(opaque=True) if precise else self.opaque(node)
 
     def _print(self, node: Node) -> str:
         if node.op == "neg" and node.args[0].op == "infinity":

@@ -128,8 +128,7 @@ def _closed_boxes(text: str) -> tuple[list[str], int]:
             contents.clear()
             continue
         content = text[position + 1 : closed].strip()
-        inner = _boxes(content)
-        if inner and content.startswith("\\"):
+        if content.startswith("\\") and (inner := _boxes(content)):
             content = inner[-1]
         if content:
             contents[content] = None

@@ -24,9 +24,12 @@ def renamed(gold: Tokens, answer: Tokens) -> Tokens:
     """
     gold, answer = letter_by_letter(gold), letter_by_letter(answer)
     theirs = [token.text for token in gold if token.kind is Kind.SYMBOL]
-    answer = tuple(_numbered(token, theirs) for token in answer)
+    if any(name.startswith(("C_", "c_")) for name in theirs):
+        answer = tuple(_numbered(token, theirs) for token in answer)
+    if theirs.count("C") != 1 or len(set(theirs)) < 2:
+        return answer
     ours = [token.text for token in answer if token.kind is Kind.SYMBOL]
-    if theirs.count("C") != 1 or "C" in ours or len(set(theirs)) < 2:
+    if "C" in ours:
         return answer
     free = {name for name in ours if name in _NAMES and name not in theirs}
     if len(free) != 1 or ours.count(name := free.pop()) != 1:

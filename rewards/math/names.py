@@ -53,6 +53,4 @@ def is_point_name(written: Tokens) -> bool:
     name = written[0]
     if name.kind is not Kind.SYMBOL or not name.text.isupper() or written[1].text != "(" or written[-1].text != ")":
         return False
-    return (
-        closing(written, 1) == len(written) - 1 and len(split(written[2:-1], lambda i: written[i + 2].text == ",")) > 1
-    )
+    return closing(written, 1) == len(written) - 1 and len(split(written[2:-1], (",",))) > 1

@@ -24,4 +24,4 @@ class Node(NamedTuple):
 
 def number(value: Fraction | int) -> Node:
     """A constant."""
-    return Node("number", value=Fraction(value))
+    return Node("number", value=value if isinstance(value, Fraction) else Fraction(value))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import mpmath  # type: ignore[import-untyped]
 
@@ -33,8 +33,7 @@ class OutsideError(UnknownError):
     """With these values of its variables the expression leaves the real numbers, or has no value."""
 
 
-@dataclass(frozen=True, slots=True)
-class Number:
+class Number(NamedTuple):
     """A value.
 
     Attributes:
@@ -68,6 +67,7 @@ _SIMPLE = re.compile(
 )
 
 
+@lru_cache(maxsize=4096)
 def simple(text: str) -> Fraction | None:
     r"""The value of a plain integer, decimal or fraction (`-3`, `0.50`, `1/2`, `\frac{1}{2}`), read at top speed."""
     found = _SIMPLE.fullmatch(text)
@@ -90,6 +90,7 @@ def simple(text: str) -> Fraction | None:
 _DECIMAL = re.compile(r"(\d+)(?:\.(\d*)(?:\((\d+)\))?)?(?:e([+-]?\d+))?")
 
 
+@lru_cache(maxsize=2048)
 def literal(text: str) -> Fraction | None:
     """The value of a number token: `12`, `0.5`, `0.1(6)`, `1.5e3`, `101_2`."""
     if "_" in text:

@@ -22,6 +22,8 @@ def function_letters(expressions: Sequence[Tokens]) -> frozenset[str]:
     `h(a+b)` alone could be a product; it is one unless the letter is one of the usual ones, or is applied to a single
     variable, number or function: `h(x)`.
     """
+    if not any(token.text == "(" for expression in expressions for token in expression):
+        return frozenset()
     applied: set[str] = set()
     bare: set[str] = set()
     single: set[str] = set()

@@ -50,18 +50,18 @@ def _one_sided(quantity: Quantity, bare: Tokens, leaf: Leaf, gold_has_it: bool) 
 
     unit = quantity.unit
     assert unit is not None
+    if not unit.dimensions and unit.factor != 1:  # 5 cm/m
+        return equal(_product(quantity.value, unit.factor), bare)
+    as_written = equal(quantity.value, bare)
     if unit == PERCENT:
-        as_written = equal(quantity.value, bare)
         if as_written and not gold_has_it:  # 0.5 is not 0.5 %, but 50 may be meant as 50 %
             value = evaluate(bare)
             as_written = value is not None and abs(value.about) > 1
-        return some([as_written, equal(_product(quantity.value, Fraction(1, 100)), bare)])
+        return as_written or some([as_written, equal(_product(quantity.value, Fraction(1, 100)), bare)])
     if unit.dimensions == DEGREE.dimensions:
-        return some([equal(quantity.value, bare), equal(_in_radians(quantity), bare)])
-    if not unit.dimensions and unit.factor != 1:  # 5 cm/m
-        return equal(_product(quantity.value, unit.factor), bare)
-    as_letters = equal(quantity.written, bare) if unit.label == () else False
-    return some([equal(quantity.value, bare), as_letters])
+        return as_written or some([as_written, equal(_in_radians(quantity), bare)])
+    as_letters = equal(quantity.written, bare) if not as_written and unit.label == () else False
+    return some([as_written, as_letters])
 
 
 def _scaled(quantity: Quantity, own: Unit, other: Unit) -> Tokens:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rewards.math.amounts import amount
 from rewards.math.dates import date
-from rewards.math.kinds import Kind, Token, Tokens, closing, split
+from rewards.math.kinds import Kind, Token, Tokens, closing, cut, outside, split
 from rewards.math.names import is_label, is_name, is_point_name
 from rewards.math.regions import (
     INEQUALITIES,
@@ -77,8 +77,9 @@ def _read_on(written: Tokens, depth: int) -> Shape:
     quantity = amount(written)
     if quantity is not None:
         return quantity
-    for reader in (_bracketed, _separated, _related, _united, _words, _table, _plus_minus):
-        shape = reader(written, depth)
+    texts = {token.text.lower() for token in written}
+    for reader, signs in _READERS.items():
+        shape = reader(written, depth) if signs is None or not signs.isdisjoint(texts) else None
         if shape is not None:
             return shape
     value, unit = split_unit(written)
@@ -92,14 +93,13 @@ def _bracketed(written: Tokens, depth: int) -> Shape | None:
         return None
     inner = written[1:-1]
     if written[0].text == r"\{":
-        builder = split(inner, lambda i: inner[i].text in ("|", ":"))
+        builder = split(inner, ("|", ":"))
         if len(builder) == 2 and len(builder[0]) <= 4:  # \{x \mid x > 3\} is said by its condition
             return read(builder[1], depth + 1)
         if not inner:
             return Words(("no", "solution"))
-        parts = split(inner, lambda i: inner[i].text in (",", ";"))
-        return _group(parts, "{}", depth)
-    parts = split(inner, lambda i: inner[i].text in (",", ";"))
+        return _group(split(inner, (",", ";")), "{}", depth)
+    parts = split(inner, (",", ";"))
     if written[0].text == r"\langle":
         return _group(parts, "<>", depth)
     if len(parts) == 1:
@@ -158,15 +158,10 @@ _OUTER = frozenset({";", "or"})
 
 def _listed(written: Tokens, separators: frozenset[str], used: set[str]) -> list[Tokens]:
     """The parts of a list; adds the separators that occur to those used."""
-
-    def is_separator(index: int) -> bool:
-        token = written[index]
-        text = token.text.lower() if token.kind in (Kind.WORD, Kind.TEXT) else token.text
-        if text in separators:
-            used.add(text)
-        return text in separators
-
-    return split(written, is_separator)
+    texts = [token.text.lower() for token in written]
+    positions = outside(texts, separators)
+    used.update(texts[position] for position in positions)
+    return cut(written, positions)
 
 
 def _excluded(parts: list[Tokens]) -> list[Tokens]:
@@ -222,23 +217,22 @@ def _related(written: Tokens, depth: int) -> Shape | None:
         return read((*written[: verb[0]], _EQUALS, *written[verb[0] + 1 :]), depth + 1)
     if len(written) == 3 and written[1].text.lower() == "to" and written[1].kind in (Kind.WORD, Kind.TEXT):
         return _ratio([written[:1], written[2:]])  # 2 to 3
-    signs = ("=", "!=", "~", r"\in", ":", *INEQUALITIES)
-    found: list[int] = []
-    sides = split(written, lambda i: written[i].text in signs and (found.append(i) or True))  # type: ignore[func-returns-value]
+    found = outside([token.text for token in written], _RELATIONS)
+    sides = cut(written, found)
     if len(sides) == 1 or any(not side for side in sides):
         return None
     relations = [written[i].text for i in found]
     if set(relations) == {":"}:
         return read(sides[1], depth + 1) if len(sides) == 2 and is_label(sides[0]) else _ratio(sides)
     if set(relations) == {"=", ":"} and (relations[0] == "=" or not is_label(sides[0])):  # S_1 : S_2 = 2 : 3
-        cut = found[len(relations) - 1 - relations[::-1].index("=")]
-        if not any(token.kind is Kind.NUMBER for token in written[:cut]):
-            return Named(written[:cut], (read(written[cut + 1 :], depth + 1),))
+        last = found[len(relations) - 1 - relations[::-1].index("=")]
+        if not any(token.kind is Kind.NUMBER for token in written[:last]):
+            return Named(written[:last], (read(written[last + 1 :], depth + 1),))
     if relations[0] == ":" and is_label(sides[0]):
         return read(written[found[0] + 1 :], depth + 1)
     if "~" in relations and set(relations) <= {"~", "="}:
-        cut = relations.index("~")
-        left, right = written[: found[cut]], written[found[cut] + 1 :]
+        first = found[relations.index("~")]
+        left, right = written[:first], written[first + 1 :]
         if is_name(left):
             return Named(left, (read(right, depth + 1),))
         return Approximate((read(left, depth + 1), read(right, depth + 1)))
@@ -290,15 +284,15 @@ def _united(written: Tokens, depth: int) -> Shape | None:
     r"""Unions, the real line, and `\mathbb{R} \setminus \{2\}`."""
     if [t.text for t in written] == [r"\mathbb R"]:
         return REAL_LINE
-    taken = split(written, lambda i: written[i].text in (r"\setminus", "-"))
+    taken = split(written, (r"\setminus", "-"))
     if len(taken) == 2 and [t.text for t in taken[0]] == [r"\mathbb R"]:
         removed = read(taken[1], depth + 1)
         if isinstance(removed, Group) and removed.brackets == "{}":
             inner = taken[1][1:-1]
-            return without(None, [read(part, depth + 1) for part in split(inner, lambda i: inner[i].text == ",")])
+            return without(None, [read(part, depth + 1) for part in split(inner, (",",))])
         return None
     for sign in (r"\cup", r"\cap"):
-        parts = split(written, lambda i, sign=sign: written[i].text == sign)  # type: ignore[misc]
+        parts = split(written, (sign,))
         if 1 < len(parts) <= _FEW and all(parts):
             shapes = [read(part, depth + 1) for part in parts]
             return Union(tuple(shapes)) if sign == r"\cup" else both(shapes, None)
@@ -333,8 +327,19 @@ def _words(written: Tokens, depth: int) -> Shape | None:
 
 def _plus_minus(written: Tokens, depth: int) -> Shape | None:
     r"""`1 \pm \sqrt{2}` is a list of two."""
-    if not any(token.text == r"\pm" for token in written):
-        return None
     upper = tuple(_PLUS if t.text == r"\pm" else _MINUS if t.text == r"\mp" else t for t in written)
     lower = tuple(_MINUS if t.text == r"\pm" else _PLUS if t.text == r"\mp" else t for t in written)
     return Group((read(upper, depth + 1), read(lower, depth + 1)))
+
+
+_RELATIONS = INEQUALITIES | {"=", "!=", "~", r"\in", ":"}
+_READERS: Mapping[Callable[[Tokens, int], Shape | None], frozenset[str] | None] = {
+    _bracketed: None,
+    _separated: _SEPARATORS,
+    _related: _RELATIONS | {"is", "are", "to"},
+    _united: frozenset({r"\mathbb r", r"\cup", r"\cap"}),
+    _words: None,
+    _table: None,
+    _plus_minus: frozenset({r"\pm"}),
+}
+"""Who reads an answer, in this order, and the texts, in lower case, of which it needs one."""

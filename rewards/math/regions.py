@@ -98,13 +98,15 @@ def without(variable: Tokens | None, removed: Sequence[Shape]) -> Union:
 
 def iso_brackets(written: Tokens) -> Tokens | None:
     """`]0,1[` with the brackets of `(0,1)`; `None` if no bracket is turned around."""
+    brackets = [position for position, token in enumerate(written) if token.text in ("[", "]")]
+    if not brackets:
+        return None
     depth = lowest = 0
     for token in written:
         depth += (token.text in OPENING) - (token.text in CLOSING)
         lowest = min(depth, lowest)
     if depth == lowest == 0:
         return None
-    brackets = [position for position, token in enumerate(written) if token.text in ("[", "]")]
     turned = {position: written[position].text == "]" for position in brackets[::2]}
     turned |= {position: written[position].text == "[" for position in brackets[1::2]}
     if len(brackets) % 2 or not any(turned.values()):

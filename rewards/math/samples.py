@@ -59,7 +59,6 @@ class Letters:
         return bool(self.real or self.whole)
 
 
-@lru_cache(maxsize=2048)
 def letters_of(nodes: tuple[Node, ...]) -> Letters:
     """The variables of expressions, and which of them are whole numbers."""
     found = _Search()

@@ -2,8 +2,6 @@ r"""Answers in several rows: matrices, column vectors, systems of equations, ali
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rewards.math.kinds import Kind, Token, Tokens, split
 from rewards.math.notation import words
 from rewards.math.regions import INEQUALITIES, Read, Same
@@ -35,8 +33,8 @@ def table(written: Tokens, read: Read, depth: int) -> Shape | None:
 def _lines(inner: Tokens, read: Read, depth: int) -> Shape | None:
     """One answer a line; a line that begins with a sign continues the one before."""
     lines: list[Tokens] = []
-    for line in split(inner, lambda i: inner[i].text == _ROW):
-        plain = tuple(token for part in split(line, _is_ampersand(line)) for token in part)
+    for line in split(inner, (_ROW,)):
+        plain = tuple(token for part in split(line, ("&",)) for token in part)
         if lines and plain and plain[0].text in ("=", "+", "-", *INEQUALITIES):
             lines[-1] = (*lines[-1], *plain)
         elif plain:
@@ -57,12 +55,10 @@ def _matrix(written: Tokens, read: Read, depth: int) -> Shape | None:
         return None
     if any(token.text.startswith((r"\begin ", r"\end ")) for token in inner):
         return None
-    rows = [row for row in split(inner, lambda i: inner[i].text == _ROW) if row]
+    rows = [row for row in split(inner, (_ROW,)) if row]
     if len(rows) > _FEW:
         return None
-    cells = tuple(
-        tuple(read(_times(factor, cell), depth + 1) for cell in split(row, _is_ampersand(row))) for row in rows
-    )
+    cells = tuple(tuple(read(_times(factor, cell), depth + 1) for cell in split(row, ("&",))) for row in rows)
     bars = written[start].text == r"\begin vmatrix"
     return Matrix(cells, bars) if cells and all(len(row) == len(cells[0]) <= _FEW for row in cells) else None
 
@@ -74,10 +70,6 @@ def _times(factor: Tokens, cell: Tokens) -> Tokens:
     opened, closed = Token(Kind.OPERATOR, "("), Token(Kind.OPERATOR, ")")
     factor = (factor[0], Token(Kind.NUMBER, "1")) if [t.text for t in factor] in (["-"], ["+"]) else factor
     return (opened, *factor, closed, Token(Kind.OPERATOR, "*"), opened, *cell, closed)
-
-
-def _is_ampersand(row: Tokens) -> Callable[[int], bool]:
-    return lambda index: row[index].text == "&"
 
 
 def same_matrices(gold: Shape, answer: Shape, same: Same, leaf: Leaf) -> bool | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from rewards.math.joined import joined
 from rewards.math.kinds import CLOSING, MAX_DEPTH, OPENING, Kind, Token, Tokens, TooDeepError
@@ -71,7 +72,7 @@ def _tokens(text: str, depth: int) -> list[Token]:
         if kind == "command" and raw in _WITH_ASIDE:
             _, position = _argument(text, position)
             continue
-        if kind == "command" and raw in TEXTS | FONTS | {r"\mathbb"}:
+        if kind == "command" and raw in _WITH_CONTENT:
             content, position = _argument(text, position)
             is_text = raw in TEXTS and not (raw == r"\mathrm" and content in ("e", "i", "d"))
             inner = _in_text(content, depth) if is_text else _tokens(content, depth + 1)
@@ -83,27 +84,41 @@ def _tokens(text: str, depth: int) -> list[Token]:
             result += [replace(t, spaced=spaced or t.spaced) if n == 0 else t for n, t in enumerate(inner)]
             spaced = content[-1:].isspace()
             continue
-        result += _one(str(kind), raw, found, spaced)
+        result += _numbers(found, spaced) if kind in _NUMBERS else _one(str(kind), raw, spaced)
         spaced = False
     return result
 
 
 _WITH_ASIDE = frozenset({r"\color", r"\textcolor", r"\colorbox", r"\overset", r"\underset", r"\stackrel"})
 """Commands whose first argument is a colour, or stands above or below."""
+_WITH_CONTENT = TEXTS | FONTS | {r"\mathbb"}
+_NUMBERS = frozenset({"number", "whole", "part", "power", "gap"})
+"""The groups of `_MASTER` within `number`, whichever matched last."""
 _BEHIND_A_LETTER = frozenset({"sqrt", "sin", "cos", "tan", "ln", "log", "pi"})
 
 
-def _one(kind: str, raw: str, found: re.Match[str], spaced: bool) -> Iterator[Token]:
-    if kind in ("number", "whole", "part", "power", "gap"):
-        if found["gap"] == "," and "." not in raw and _in_brackets(found):
-            first, *others = raw.split(",")
-            yield Token(Kind.NUMBER, first, spaced)
-            for other in others:
-                yield Token(Kind.OPERATOR, ",")
-                yield Token(Kind.NUMBER, other)
-        else:
-            yield Token(Kind.NUMBER, _number(found), spaced)
-    elif kind == "base":
+def _numbers(found: re.Match[str], spaced: bool) -> Iterator[Token]:
+    raw = found.group()
+    if raw.isdigit():
+        yield Token(Kind.NUMBER, raw, spaced)
+    elif found["gap"] == "," and "." not in raw and _in_brackets(found):
+        first, *others = raw.split(",")
+        yield Token(Kind.NUMBER, first, spaced)
+        for other in others:
+            yield Token(Kind.OPERATOR, ",")
+            yield Token(Kind.NUMBER, other)
+    else:
+        yield Token(Kind.NUMBER, _number(found), spaced)
+
+
+@lru_cache(maxsize=2048)
+def _one(kind: str, raw: str, spaced: bool) -> tuple[Token, ...]:
+    """What is no number, and the same wherever it stands: it is remembered."""
+    return tuple(_read(kind, raw, spaced))
+
+
+def _read(kind: str, raw: str, spaced: bool) -> Iterator[Token]:
+    if kind == "base":
         digits, _, base = raw.partition("_")
         base = re.sub(r"\\text|\\mathrm|\\mbox|[{}()]", "", base)
         yield Token(Kind.NUMBER, f"{digits.upper()}_{BASES.get(base, base)}", spaced)

@@ -217,6 +217,8 @@ _DERIVATIVE = re.compile(r"d[a-zA-Z]/d[a-zA-Z]")
 
 def letter_by_letter(expression: Tokens) -> Tokens:
     """Words that are products of variables, letter by letter; but `dy/dx` is one name."""
+    if not any(token.kind is Kind.WORD for token in expression):
+        return expression
     result: list[Token] = []
     rest = iter(range(len(expression)))
     for position in rest:

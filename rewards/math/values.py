@@ -157,7 +157,7 @@ def _sides(written: Tokens) -> list[Tokens]:
     """The sides of an equation or inequality; the `=` of `\\sum_{k=1}` is none of its own."""
     if not any(token.text in _RELATIONS for token in written):
         return [written]
-    return split(written, lambda i: written[i].text in _RELATIONS)
+    return split(written, _RELATIONS)
 
 
 def _same_relation(gold: Tokens, answer: Tokens, cut: list[list[Tokens]]) -> bool | None:
