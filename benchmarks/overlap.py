@@ -7,7 +7,7 @@
 The settings are those of `benchmarks.grpo`; each way runs in a process of its own with the same seed. *one* has vLLM on
 the trainer's GPU (`--one-engines 2`: two engines in processes of their own, else one in the trainer's process), *turns*
 has it in a process of its own on the second GPU, where it and the trainer wait for each other, and *ahead* is
-`rollout.overlap`. `--engines 2` has two engines on the second GPU. Reported, besides what `benchmarks.grpo` reports:
+`rollout.max_staleness: 1`. `--engines 2` has two engines on the second GPU. Reported beside what `benchmarks.grpo` has:
 the rates of samples/s, and the speed of pushing weights into the memory that the processes share.
 """
 
@@ -40,7 +40,7 @@ def ways(config: dict[str, Any], options: argparse.Namespace) -> dict[str, dict[
     found = {
         "one": one,
         "turns": {**one, "rollout": rollout},
-        "ahead": {**one, "rollout": {**rollout, "overlap": True}},
+        "ahead": {**one, "rollout": {**rollout, "max_staleness": 1}},
     }
     return {name: found[name] for name in options.ways}
 

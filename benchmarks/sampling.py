@@ -142,13 +142,13 @@ def extraction(rounds: int) -> dict[str, float]:
         scheduler = SimpleNamespace(requests=requests, add_request=lambda _: None, update_from_output=step)
         core = SimpleNamespace(engine_core=SimpleNamespace(scheduler=scheduler))
         logprobs = StepLogprobs(SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core)))
-        with logprobs:
+        with logprobs.reading():
             for request in requests.values():
                 scheduler.add_request(request)
-            for _ in range(length):
-                told = SimpleNamespace(logprobs=np.full((completions, 1), -0.5), cu_num_generated_tokens=None)
-                scheduler.update_from_output(None, SimpleNamespace(logprobs=told, req_id_to_index=rows))
-        return logprobs.of([range(length)] * completions)
+        for _ in range(length):
+            told = SimpleNamespace(logprobs=np.full((completions, 1), -0.5), cu_num_generated_tokens=None)
+            scheduler.update_from_output(None, SimpleNamespace(logprobs=told, req_id_to_index=rows))
+        return logprobs.taken(dict.fromkeys(rows, range(length)))
 
     def timed(call: Callable[[], Any]) -> tuple[float, Any]:
         started = time.process_time()

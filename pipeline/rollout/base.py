@@ -6,6 +6,7 @@ Text is never re-tokenised: what the engine sampled is what is trained on.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -71,13 +72,34 @@ class Rollout:
         finish: why it ended.
         logprobs: log-probability of each sampled token, if the engine gave them: under the model at temperature 1, or
             of the distribution that was sampled from, with its temperature and truncations, where the engine was opened
-            with `for_trainer`.
+            with `for_trainer`. That is the distribution under the weights that sampled the token.
+        versions: which weights sampled which tokens: (version, number of tokens) in the order of the tokens. The
+            version is what `Updatable.load_weights` was told, 0 for the weights of the model's folder.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish: Finish
     logprobs: tuple[float, ...] | None = None
+    versions: tuple[tuple[int, int], ...] = ()
+
+
+def spans(version: int, tokens: int, marks: Sequence[tuple[int, int]] = ()) -> tuple[tuple[int, int], ...]:
+    """A rollout's `versions`.
+
+    Args:
+        version: of the weights that sampled its last token.
+        tokens: in all.
+        marks: (version, tokens so far) at each moment at which its weights were replaced; more tokens than it has where
+            it had ended.
+    """
+    found: list[tuple[int, int]] = []
+    before = 0
+    for old, reached in (*marks, (version, tokens)):
+        if (count := min(reached, tokens) - before) > 0:
+            found.append((old, count))
+            before += count
+    return tuple(found)
 
 
 def complete(group: Sequence[Rollout]) -> bool:
@@ -106,7 +128,7 @@ class Engine(Protocol):
 
 
 class Updatable(Engine, Protocol):
-    """An engine whose weights can be replaced while it runs.
+    """An engine that works step by step. Between two steps requests can be added, and its weights replaced.
 
     Attributes:
         dtype: type of its weights, such as `bfloat16`.
@@ -116,13 +138,88 @@ class Updatable(Engine, Protocol):
     dtype: str
     tick: Tick
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace all weights, by name.
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        ...
+
+    def add(
+        self, ticket: int, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+    ) -> None:
+        """Take a request, which later steps answer; see `Engine.generate`.
+
+        Args:
+            ticket: names the request.
+            prompts, sampling, progress: as those of `generate`.
+        """
+        ...
+
+    def step(self) -> dict[int, list[list[Rollout]]]:
+        """Go on sampling for a while. Returns the groups of each request that is answered now, by its ticket."""
+        ...
+
+    def give_up(self) -> None:
+        """Forget all requests."""
+        ...
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int = 0) -> None:
+        """Replace all weights, by name. What is being sampled keeps its tokens and goes on with the new weights.
+
+        Args:
+            weights: under the names of the published checkpoint.
+            version: what `Rollout.versions` will call them.
 
         Raises:
             RolloutError: a weight is missing, or has no place in this model.
         """
         ...
+
+
+def answer(
+    engine: Updatable, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None
+) -> list[list[Rollout]]:
+    """`Engine.generate` of an engine that works step by step and has nothing else to do."""
+    ticket = 0
+    engine.add(ticket, prompts, sampling, progress)
+    try:
+        while ticket not in (answers := engine.step()):
+            pass
+    except BaseException:
+        engine.give_up()
+        raise
+    return answers[ticket]
+
+
+class Deferred(ABC):
+    """Sampling in two parts, between which something else can be done."""
+
+    @abstractmethod
+    def submit(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, expected: Sequence[float] | None = None
+    ) -> int:
+        """Ask for rollouts without waiting for them.
+
+        Args:
+            prompts, sampling: see `Engine.generate`.
+            expected: tokens that a completion of each prompt is expected to have, by which several engines share them.
+
+        Returns:
+            A ticket, with which the answer is collected.
+        """
+
+    @abstractmethod
+    def collect(self, ticket: int, progress: Progress | None = None) -> list[list[Rollout]]:
+        """Wait for what was submitted.
+
+        Raises:
+            RolloutError: an engine refuses the request, or was lost too often.
+        """
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Rollout]]:
+        """Both; see `Engine.generate`."""
+        return self.collect(self.submit(prompts, sampling), progress)
 
 
 def derived_seed(seed: int, *parts: object) -> int:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+import time
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from multiprocessing.reduction import recv_handle
 
 from pipeline.rollout import open_updatable, preload
-from pipeline.rollout.base import RolloutError
+from pipeline.rollout.base import RolloutError, Updatable
 from pipeline.rollout.process import Job, Opening
-from pipeline.rollout.shared import FileLock, Heartbeat, SharedValue, WeightFile
+from pipeline.rollout.shared import FileLock, Heartbeat, Placed, SharedValue, Snapshot, WeightFile
 from rewards.parent import end_with_parent
-
-if TYPE_CHECKING:
-    import torch
 
 
 def main() -> None:
@@ -27,48 +24,100 @@ def main() -> None:
     parent, *descriptors = map(int, sys.argv[2:])
     if not end_with_parent(parent):
         sys.exit(1)
-    heartbeat = Heartbeat(descriptors[3])
+    heartbeat = Heartbeat(descriptors[1])
     heartbeat.tick()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
     pipe = Connection(descriptors[0])
-    request, answer = SharedValue(descriptors[1]), SharedValue(descriptors[2])
-    files = (WeightFile(descriptors[5]), WeightFile(descriptors[6]))
+    files = (WeightFile(descriptors[3]), WeightFile(descriptors[4]))
     opening: Opening = pipe.recv()
     preload(opening.spec)
     try:
-        with FileLock(descriptors[4]).held():
+        with FileLock(descriptors[2]).held():
             engine = open_updatable(opening.spec, opening.path, opening.seed, opening.logprobs, opening.for_trainer)
     except RolloutError as error:
-        pipe.send(("refused", str(error)))
+        pipe.send(("refused", (None, str(error))))
         return
     engine.tick = heartbeat.tick
     pipe.send(("ready", engine.dtype))
-    version = 0
-
-    def weights_of(job: Job) -> Iterator[tuple[str, torch.Tensor]]:
-        assert job.weights is not None
-        for weight in files[job.weights.version % 2].read(job.weights.places):
-            heartbeat.tick()
-            yield weight
-
-    while _called(pipe):
-        job: Job = request.get()
-        try:
-            if job.weights is not None and job.weights.version != version:
-                engine.load_weights(weights_of(job))
-                version = job.weights.version
-            answer.put(engine.generate(job.prompts, job.sampling, heartbeat.progress))
-        except (RolloutError, ValueError) as error:
-            pipe.send(("refused", str(error)))
-            continue
-        pipe.send(("done", getattr(engine, "speculation", None)))
+    served = Served(engine, pipe, heartbeat, files)
+    while served.hears():
+        served.step()
     engine.close()
 
 
-def _called(pipe: Connection) -> bool:
-    """Wait for the next request; false when there will be none."""
-    try:
-        pipe.recv()
-    except (EOFError, ConnectionResetError):
-        return False
-    return True
+class Served:
+    """An engine, step by step, with what comes through the pipe taken in between two steps.
+
+    Args:
+        engine: what samples.
+        pipe: to the process that asks.
+        heartbeat, files: shared with it.
+    """
+
+    def __init__(
+        self, engine: Updatable, pipe: Connection, heartbeat: Heartbeat, files: tuple[WeightFile, WeightFile]
+    ) -> None:
+        self.engine, self.pipe, self.heartbeat, self.files = engine, pipe, heartbeat, files
+        self._answers: dict[int, SharedValue] = {}
+        self._fault: str | None = None
+        """Why the engine has no whole weights, if it has none."""
+
+    def hears(self) -> bool:
+        """Take in what was sent; waits for it where there is nothing to do. False when nothing will come any more."""
+        began = time.monotonic()
+        waited = self.engine.idle
+        while self.engine.idle or self.pipe.poll():
+            try:
+                word, what = self.pipe.recv()
+                if waited:
+                    self.heartbeat.idle(time.monotonic() - began)
+                if word == "weights":
+                    self._load(what)
+                else:
+                    self._take(what)
+            except (EOFError, ConnectionResetError):
+                return False
+            began, waited = time.monotonic(), self.engine.idle
+        return True
+
+    def step(self) -> None:
+        """A step of the engine. What it refuses then is every request that it has."""
+        try:
+            for ticket, groups in self.engine.step().items():
+                answer = self._answers.pop(ticket)
+                answer.put(groups)
+                answer.close()
+                self.pipe.send(("done", (ticket, getattr(self.engine, "speculation", None))))
+        except (RolloutError, ValueError) as error:
+            self._refuse_all(str(error))
+
+    def _take(self, ticket: int) -> None:
+        answer = self._answers[ticket] = SharedValue(recv_handle(self.pipe))
+        job: Job = answer.get()
+        fault = self._fault
+        if fault is None:
+            try:
+                self.engine.add(ticket, job.prompts, job.sampling, self.heartbeat.progress)
+            except (RolloutError, ValueError) as error:
+                fault = str(error)
+        if fault is not None:
+            self._refuse(ticket, fault)
+
+    def _load(self, snapshot: Snapshot) -> None:
+        try:
+            weights = Placed(self.files[snapshot.number % 2], snapshot.places, self.heartbeat.tick)
+            self.engine.load_weights(weights, snapshot.version)
+            self._fault = None
+        except (RolloutError, ValueError) as error:
+            self._fault = str(error)
+            self._refuse_all(self._fault)
+        self.pipe.send(("loaded", snapshot.number))
+
+    def _refuse(self, ticket: int, why: str) -> None:
+        self._answers.pop(ticket).close()
+        self.pipe.send(("refused", (ticket, why)))
+
+    def _refuse_all(self, why: str) -> None:
+        self.engine.give_up()
+        for ticket in list(self._answers):
+            self._refuse(ticket, why)

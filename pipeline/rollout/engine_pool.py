@@ -6,21 +6,25 @@ It is used as one `ProcessEngine` is. Each has its own copy of the weights and i
 share of each. Engines of one GPU take turns on it, and start one after another, since each measures the memory that is
 free.
 
-Which engine samples a prompt, and with what seed, follows from the prompt's place and the number of engines, so the
-same request gives the same answer again. Another number of engines gives another one, as likely.
+Which engine samples a prompt, and with what seed, follows from the prompt's place, the lengths that are expected, and
+the number of engines, so the same request gives the same answer again. Another number of engines gives another one, as
+likely.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import reduce
+from itertools import count
+from statistics import fmean
 from typing import TYPE_CHECKING
 
-from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling, derived_seed
-from pipeline.rollout.process import Deferred, ProcessEngine, added
+from pipeline.rollout.base import Deferred, Progress, Rollout, RolloutError, Sampling, derived_seed
+from pipeline.rollout.process import ProcessEngine, added
 from pipeline.rollout.shared import FileLock, PushedWeights
 from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 
@@ -46,7 +50,7 @@ class EnginePool(Deferred):
         self._locks = {device: FileLock() for device in settings.devices}
         self._engines = [
             ProcessEngine(
-                spec.model_copy(update={"process": settings.on(device)}),
+                spec.on(device),
                 path,
                 seed_of(seed, number),
                 logprobs,
@@ -57,6 +61,8 @@ class EnginePool(Deferred):
             for number, device in enumerate(settings.devices)
         ]
         self._closed = False
+        self._tickets = count()
+        self._asked: dict[int, list[tuple[ProcessEngine, int, list[int]]]] = {}
 
     @property
     def dtype(self) -> str:
@@ -79,52 +85,66 @@ class EnginePool(Deferred):
         return reduce(added, (engine.speculation for engine in self._engines))
 
     @property
+    def idle_seconds(self) -> float:
+        """How long an engine has waited for something to do so far, on average."""
+        return fmean(engine.idle_seconds for engine in self._engines)
+
+    @property
     def busy(self) -> bool:
         """Whether something was submitted and not yet collected."""
-        return any(engine.busy for engine in self._engines)
+        return bool(self._asked)
 
-    def push(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Sample with these weights from the next request on. They are copied, once for all, before this returns."""
-        if self.busy:
-            raise RolloutError("the engines are still at work on the last request: collect it first")
-        self._weights.push(weights)
+    def push(self, weights: Iterable[tuple[str, torch.Tensor]], version: int = 0) -> None:
+        """See `ProcessEngine.push`. They are copied once for all."""
+        for engine in self._engines:
+            engine.has_loaded()
+        self._weights.push(weights, version)
+        for engine in self._engines:
+            engine.fetch()
 
-    def submit(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        """Ask for rollouts without waiting for them; one request at a time."""
-        if self.busy:
-            raise RolloutError("the engines are still at work on the last request: collect it first")
-        for number, engine in enumerate(self._engines[: max(1, len(prompts))]):
-            share = prompts[number :: len(self._engines)]
+    def submit(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, expected: Sequence[float] | None = None
+    ) -> int:
+        """See `Deferred`."""
+        ticket = next(self._tickets)
+        asked = self._asked[ticket] = []
+        for number, share in enumerate(shared(len(prompts), len(self._engines), expected)):
             enough = sampling.enough and math.ceil(sampling.enough * len(share) / max(1, len(prompts)))
-            engine.submit(share, replace(sampling, seed=seed_of(sampling.seed, number), enough=enough))
+            theirs = replace(sampling, seed=seed_of(sampling.seed, number), enough=enough)
+            engine = self._engines[number]
+            asked.append((engine, engine.submit([prompts[at] for at in share], theirs), share))
+        return ticket
 
-    def collect(self, progress: Progress | None = None) -> list[list[Rollout]]:
+    def collect(self, ticket: int, progress: Progress | None = None) -> list[list[Rollout]]:
         """Wait for what was submitted.
 
         Raises:
             RolloutError: an engine refuses the request, or was lost too often.
         """
-        if not self.busy:
+        asked = self._asked.pop(ticket, None)
+        if asked is None:
             raise RolloutError("nothing was submitted")
-        asked = [engine for engine in self._engines if engine.busy]  # the first ones
 
         def told(*_: int) -> None:
             assert progress is not None
-            finished, totals = zip(*(engine.progress for engine in asked), strict=True)
+            finished, totals = zip(*(engine.progress for engine, *_ in asked), strict=True)
             progress(sum(finished), sum(totals))
 
-        shares, refused = [], []
-        for engine in asked:
+        groups: list[list[Rollout]] = [[]] * sum(len(share) for *_, share in asked)
+        refused = []
+        for engine, theirs, share in asked:
             try:
-                shares.append(engine.collect(progress and told))
+                for at, group in zip(share, engine.collect(theirs, progress and told), strict=True):
+                    groups[at] = group
             except RolloutError as error:  # the others are heard all the same, and are idle then
                 refused.append(error)
         if refused:
             raise refused[0]
-        groups: list[list[Rollout]] = [[]] * sum(map(len, shares))
-        for number, share in enumerate(shares):
-            groups[number :: len(self._engines)] = share
         return groups
+
+    def is_ready(self, ticket: int) -> bool:
+        """Whether what was submitted can be collected without waiting."""
+        return all(engine.is_ready(theirs) for engine, theirs, _ in self._asked[ticket])
 
     def close(self) -> None:
         """End the processes; what is in flight is given up."""
@@ -136,6 +156,26 @@ class EnginePool(Deferred):
         self._weights.close()
         for lock in self._locks.values():
             lock.close()
+
+
+def shared(prompts: int, engines: int, expected: Sequence[float] | None = None) -> list[list[int]]:
+    """Which prompts each engine samples, in ascending order; engines that get none come last, and are left out.
+
+    Args:
+        prompts: how many there are; where there is none, the first engine is asked for none.
+        engines: how many there are.
+        expected: tokens that each is expected to take. The longest come first, each to the engine that has least to do;
+            without them, prompts go round.
+    """
+    if expected is None:
+        return [list(range(number, prompts, engines)) for number in range(min(engines, max(1, prompts)))]
+    shares: list[list[int]] = [[] for _ in range(engines)]
+    held = [(0.0, 0, number) for number in range(engines)]
+    for at in sorted(range(prompts), key=lambda at: -expected[at]):
+        tokens, taken, number = heapq.heappop(held)
+        shares[number].append(at)
+        heapq.heappush(held, (tokens + expected[at], taken + 1, number))
+    return [sorted(share) for share in shares if share] or [[]]
 
 
 def seed_of(seed: int, engine: int) -> int:

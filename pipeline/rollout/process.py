@@ -1,14 +1,18 @@
 """An engine in a process of its own: on another GPU, beside the trainer, and replaceable when it dies.
 
     engine = ProcessEngine(RolloutSpec(process=ProcessSpec().on("1")), "path/to/model", seed=0)
-    engine.push(weights)                  # for what is asked from now on
-    engine.submit(prompts, sampling)      # returns at once
-    groups = engine.collect()             # waits
+    engine.push(weights)                           # returns once they are copied
+    ticket = engine.submit(prompts, sampling)      # returns at once; there may be several
+    groups = engine.collect(ticket)                # waits
     engine.close()
 
+Weights that are pushed while the engine samples are taken between two of its steps: what it has written stays, and goes
+on with the new weights. Who wants a request to be sampled with one version pushes while nothing is asked.
+
 The engine is lost when its process ends (a crash, the kernel out of memory, `kill -9`) or takes no step for a while (a
-kernel that hangs, a stopped process). Then it is started again with the last weights and asked the same once more; a
-request carries its seed, so the answer is what it would have been. The process dies with the one that started it.
+kernel that hangs, a stopped process). Then it is started again with the last weights and asked once more for what it
+has not answered. A request carries its seed, so the answer is what it would have been, if the request was the only one
+and no weights were pushed meanwhile. The process dies with the one that started it.
 
 Only single words go over the pipe. Requests, answers and weights lie in shared memory, so that nobody ever waits for a
 process that has stopped in the middle of a message. Several engines may share what is pushed: see `engine_pool`.
@@ -23,14 +27,15 @@ import os
 import subprocess
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing import Pipe
+from multiprocessing.reduction import send_handle
 from typing import TYPE_CHECKING, Any
 
-from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling
-from pipeline.rollout.shared import FileLock, Heartbeat, PushedWeights, SharedValue, Snapshot
+from pipeline.rollout.base import Deferred, Progress, Rollout, RolloutError, Sampling
+from pipeline.rollout.shared import FileLock, Heartbeat, PushedWeights, SharedValue
 from pipeline.schema.environment import known
 from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 from rewards.parent import ending, kill_group
@@ -66,38 +71,36 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request: what `Engine.generate` takes, and the weights to sample with, if not those of the model's folder."""
+    """A request: what `Engine.generate` takes."""
 
     prompts: Sequence[Sequence[int]]
     sampling: Sampling
-    weights: Snapshot | None
+
+
+@dataclass(slots=True)
+class _Request:
+    """What was asked and not yet collected.
+
+    Attributes:
+        job: the request itself.
+        shared: holds it until it is answered, and then the answer.
+        answered: whether it was.
+        refused: why it is not going to be.
+    """
+
+    job: Job
+    shared: SharedValue
+    answered: bool = False
+    refused: str | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self.answered or self.refused is not None
 
 
 class _LostError(Exception):
     """The engine's process has ended or hangs; the message goes on after "it"."""
-
-
-class Deferred(ABC):
-    """Sampling in two parts, between which something else can be done."""
-
-    @abstractmethod
-    def submit(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        """Ask for rollouts without waiting for them; one request at a time."""
-
-    @abstractmethod
-    def collect(self, progress: Progress | None = None) -> list[list[Rollout]]:
-        """Wait for what was submitted.
-
-        Raises:
-            RolloutError: an engine refuses the request, or was lost too often.
-        """
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Rollout]]:
-        """Both; see `Engine.generate`."""
-        self.submit(prompts, sampling)
-        return self.collect(progress)
 
 
 class ProcessEngine(Deferred):
@@ -135,13 +138,15 @@ class ProcessEngine(Deferred):
         self._told: Speculation | None = None
         self._told_before: Speculation | None = None
         self._opening = Opening(spec.model_copy(update={"process": None}), path, seed, logprobs, for_trainer)
-        self._request, self._answer, self._heartbeat = SharedValue(), SharedValue(), Heartbeat()
+        self._heartbeat = Heartbeat()
         self._weights, self._lock = weights or PushedWeights(), lock or FileLock()
-        self._own = [self._request.close, self._answer.close, self._heartbeat.close]
+        self._own = [self._heartbeat.close]
         self._own += [] if weights else [self._weights.close]
         self._own += [] if lock else [self._lock.close]
-        self._job: Job | None = None
+        self._requests: dict[int, _Request] = {}
+        self._tickets = count()
         self._dtype: str | None = None
+        self._loaded = 0
         self._closed = False
         self._start()
 
@@ -152,39 +157,67 @@ class ProcessEngine(Deferred):
         Raises:
             RolloutError: it does not start.
         """
-        self._insist(self._be_ready)
+        self._insist(lambda: None)
         assert self._dtype is not None
         return self._dtype
 
-    def push(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Sample with these weights from the next request on. They are copied before this returns."""
-        self._must_be_idle()
-        self._weights.push(weights)
+    def push(self, weights: Iterable[tuple[str, torch.Tensor]], version: int = 0) -> None:
+        """Sample with these weights from the next step on. They are copied before this returns.
 
-    def submit(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        """Ask for rollouts without waiting for them; one request at a time."""
-        self._must_be_idle()
-        self._job = Job(prompts, sampling, self._weights.last)
+        Args:
+            weights: under the names of the published checkpoint.
+            version: what `Rollout.versions` will call them.
+        """
+        self.has_loaded()
+        self._weights.push(weights, version)
+        self.fetch()
+
+    def has_loaded(self) -> None:
+        """Wait until the engine has read the weights that were pushed last: others may be written over older ones."""
+        self._must_be_open()
+        if self._weights.last is not None:
+            self._insist(lambda: self._hear(lambda: self._loaded == self._weights.number, self.settings.deadline))
+
+    def fetch(self) -> None:
+        """Have the engine read the weights that were pushed last."""
+        self._tell(("weights", self._weights.last))
+
+    def submit(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, expected: Sequence[float] | None = None
+    ) -> int:
+        """See `Deferred`."""
+        self._must_be_open()
+        ticket = next(self._tickets)
+        self._requests[ticket] = _Request(Job(prompts, sampling), SharedValue())
         self._heartbeat.progress(0, len(prompts) * sampling.n)
-        self._request.put(self._job)
-        self._ask()
+        self._ask(ticket)
+        return ticket
 
-    def collect(self, progress: Progress | None = None) -> list[list[Rollout]]:
+    def collect(self, ticket: int, progress: Progress | None = None) -> list[list[Rollout]]:
         """Wait for what was submitted.
 
         Raises:
             RolloutError: the engine refuses the request, or was lost too often.
         """
-        if not self.busy:
+        request = self._requests.get(ticket)
+        if request is None:
             raise RolloutError("nothing was submitted")
         try:
-            self._insist(lambda: self._finish(progress))
-        except RolloutError:
-            self._job = None
-            raise
-        self._job = None
-        groups: list[list[Rollout]] = self._answer.get()
+            self._insist(lambda: self._hear(lambda: request.settled, self.settings.deadline, progress))
+            if request.refused is not None:
+                raise RolloutError(request.refused)
+            groups: list[list[Rollout]] = request.shared.get()
+        finally:
+            if self._requests.pop(ticket, None) is not None:
+                request.shared.close()
         return groups
+
+    def is_ready(self, ticket: int) -> bool:
+        """Whether what was submitted can be collected without waiting."""
+        with contextlib.suppress(EOFError, OSError):  # a process that has ended is noticed by whoever waits for it
+            while not self._requests[ticket].settled and self._pipe.poll():
+                self._take(*self._pipe.recv())
+        return self._requests[ticket].settled
 
     @property
     def speculation(self) -> Speculation | None:
@@ -199,7 +232,12 @@ class ProcessEngine(Deferred):
     @property
     def busy(self) -> bool:
         """Whether something was submitted and not yet collected."""
-        return self._job is not None
+        return bool(self._requests)
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long the engine has waited for something to do so far."""
+        return self._heartbeat.idle_seconds
 
     def close(self) -> None:
         """End the process; what is in flight is given up."""
@@ -210,20 +248,20 @@ class ProcessEngine(Deferred):
         if not self.busy and self._dtype is not None:
             self._let_end()
         self._kill()
-        self._job = None
+        for request in self._requests.values():
+            request.shared.close()
+        self._requests.clear()
         for close in self._own:
             close()
 
-    def _must_be_idle(self) -> None:
+    def _must_be_open(self) -> None:
         if self._closed:
             raise RolloutError("the engine is closed")
-        if self.busy:
-            raise RolloutError("the engine is still at work on the last request: collect it first")
 
     def _start(self) -> None:
         self._pipe, theirs = Pipe()
-        self._dtype = None
-        shared = (self._request, self._answer, self._heartbeat, self._lock, *self._weights.files)
+        self._dtype, self._loaded = None, 0
+        shared = (self._heartbeat, self._lock, *self._weights.files)
         descriptors = [theirs.fileno(), *(each.fd for each in shared)]
         command = [sys.executable, "-c", _START, json.dumps(sys.path), str(os.getpid()), *map(str, descriptors)]
         self._process = subprocess.Popen(
@@ -240,8 +278,12 @@ class ProcessEngine(Deferred):
         with contextlib.suppress(OSError):  # a process that has ended is noticed by whoever waits for its answer
             self._pipe.send(word)
 
-    def _ask(self) -> None:
-        self._tell("generate")
+    def _ask(self, ticket: int) -> None:
+        request = self._requests[ticket]
+        request.shared.put(request.job)  # anew: there may be half of an answer
+        self._tell(("generate", ticket))
+        with contextlib.suppress(OSError):
+            send_handle(self._pipe, request.shared.fd, self._process.pid)
 
     def _insist(self, wait: Callable[[], object]) -> None:
         """Wait for something, and where the engine is lost meanwhile, start it again, a limited number of times."""
@@ -253,7 +295,6 @@ class ProcessEngine(Deferred):
             except _LostError as lost:
                 self._kill()
                 if attempt == self.settings.restarts:
-                    self._job = None
                     self.close()
                     raise RolloutError(
                         f"the engine's process was lost {attempt + 1} times in a row; in the end it {lost}. The log has"
@@ -263,20 +304,22 @@ class ProcessEngine(Deferred):
             self.restarts += 1
             self._told_before, self._told = self.speculation, None
             self._start()
-            if self.busy:
-                self._ask()
+            if self._weights.last is not None:
+                self.fetch()
+            for ticket, request in self._requests.items():
+                if not request.settled:
+                    self._ask(ticket)
 
     def _be_ready(self) -> None:
-        if self._dtype is None:
-            self._dtype = str(self._hear("ready", START_SECONDS))
+        self._hear(lambda: self._dtype is not None, START_SECONDS)
 
-    def _finish(self, progress: Progress | None) -> None:
-        self._told = self._hear("done", self.settings.deadline, progress)
-
-    def _hear(self, wanted: str, seconds: float, progress: Progress | None = None) -> Any:
-        """Wait for a word of the engine for as long as it shows signs of life; returns what comes with the word."""
+    def _hear(self, until: Callable[[], bool], seconds: float, progress: Progress | None = None) -> None:
+        """Take the engine's words until something is the case, for as long as it shows signs of life."""
         seen, since = self._heartbeat.read(), time.monotonic()
-        while not self._pipe.poll(POLL_SECONDS):
+        while not until():
+            if self._pipe.poll(POLL_SECONDS):
+                self._listen()
+                continue
             heartbeat = self._heartbeat.read()
             if heartbeat != seen:
                 if progress is not None and heartbeat[1:] != seen[1:]:
@@ -284,18 +327,31 @@ class ProcessEngine(Deferred):
                 seen, since = heartbeat, time.monotonic()
             elif time.monotonic() - since > seconds:
                 raise _LostError(f"took no step for {seconds:g} s")
-            elif self._has_ended():
-                break
+            elif self._has_ended() and not self._pipe.poll():
+                raise _LostError(ending(self._kill()))
+
+    def _listen(self) -> None:
+        """Take the next word, which is there, or the end of the process."""
         try:
-            word, text = self._pipe.recv() if self._pipe.poll() else ("", "")
+            word, what = self._pipe.recv()
         except (EOFError, OSError):
-            word = text = ""
-        if word == "refused":
-            raise RolloutError(text)
-        if word != wanted:
             self._let_end()
-            raise _LostError(f"said {word!r} instead of {wanted!r}" if word else ending(self._kill()))
-        return text
+            raise _LostError(ending(self._kill())) from None
+        self._take(word, what)
+
+    def _take(self, word: str, what: Any) -> None:
+        if word == "ready":
+            self._dtype = what
+        elif word == "loaded":
+            self._loaded = what
+        elif word == "done":
+            ticket, self._told = what
+            self._requests[ticket].answered = True
+        else:
+            ticket, why = what
+            if ticket is None:
+                raise RolloutError(why)
+            self._requests[ticket].refused = why
 
     def _has_ended(self) -> bool:
         """Whether the process has ended; it stays a zombie, so that its number and its group's remain its own."""

@@ -12,9 +12,10 @@ import math
 import mmap
 import os
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ log = logging.getLogger(__name__)
 
 ALIGNMENT = 64
 """Bytes at whose multiples tensors begin: a cache line, and enough for every type."""
+
+
+MICROSECONDS = 1_000_000
+"""Of a second."""
 
 
 class SharedValue:
@@ -55,7 +60,7 @@ class SharedValue:
 
 
 class Heartbeat:
-    """Signs of life: the number of steps taken, and the sequences finished and asked for.
+    """Signs of life: the number of steps taken, the sequences finished and asked for, and the time without work.
 
     Args:
         fd: descriptor of a heartbeat that the parent made; a new one if not given.
@@ -63,7 +68,7 @@ class Heartbeat:
 
     def __init__(self, fd: int | None = None) -> None:
         self.fd = os.memfd_create("zero2r1-heartbeat") if fd is None else fd
-        numbers = 3
+        numbers = 4
         os.ftruncate(self.fd, numbers * 8)
         self._numbers = memoryview(mmap.mmap(self.fd, numbers * 8)).cast("q")
 
@@ -75,9 +80,18 @@ class Heartbeat:
         """So many sequences are finished, of so many."""
         self._numbers[1], self._numbers[2] = finished, total
 
+    def idle(self, seconds: float) -> None:
+        """There was nothing to do for so long."""
+        self._numbers[3] += round(seconds * MICROSECONDS)
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long there was nothing to do, so far."""
+        return self._numbers[3] / MICROSECONDS
+
     def read(self) -> tuple[int, int, int]:
         """Steps, sequences finished, sequences in all."""
-        steps, finished, total = self._numbers
+        steps, finished, total, _ = self._numbers
         return steps, finished, total
 
     def close(self) -> None:
@@ -207,6 +221,36 @@ class WeightFile:
         self._bytes, self._pinned = None, False
 
 
+class Placed:
+    """Weights that lie in a file. What is pickled is where they are: a process that this one started reads them there.
+
+    Args:
+        file: has them.
+        places: where.
+        tick: called at each.
+    """
+
+    def __init__(self, file: WeightFile, places: tuple[Place, ...], tick: Callable[[], None] = lambda: None) -> None:
+        self._file, self._places, self._tick = file, places, tick
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for weight in self._file.read(self._places):
+            self._tick()
+            yield weight
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _placed, (f"/proc/{os.getpid()}/fd/{self._file.fd}", self._places)
+
+
+def _placed(path: str, places: tuple[Place, ...]) -> Placed:
+    return Placed(_opened(path), places)
+
+
+@lru_cache(maxsize=2)  # which take turns; mapping and pinning them takes longer than reading
+def _opened(path: str) -> WeightFile:
+    return WeightFile(os.open(path, os.O_RDWR))
+
+
 def _cuda() -> Any:
     """CUDA's runtime."""
     import torch
@@ -219,12 +263,14 @@ class Snapshot:
     """Weights that were pushed.
 
     Attributes:
-        version: 1 for the first push, and so on.
-        places: where they lie in the file of this version.
+        number: 1 for the first push, and so on.
+        places: where they lie in the file of this number.
+        version: what rollouts call them.
     """
 
-    version: int
+    number: int
     places: tuple[Place, ...]
+    version: int = 0
 
 
 class PushedWeights:
@@ -241,10 +287,15 @@ class PushedWeights:
         self.files = (WeightFile(), WeightFile())
         self.last: Snapshot | None = None
 
-    def push(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    @property
+    def number(self) -> int:
+        """How often weights were pushed."""
+        return 0 if self.last is None else self.last.number
+
+    def push(self, weights: Iterable[tuple[str, torch.Tensor]], version: int = 0) -> None:
         """Keep a copy of weights; those of the last push but one are gone."""
-        version = 1 if self.last is None else self.last.version + 1
-        self.last = Snapshot(version, self.files[version % 2].write(weights))
+        number = self.number + 1
+        self.last = Snapshot(number, self.files[number % 2].write(weights), version)
 
     def close(self) -> None:
         """Give this process's descriptors and memory back."""

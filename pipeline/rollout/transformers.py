@@ -8,7 +8,8 @@ repetition penalty in `generation_config.json`) are cleared: what `Sampling` say
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,7 @@ from transformers import (
 )
 
 from model.modeling import load
-from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick
+from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick, answer, spans
 from pipeline.rollout.speculative import Assistant, check_blocks
 from pipeline.rollout.stops import Stops
 from pipeline.schema.pieces import SpeculativeSpec
@@ -77,35 +78,70 @@ class TransformersEngine:
         self.model.generation_config = GenerationConfig()
         pad_id = self.tokenizer.pad_token_id
         self.pad_id = int(self.end_ids[0] if pad_id is None else pad_id)
+        self.version = 0
+        self._asked: dict[int, Generator[None, None, list[list[Rollout]]]] = {}
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Rollout]]:
         """One group of `sampling.n` rollouts a prompt; see `Engine.generate`."""
-        self.stops = Stops.of(self.tokenizer, sampling.stop)
+        return answer(self, prompts, sampling, progress)
+
+    @property
+    def idle(self) -> bool:
+        """See `Updatable`."""
+        return not self._asked
+
+    def add(
+        self, ticket: int, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+    ) -> None:
+        """See `Updatable`; requests are answered one after another."""
+        stops = Stops.of(self.tokenizer, sampling.stop)
+        self._asked[ticket] = self._sampled(prompts, sampling, stops, progress)
+
+    def step(self) -> dict[int, list[list[Rollout]]]:
+        """The next `batch_size` sequences; see `Updatable`."""
+        for ticket, batches in self._asked.items():
+            try:
+                next(batches)
+            except StopIteration as end:
+                del self._asked[ticket]
+                return {ticket: end.value}
+            break
+        return {}
+
+    def give_up(self) -> None:
+        """See `Updatable`."""
+        self._asked.clear()
+
+    def _sampled(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, stops: Stops, progress: Progress | None
+    ) -> Generator[None, None, list[list[Rollout]]]:
+        """The groups of a request; stops after each batch but the last."""
         order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
         sequences = [index for index in order for _ in range(sampling.n)]
         groups: list[list[Rollout]] = [[] for _ in prompts]
         open_groups = Counter(sequences)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.inference_mode():
-            torch.manual_seed(sampling.seed)
-            for start in range(0, len(sequences), self.batch_size):
-                chunk = sequences[start : start + self.batch_size]
-                watch = _Watch(self.tick, self.end_ids, chunk, open_groups, sampling.enough, self.stops)
-                for index, rollout in zip(
-                    chunk, self._batch([prompts[i] for i in chunk], sampling, watch), strict=True
-                ):
-                    groups[index].append(rollout)
-                    open_groups[index] -= rollout.finish is not Finish.ABORT
-                if progress is not None:
-                    progress(start + len(chunk), len(sequences))
-                if sampling.enough is not None and sum(not left for left in open_groups.values()) >= sampling.enough:
-                    break
+        random = RandomState(sampling.seed, self.device)
+        for start in range(0, len(sequences), self.batch_size):
+            if start:
+                yield
+            self.stops = stops
+            chunk = sequences[start : start + self.batch_size]
+            watch = _Watch(self.tick, self.end_ids, chunk, open_groups, sampling.enough, stops)
+            with random.in_use(), torch.inference_mode():
+                rollouts = list(self._batch([prompts[i] for i in chunk], sampling, watch))
+            for index, rollout in zip(chunk, rollouts, strict=True):
+                groups[index].append(rollout)
+                open_groups[index] -= rollout.finish is not Finish.ABORT
+            if progress is not None:
+                progress(start + len(chunk), len(sequences))
+            if sampling.enough is not None and sum(not left for left in open_groups.values()) >= sampling.enough:
+                break
         never_begun = Rollout("", (), Finish.ABORT, () if self.logprobs else None)
         return [group + [never_begun] * (sampling.n - len(group)) for group in groups]
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int = 0) -> None:
         """Replace all weights, under their official names; see `Updatable.load_weights`."""
         copies = {
             name: tensor.clone() for name, tensor in weights
@@ -119,6 +155,7 @@ class TransformersEngine:
                 raise RolloutError(f"the new weights have {fault.replace('_', ' ')}: {sorted(map(str, report[fault]))}")
         self.model = model.to(self.device).eval()
         self.model.generation_config = GenerationConfig()
+        self.version = version
         if self.assistant is not None:
             self.assistant.watch(self.model)
 
@@ -145,7 +182,7 @@ class TransformersEngine:
         sampled = [ids for ids, _ in rows]
         logprobs = self._logprobs(prompts, sampled, sampling) if self.logprobs else [None] * len(rows)
         for (ids, finish), text, values in zip(rows, texts, logprobs, strict=True):
-            yield Rollout(text, tuple(ids), finish, values)
+            yield Rollout(text, tuple(ids), finish, values, spans(self.version, len(ids)))
 
     def _config(self, sampling: Sampling) -> GenerationConfig:
         sampled: dict[str, Any] = {"do_sample": False}
@@ -200,6 +237,32 @@ class TransformersEngine:
             cut_TV = cut_TV.scatter(-1, chosen_T1, logits_TV.gather(-1, chosen_T1))
             result.append(tuple(cut_TV.log_softmax(-1).gather(-1, chosen_T1)[:, 0].tolist()))
         return result
+
+
+class RandomState:
+    """The state of torch's random generators, for work that is interrupted.
+
+    Args:
+        seed: that it begins with.
+        device: whose generator is used, beside the processor's.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._seed, self._devices = seed, [device] if device.type == "cuda" else []
+        self._states: list[torch.Tensor] | None = None
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Go on where it was left; the generators are as they were before, afterwards."""
+        with torch.random.fork_rng(devices=self._devices):
+            if self._states is None:
+                torch.manual_seed(self._seed)
+            else:
+                torch.set_rng_state(self._states[0])
+                for device, state in zip(self._devices, self._states[1:], strict=True):
+                    torch.cuda.set_rng_state(state, device)
+            yield
+            self._states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]
 
 
 class AtStops(StoppingCriteria):  # type: ignore[misc]

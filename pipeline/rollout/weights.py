@@ -57,14 +57,22 @@ def load_weights(llm: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
 
     Args:
         llm: a `vllm.LLM` whose engine core runs in this process.
-        weights: what `official_weights` yields; consumed one by one.
+        weights: what `official_weights` yields; consumed one by one. For a tensor-parallel engine, whose workers are
+            processes that each read all of them and keep their part, something that can be pickled (`shared.Placed`).
 
     Raises:
         RolloutError: the engine has weights that were not given, or is still sampling: its answers would be those of a
             mixture.
         ValueError: a weight was given that the engine does not know.
     """
-    llm.collective_rpc(_reload, args=(weights,))
+    try:
+        missing = llm.collective_rpc(_reload, args=(weights,))[0]
+    except RuntimeError as error:
+        if llm.llm_engine.vllm_config.parallel_config.world_size == 1:
+            raise
+        raise RolloutError(str(error)) from error  # all that a worker's executor tells of what it raised
+    if missing:
+        raise RolloutError(f"{len(missing)} weights of the engine were not synchronised, such as {missing[0]}")
     if not llm.reset_prefix_cache():
         raise RolloutError("the engine is still sampling: what it has cached of prompts would be the old weights'")
 
@@ -97,8 +105,12 @@ def _whole(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 @torch.no_grad()
-def _reload(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Run in vLLM's worker: load a policy, and what belongs to the layers behind its last into the MTP drafter."""
+def _reload(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Run in vLLM's worker: load a policy, and what belongs to the layers behind its last into the MTP drafter.
+
+    Returns:
+        The weights of the engine that were not among them.
+    """
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
@@ -127,9 +139,7 @@ def _reload(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
             each.load_weights(drafted)
         for each in models:
             finalize_layerwise_reload(each, config.model_config)
-    missing = wanted - (loaded or wanted)
-    if missing and config.model_config.quantization is None:
-        raise RolloutError(f"{len(missing)} weights of the engine were not synchronised, such as {min(missing)}")
+    return sorted(wanted - (loaded or wanted)) if config.model_config.quantization is None else []
 
 
 def _repack_experts(model: nn.Module) -> None:

@@ -254,8 +254,8 @@ class ProcessSpec(Strict):
 
     Attributes:
         devices: the GPUs of each engine, as `CUDA_VISIBLE_DEVICES` has them; several engines share the prompts. `[1]`
-            is one engine on the second GPU, `[1, 2]` are two on a GPU each, and `[0, 0]` two that share one. Those of
-            this process if not given.
+            is one engine on the second GPU, `[1, 2]` are two on a GPU each, `[0, 0]` two that share one, and `[[2, 3]]`
+            is one that is tensor-parallel on two GPUs. Those of this process if not given.
         env: environment variables of the engines' processes; their values are recorded nowhere.
         deadline: seconds without a step of an engine after which it counts as hung.
         restarts: how often in a row it is started again for one request before the stage fails.
@@ -269,7 +269,10 @@ class ProcessSpec(Strict):
     @field_validator("devices", mode="before")
     @classmethod
     def _as_texts(cls, devices: Any) -> Any:
-        return [str(one) if type(one) is int else one for one in devices] if isinstance(devices, list) else devices
+        if not isinstance(devices, list):
+            return devices
+        lists = [",".join(map(str, one)) if isinstance(one, list) and one else one for one in devices]
+        return [str(one) if type(one) is int else one for one in lists]
 
     @model_validator(mode="after")
     def _told_once(self) -> ProcessSpec:
@@ -354,3 +357,23 @@ class RolloutSpec(Strict):
     def separate_process(self) -> bool:
         """Whether the engine has a process of its own."""
         return self.process is not None
+
+    @model_validator(mode="after")
+    def _as_many_gpus(self) -> Self:
+        devices = self.process.devices if self.process is not None else []
+        given = self.engine_options.get("tensor_parallel_size")
+        for device in devices:
+            gpus = len(device.split(","))
+            if gpus > 1 and self.engine == "transformers":
+                raise ValueError(f"process.devices: an engine of transformers takes one GPU, not {device}")
+            if given is not None and given != gpus and not self.engine_options.get("pipeline_parallel_size"):
+                raise ValueError(f"engine_options.tensor_parallel_size is {given}, and process.devices has {device!r}")
+        return self
+
+    def on(self, device: str) -> Self:
+        """The same for one engine on these GPUs: tensor-parallel where there are several."""
+        assert self.process is not None
+        gpus, options = len(device.split(",")), self.engine_options
+        if gpus > 1:
+            options = {"tensor_parallel_size": gpus, **options}
+        return self.model_copy(update={"process": self.process.on(device), "engine_options": options})

@@ -71,19 +71,23 @@ class TrainingRollout(RolloutSpec):
     """How completions are sampled; see `RolloutSpec`. Beyond it, what only training can do; see docs/recipes.md.
 
     Attributes:
-        overlap: sample the next generation batch while the present one is trained on, in a process of its own, with
-            weights that are one batch old.
+        max_staleness: generation batches that sampling may be ahead of training, in a process of its own. 0: each is
+            sampled with the weights that train on it. 1: the next one is sampled while the present one is trained on,
+            with weights that are one batch old. More: engines never wait for training, and take new weights in the
+            middle of what they sample.
         spare: prompts that are sampled on top, as a share of a batch, in a process of its own. Once a batch of groups
             is complete, the others are given up. Those are the long ones: it favours short completions.
     """
 
-    overlap: bool = False
+    former: ClassVar[Mapping[str, str]] = {"overlap": "is called max_staleness now: 1 for true, 0 for false"}
+
+    max_staleness: Annotated[int, Field(ge=0)] = 0
     spare: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @property
     def separate_process(self) -> bool:
         """See `RolloutSpec`."""
-        return super().separate_process or self.overlap or self.spare > 0
+        return super().separate_process or self.max_staleness > 0 or self.spare > 0
 
 
 def _as_reward(value: Any) -> Any:
@@ -142,13 +146,13 @@ class GrpoConfig(PromptedConfig, TrainingConfig):
             raise ValueError("rollout.temperature is 0: all rollouts of a group would be the same, and nothing learnt")
         if rollout.separate_process and rollout.engine == "vllm_server":
             raise ValueError(
-                "rollout.process, overlap and spare are for engines that this stage starts: with the engine"
+                "rollout.process, max_staleness and spare are for engines that this stage starts: with the engine"
                 " vllm_server, completions come from a server that is there already"
             )
-        if rollout.separate_process and rollout.engine_options.get("tensor_parallel_size", 1) != 1:
-            raise ValueError("rollout.engine_options: no weights could be pushed to tensor_parallel_size > 1")
-        if rollout.overlap and not self.trainer.get("vllm_importance_sampling_correction", True):
-            raise ValueError("rollout.overlap trains on rollouts of older weights, so importance weights must stay on")
+        if rollout.max_staleness and not self.trainer.get("vllm_importance_sampling_correction", True):
+            raise ValueError(
+                "rollout.max_staleness: rollouts of older weights are trained on, so importance weights must stay on"
+            )
         if rollout.batch_size != RolloutSpec().batch_size and not rollout.separate_process:
             raise ValueError("rollout.batch_size has no effect here: set trainer.per_device_train_batch_size")
         if rollout.engine_options and rollout.engine in ("transformers", "vllm_server"):
@@ -313,7 +317,7 @@ def sampler(context: StageContext[GrpoConfig], args: Any) -> Any:
     if context.config.rollout.separate_process:
         first = args.distributed_state.is_main_process
         engine = open_process(context, args.distributed_state.use_distributed, wants_logprobs(args)) if first else None
-        ahead, spare = context.config.rollout.overlap, context.config.rollout.spare
+        ahead, spare = context.config.rollout.max_staleness, context.config.rollout.spare
         return lambda trainer: EngineSampler(trainer, engine, ahead, spare)
     if engine_name(rollout) == VLLM:
         return lambda trainer: VllmSampler(trainer, rollout, context.model_path(context.config.model))

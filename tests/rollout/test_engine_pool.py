@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Rollout, Sampling
-from pipeline.rollout.engine_pool import EnginePool, seed_of
+from pipeline.rollout.engine_pool import EnginePool, seed_of, shared
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.shared import FileLock, WeightFile
 from pipeline.rollout.transformers import TransformersEngine
@@ -90,20 +91,16 @@ def test_weights_are_pushed_once_and_a_killed_engine_is_replaced_with_them(
     before = by_two(here, PROMPTS)
     here.load_weights(official_weights(model))
     pool.push(official_weights(model))
-    pool.submit(PROMPTS, LONG)
-    with pytest.raises(RolloutError, match="still at work"):
-        pool.push(official_weights(model))
-    with pytest.raises(RolloutError, match="still at work"):
-        pool.submit(PROMPTS, LONG)
+    ticket = pool.submit(PROMPTS, LONG)
     os.kill(pool._engines[1]._process.pid, 9)
-    found = pool.collect()
+    found = pool.collect(ticket)
     assert found == by_two(here, PROMPTS) != before
     assert pool.restarts == 1
 
 
 def test_what_one_refuses_leaves_the_others_idle(pool: EnginePool, here: TransformersEngine) -> None:
     with pytest.raises(RolloutError, match="nothing was submitted"):
-        pool.collect()
+        pool.collect(-1)
     weights = dict(official_weights(here.model))
     pool.push((name, weight) for name, weight in weights.items() if "lm_head" not in name)
     with pytest.raises(RolloutError, match="lm_head"):
@@ -111,6 +108,24 @@ def test_what_one_refuses_leaves_the_others_idle(pool: EnginePool, here: Transfo
     assert not pool.busy
     pool.push(weights.items())
     assert pool.generate(PROMPTS, LONG) == by_two(here, PROMPTS)
+
+
+def test_prompts_are_shared_by_what_they_are_expected_to_take(pool: EnginePool, here: TransformersEngine) -> None:
+    """The longest first, each to the engine with least to do (Graham's rule: at most 4/3 of the best there is)."""
+    assert shared(5, 2, [10, 9, 8, 1, 1]) == [[0, 3, 4], [1, 2]]
+    assert shared(2, 3, [1, 1]) == [[0], [1]]
+    assert shared(0, 3, []) == shared(0, 3) == [[]]
+    rng = random.Random(0)
+    for engines in (2, 3, 5):
+        expected = [rng.expovariate(1 / 300) for _ in range(40)]
+        shares = shared(len(expected), engines, expected)
+        assert sorted(at for share in shares for at in share) == list(range(40))
+        fullest = max(sum(expected[at] for at in share) for share in shares)
+        assert fullest <= 4 / 3 * max(*expected, sum(expected) / engines)
+    weighed = pool.collect(pool.submit(PROMPTS, LONG, [30, 1, 1, 1, 1]))
+    alone = here.generate(PROMPTS[:1], LONG)
+    others = here.generate(PROMPTS[1:], Sampling(n=3, max_tokens=30, seed=seed_of(3, 1)))
+    assert weighed == alone + others
 
 
 def test_enough_is_divided_so_that_there_is_enough(pool: EnginePool) -> None:

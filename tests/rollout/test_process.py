@@ -91,13 +91,35 @@ def test_weights_are_those_of_the_moment_of_the_push(there: ProcessEngine, here:
     expected = here.generate(PROMPTS, LONG)
     for tensor in first.values():
         tensor.zero_()
-    there.submit(PROMPTS, LONG)
-    with pytest.raises(RolloutError, match="still at work"):
-        there.push(first.items())
-    assert there.collect() == expected
+    assert there.collect(there.submit(PROMPTS, LONG)) == expected
     with pytest.raises(RolloutError, match=r"missing keys: .*lm_head"):
         there.push((name, tensor) for name, tensor in first.items() if "lm_head" not in name)
         there.generate(PROMPTS, LONG)
+
+
+def test_new_weights_are_taken_in_the_middle_and_each_rollout_says_which_it_is_of(
+    there: ProcessEngine, here: TransformersEngine, calculator: Path
+) -> None:
+    """Four sequences at a time: the first ones with the old weights, the last ones with the new."""
+    old, new = (AutoModelForCausalLM.from_pretrained(calculator) for _ in range(2))
+    with torch.no_grad():
+        new.model.layers[0].mlp.down_proj.weight.mul_(1.2)
+    there.push(official_weights(old), 7)
+    many = PROMPTS * 8
+    before = there._heartbeat.read()[0]
+    tickets = [there.submit(many, LONG), there.submit(PROMPTS, LONG)]
+    while there._heartbeat.read()[0] < before + 60:
+        time.sleep(0.001)
+    there.push(official_weights(new), 8)
+    there.push(official_weights(old), 9)
+    last, first = there.collect(tickets[1]), there.collect(tickets[0])
+    assert not there.busy
+    found = [rollout for group in first for rollout in group]
+    assert {rollout.versions for rollout in found} <= {((v, len(r.token_ids)),) for v in (7, 8, 9) for r in found}
+    assert {rollout.versions[0][0] for rollout in found} >= {7, 9}
+    here.load_weights(official_weights(old), 9)
+    assert last == here.generate(PROMPTS, LONG), "which began when the last weights were there"
+    assert there.idle_seconds > 0
 
 
 def test_an_engine_that_is_lost_again_and_again_ends_in_a_clear_error(calculator: Path) -> None:

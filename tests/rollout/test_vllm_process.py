@@ -72,6 +72,37 @@ def test_a_killed_engine_is_replaced_with_the_pushed_weights(engine: ProcessEngi
     ]
 
 
+def test_new_weights_in_the_middle_keep_what_was_written(engine: ProcessEngine, calculator: Path) -> None:
+    """Each token has the log-probability that the weights of its version give it, computed here by transformers."""
+    policies = [AutoModelForCausalLM.from_pretrained(calculator, dtype=torch.float32) for _ in range(3)]
+    with torch.no_grad():
+        for version, policy in enumerate(policies):
+            policy.model.layers[0].mlp.down_proj.weight.mul_(1 + 0.3 * version)
+    engine.push(official_weights(policies[0]), 0)
+    prompts = PROMPTS * 8
+    first = engine.submit(prompts, SAMPLING)
+    second = engine.submit(prompts, SAMPLING)
+    for version in (1, 2):
+        steps = engine._heartbeat.read()[0]
+        while engine._heartbeat.read()[0] < steps + 4:
+            time.sleep(0.001)
+        engine.push(official_weights(policies[version]), version)
+    groups = engine.collect(second) + engine.collect(first)
+    rollouts = [(prompt, rollout) for prompt, group in zip(prompts * 2, groups, strict=True) for rollout in group]
+    assert {version for _, rollout in rollouts for version, _ in rollout.versions} == {0, 1, 2}
+    assert any(len(rollout.versions) == 3 for _, rollout in rollouts), "one that went on twice"
+    for prompt, rollout in rollouts:
+        ids_1T = torch.tensor([[*prompt, *rollout.token_ids]])
+        at, expected = 0, []
+        for version, tokens in rollout.versions:
+            with torch.no_grad():
+                logits_TV = policies[version](ids_1T).logits[0, len(prompt) - 1 : -1] / SAMPLING.temperature
+            scores_T = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, len(prompt) :, None])[:, 0]
+            expected += scores_T[at : at + tokens].tolist()
+            at += tokens
+        assert rollout.logprobs == pytest.approx(expected, abs=ROUNDING)
+
+
 def test_the_tail_is_given_up_and_the_next_request_is_whole(engine: ProcessEngine) -> None:
     every = engine.generate(PROMPTS, SAMPLING)
     some = engine.generate(PROMPTS, Sampling(4, 40, 1.5, seed=3, enough=2))
@@ -86,7 +117,7 @@ def test_the_tail_is_given_up_and_the_next_request_is_whole(engine: ProcessEngin
 def test_grpo_trains_one_batch_ahead_with_it(engine: ProcessEngine, calculator: Path, tmp_path: Path) -> None:
     from tests.training.engine_runs import Run  # imports TRL, which imports vLLM
 
-    run = Run(calculator, tmp_path, engine, overlap=True, spare=0.5, max_steps=3)
+    run = Run(calculator, tmp_path, engine, max_staleness=1, spare=0.5, max_steps=3)
     assert run.logged("rollout/staleness") == [0, 1, 1]
     first, *later = run.logged("sampling/sampling_logp_difference/max")
     assert first < ROUNDING
@@ -102,7 +133,7 @@ def test_two_engines_on_one_device_sample_with_the_policys_weights(calculator: P
     spec = RolloutSpec(engine="vllm", gpu_memory=0.1, engine_options=OPTIONS, process=process)
     pool = EnginePool(spec, str(calculator), seed=0, logprobs=True, for_trainer=True)
     try:
-        run = Run(calculator, tmp_path, pool, overlap=False, spare=0.0, max_steps=3)
+        run = Run(calculator, tmp_path, pool, max_staleness=0, spare=0.0, max_steps=3)
     finally:
         pool.close()
     assert run.logged("rollout/staleness") == [0, 0, 0]

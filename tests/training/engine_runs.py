@@ -41,7 +41,7 @@ class Run:
         engine: Any,
         resume: Path | None = None,
         temperature: float = 1.3,
-        overlap: bool = False,
+        max_staleness: int = 0,
         spare: float = 0.0,
         length_schedule: Sequence[LengthChange] = (),
         refill_rounds: int = 0,
@@ -76,7 +76,7 @@ class Run:
             processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
             samples=Samples(output / "samples.jsonl", 1, 0),
             efficiency=STOCK.model_copy(update={"refill_rounds": refill_rounds}),
-            sampler=lambda trainer: EngineSampler(trainer, engine, overlap, spare),
+            sampler=lambda trainer: EngineSampler(trainer, engine, max_staleness, spare),
             length_schedule=length_schedule,
         )
         self.trainer.train(resume_from_checkpoint=None if resume is None else str(resume))

@@ -129,7 +129,7 @@ def engine_rank(number: int, port: int, model: Path, folder: Path, sharded: bool
     spec = RolloutSpec(engine="transformers")
     engine = ProcessEngine(spec, str(model), logprobs=True, for_trainer=True) if number == 0 else None
     share = {"per_device_train_batch_size": engine_runs.GROUP * engine_runs.PROMPTS // RANKS, "save_steps": 3}
-    run = engine_runs.Run(model, folder / "shared", engine, overlap=True, spare=0.5, **share)
+    run = engine_runs.Run(model, folder / "shared", engine, max_staleness=1, spare=0.5, **share)
     torch.save((run.weights, run.logs), folder / f"{number}.pt")
     if engine is not None:
         engine.close()
@@ -145,7 +145,7 @@ def test_two_ranks_share_an_engine_as_one_process_uses_it(
     started(engine_rank, free_port, calculator, tmp_path, sharded)
     engine = ProcessEngine(RolloutSpec(engine="transformers"), str(calculator), logprobs=True, for_trainer=True)
     try:
-        alone = engine_runs.Run(calculator, tmp_path / "alone", engine, overlap=True, spare=0.5, save_steps=3)
+        alone = engine_runs.Run(calculator, tmp_path / "alone", engine, max_staleness=1, spare=0.5, save_steps=3)
     finally:
         engine.close()
     for number in range(RANKS):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from pipeline.rollout.base import Finish, Rollout, Sampling, complete
+from pipeline.rollout.base import Deferred, Finish, Rollout, Sampling, complete
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.schema.efficiency import LengthChange
@@ -36,41 +36,55 @@ def engine(calculator: Path) -> Iterator[ProcessEngine]:
     made.close()
 
 
-class Delayed:
+class Delayed(Deferred):
     """The stale schedule by hand: an engine in this process that samples with the weights before the last ones."""
 
-    speculation = None
+    speculation, restarts, idle_seconds, dtype = None, 0, 0.0, "float32"
 
     def __init__(self, path: Path) -> None:
-        self.inner, self.restarts, self.dtype = (
-            TransformersEngine(str(path), logprobs=True, tempered=True),
-            0,
-            "float32",
-        )
-        self.pushed: list[dict[str, torch.Tensor]] = []
+        self.inner = TransformersEngine(str(path), logprobs=True, tempered=True)
+        self.pushed: list[tuple[dict[str, torch.Tensor], int]] = []
 
-    def push(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        self.pushed.append({name: tensor.clone() for name, tensor in weights})
+    def push(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        self.pushed.append(({name: tensor.clone() for name, tensor in weights}, version))
 
-    def submit(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        self.inner.load_weights(self.pushed[max(0, len(self.pushed) - 2)].items())
+    def submit(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, expected: Sequence[float] | None = None
+    ) -> int:
+        weights, version = self.pushed[max(0, len(self.pushed) - 2)]
+        self.inner.load_weights(weights.items(), version)
         self.groups = self.inner.generate(prompts, sampling)
+        return 0
 
-    def collect(self) -> list[list[Rollout]]:
+    def collect(self, ticket: int, progress: Any = None) -> list[list[Rollout]]:
         return self.groups
+
+
+def after_steps(engine: ProcessEngine, steps: int) -> threading.Thread:
+    """Kill the engine's process once it has taken so many more steps."""
+
+    def kill() -> None:
+        first = engine._heartbeat.read()[0]
+        while engine._heartbeat.read()[0] < first + steps:
+            time.sleep(0.001)
+        os.kill(engine._process.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    return killer
 
 
 @pytest.fixture(scope="module")
 def ahead(calculator: Path, engine: ProcessEngine, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One batch ahead, with spare prompts, and checkpoints."""
     folder = tmp_path_factory.mktemp("ahead")
-    return Run(calculator, folder, engine, overlap=True, spare=0.5, save_steps=3)
+    return Run(calculator, folder, engine, max_staleness=1, spare=0.5, save_steps=3)
 
 
 def test_one_batch_ahead_is_training_on_rollouts_of_the_weights_before(
     calculator: Path, engine: ProcessEngine, tmp_path: Path
 ) -> None:
-    ours = Run(calculator, tmp_path / "ours", engine, overlap=True)
+    ours = Run(calculator, tmp_path / "ours", engine, max_staleness=1)
     by_hand = Run(calculator, tmp_path / "by-hand", Delayed(calculator))
     on_policy = Run(calculator, tmp_path / "on-policy", engine)
     assert ours.equals(by_hand)
@@ -89,7 +103,7 @@ def test_without_learning_it_makes_no_difference_to_be_ahead_and_to_sample_more_
     lengths = [LengthChange(step=1, max_tokens=30), LengthChange(step=3, max_tokens=6)]
     still = {"learning_rate": 0.0, "max_steps": 4, "length_schedule": lengths}
     on_policy = Run(calculator, tmp_path / "on-policy", engine, **still)
-    ours = Run(calculator, tmp_path / "ours", engine, overlap=True, **still)
+    ours = Run(calculator, tmp_path / "ours", engine, max_staleness=1, **still)
     assert ours.logged("max_tokens") == [24, 30, 30, 6]
     assert ours.logged("completions/max_length")[-1] == 6
     for metric in (
@@ -100,7 +114,7 @@ def test_without_learning_it_makes_no_difference_to_be_ahead_and_to_sample_more_
     ):
         assert ours.logged(metric) == on_policy.logged(metric)
     assert ours.logged("rollout/staleness") == [0, 1, 1, 1]
-    refilled = Run(calculator, tmp_path / "refilled", engine, overlap=True, refill_rounds=1, **still)
+    refilled = Run(calculator, tmp_path / "refilled", engine, max_staleness=1, refill_rounds=1, **still)
     assert refilled.logged("rollout/staleness") == [0, 1, 1, 1]
 
 
@@ -109,7 +123,7 @@ def test_a_resumed_run_takes_up_what_was_sampled_ahead(
 ) -> None:
     checkpoint = Path(ahead.trainer.args.output_dir) / "checkpoint-3"
     assert (checkpoint / SAMPLED_AHEAD).exists()
-    resumed = Run(calculator, tmp_path, engine, resume=checkpoint, overlap=True, spare=0.5, save_steps=3)
+    resumed = Run(calculator, tmp_path, engine, resume=checkpoint, max_staleness=1, spare=0.5, save_steps=3)
     assert resumed.equals(ahead)
     assert resumed.logged("rollout/staleness")[-2:] == [1, 1]
 
@@ -117,15 +131,8 @@ def test_a_resumed_run_takes_up_what_was_sampled_ahead(
 def test_an_engine_killed_while_it_samples_changes_nothing(
     calculator: Path, engine: ProcessEngine, ahead: Run, tmp_path: Path
 ) -> None:
-    def kill() -> None:
-        first = engine._heartbeat.read()[0]
-        while engine._heartbeat.read()[0] < first + 40:  # which is in the second batch or the third
-            time.sleep(0.001)
-        os.kill(engine._process.pid, signal.SIGKILL)
-
-    before, killer = engine.restarts, threading.Thread(target=kill)
-    killer.start()
-    disturbed = Run(calculator, tmp_path, engine, overlap=True, spare=0.5, save_steps=3)
+    before, killer = engine.restarts, after_steps(engine, 40)  # which is in the second batch or the third
+    disturbed = Run(calculator, tmp_path, engine, max_staleness=1, spare=0.5, save_steps=3)
     killer.join()
     assert engine.restarts == before + 1
     assert disturbed.equals(ahead)
@@ -142,15 +149,92 @@ def test_the_engine_has_its_next_request_before_the_trainer_goes_on_with_a_batch
         seen.append(len(prompts))
         return tokenize(trainer, prompts)
 
-    def submitted(process: ProcessEngine, *args: Any) -> None:
+    def submitted(process: ProcessEngine, *args: Any) -> int:
         seen.append("submitted")
-        submit(process, *args)
+        return submit(process, *args)
 
     monkeypatch.setattr(GRPOTrainer, "_tokenize_prompts", tokenized)
     monkeypatch.setattr(ProcessEngine, "submit", submitted)
-    Run(calculator, tmp_path, engine, overlap=True)
+    Run(calculator, tmp_path, engine, max_staleness=1)
     request, batch = [PROMPTS, "submitted"], [PROMPTS]
     assert seen == request + (request + batch) * (STEPS - 1) + batch
+
+
+class Slow(Delayed):
+    """Samples when it is waited for, with the weights of that moment; what is looked at first is ready, and no other.
+
+    Attributes:
+        log: what happened, each with the version of the weights or the prompts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.asked: dict[int, tuple[Sequence[Sequence[int]], Sampling]] = {}
+        self.log: list[tuple[str, Any]] = []
+        self.looked = 0
+
+    def push(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        self.inner.load_weights(weights, version)
+        self.log.append(("push", version))
+
+    def submit(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, expected: Sequence[float] | None = None
+    ) -> int:
+        self.log.append(("submit", prompts))
+        self.asked[len(self.log)] = prompts, sampling
+        return len(self.log)
+
+    def collect(self, ticket: int, progress: Any = None) -> list[list[Rollout]]:
+        prompts, sampling = self.asked.pop(ticket)
+        self.log.append(("collect", prompts))
+        return self.inner.generate(prompts, sampling)
+
+    def is_ready(self, ticket: int) -> bool:
+        self.looked += 1
+        return self.looked == 1
+
+
+def test_a_deeper_queue_asks_as_soon_as_it_may_trains_in_order_and_is_part_of_checkpoints(
+    calculator: Path, tmp_path: Path
+) -> None:
+    slow = Slow(calculator)
+    run = Run(calculator, tmp_path / "run", slow, max_staleness=2, save_steps=3)
+    order, tokenize = run.trainer.order, run.trainer.sampler.prompts
+    prompts = [tokenize([run.trainer.train_dataset[row] for row in order.rows(number)]) for number in range(STEPS)]
+    submit = [("submit", each) for each in prompts]
+    collect = [("collect", each) for each in prompts]
+    assert slow.log == [
+        *[("push", 0), *submit[:3], collect[0]],
+        *[("push", 1), submit[3], collect[1]],
+        *[("push", 2), submit[4], collect[2]],
+        collect[3],  # for the checkpoint, which does not wait for batch 4
+        ("push", 3),
+        *[("push", 4), collect[4]],
+    ]
+    assert run.logged("rollout/staleness") == run.logged("rollout/staleness_max") == [0, 0, 0, 1, 0]
+    again = Slow(calculator)
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    resumed = Run(calculator, tmp_path / "resumed", again, resume=checkpoint, max_staleness=2, save_steps=3)
+    assert again.log == [("push", 3), submit[4], ("push", 4), collect[4]]
+    assert resumed.equals(run), "since this engine samples at the same moments"
+
+
+def test_an_engine_that_never_waits_is_killed_and_nothing_is_lost(calculator: Path, tmp_path: Path) -> None:
+    spec = RolloutSpec(engine="transformers", batch_size=3)
+    engine = ProcessEngine(spec, str(calculator), logprobs=True, for_trainer=True)
+    killer = after_steps(engine, 60)
+    try:
+        run = Run(calculator, tmp_path, engine, max_staleness=2)
+    finally:
+        engine.close()
+        killer.join()
+    assert engine.restarts == 1
+    assert run.trainer.state.global_step == STEPS
+    assert max(run.logged("rollout/staleness_max")) <= 2
+    assert all(0 <= age <= 2 for age in run.logged("rollout/staleness"))
+    assert all(0.5 < size <= 1 for size in run.logged("sampling/effective_sample_size"))
+    assert run.logged("sampling/effective_sample_size")[0] == pytest.approx(1)
+    assert len(run.logged("rollout/engine_idle_seconds")) == STEPS
 
 
 def test_spare_prompts_take_the_places_of_those_given_up(ahead: Run) -> None:
@@ -209,7 +293,7 @@ def test_a_stage_opens_what_its_recipe_says(calculator: Path, tmp_path: Path) ->
         "kind": "grpo",
         "model": str(calculator),
         "tasks": [{"use": "arithmetic", "problems": 8}],
-        "rollout": {"overlap": True, "spare": 0.5, "process": {"env": {"OMP_NUM_THREADS": "1"}}, "max_tokens": 9},
+        "rollout": {"max_staleness": 1, "spare": 0.5, "process": {"env": {"OMP_NUM_THREADS": "1"}}, "max_tokens": 9},
         "trainer": {"num_generations": GROUP, "per_device_train_batch_size": GROUP},
     }
     context = context_of(tmp_path, "zero", config, {})
@@ -217,7 +301,7 @@ def test_a_stage_opens_what_its_recipe_says(calculator: Path, tmp_path: Path) ->
     try:
         sampler = trainer.sampler
         assert isinstance(sampler, EngineSampler)
-        assert (sampler.overlap, sampler.spare) == (True, 0.5)
+        assert (sampler.max_staleness, sampler.spare) == (1, 0.5)
         assert sampler.engine.spec.engine == "transformers"
         assert sampler.engine.settings.env == {"OMP_NUM_THREADS": "1"}
         assert sampler.sampling(0, 4).max_tokens == 9
@@ -229,16 +313,17 @@ def test_a_stage_opens_what_its_recipe_says(calculator: Path, tmp_path: Path) ->
     ("changes", "words"),
     [
         (
-            {"rollout": {"overlap": True, "engine": "vllm_server", "server": "http://x"}},
+            {"rollout": {"max_staleness": 1, "engine": "vllm_server", "server": "http://x"}},
             "a server that is there already",
         ),
         (
-            {"rollout": {"process": {}, "engine": "vllm", "engine_options": {"tensor_parallel_size": 2}}},
-            "no weights could be pushed",
+            {"rollout": {"process": {"devices": [[2, 3]]}, "engine_options": {"tensor_parallel_size": 4}}},
+            "tensor_parallel_size is 4, and process.devices has '2,3'",
         ),
+        ({"rollout": {"process": {"devices": [[2, 3]]}, "engine": "transformers"}}, "takes one GPU, not 2,3"),
         ({"rollout": {"spare": 1.5}}, "less than or equal to 1"),
         (
-            {"rollout": {"overlap": True}, "trainer": {"vllm_importance_sampling_correction": False}},
+            {"rollout": {"max_staleness": 1}, "trainer": {"vllm_importance_sampling_correction": False}},
             "importance weights must stay on",
         ),
     ],

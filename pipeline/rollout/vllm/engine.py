@@ -12,25 +12,43 @@ import gc
 import importlib
 import os
 import random
+import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import islice, repeat
+from dataclasses import dataclass, field
+from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick, finish_reason
+from pipeline.rollout.base import (
+    Finish,
+    Progress,
+    Rollout,
+    RolloutError,
+    Sampling,
+    Tick,
+    answer,
+    finish_reason,
+    spans,
+)
 from pipeline.rollout.speculative import counted_by_vllm
 from pipeline.rollout.stops import Stops
 from pipeline.rollout.vllm import patches
 from pipeline.rollout.vllm.options import check_options
 from pipeline.rollout.vllm.patches.cpu_weights import keep_weights_loadable
+from pipeline.rollout.vllm.patches.logprobs import StepLogprobs
 from pipeline.rollout.weights import load_weights
 from pipeline.schema.pieces import RolloutSpec
 
 if TYPE_CHECKING:
     from model.speculative import Speculation
+
+
+ALL = sys.maxsize
+"""More tokens than a sequence has."""
 
 
 class VllmEngine:
@@ -75,6 +93,8 @@ class VllmEngine:
         self.patched = patches.install(self.llm, scheduler_fast_path, logprobs)
         self.tokenizer = self.llm.get_tokenizer()
         self.dtype = str(self.llm.llm_engine.model_config.dtype).removeprefix("torch.")
+        self.version = 0
+        self._asked: dict[int, _Asked] = {}
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
@@ -84,12 +104,99 @@ class VllmEngine:
         Raises:
             RolloutError: vLLM refuses the prompts, such as one beyond its context, or this way of sampling.
         """
+        return answer(self, prompts, sampling, progress)
+
+    @property
+    def idle(self) -> bool:
+        """See `Updatable`."""
+        return not self._asked
+
+    def add(
+        self, ticket: int, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+    ) -> None:
+        """See `Updatable`; all requests are sampled together, the sequences of earlier ones first.
+
+        Raises:
+            RolloutError: as `generate`.
+        """
+        from vllm import TokensPrompt
+
+        engine, requests = self.llm.llm_engine, self._scheduler.requests
+        params = self._params(sampling)
+        _seed_everything(sampling.seed)
+        asked = self._asked[ticket] = _Asked(sampling, len(prompts), progress)
+        try:
+            with nullcontext() if self._taken is None else self._taken.reading(), refusals():
+                for index, prompt in enumerate(prompts):
+                    engine.add_request(f"{ticket}/{index}", TokensPrompt(prompt_token_ids=list(prompt)), params)
+                    asked.names.append(list(islice(reversed(requests), sampling.n))[::-1])
+        except RolloutError:
+            self._forget(ticket)
+            raise
+
+    def step(self) -> dict[int, list[list[Rollout]]]:
+        """See `Updatable`: a token of each running sequence.
+
+        This and `add` are the loop of `LLM.generate`, which shows no sign of life before a group is complete, gives
+        none up, and takes no new weights.
+        """
+        self.tick()
+        engine = self.llm.llm_engine
+        for output in engine.step() if engine.has_unfinished_requests() else ():
+            ticket, index = map(int, output.request_id.split("/"))
+            asked = self._asked.get(ticket)
+            if asked is not None and output.finished:
+                asked.done[index] = output
+                if asked.progress is not None:
+                    asked.progress(len(asked.done) * asked.sampling.n, asked.count * asked.sampling.n)
+        ended = [ticket for ticket, asked in self._asked.items() if len(asked.done) >= asked.enough]
+        return {ticket: self._answer(ticket) for ticket in ended}
+
+    def give_up(self) -> None:
+        """See `Updatable`."""
+        for ticket in list(self._asked):
+            self._forget(ticket)
+
+    def _forget(self, ticket: int) -> None:
+        asked = self._asked.pop(ticket)
+        if left := [f"{ticket}/{index}" for index in range(asked.count) if index not in asked.done]:
+            self.llm.llm_engine.abort_request(left)
+        if self._taken is not None:
+            self._taken.forget(chain.from_iterable(asked.names))
+
+    def _answer(self, ticket: int) -> list[list[Rollout]]:
+        """The groups of a request of which enough are complete; the others are given up."""
+        asked = self._asked[ticket]
+        n, order = asked.sampling.n, sorted(asked.done)
+        names = [name for index in order for name in asked.names[index]]
+        samples = [sample for index in order for sample in asked.done[index].outputs]
+        ids = [tuple(sample.token_ids) for sample in samples]
+        texts: Iterable[str] = (
+            self.tokenizer.batch_decode(ids, skip_special_tokens=True) if self.decodes else repeat("")
+        )
+        logprobs: Iterable[Any] = repeat(None)
+        if self._taken is not None:
+            logprobs = map(tuple, self._taken.taken(dict(zip(names, ids, strict=True))))
+        elif self.logprobs:
+            logprobs = map(tuple, map(sampled_logprobs, samples))
+        reasons = [finish_reason(sample.finish_reason) for sample in samples]
+        versions = [
+            spans(self.version, len(one), asked.marks.get(name, ())) for name, one in zip(names, ids, strict=True)
+        ]
+        rollouts = map(Rollout, texts, ids, reasons, logprobs, versions)
+        groups = {index: list(islice(rollouts, n)) for index in order}
+        self._forget(ticket)
+        given_up = [Rollout("", (), Finish.ABORT, () if self.logprobs else None)] * n
+        return [groups.get(index, given_up) for index in range(asked.count)]
+
+    def _params(self, sampling: Sampling) -> Any:
+        """vLLM's words for how to sample."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         stops = Stops.of(self.tokenizer, sampling.stop)
         with refusals():
-            params = SamplingParams(
+            return SamplingParams(
                 n=sampling.n,
                 max_tokens=sampling.max_tokens,
                 temperature=sampling.temperature,
@@ -103,25 +210,6 @@ class VllmEngine:
                 detokenize=bool(stops.texts),  # in which they are looked for, token by token
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-        _seed_everything(sampling.seed)
-        taken = self.patched.logprobs if self.patched is not None else None
-        with taken or nullcontext():
-            done = self._run(prompts, params, sampling.enough, progress)
-        samples = [sample for output in done.values() for sample in output.outputs]
-        ids = [sample.token_ids for sample in samples]
-        texts: Iterable[str] = (
-            self.tokenizer.batch_decode(ids, skip_special_tokens=True) if self.decodes else repeat("")
-        )
-        logprobs: Iterable[Any] = repeat(None)
-        if taken is not None:
-            asked = [number for index in done for number in range(index * sampling.n, (index + 1) * sampling.n)]
-            logprobs = map(tuple, taken.of(ids, asked))
-        elif self.logprobs:
-            logprobs = map(tuple, map(sampled_logprobs, samples))
-        rollouts = map(_rollout, samples, texts, logprobs)
-        groups = {index: list(islice(rollouts, sampling.n)) for index in done}
-        given_up = [Rollout("", (), Finish.ABORT, () if self.logprobs else None)] * sampling.n
-        return [groups.get(index, given_up) for index in range(len(prompts))]
 
     @property
     def speculation(self) -> Speculation | None:
@@ -130,9 +218,18 @@ class VllmEngine:
             return None
         return counted_by_vllm(self.llm.get_metrics())
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace all weights, under their official names; see `Updatable.load_weights`."""
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int = 0) -> None:
+        """Replace all weights, under their official names; see `Updatable.load_weights`.
+
+        Keys and values of what is being sampled are those of the old weights. They are computed anew, as vLLM does
+        after its own weight updates: every token is then sampled as the weights of its version would.
+        """
+        if self._asked:
+            self.llm.reset_prefix_cache(reset_running_requests=True)
+            for asked in self._asked.values():
+                asked.mark(self.version, self._scheduler.requests)
         load_weights(self.llm, weights)
+        self.version = version
 
     def close(self) -> None:
         """Stop the engine and give its GPU memory back."""
@@ -145,36 +242,51 @@ class VllmEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _run(
-        self, prompts: Sequence[Sequence[int]], params: Any, enough: int | None, progress: Progress | None
-    ) -> dict[int, Any]:
-        """vLLM's outputs of the prompts whose group was completed, by the number of the prompt.
+    @property
+    def _taken(self) -> StepLogprobs | None:
+        """Where log-probabilities are, if vLLM's own outputs do not have them."""
+        return None if self.patched is None else self.patched.logprobs
 
-        This is the loop of `LLM.generate`, which shows no sign of life before a group is complete and gives none up.
-        """
-        from vllm import TokensPrompt
-
-        engine = self.llm.llm_engine
-        done: dict[int, Any] = {}
-        names = [str(index) for index in range(len(prompts))]
-        try:
-            with refusals():
-                for name, prompt in zip(names, prompts, strict=True):
-                    engine.add_request(name, TokensPrompt(prompt_token_ids=list(prompt)), params)
-            while engine.has_unfinished_requests() and (enough is None or len(done) < enough):
-                self.tick()
-                finished = {int(output.request_id): output for output in engine.step() if output.finished}
-                done |= finished
-                if finished and progress is not None:
-                    progress(len(done) * params.n, len(prompts) * params.n)
-        finally:
-            if engine.has_unfinished_requests():
-                engine.abort_request(names)
-        return dict(sorted(done.items()))
+    @property
+    def _scheduler(self) -> Any:
+        return self.llm.llm_engine.engine_core.engine_core.scheduler
 
 
-def _rollout(sample: Any, text: str, logprobs: tuple[float, ...] | None) -> Rollout:
-    return Rollout(text, tuple(sample.token_ids), finish_reason(sample.finish_reason), logprobs)
+@dataclass(slots=True)
+class _Asked:
+    """A request that is being sampled.
+
+    Attributes:
+        sampling: how.
+        count: prompts.
+        progress: see `Engine.generate`.
+        names: vLLM's names of the sequences of each prompt.
+        done: vLLM's outputs of the prompts whose groups are complete, by number.
+        marks: (version of the weights, tokens so far) of a sequence at each moment at which they were replaced.
+        ended: sequences that had come to their end at such a moment.
+    """
+
+    sampling: Sampling
+    count: int
+    progress: Progress | None
+    names: list[list[str]] = field(default_factory=list)
+    done: dict[int, Any] = field(default_factory=dict)
+    marks: defaultdict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    ended: set[str] = field(default_factory=set)
+
+    @property
+    def enough(self) -> int:
+        """Complete groups that are an answer."""
+        return self.count if self.sampling.enough is None else min(self.count, self.sampling.enough)
+
+    def mark(self, version: int, requests: Mapping[str, Any]) -> None:
+        """Note that the weights are replaced, with vLLM's sequences that have not ended."""
+        for name in chain.from_iterable(self.names):
+            if name not in self.ended:
+                request = requests.get(name)
+                if request is None:
+                    self.ended.add(name)
+                self.marks[name].append((version, ALL if request is None else request.num_output_tokens))
 
 
 def sampled_logprobs(sample: Any) -> list[float]:

@@ -1,17 +1,31 @@
-"""Rollouts from engines in processes of their own, one generation batch ahead of training if so wished.
+"""Rollouts from engines in processes of their own, some generation batches ahead of training if so wished.
 
 On-policy, a generation batch is sampled with the weights that then train on it, and one of the two always waits:
 
     sample 0 (w0) | train 0 | sample 1 (w1) | train 1 | sample 2 (w2) | ...
 
-One step off (`rollout.overlap`), the next batch is sampled while the present one is trained on, so its weights are one
+With `rollout.max_staleness: 1`, the next batch is sampled while the present one is trained on, so its weights are one
 batch old. The importance weights of the policy against the sampler correct for that:
 
     sample 0 (w0) | train 0       | train 1       | train 2 ...
                   | sample 1 (w0) | sample 2 (w1) | ...
 
-What is sampled depends on the seed, the number of the batch and the weights alone. A checkpoint holds the batch that
-was sampled ahead, so a resumed run goes on as if it had not been stopped.
+What is sampled then depends on the seed, the number of the batch and the weights alone, and a resumed run goes on, to
+the bit, as if it had not been stopped.
+
+With `max_staleness: k` of 2 or more, engines never wait for training. Batch n is asked for as soon as the weights of
+batch n - k are there (AReaL's rule, arXiv 2505.24298, section 4.2), and engines take new weights in the middle of what
+they sample: the long completions of a batch are finished beside the next batches, by newer weights, and each token's
+log-probability is that of the weights that sampled it. Batches are trained on in their order, whichever is finished
+first, so no problem is favoured for its short answers:
+
+    train    0 1 2 3 4 ...          weights  w0 w1 w2 w3 w4 ...
+    sample   0 1 2                  tokens of batch 4: of w2, w3 and w4
+                 3
+                   4 ...
+
+A checkpoint holds the batches that are ready. Those of one batch ahead are waited for; of a deeper queue, what is still
+being sampled is sampled anew by the resumed run.
 
 With several processes of the trainer, the first one holds the engines. It asks for the whole generation batch and hands
 each process its share; weights are gathered by all, tensor by tensor, and no process holds the whole model for it.
@@ -24,9 +38,11 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -40,6 +56,8 @@ log = logging.getLogger(__name__)
 
 SAMPLED_AHEAD = "rollouts.json"
 """File of a checkpoint."""
+EXACT = 1
+"""The largest `max_staleness` whose batches are each sampled with one version of the weights."""
 Groups = list[list[Rollout]]
 
 
@@ -50,14 +68,16 @@ class Ahead:
     Attributes:
         number: of the batch, from the start of training.
         rows: rows of the dataset, those of the batch first, then those that may take their places.
-        sampled_at: optimizer steps of the weights that sample it.
+        asked: whether its rollouts were asked for, or are there.
         groups: the rollouts of each row, once they are there; only in the process that holds the engines.
+        ticket: with which they are collected; only there.
     """
 
     number: int
     rows: list[int]
-    sampled_at: int
+    asked: bool = False
     groups: Groups | None = None
+    ticket: int | None = None
 
 
 class EngineSampler(Sampler):
@@ -66,7 +86,7 @@ class EngineSampler(Sampler):
     Args:
         trainer: a `GrpoTrainer`.
         engine: gives log-probabilities at the temperature of sampling; `None` in the other processes.
-        overlap: whether the next generation batch is sampled while the present one is trained on.
+        max_staleness: generation batches that sampling may be ahead of training.
         spare: prompts that are sampled on top, as a share of a batch. Once a batch of groups is complete, the others
             are given up: the long ones.
 
@@ -74,17 +94,20 @@ class EngineSampler(Sampler):
         ValueError: sampling is asked for what the engine cannot do.
     """
 
-    def __init__(self, trainer: Any, engine: Any, overlap: bool = False, spare: float = 0.0) -> None:
+    def __init__(self, trainer: Any, engine: Any, max_staleness: int = 0, spare: float = 0.0) -> None:
         super().__init__(trainer)
         check_trainer(trainer)
-        self.engine, self.overlap, self.spare = engine, overlap, spare
+        self.engine, self.max_staleness, self.spare = engine, max_staleness, spare
         self.scored = wants_logprobs(trainer.args)
-        self.ahead: Ahead | None = None
+        self.queue: deque[Ahead] = deque()
+        self.lengths: dict[int, float] = {}
+        """Row of the dataset -> mean tokens of its latest completions."""
         self._others, self._weights_of, self._dtype = 0, -1, ""
         self._drafted: Any = None
+        self._idle = 0.0
 
     def batch(self, number: int, problems: list[Problem]) -> Sampled:
-        """Rollouts of a generation batch, sampled now or ahead; begins with the next batch if that is wished.
+        """Rollouts of a generation batch, sampled now or ahead; asks for those that may be sampled meanwhile.
 
         Where groups were given up, the batch has other problems than asked for.
 
@@ -92,14 +115,18 @@ class EngineSampler(Sampler):
             RolloutError: the engine was lost too often, or gave up on groups that are needed.
         """
         trainer, started = self.trainer, time.perf_counter()
-        ahead = self.ahead if self.ahead is not None and self.ahead.number == number else self._begin(number)
+        later = range(
+            number + 1, min(number + 1 + self.max_staleness, trainer.order.number_at(trainer.state.max_steps))
+        )
+        self._admit([number, *(later if self.max_staleness > EXACT else ())])
+        ahead = self.queue.popleft()
         groups = self._finish(ahead)
         waited = time.perf_counter() - started
-        self._others, self.ahead = 0, None
-        if self.overlap and number + 1 < trainer.order.number_at(trainer.state.max_steps):
-            self.ahead = self._begin(number + 1)  # before anything else: until then the engine waits
+        self._others = 0
+        if self.max_staleness == EXACT:
+            self._admit(later)  # before anything else: until then the engine waits
         chosen = self._handed_out(lambda: _complete(ahead, groups, trainer.order.groups))
-        self._log(ahead, groups, waited)
+        self._log(chosen, groups, waited)
         every = [(row, rollout) for row, group in chosen for rollout in group]
         mine = every[trainer.accelerator.process_index * len(problems) :][: len(problems)]
         held = {row: trainer.train_dataset[row] for row, _ in mine}
@@ -107,10 +134,11 @@ class EngineSampler(Sampler):
         return Sampled.of(own, self.prompts(own), [rollout for _, rollout in mine], self.scored)
 
     def extra(self, problems: list[Problem]) -> Sampled:
-        """Rollouts of further problems, with the weights of the moment and at once."""
+        """Rollouts of further problems, with the weights of the moment: at once, or behind what is asked for."""
         trainer, n, prompts = self.trainer, self.trainer.num_generations, self.prompts(problems)
-        if self.ahead is not None:
-            self._finish(self.ahead)
+        if self.max_staleness <= EXACT:
+            for ahead in self.queue:
+                self._finish(ahead)
         self._push()
         seed = derived_seed(trainer.args.seed, "others", trainer.batch_number, self._others)
         self._others += 1
@@ -121,43 +149,77 @@ class EngineSampler(Sampler):
         return Sampled.of(problems, prompts, mine, self.scored)
 
     def save(self, folder: Path) -> None:
-        """Keep what is sampled ahead; waits for it."""
-        if self.ahead is not None and self.engine is not None:
-            groups = [[_stored(rollout) for rollout in group] for group in self._finish(self.ahead)]
-            stored = {"number": self.ahead.number, "rows": self.ahead.rows, "sampled_at": self.ahead.sampled_at}
-            (folder / SAMPLED_AHEAD).write_text(json.dumps({**stored, "groups": groups}), encoding="utf-8")
+        """Keep what is sampled ahead, and what is expected of prompts."""
+        if self.engine is None:
+            return
+        queue = []
+        for ahead in self.queue:
+            ready = self.max_staleness <= EXACT or ahead.ticket is None or self.engine.is_ready(ahead.ticket)
+            groups = [[_stored(rollout) for rollout in group] for group in self._finish(ahead)] if ready else None
+            queue.append({"number": ahead.number, "rows": ahead.rows, "groups": groups})
+        text = json.dumps({"queue": queue, "lengths": self.lengths})
+        (folder / SAMPLED_AHEAD).write_text(text, encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         """Take up what was sampled ahead of a checkpoint."""
         path = folder / SAMPLED_AHEAD
-        if path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            self.ahead = Ahead(**{**stored, "groups": [[_rollout(one) for one in group] for group in stored["groups"]]})
+        if not path.exists():
+            return
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        self.lengths = {int(row): length for row, length in stored["lengths"].items()}
+        for one in stored["queue"]:
+            groups = one["groups"]
+            if groups is not None:
+                groups = [[_rollout(rollout) for rollout in group] for group in groups]
+            self.queue.append(Ahead(one["number"], one["rows"], groups is not None, groups))
 
     def close(self) -> None:
         """End the engines' processes."""
         if self.engine is not None:
             self.engine.close()
 
-    def _begin(self, number: int) -> Ahead:
-        """Ask the engine for a generation batch, with the present weights. Collective."""
-        trainer = self.trainer
-        rows, seed = trainer.order.rows(number), derived_seed(trainer.args.seed, "rollouts", number)
-        wanted = len(rows)
+    def _admit(self, numbers: Iterable[int]) -> None:
+        """Have these batches in the queue, and asked for, with the weights of the moment. Collective."""
+        known = {ahead.number: ahead for ahead in self.queue}
+        self.queue = deque(known.get(number) or Ahead(number, self._rows(number)) for number in numbers)
+        new = [ahead for ahead in self.queue if not ahead.asked]
+        if new or self.max_staleness > EXACT:
+            self._push()
+        for ahead in new:
+            ahead.asked = True
+            if self.engine is not None:
+                ahead.ticket = self._submit(ahead)
+
+    def _rows(self, number: int) -> list[int]:
+        """The problems of a batch, and those that may take their places."""
+        rows: list[int] = self.trainer.order.rows(number)
         if self.spare:
-            others = sorted(set(range(len(trainer.train_dataset))) - set(rows))
-            rows += random.Random(seed).sample(others, min(len(others), math.ceil(self.spare * wanted)))
-        self._push()
-        if self.engine is not None:
-            longest = trainer.length_at(trainer.order.step_at(number))
-            sampling = self.sampling(seed, trainer.num_generations, longest, wanted if self.spare else None)
-            self.engine.submit(self.prompts([trainer.train_dataset[row] for row in rows]), sampling)
-        return Ahead(number, rows, trainer.state.global_step)
+            others = sorted(set(range(len(self.trainer.train_dataset))) - set(rows))
+            asked = random.Random(self._seed(number))
+            rows += asked.sample(others, min(len(others), math.ceil(self.spare * len(rows))))
+        return rows
+
+    def _seed(self, number: int) -> int:
+        return derived_seed(self.trainer.args.seed, "rollouts", number)
+
+    def _submit(self, ahead: Ahead) -> int:
+        """Ask the engine for a generation batch."""
+        trainer = self.trainer
+        longest = trainer.length_at(trainer.order.step_at(ahead.number))
+        enough = trainer.order.groups if self.spare else None
+        sampling = self.sampling(self._seed(ahead.number), trainer.num_generations, longest, enough)
+        prompts = self.prompts([trainer.train_dataset[row] for row in ahead.rows])
+        usual = fmean(self.lengths.values()) if self.lengths else longest
+        expected = [len(prompt) + self.lengths.get(row, usual) for row, prompt in zip(ahead.rows, prompts, strict=True)]
+        ticket: int = self.engine.submit(prompts, sampling, expected)
+        return ticket
 
     def _finish(self, ahead: Ahead) -> Groups:
         """The rollouts of a batch; none in processes without an engine."""
         if ahead.groups is None and self.engine is not None:
-            ahead.groups = self.engine.collect()
+            ahead.groups, ahead.ticket = self.engine.collect(ahead.ticket), None
+            whole = [(row, group) for row, group in zip(ahead.rows, ahead.groups, strict=True) if complete(group)]
+            self.lengths |= {row: fmean(len(rollout.token_ids) for rollout in group) for row, group in whole}
         return ahead.groups or []
 
     def _push(self) -> None:
@@ -168,7 +230,7 @@ class EngineSampler(Sampler):
         self._dtype = self._dtype or self._handed_out(lambda: self.engine.dtype)
         weights = official_weights(trainer.accelerator.unwrap_model(trainer.model), getattr(torch, self._dtype))
         if self.engine is not None:
-            self.engine.push(weights)
+            self.engine.push(weights, trainer.state.global_step)
         elif trainer.is_fsdp_enabled:
             for _ in weights:  # this process's part of each tensor is asked for
                 pass
@@ -190,12 +252,20 @@ class EngineSampler(Sampler):
             raise RolloutError(what)
         return what
 
-    def _log(self, ahead: Ahead, groups: Groups, waited: float) -> None:
+    def _log(self, chosen: list[tuple[int, list[Rollout]]], groups: Groups, waited: float) -> None:
         if self.engine is None:
             return
         metrics = self.trainer._metrics["train"]
-        metrics["rollout/staleness"].append(float(self.trainer.state.global_step - ahead.sampled_at))
+        ages = Counter[int]()
+        for rollout in (rollout for _, group in chosen for rollout in group):
+            for version, tokens in rollout.versions:
+                ages[self.trainer.state.global_step - version] += tokens
+        if ages:
+            metrics["rollout/staleness"].append(sum(age * tokens for age, tokens in ages.items()) / ages.total())
+            metrics["rollout/staleness_max"].append(float(max(ages)))
+        idle, self._idle = self.engine.idle_seconds - self._idle, self.engine.idle_seconds
         metrics["rollout/wait_seconds"].append(waited)
+        metrics["rollout/engine_idle_seconds"].append(idle)
         metrics["rollout/engine_restarts"].append(float(self.engine.restarts))
         told = self.engine.speculation
         if told is not None and (new := told - (self._drafted or type(told)())).rounds:
@@ -219,9 +289,10 @@ def _complete(ahead: Ahead, groups: Groups, wanted: int) -> list[tuple[int, list
 
 
 def _stored(rollout: Rollout) -> list[Any]:
-    return [rollout.text, rollout.token_ids, rollout.finish, rollout.logprobs]
+    return [rollout.text, rollout.token_ids, rollout.finish, rollout.logprobs, rollout.versions]
 
 
 def _rollout(stored: Sequence[Any]) -> Rollout:
-    text, token_ids, finish, logprobs = stored
-    return Rollout(text, tuple(token_ids), Finish(finish), None if logprobs is None else tuple(logprobs))
+    text, token_ids, finish, logprobs, versions = stored
+    spans = tuple((version, tokens) for version, tokens in versions)
+    return Rollout(text, tuple(token_ids), Finish(finish), None if logprobs is None else tuple(logprobs), spans)

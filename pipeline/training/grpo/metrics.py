@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SQUARED = " squared"
+"""Follows the name of an effective sample size, in what the squares of its weights are added up under."""
+
 
 class Metrics:
     """What passes were like since the last time that this was read.
@@ -26,6 +29,11 @@ class Metrics:
         weight = mask_BC.any(1, keepdim=True) if values.shape != mask_BC.shape else mask_BC
         counted = values.detach().float().masked_fill(weight == 0, 0.0) * weight
         self.total(name, counted.sum(), weight.sum())
+
+    def effective(self, name: str, weights: Tensor) -> None:
+        """Add importance weights to an effective sample size, as a share of the samples: (Σw)² / (n Σw²) (Kish)."""
+        for added_to, values in ((name, weights), (name + SQUARED, weights.square())):
+            self.total(added_to, values.detach().float().sum(), values.numel())
 
     def total(self, name: str, value: Any, weight: Any) -> None:
         """Add a sum, and what it is a sum over."""
@@ -56,6 +64,9 @@ class Metrics:
         pairs = everyone[:, : 2 * len(sums)].sum(0).view(-1, 2)
         means = (pairs[:, 0] / pairs[:, 1]).tolist()  # 0 / 0 is NaN: nothing was counted
         found = dict(zip(sums, means, strict=True))
+        for name in [name for name in sums if name.endswith(SQUARED)]:
+            squares, size = found.pop(name), name.removesuffix(SQUARED)
+            found[size] = found[size] ** 2 / squares if squares else float("nan")
         for name, value in zip(extremes, everyone[:, 2 * len(sums) :].amax(0).tolist(), strict=True):
             sign = -1.0 if name.endswith("min") else 1.0
             found[name] = sign * value if value > float("-inf") else float("nan")

@@ -310,6 +310,7 @@ class Objective:
         metrics.smallest("sampling/importance_sampling_ratio/min", counted)
         metrics.mean("sampling/importance_sampling_ratio/mean", ratio, mask_BC)
         metrics.largest("sampling/importance_sampling_ratio/max", counted)
+        metrics.effective("sampling/effective_sample_size", counted)
         return bounded
 
 

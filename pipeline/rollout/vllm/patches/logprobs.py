@@ -4,15 +4,17 @@ vLLM has them as one array a step, for all sequences. It cuts the array into one
 two layers, and appends it to that sequence's list, all in Python, at every token of every sequence; a small model waits
 for that. Here the array of a step is read once, before vLLM cuts it, and vLLM finds none.
 
-    logprobs = StepLogprobs(llm)           # whose engine core runs in this process
-    with logprobs:
-        outputs = llm.generate(prompts, SamplingParams(logprobs=0, ...))
-    logprobs.of(token_ids)                 # a list a sequence, in the order in which they were asked for
+    logprobs = StepLogprobs(llm)            # whose engine core runs in this process
+    with logprobs.reading():
+        llm.llm_engine.add_request("0", prompt, SamplingParams(logprobs=0, ...))
+    ...                                     # steps, until it has ended
+    logprobs.taken({name: token_ids})       # a list a sequence, by the names that the scheduler has for them
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.rollout.base import RolloutError
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 class StepLogprobs:
     """Watches an engine's scheduler, through which every step's results and every new sequence go.
 
-    As a context manager: what is asked for within has its log-probabilities here, and none in vLLM's outputs.
+    The sequences that are added while it is `reading` have their log-probabilities here, and none in vLLM's outputs.
 
     Args:
         llm: a `vllm.LLM` whose engine core runs in this process.
@@ -36,46 +38,51 @@ class StepLogprobs:
         self._scheduler = llm.llm_engine.engine_core.engine_core.scheduler
         # Name of a sequence -> vLLM's request, and the log-probabilities of its tokens so far.
         self._asked: dict[str, tuple[Any, list[float]]] = {}
-        self._watches = False
         self._add, self._update = self._scheduler.add_request, self._scheduler.update_from_output
         self._scheduler.add_request, self._scheduler.update_from_output = self._added, self._updated
+        self._reads = False
 
-    def __enter__(self) -> None:
-        self._watch(True)
-        self._asked = {}
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keep the log-probabilities of the sequences that are added within."""
+        self._read(True)
+        try:
+            yield
+        finally:
+            self._read(False)
 
-    def __exit__(self, *_: object) -> None:
-        self._watch(False)
-
-    def of(self, token_ids: Sequence[Sequence[int]], asked: Sequence[int] | None = None) -> list[list[float]]:
-        """The log-probabilities of what was sampled last, in the order in which it was asked for.
+    def taken(self, token_ids: Mapping[str, Sequence[int]]) -> list[list[float]]:
+        """The log-probabilities of sequences that have ended, which are forgotten here.
 
         Args:
-            token_ids: the sampled tokens of each sequence.
-            asked: numbers of these sequences among those that were asked for; all of them if not given.
+            token_ids: name of a sequence -> its sampled tokens.
 
         Raises:
             RolloutError: there is not one for every token.
         """
-        values = [scored for _, scored in self._asked.values()]
-        found = values if asked is None else [values[number] for number in asked]
-        for scored, ids in zip(found, token_ids, strict=True):
+        found = [self._asked.pop(name)[1] for name in token_ids]
+        for scored, ids in zip(found, token_ids.values(), strict=True):
             if len(scored) != len(ids):
                 raise RolloutError(f"vLLM gave {len(scored)} log-probabilities for {len(ids)} tokens")
         return found
 
-    def _watch(self, watches: bool) -> None:
-        self._watches = watches
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget sequences that were given up."""
+        for name in names:
+            self._asked.pop(name, None)
+
+    def _read(self, reads: bool) -> None:
+        self._reads = reads
         if self._steps is not None:
-            self._steps.logprobs_are_read = watches
+            self._steps.logprobs_are_read = reads
 
     def _added(self, request: Any) -> None:
-        if self._watches:
+        if self._reads:
             self._asked[request.request_id] = request, []
         self._add(request)
 
     def _updated(self, scheduled: Any, output: Any) -> Any:
-        if output.logprobs is None or not self._watches:
+        if output.logprobs is None or not self._asked:
             return self._update(scheduled, output)
         scores, output.logprobs = output.logprobs, None
         told = self._update(scheduled, output)
