@@ -22,6 +22,7 @@ class Clock:
     Attributes:
         steps: one mapping an optimizer step: part -> seconds.
         now: the same for the step that is under way.
+        ends: when each step ended.
 
     Args:
         seconds: the clock's own clock, such as that of the process's processor time.
@@ -31,6 +32,7 @@ class Clock:
         self._seconds = seconds
         self.steps: list[dict[str, float]] = []
         self.now: defaultdict[str, float] = defaultdict(float)
+        self.ends: list[float] = []
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -55,6 +57,7 @@ class Clock:
         """Begin the next step."""
         self.steps.append(dict(self.now))
         self.now.clear()
+        self.ends.append(self.time())
 
     def time(self) -> float:
         """Seconds, once the device has done what it was given."""
@@ -203,6 +206,7 @@ def summarise(
     return {
         "seconds_a_step": round(seconds / len(counted), 3),
         "samples_per_s": round(rows * len(counted) / seconds, 2),
+        "wall_a_step": round((clock.ends[-1] - clock.ends[warm - 1]) / len(counted), 3) if warm else None,
         "tokens_per_s": round(tokens / seconds, 1),
         "peak_gb": round(peak_gb, 2),
         "split": split(counted),

@@ -49,8 +49,8 @@ SERVER_SECONDS = 600.0
 """Longest wait for `vllm serve`, which compiles and captures graphs."""
 RUN_SECONDS = 900.0
 """Longest run of one way: one that hangs is ended, and told of."""
-PACKED_ROWS = 64
-"""Rollouts of a packed row of AsyncGRPOTrainer: 512 are eight, as ours has micro-batches of 64."""
+PACKED_ROWS = 16
+"""Rollouts of a packed row of AsyncGRPOTrainer: about as many tokens as a pass of ours."""
 
 
 def parts(way: str) -> tuple[int, str, int]:
@@ -90,7 +90,7 @@ def run(way: str, options: argparse.Namespace) -> dict[str, Any]:
         job: dict[str, Any] = {"kind": "ours", "config": config, "folder": folder}
         if kind == "async":
             served = stack.enter_context(server(options, options.gpus[trainers:gpus], config))
-            job |= {"kind": "async", "server": served, "staleness": staleness}
+            job |= {"kind": "async", "server": served, "staleness": staleness, "model": options.model}
         launch = [sys.executable, "-m"]
         if trainers > 1:
             file = Path("configs/accelerate") / f"{options.launch}.yaml"
@@ -151,6 +151,8 @@ def child(job: Mapping[str, Any]) -> None:
     folder = Path(job["folder"])
     if job["kind"] == "ours":
         found = train("ours", job["config"], 0, folder / f"rank-{rank}")
+        rows = found["samples_per_s"] * found["seconds_a_step"]
+        found["samples_per_s"] = round(rows / found["wall_a_step"], 2)
     else:
         found = peer(job, folder / f"rank-{rank}")
     if rank == 0:
@@ -175,13 +177,15 @@ def peer(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     context = context_of(job["config"], 0, folder)
     config, trainer_fields = context.config, context.config.trainer
-    tokenizer = setup.load_tokenizer(context.model_path(config.model))
+    tokenizer = setup.load_tokenizer(job["model"])
     rows = prompt_rows(config.tasks, context)
-    kept = ("learning_rate", "max_steps", "epsilon", "num_generations", "gradient_accumulation_steps", "save_steps")
+    kept = ("learning_rate", "max_steps", "epsilon", "num_generations", "save_steps")
+    rows_a_trainer = trainer_fields["per_device_train_batch_size"] * trainer_fields["gradient_accumulation_steps"]
     args = AsyncGRPOConfig(
         output_dir=str(folder / "out"),
         **{name: trainer_fields[name] for name in kept},
         per_device_train_batch_size=PACKED_ROWS,
+        gradient_accumulation_steps=rows_a_trainer // PACKED_ROWS,
         gradient_checkpointing=trainer_fields["gradient_checkpointing"],
         max_completion_length=config.rollout.max_tokens,
         max_staleness=job["staleness"],
@@ -202,7 +206,7 @@ def peer(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     attention = torch_attention()
     trainer = AsyncGRPOTrainer(
-        model=context.model_path(config.model),
+        model=job["model"],
         reward_funcs=rewards.load("math"),
         args=args,
         train_dataset=Dataset.from_list(rows),
@@ -292,9 +296,9 @@ def main() -> None:
     parser.add_argument("--launch", default="ddp", help="of several trainers: a config in configs/accelerate")
     parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--gpu-memory", type=float, default=0.3, help="vLLM's share of a GPU that a trainer is on")
-    parser.add_argument("--tokens-per-pass", type=int, default=16384)
+    parser.add_argument("--tokens-per-pass", type=int, default=12288)
     parser.add_argument("--learning-rate", type=float, default=1e-6)
-    parser.add_argument("--engine-options", type=json.loads, default={"max_num_seqs": 1024}, help="vLLM's, as JSON")
+    parser.add_argument("--engine-options", type=json.loads, default={"max_num_seqs": 512}, help="vLLM's, as JSON")
     parser.add_argument("--fused-kernels", action="store_true", help="Liger's, for our trainer")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -303,6 +307,8 @@ def main() -> None:
     if options.child:
         child(options.child)
         return
+    if Path(options.model).exists():
+        options.model = str(Path(options.model).resolve())  # the server is asked for it by this name
     options.beta, options.refill_rounds, options.long = 0.0, 0, False
     if options.smoke:
         options.steps, options.engine_options = WARM_UP + 2, {}

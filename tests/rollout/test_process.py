@@ -106,6 +106,7 @@ def test_new_weights_are_taken_in_the_middle_and_each_rollout_says_which_it_is_o
         new.model.layers[0].mlp.down_proj.weight.mul_(1.2)
     there.push(official_weights(old), 7)
     many = PROMPTS * 8
+    there.has_loaded()
     before = there._heartbeat.read()[0]
     tickets = [there.submit(many, LONG), there.submit(PROMPTS, LONG)]
     while there._heartbeat.read()[0] < before + 60:

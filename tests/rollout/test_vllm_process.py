@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.rollout.base import Finish, Sampling, complete
+from pipeline.rollout.base import Finish, Rollout, RolloutError, Sampling, complete
 from pipeline.rollout.engine_pool import EnginePool
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.weights import official_weights
@@ -47,11 +48,7 @@ def test_a_killed_engine_is_replaced_with_the_pushed_weights(engine: ProcessEngi
     assert second != first
     for prompt, group in zip(PROMPTS, second, strict=True):
         for rollout in group:
-            ids_1T = torch.tensor([[*prompt, *rollout.token_ids]])
-            with torch.no_grad():
-                logits_TV = policy(ids_1T).logits[0, len(prompt) - 1 : -1] / SAMPLING.temperature
-            expected_T = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, len(prompt) :, None])[:, 0]
-            assert rollout.logprobs == pytest.approx(expected_T.tolist(), abs=ROUNDING)
+            assert rollout.logprobs == pytest.approx(scored(policy, prompt, rollout), abs=ROUNDING)
 
     many = PROMPTS * 32  # so many that it is at work when it is killed, however late that is on a busy machine
     second = engine.generate(many, SAMPLING)
@@ -83,6 +80,7 @@ def test_new_weights_in_the_middle_keep_what_was_written(engine: ProcessEngine, 
     first = engine.submit(prompts, SAMPLING)
     second = engine.submit(prompts, SAMPLING)
     for version in (1, 2):
+        engine.has_loaded()
         steps = engine._heartbeat.read()[0]
         while engine._heartbeat.read()[0] < steps + 4:
             time.sleep(0.001)
@@ -92,15 +90,43 @@ def test_new_weights_in_the_middle_keep_what_was_written(engine: ProcessEngine, 
     assert {version for _, rollout in rollouts for version, _ in rollout.versions} == {0, 1, 2}
     assert any(len(rollout.versions) == 3 for _, rollout in rollouts), "one that went on twice"
     for prompt, rollout in rollouts:
-        ids_1T = torch.tensor([[*prompt, *rollout.token_ids]])
-        at, expected = 0, []
-        for version, tokens in rollout.versions:
-            with torch.no_grad():
-                logits_TV = policies[version](ids_1T).logits[0, len(prompt) - 1 : -1] / SAMPLING.temperature
-            scores_T = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, len(prompt) :, None])[:, 0]
-            expected += scores_T[at : at + tokens].tolist()
-            at += tokens
+        by_version = {version: scored(policies[version], prompt, rollout) for version, _ in rollout.versions}
+        of_token = [version for version, tokens in rollout.versions for _ in range(tokens)]
+        expected = [by_version[version][at] for at, version in enumerate(of_token)]
         assert rollout.logprobs == pytest.approx(expected, abs=ROUNDING)
+
+
+def scored(policy: Any, prompt: list[int], rollout: Rollout) -> list[float]:
+    """The log-probabilities that transformers gives a rollout's tokens."""
+    ids_1T = torch.tensor([[*prompt, *rollout.token_ids]])
+    with torch.no_grad():
+        logits_TV = policy(ids_1T).logits[0, len(prompt) - 1 : -1] / SAMPLING.temperature
+    found: list[float] = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, len(prompt) :, None])[:, 0].tolist()
+    return found
+
+
+def test_a_tensor_parallel_engine_gets_its_parts_of_new_weights(calculator: Path) -> None:
+    """Two workers read the same memory, and each keeps what is its own; what is missing is told in words."""
+    env = {"VLLM_CPU_OMP_THREADS_BIND": "0|0"} if torch.cuda.device_count() < 2 else {}
+    options = {**OPTIONS, "tensor_parallel_size": 2}
+    spec = RolloutSpec(engine="vllm", gpu_memory=0.1, engine_options=options, process=ProcessSpec(restarts=0, env=env))
+    made = ProcessEngine(spec, str(calculator), seed=0, logprobs=True, for_trainer=True)
+    policy = AutoModelForCausalLM.from_pretrained(calculator, dtype=torch.float32)
+    try:
+        for version in (1, 2):
+            with torch.no_grad():
+                policy.model.layers[0].mlp.down_proj.weight.mul_(1.3)
+                policy.model.layers[1].self_attn.q_proj.weight.mul_(1.3)
+            made.push(official_weights(policy), version)
+            for prompt, group in zip(PROMPTS, made.generate(PROMPTS, SAMPLING), strict=True):
+                for rollout in group:
+                    assert rollout.versions == ((version, len(rollout.token_ids)),)
+                    assert rollout.logprobs == pytest.approx(scored(policy, prompt, rollout), abs=ROUNDING)
+        made.push((name, weight) for name, weight in official_weights(policy) if "input_layernorm" not in name)
+        with pytest.raises(RolloutError, match=r"2 weights of the engine .* model\.layers\.0\.input_layernorm"):
+            made.generate(PROMPTS, SAMPLING)
+    finally:
+        made.close()
 
 
 def test_the_tail_is_given_up_and_the_next_request_is_whole(engine: ProcessEngine) -> None:
