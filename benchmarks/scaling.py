@@ -84,7 +84,8 @@ def run(way: str, options: argparse.Namespace) -> dict[str, Any]:
     gpus, kind, staleness = parts(way)
     config, trainers = config_of(way, options)
     devices = options.gpus[:trainers]
-    env = {**os.environ, **({VISIBLE: ",".join(devices)} if devices else {})}
+    env = {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # as `zero2r1 run` has it
+    env |= {VISIBLE: ",".join(devices)} if devices else {}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         job: dict[str, Any] = {"kind": "ours", "config": config, "folder": folder}
