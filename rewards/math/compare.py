@@ -206,6 +206,8 @@ def _groups(gold: Shape, answer: Shape, leaf: Leaf) -> bool | None:
         return _two_groups(gold, answer, leaf)
     if isinstance(gold, Quantity) and isinstance(answer, Group) and answer.written:
         return leaf(gold.value, answer.written)  # P(10, 3) is a point, or a number of permutations
+    if isinstance(gold, Group) and gold.written and isinstance(answer, Quantity):
+        return leaf(gold.written, answer.value)
     if isinstance(gold, Quantity) and isinstance(answer, Group) and (comma := _decimal_comma(answer)) is not None:
         return leaf(gold.value, comma)
     if isinstance(gold, Group) and isinstance(answer, Quantity) and (comma := _decimal_comma(gold)) is not None:
@@ -229,6 +231,8 @@ def _decimal_comma(answer: Group) -> Tokens | None:
 def _two_groups(gold: Group, answer: Group, leaf: Leaf) -> bool | None:
     if "or" in (gold.brackets, answer.brackets) and gold.brackets != answer.brackets and gold.brackets:
         return False
+    if gold.written and answer.written and gold.written[0] != answer.written[0]:
+        return False  # P(1, 2) and Q(1, 2) are two points
     if "{}" in (gold.brackets, answer.brackets):
         gold, answer = (Group(_distinct(one.items, leaf), one.brackets) for one in (gold, answer))
     if len(gold.items) != len(answer.items):

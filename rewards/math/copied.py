@@ -26,6 +26,7 @@ QUESTION_COLUMNS = ("problem", "question", "prompt")
 _MAX_QUESTION = 8000
 """Characters at the end of a prompt that are looked at: examples may stand before the question."""
 _SILENT = words(r"{ } ( ) [ ] \{ \} * cross $ . , ; : & and or")
+_WITHOUT_EFFECT = _SILENT | {"+", "0", "1"}
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _RELATIONS = words("= < > <= >= != ~ ,")
 
@@ -69,7 +70,8 @@ def _repeats(part: Tokens, question: str) -> bool:
     if all(token.kind in (Kind.WORD, Kind.TEXT, Kind.SYMBOL) for token in part) or _is_whole(part):
         return False
     asked, expressions = _read(question[-_MAX_QUESTION:])
-    return _row(part) in asked or _form(part) in expressions
+    form = _form(part)
+    return _row(part) in asked or (bool(form) and form in expressions)
 
 
 def _is_whole(part: Tokens) -> bool:
@@ -88,8 +90,10 @@ def _text(text: str) -> str:
 
 
 def _form(part: Tokens) -> frozenset[tuple[str, int]]:
-    """What an expression is made of, whatever its order."""
-    texts = (r"\frac" if token.text == "/" else _text(token.text) for token in part if token.text not in _SILENT)
+    """What an expression is made of, whatever its order; a factor of one and a term of zero are nothing."""
+    texts = (
+        r"\frac" if token.text == "/" else _text(token.text) for token in part if token.text not in _WITHOUT_EFFECT
+    )
     return frozenset(Counter(texts).items())
 
 

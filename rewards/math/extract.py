@@ -32,7 +32,7 @@ _CUE = re.compile(
     r"(?:(?:\bis\b|=|\bwould be\b|\bto\b[^.:\n]{0,80}\bis\b)[ \t]*:?|:)[*_]{0,3}"
     r"|(?:^|\n)[ \t]*(?:#{1,6}[ \t]*|\*{2,3}|__)(?:the[ \t]+)?(?:final[ \t]+)?answer(?:\*{2,3}|__)?[ \t]*(?=\n)"
     r"|(?:^|\n)[ \t]*(?:the[ \t]+)?final[ \t]+answer[ \t]*(?=\n)|\bcorrect[ \t]+(?:option|choice)[ \t]+is\b"
-    r"|答案[ \t]*(?:[是为為][ \t]*[:：]?|[:：])|故选[ \t]*[:：]?",
+    r"|答案[*_]{0,3}[ \t]*(?:[是为為][ \t]*[:：]?|[:：])|故选[ \t]*[:：]?",
     re.IGNORECASE,
 )
 """What announces an answer: a phrase, a heading on a line of its own, or the same in Chinese."""

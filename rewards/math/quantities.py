@@ -7,17 +7,22 @@ from fractions import Fraction
 from rewards.math.expressions import evaluate
 from rewards.math.kinds import Kind, Token, Tokens, fraction_tokens
 from rewards.math.shapes import Quantity, Ratio, Shape
+from rewards.math.trim import trim
 from rewards.math.units import DEGREE, PERCENT, RADIAN, Unit, in_letters
 from rewards.math.values import Leaf, every, some
+
+_OPENED, _CLOSED = Token(Kind.OPERATOR, "("), Token(Kind.OPERATOR, ")")
 
 
 def quantities(gold: Quantity, answer: Quantity, leaf: Leaf) -> bool | None:
     """Whether two quantities are the same, in the policy of `rewards.math.compare` on units."""
     if gold.written == answer.written:
         return True
-    texts = [token.text for token in gold.written]
-    if r"\pmod" in texts and not any(token.text == r"\pmod" for token in answer.written):
-        return leaf(gold.written[: texts.index(r"\pmod")], answer.value)  # a residue, whose modulus is understood
+    if (wanted := residue(gold.written)) is not None:
+        given = residue(answer.written, "mod", r"\mod", r"\bmod")
+        if given is None:
+            return leaf(wanted[0], answer.value)  # the modulus is understood
+        return every(leaf(g, a) for g, a in zip(wanted, given, strict=True))
     answer = _with_unit(gold, answer)
     g, a = gold.unit, answer.unit
     if g is None and a is None:
@@ -32,6 +37,17 @@ def quantities(gold: Quantity, answer: Quantity, leaf: Leaf) -> bool | None:
         return _one_sided(gold, answer.value, leaf, True)
     assert a is not None
     return _one_sided(answer, gold.value, leaf, False)
+
+
+def residue(written: Tokens, *signs: str) -> tuple[Tokens, Tokens] | None:
+    r"""`3 \pmod{7}` and `3 (mod 7)` as 3 and 7, and so with further signs for the modulus; `None` for others."""
+    sign = next((n for n, token in enumerate(written) if token.text in (r"\pmod", "mod", *signs)), 0)
+    value, modulus = written[:sign], trim(written[sign + 1 :])
+    if value[-1:] == (_OPENED,) and modulus[-1:] == (_CLOSED,):
+        value, modulus = value[:-1], modulus[:-1]
+    elif sign and written[sign].text not in (r"\pmod", *signs):
+        return None
+    return (value, modulus) if value and modulus else None
 
 
 def _with_unit(gold: Quantity, answer: Quantity) -> Quantity:

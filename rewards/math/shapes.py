@@ -33,7 +33,7 @@ class Group:
 
     items: tuple[Shape, ...]
     brackets: str = ""
-    written: Tokens = field(default=(), compare=False)
+    written: Tokens = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,30 @@ def test_golds_of_every_form(verifier, gold, answer):
     assert judge(verifier, rf"\boxed{{{answer}}}", gold).status is Status.CORRECT
 
 
+POINTS = "A(1,2), B(3,4)"
+RESIDUE = r"3\pmod{7}"
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        (
+            RESIDUE,
+            [r"3 \bmod 7", r"3 (\text{mod } 7)", "3 mod 7", r"x \equiv 3 \pmod 7", "3"],
+            [r"3 \pmod 5", r"4 \mod 7"],
+        ),
+        ("3 (mod 7)", [r"n \equiv 3\ (\mathrm{mod}\ 7)", "3"], ["4 (mod 7)", "3 (mod 8)"]),
+        ("1", ["1"], [r"7 \bmod 3", "7 mod 3", "1 mod 3"]),  # an operation, whose value is asked for, and a residue
+        (POINTS, ["B(3,4), A(1,2)", "(1,2), (3,4)"], ["A(3,4), B(1,2)", "A(1,2), C(3,4)"]),
+        ("P(1, 2)", ["(1, 2)", "P = (1, 2)", "P(1, 2.0)"], ["Q(1, 2)", "P'(1, 2)"]),
+        ("P(10, 3)", ["720"], ["C(10, 3)", "120"]),
+    ],
+)
+def test_residues_and_points_are_told_by_modulus_and_name(verifier, gold, right, wrong):
+    scores = [v.score for v in verifier.verify([Item(rf"\boxed{{{answer}}}", gold) for answer in (*right, *wrong)])]
+    assert scores == [1.0] * len(right) + [0.0] * len(wrong)
+
+
 @pytest.mark.parametrize("gold", [None, "", "   ", [], [None], math.nan, math.inf, object(), {}, "#### ", b"7"])
 def test_unreadable_golds_are_not_the_models_fault(verifier, gold):
     verdict = judge(verifier, r"\boxed{7}", gold)
@@ -276,6 +300,7 @@ def test_gold_text_finds_the_answer():
         (r"<think>\boxed{1}</think> done", ["done"]),
         (r"<think>a</think> b <think> \boxed{1}</think>\boxed{2}", ["2"]),
         ("The answer is: **5**", ["5"]),
+        ("先算一算。\n**答案**：$5$", ["$5$"]),
         ("Final answer: $5$. I hope it is correct.", ["$5$"]),
         ("a long text that announces nothing at all, though it has 7 words and more and then some more", []),
     ],

@@ -16,6 +16,8 @@ QUESTIONS = [
     ("Convert $427_8$ to base 10.", "279", "427_8"),
     (r"Express $0.\overline{7}$ as a common fraction.", r"\frac{7}{9}", r"0.\overline{7}"),
     (r"Factor $x^2 - 9$.", "(x+3)(x-3)", "x^2 - 9"),
+    (r"Factor $x^2 - 9$.", "(x+3)(x-3)", "-9 + x^2"),
+    (r"Factor $x^2 - 9$.", "(x+3)(x-3)", r"1 \cdot (x^2 - 9) + 0"),
     (r"Expand $(x+2)(x+5)$.", "x^2+7x+10", "(x+5)(x+2)"),
     (r"Evaluate $\sin 30^\circ + \log_2 8$.", r"\frac{7}{2}", r"x = \sin 30^\circ + \log_2 8"),
     ("Rationalise $\\frac{1}{\\sqrt{3}}$.", r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
