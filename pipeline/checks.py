@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from pipeline import contexts, launch_checks, refusals
+from pipeline import contexts, launch_checks, placement, refusals
 from pipeline.context import exists
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.vllm.options import check_options
@@ -141,6 +141,7 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
             *_check_trainer(config, recipe.base),
             *idle.faults(config),
             *launch_checks.faults(config, recipe.base),
+            *placement.faults(config, recipe.base),
             *_check_engines(config),
             *contexts.faults(recipe, config),
             *config.faults(recipe.base),

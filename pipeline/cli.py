@@ -107,10 +107,11 @@ def plan(
     json: JsonOption = False,
 ) -> None:
     """Show which stages of a recipe would run, and why."""
-    from pipeline import graph, needs
+    from pipeline import graph, needs, placement
 
     checked = _load(recipe, overrides)
     steps = graph.plan(graph.build(checked), _folder(checked, runs), verify)
+    gpus = placement.of_recipe(checked)
     if json:
         _print_json(
             [
@@ -120,6 +121,7 @@ def plan(
                     "state": step.state.value,
                     "reason": step.reason,
                     "fingerprint": step.node.fingerprint,
+                    **({"gpus": gpus[step.node.name].said} if gpus else {}),
                 }
                 for step in steps
             ]
@@ -127,7 +129,7 @@ def plan(
     else:
         from pipeline.display import plan_table
 
-        _console().print(plan_table(steps))
+        _console().print(plan_table(steps, gpus))
     waiting = [step.node.name for step in steps if step.state is not graph.State.FRESH]
     for need in needs.unmet(checked, waiting):
         typer.echo(f"zero2r1: before it can run here: {need}", err=True)

@@ -24,12 +24,10 @@ from rich.text import Text
 
 from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State, Step
-from pipeline.observer import Failure, Observer
+from pipeline.observer import NOTE, Failure, Observer
 
 PLAIN_INTERVAL_SECONDS = 5.0
 """Between two lines of one stage where output is no terminal."""
-NOTE = "note"
-"""Key of an event that says something instead of reporting numbers."""
 _QUIET = frozenset({"step", "total", "time", "epoch"})
 _PREFERRED = (
     "loss",
@@ -52,15 +50,16 @@ _COLOUR = {
 }
 
 
-def plan_table(steps: Sequence[Step]) -> Table:
-    """The plan as a table: stage, kind, what will happen, why."""
+def plan_table(steps: Sequence[Step], gpus: Mapping[str, object] | None = None) -> Table:
+    """The plan as a table: stage, kind, GPUs (by the stage's name) if any are wanted, what will happen, why."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("stage", "kind", "", "why"):
+    for column in ("stage", "kind", *(["GPUs"] if gpus else []), "", "why"):
         table.add_column(column, overflow="fold")
     for step in steps:
         verb = {State.FRESH: "fresh", State.INTERRUPTED: "resume", State.DAMAGED: "damaged"}.get(step.state, "run")
-        row = Text(step.node.name), Text(step.node.config.kind), Text(verb, _COLOUR[step.state]), Text(step.reason)
-        table.add_row(*row)
+        placed = [Text(str(gpus[step.node.name]))] if gpus else []
+        what = Text(verb, _COLOUR[step.state]), Text(step.reason)
+        table.add_row(Text(step.node.name), Text(step.node.config.kind), *placed, *what)
     return table
 
 

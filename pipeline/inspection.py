@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,17 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import artifacts
-from pipeline.display import NOTE, headline, metrics_text
+from pipeline.artifacts import Artifact
+from pipeline.display import headline, metrics_text
+from pipeline.observer import NOTE
+from pipeline.starting import PLACED
 
 
 def status(run: Path) -> list[dict[str, Any]]:
-    """One entry a stage: name, kind, state (`finished`, `unfinished`, `waiting`), seconds, metrics, last event."""
+    """One entry a stage: name, kind, state (`finished`, `unfinished`, `waiting`), seconds, metrics, last event, GPUs.
+
+    The GPUs are those that the stage has or had, and how many it wants where it has not begun.
+    """
     rows = []
     for stage in artifacts.record(run)["stages"]:
         row: dict[str, Any] = {"stage": stage["name"], "kind": stage["kind"], "state": "waiting"}
@@ -27,6 +34,8 @@ def status(run: Path) -> list[dict[str, Any]]:
             event = _last_event(scratch / "events.jsonl")
             row |= {"state": "unfinished", "path": str(scratch), "last": event}
             row["summary"] = f"{event['step']}/{event.get('total') or '?'}  {metrics_text(event)}" if event else ""
+        if gpus := _gpus(stage, artifact, scratch):
+            row["gpus"] = gpus
         rows.append(row)
     return rows
 
@@ -34,14 +43,27 @@ def status(run: Path) -> list[dict[str, Any]]:
 def status_table(rows: list[dict[str, Any]]) -> Table:
     """The same as a table for a terminal."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("stage", "kind", "state", "seconds", ""):
+    placed = any("gpus" in row for row in rows)
+    for column in ("stage", "kind", *(["GPUs"] if placed else []), "state", "seconds", ""):
         table.add_column(column, overflow="fold", justify="right" if column == "seconds" else "left")
     colours = {"finished": "green", "unfinished": "yellow", "waiting": "dim"}
     for row in rows:
         seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""
         state = Text(row["state"], colours[row["state"]])
-        table.add_row(Text(row["stage"]), Text(row["kind"]), state, seconds, Text(row.get("summary", "")))
+        gpus = row.get("gpus", "")
+        where = [Text(gpus if isinstance(gpus, str) else ", ".join(gpus))] if placed else []
+        table.add_row(Text(row["stage"]), Text(row["kind"]), *where, state, seconds, Text(row.get("summary", "")))
     return table
+
+
+def _gpus(stage: Mapping[str, Any], artifact: Artifact | None, scratch: Path) -> list[str] | str:
+    """The names of a stage's GPUs, or in words how many it wants; nothing where there were none."""
+    if artifact is not None:
+        return list(artifact.manifest.get("gpus", ()))
+    if (scratch / PLACED).is_file():
+        return list(json.loads((scratch / PLACED).read_text(encoding="utf-8")))
+    wanted = str(stage.get("gpus", "0"))
+    return "" if wanted == "0" else f"wants {wanted}"
 
 
 def _last_event(path: Path) -> dict[str, Any]:

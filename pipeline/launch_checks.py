@@ -49,7 +49,7 @@ def _check_sharding(config: StageConfig, base: Path) -> Iterator[Fault]:
     if not isinstance(config, TrainingConfig):
         return
     file = accelerate_config(config.launch.accelerate or "", base)
-    kind = "" if file is None else str(_settings(file).get("distributed_type"))
+    kind = "" if file is None else str(settings(file).get("distributed_type"))
     fault = low_precision(config.trainer, masters=kind in ("FSDP", "DEEPSPEED"))
     if fault is not None and "model_init_kwargs" not in config.reserved:
         yield ("trainer", "model_init_kwargs"), fault
@@ -59,16 +59,17 @@ def _check_sharding(config: StageConfig, base: Path) -> Iterator[Fault]:
 
 def _deepspeed_file(file: Path) -> str | None:
     """The DeepSpeed config that an accelerate config names, if it is not there; accelerate looks in this folder."""
-    plugin = _settings(file).get("deepspeed_config")
+    plugin = settings(file).get("deepspeed_config")
     named = plugin.get("deepspeed_config_file") if isinstance(plugin, dict) else None
     return named if isinstance(named, str) and not Path(named).expanduser().is_file() else None
 
 
 def _divides_experts(file: Path) -> bool:
-    sizes = _settings(file).get("parallelism_config")
+    sizes = settings(file).get("parallelism_config")
     return isinstance(sizes, dict) and sizes.get("parallelism_config_tp_size", 1) != 1
 
 
-def _settings(file: Path) -> Mapping[str, Any]:
+def settings(file: Path) -> Mapping[str, Any]:
+    """What an accelerate config says."""
     text = source.read(file).data
     return text if isinstance(text, dict) else {}

@@ -80,13 +80,13 @@ def await_ghosts(scratch: Path, stage: str, limit: float = GHOST_SECONDS) -> Non
             waited = time.monotonic() - started
             if waited >= limit:
                 raise LockError(
-                    f"stage {stage!r} cannot start: {_named(holders(path))} of an earlier attempt is still there after"
+                    f"stage {stage!r} cannot start: {named_holders(path)} of an earlier attempt is still there after"
                     f" {limit:g} s. End it (kill -9); if it cannot be ended, restart the machine. Then run again: the"
                     " stage goes on from its last checkpoint"
                 )
             if waited >= tell_at:
                 told = "stage %r waits for %s of an earlier attempt to end, since %.0f s and for at most %g s"
-                log.warning(told, stage, _named(holders(path)), waited, limit)
+                log.warning(told, stage, named_holders(path), waited, limit)
                 tell_at = waited + TELL_SECONDS
             time.sleep(POLL_SECONDS)
 
@@ -114,7 +114,9 @@ def holders(path: Path) -> dict[int, str]:
     return found
 
 
-def _named(processes: dict[int, str]) -> str:
+def named_holders(path: Path) -> str:
+    """The other processes that have a file open, in words."""
+    processes = holders(path)
     if not processes:
         return "a process that cannot be seen from here"
     return "process " + ", ".join(f"{number} ({name})" for number, name in sorted(processes.items()))

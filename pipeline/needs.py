@@ -8,12 +8,13 @@ of training.
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import source
+from pipeline import gpus, placement, source
 from pipeline.checks import input_files
 from pipeline.launch_checks import accelerate_config
 from pipeline.recipe import Recipe
@@ -144,7 +145,9 @@ def unmet(recipe: Recipe, stages: list[str], run: bool = False) -> list[str]:
         stages: those that are to run.
         run: whether they are about to; only then the recipe's Python files are imported, and its tasks read.
     """
-    told = []
+    there = gpus.visible(os.environ)
+    asked = placement.unmet(recipe, stages, there)
+    told = [f"{'.'.join(map(str, ('stages', name, *loc)))}: {message}" for name, (loc, message) in asked]
     for name in stages:
         config = recipe.stages[name]
         read = (*broken_code(config, recipe.base), *broken_tasks(recipe, config)) if run else ()

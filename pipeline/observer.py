@@ -8,6 +8,9 @@ from typing import Any, Protocol
 from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State, Step
 
+NOTE = "note"
+"""Key of an event that says something instead of reporting numbers."""
+
 
 class Failure(str):
     """How a stage's process ended without a result: the whole message, with the end of its log, as text.

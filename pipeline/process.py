@@ -53,6 +53,7 @@ class StageProcess:
         attempt: 1 for the first process of the stage.
         read: bytes of its events that are known.
         secrets: values of environment variables that must stand in no log -> names; see `schema.environment.secrets`.
+        gpus: names of the GPUs that it has.
     """
 
     node: Node
@@ -62,6 +63,7 @@ class StageProcess:
     attempt: int
     read: int = 0
     secrets: Mapping[str, str] = field(default_factory=dict)
+    gpus: tuple[str, ...] = ()
     partial: bytes = field(default=b"")
     written: int = field(default=0)
     heard: float = field(default_factory=time.monotonic)

@@ -186,7 +186,7 @@ def _with_defaults(stage: str, values: dict[str, Any], header: _Header, text: So
     model = config_class(kind)
     merged = _merge(header.defaults.get(kind, {}), values)
     if header.launch is not None and "launch" not in merged:
-        merged["launch"] = header.launch.model_dump(exclude=None if model.distributed else {"accelerate"})
+        merged["launch"] = header.launch.model_dump(include=model.launch_fields())
     if header.task is not None and "tasks" in model.model_fields and not {"tasks", "data"} & merged.keys():
         merged["tasks"] = [f"{header.task}/{model.default_split}"]
     return merged

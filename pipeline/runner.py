@@ -10,49 +10,35 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import yaml
-
-from pipeline import artifacts, durable, graph, needs, ranks
+from pipeline import artifacts, durable, graph, needs, ranks, recording
 from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State
 from pipeline.inputs import Inputs
-from pipeline.launch_checks import accelerate_config
 from pipeline.locks import LockError, await_ghosts, run_lock
 from pipeline.observer import Failure, Observer
-from pipeline.process import EVENTS, LOG, StageProcess, allocator
+from pipeline.process import EVENTS, LOG, StageProcess
 from pipeline.recipe import Recipe
-from pipeline.schema import environment
+from pipeline.slots import Slots
 from pipeline.source import brief
-from pipeline.worker import OUTCOME, Job
+from pipeline.starting import start
+from pipeline.worker import OUTCOME
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0
 """How long a stage may take to stop after Ctrl-C before it is killed."""
-_ENVIRONMENT = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRL_EXPERIMENTAL_SILENCE": "1",
-    "PYTHONUNBUFFERED": "1",
-    "PYTHONSAFEPATH": "1",  # a `rewards.py` in the current folder must not stand in for our package
-}
-_RANK = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
-"""What a launcher, or vLLM in a notebook, may have left in our environment: a stage is none of its ranks."""
 
 
 class RunError(RuntimeError):
@@ -108,8 +94,8 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
     """
     with _working_on(run):
         nodes = graph.build(recipe)
-        steps = graph.plan(nodes, run)
-        _record(recipe, nodes, run)
+        steps, slots = graph.plan(nodes, run), Slots(nodes, recipe.base, observer)
+        recording.record(recipe, nodes, run, slots.wanted)
         observer.planned(steps)
         states = {step.node.name: step.state for step in steps}
         done = {
@@ -122,7 +108,7 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
         stale = tuple(name for name in nodes if name not in done)
         if unmet := needs.unmet(recipe, [name for name in recipe.stages if name in stale], run=True):
             raise RunError("\n".join(("nothing was started:", *unmet)))
-        _Scheduler(recipe, run, nodes, states, observer, done).run(jobs or recipe.jobs)
+        _Scheduler(recipe, run, nodes, states, observer, done, slots).run(jobs or recipe.jobs)
         return Finished({name: done[name] for name in nodes}, stale)
 
 
@@ -137,9 +123,10 @@ class _Scheduler:
         states: Mapping[str, State],
         observer: Observer,
         done: dict[str, Artifact],
+        slots: Slots,
     ) -> None:
         self.recipe, self.run_path, self.nodes, self.states = recipe, run, nodes, states
-        self.observer, self.done = observer, done
+        self.observer, self.done, self.slots = observer, done, slots
         self.running: list[StageProcess] = []
         self.restarts: Counter[str] = Counter()
         self.failures: list[str] = []
@@ -161,26 +148,34 @@ class _Scheduler:
                 if not (order.is_active() or self.publishing) or (self.failures and not self.running):
                     break
                 ready.sort(key=rank.__getitem__)
-                while ready and len(self.running) < jobs and not self.failures:
-                    self._begin(self.nodes[ready.pop(0)])
-                for name in self._poll():
+                while len(self.running) < jobs and not self.failures and (node := self._placed(ready)) is not None:
+                    ready.remove(node.name)
+                    self._begin(node)
+                for name in self._poll(bool(ready)):
                     order.done(name)
             self._take_published(wait=True)
         finally:
             self._stop()  # after an interruption; otherwise nothing runs any more
+            self.slots.close()
             self.hashing.shutdown()  # what is finished is published all the same
         if self.failures:
             raise StageError("\n".join(self.failures))
+
+    def _placed(self, ready: Sequence[str]) -> Node | None:
+        """The first stage that has the GPUs that it wants now; one that wants none waits for nobody."""
+        return next((node for name in ready if self.slots.take(node := self.nodes[name])), None)
 
     def _begin(self, node: Node) -> None:
         """Start a stage, unless one of its inputs is not what was published."""
         published = [name for name in node.inputs if name not in self.publishing]  # the others are hashed right now
         if (fault := self.inputs.fault(node.name, published, self.done)) is not None:
             self.failures.append(fault)
+            self.slots.release(node.name)
             self.observer.failed(node, fault)
             return
         self.running.append(self._start(node))
         self.observer.started(node, self.states[node.name])
+        self.slots.tell(node)
 
     def _start(self, node: Node) -> StageProcess:
         scratch = artifacts.scratch(self.run_path, node.name, node.fingerprint)
@@ -192,43 +187,19 @@ class _Scheduler:
         ranks.clear(scratch)
         attempt = count_attempt(scratch / "attempts")
         durable.whole_lines(scratch / EVENTS)
-        job = Job(
-            stage=node.name,
-            config=node.config.model_dump(mode="json", by_alias=True),
-            inputs={name: str(self._target(self.nodes[name]).resolve()) for name in node.inputs},
-            awaited=[name for name in node.inputs if name in self.publishing],
-            base=str(self.recipe.base),
-            tasks={name: definition.model_dump(mode="json") for name, definition in self.recipe.tasks.items()},
-            seed=node.config.seed or 0,
-        )
-        whole = asdict(job)
-        durable.write(scratch / "job.json", json.dumps(environment.names_only(whole)))
-        inherited = {name: value for name, value in os.environ.items() if name not in _RANK}
-        inherited |= allocator(node.config, inherited)
-        secrets = environment.secrets(node.config, os.environ)
-        for name in (EVENTS, LOG):  # of an attempt whose runner was killed
-            environment.scrub(scratch / name, secrets)
-        events = scratch / EVENTS
-        seen = events.stat().st_size if events.exists() else 0
-        with (scratch / LOG).open("ab") as sink:
-            popen = subprocess.Popen(
-                _command(node, self.recipe.base, scratch / "job.json"),
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                env={**inherited, **_ENVIRONMENT, **node.config.launch.env, **environment.handed_on(whole)},
-                start_new_session=True,
-            )
-        return StageProcess(node, scratch, popen, time.time(), attempt, seen, secrets)
+        inputs = {name: self._target(self.nodes[name]).resolve() for name in node.inputs}
+        awaited = [name for name in node.inputs if name in self.publishing]
+        lease, placed = self.slots.of(node)
+        return start(node, scratch, self.recipe, inputs, awaited, attempt, lease, placed)
 
-    def _poll(self) -> list[str]:
-        """Wait a moment if anything runs, pass on events, and begin to publish what has ended; returns its names.
+    def _poll(self, waiting: bool) -> list[str]:
+        """Wait a moment if anything goes on, pass on events, and begin to publish what has ended; returns its names.
 
         Publishing hashes gigabytes: stages that want what is published start meanwhile, load their libraries, and wait
         for it.
         """
         ended: list[str] = []
-        if self.running or self.publishing:
+        if self.running or self.publishing or waiting:
             time.sleep(POLL_SECONDS)
         for process in list(self.running):
             code = process.ended()
@@ -241,6 +212,7 @@ class _Scheduler:
             process.scrub()
             if code == 0 and (process.scratch / OUTCOME).exists():
                 shutil.rmtree(self._target(process.node), ignore_errors=True)  # a broken one is none to wait for
+                self.slots.release(process.node.name)
                 self.publishing[process.node.name] = self.hashing.submit(self._publish, process)
                 ended.append(process.node.name)
             else:
@@ -270,6 +242,7 @@ class _Scheduler:
         node = process.node
         if self.failures or self.restarts[node.name] >= node.config.launch.restarts:
             self.failures.append(message)
+            self.slots.release(node.name)
             self.observer.failed(node, message)
             return
         self.restarts[node.name] += 1
@@ -283,25 +256,7 @@ class _Scheduler:
         for name in (EVENTS, LOG):
             if (process.scratch / name).exists():
                 shutil.copy2(process.scratch / name, output / name)
-        manifest = {
-            "stage": node.name,
-            "kind": node.config.kind,
-            "version": type(node.config).version,
-            "fingerprint": node.fingerprint,
-            "config": environment.recorded(node.config),
-            "identity": node.identity,
-            "inputs": dict(node.inputs),
-            "metrics": outcome["metrics"],
-            "seed": node.config.seed,
-            "started": _iso(process.started),
-            "finished": _iso(finished),
-            "seconds": round(finished - process.started, 3),
-            "resumed": process.attempt - 1,
-            "device": outcome["device"],
-            "packages": outcome["packages"],
-            "git": _git_revision(),
-        }
-        artifact = artifacts.publish(output, self._target(node), manifest)
+        artifact = artifacts.publish(output, self._target(node), recording.manifest(process, outcome, finished))
         shutil.rmtree(process.scratch, ignore_errors=True)  # what is left, `artifacts.clean` removes
         return artifact
 
@@ -316,16 +271,6 @@ class _Scheduler:
             process.signal(signal.SIGKILL)
             process.popen.wait()
             process.scrub()
-
-
-def _command(node: Node, base: Path, job: Path) -> list[str]:
-    runner = str(os.getpid())
-    worker = ["-m", "pipeline.worker", str(job), runner]
-    if node.config.launch.accelerate is None:
-        return [sys.executable, *worker]
-    config = accelerate_config(node.config.launch.accelerate, base)
-    launcher = [sys.executable, "-m", "pipeline.launcher", str(job.parent), "--config_file", str(config)]
-    return [sys.executable, "-m", "rewards.parent", runner, *launcher, *worker]
 
 
 def count_attempt(counter: Path) -> int:
@@ -355,41 +300,3 @@ def _working_on(run: Path) -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename or run}: {error.strerror}"
         raise RunError(f"{where}. Nothing that is finished is lost: mend this, and the same command goes on") from error
-
-
-def _record(recipe: Recipe, nodes: Mapping[str, Node], run: Path) -> None:
-    """Write down what this run is, for `status` and `report`."""
-    stages = [
-        {
-            "name": name,
-            "kind": nodes[name].config.kind,
-            "fingerprint": nodes[name].fingerprint,
-            "inputs": list(nodes[name].inputs),
-            "after": [other for other in nodes[name].after if other not in nodes[name].inputs],
-        }
-        for name in sorted(nodes, key=list(recipe.stages).index)
-    ]
-    record = {
-        "name": recipe.name,
-        "description": recipe.description,
-        "recipe": str(recipe.path),
-        "command": list(map(environment.shown, sys.argv)),
-        "started": _iso(time.time()),
-        "stages": stages,
-    }
-    data = yaml.safe_dump(environment.names_only(recipe.data), sort_keys=False, allow_unicode=True)
-    artifacts.write_run_record(run, record, data)
-
-
-def _git_revision() -> str | None:
-    """Revision of the checkout that this package runs from; `None` for an installed copy."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
-
-
-def _iso(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")

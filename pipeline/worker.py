@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import durable, ranks
+from pipeline import durable, gpus, ranks
 from pipeline.artifacts import MANIFEST
 from pipeline.context import StageContext
 from pipeline.locks import stage_lock
@@ -68,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     job = Job(**environment.restored(json.loads(Path(path).read_text(encoding="utf-8")), os.environ))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with stage_lock(scratch):
+        gpus.keep()
         _end_without(int(runner))
         if (rank := ranks.number()) is not None:
             sys.excepthook = lambda kind, error, trace: _leave(scratch, error)

@@ -8,6 +8,7 @@ import time
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 
+from pipeline import gpus
 from pipeline.rollout import open_updatable, preload
 from pipeline.rollout.base import RolloutError, Updatable
 from pipeline.rollout.process import Job, Opening
@@ -24,6 +25,7 @@ def main() -> None:
     parent, *descriptors = map(int, sys.argv[2:])
     if not end_with_parent(parent):
         sys.exit(1)
+    gpus.keep()
     heartbeat = Heartbeat(descriptors[1])
     heartbeat.tick()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")

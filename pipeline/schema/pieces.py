@@ -53,6 +53,8 @@ DataRef = Annotated[str, Ref(Product.DATASET), InputFile()]
 
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+ALL = "all"
+"""Instead of a number of GPUs: as many as there are."""
 SFT_CONFIG = "trl.trainer.sft_config:SFTConfig"
 """The `trainer_class` of stages that TRL's SFTTrainer trains."""
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -74,6 +76,10 @@ class Launch(Strict):
 
     Attributes:
         accelerate: an `accelerate` config: a name under `configs/accelerate/`, or a YAML file; plain Python without.
+        gpus: how many GPUs the stage gets, or `all`; no other stage runs on them meanwhile. With `accelerate` it starts
+            a process on each. A stage that samples starts an engine on each, and one that trains has those for its
+            engines that `rollout.process.devices` counts, from 0. If not given: as many as `accelerate` starts
+            processes, or one.
         env: environment variables for the stage's process; their values are recorded nowhere.
         restarts: how often the stage goes on from its last checkpoint, in a new process, when its process has ended
             without a result, whatever the reason; the run fails after that.
@@ -85,6 +91,7 @@ class Launch(Strict):
     """
 
     accelerate: str | None = None
+    gpus: Annotated[int, Field(ge=0)] | Literal["all"] | None = None
     env: Environment = Field(default_factory=dict)
     restarts: Annotated[int, Field(ge=0)] = 0
     silence: Annotated[float, Field(gt=0)] | None = None
@@ -127,6 +134,14 @@ class StageConfig(Strict):
     """Trainer fields of the stage kind's own, beneath those of a recipe."""
     choices: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Trainer fields of which the trainer takes a few texts, and its config class any -> those."""
+
+    @classmethod
+    def launch_fields(cls) -> set[str]:
+        """The fields of `launch` that mean something to stages of this kind."""
+        fields = set(Launch.model_fields)
+        if not cls.distributed:
+            fields -= {"accelerate"} if "rollout" in cls.model_fields else {"accelerate", "gpus"}
+        return fields
 
     kind: str
     after: list[str] = Field(default_factory=list)
@@ -255,7 +270,8 @@ class ProcessSpec(Strict):
     Attributes:
         devices: the GPUs of each engine, as `CUDA_VISIBLE_DEVICES` has them; several engines share the prompts. `[1]`
             is one engine on the second GPU, `[1, 2]` are two on a GPU each, `[0, 0]` two that share one, and `[[2, 3]]`
-            is one that is tensor-parallel on two GPUs. Those of this process if not given.
+            is one that is tensor-parallel on two GPUs. With `launch.gpus` they are counted among the stage's own. Those of
+            this process if not given.
         env: environment variables of the engines' processes; their values are recorded nowhere.
         deadline: seconds without a step of an engine after which it counts as hung.
         restarts: how often in a row it is started again for one request before the stage fails.

@@ -51,7 +51,7 @@ RESERVED: Mapping[str, str] = {
     "save_only_model": "a stage cannot resume without its optimizer",
     "load_best_model_at_end": "the model after the last step is published; evaluate other ones as stages of their own",
     "disable_tqdm": "progress is shown by `zero2r1 run`",
-    "use_cpu": "a GPU is used where there is one; hide it by launch: {env: {CUDA_VISIBLE_DEVICES: ''}}",
+    "use_cpu": "a GPU is used where there is one; hide it by launch: {gpus: 0}",
     "logging_nan_inf_filter": "it would show earlier losses in place of one that is not finite; see `non_finite`",
     "local_rank": "the launcher says it",
     "parallelism_config": "set launch: {accelerate: …}",

@@ -247,8 +247,8 @@ def open_process(context: StageContext[GrpoConfig], launched: bool, logprobs: bo
     shared = torch.cuda.is_available() and shares_gpu(process, everything)
     if several and (shared or not launched):
         raise ValueError(
-            "the trainer would spread over all GPUs: give it some with launch: {env: {CUDA_VISIBLE_DEVICES: '0'}}, and"
-            " the engine another with rollout: {process: {devices: [1]}}"
+            "the trainer would spread over the engine's GPUs: say how many the stage has (launch: {gpus: 2}), and which"
+            " of them are engines' (rollout: {process: {devices: [1]}})"
         )
     spec = context.rollout(rollout).model_copy(update={"engine": engine_name(rollout)})
     engine = open_processes(spec, context.model_path(context.config.model), context.seed, logprobs, True)
