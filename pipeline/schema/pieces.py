@@ -270,8 +270,8 @@ class ProcessSpec(Strict):
     Attributes:
         devices: the GPUs of each engine, as `CUDA_VISIBLE_DEVICES` has them; several engines share the prompts. `[1]`
             is one engine on the second GPU, `[1, 2]` are two on a GPU each, `[0, 0]` two that share one, and `[[2, 3]]`
-            is one that is tensor-parallel on two GPUs. With `launch.gpus` they are counted among the stage's own. Those of
-            this process if not given.
+            is one that is tensor-parallel on two GPUs. With `launch.gpus` they are counted among the stage's own. Those
+            of this process if not given.
         env: environment variables of the engines' processes; their values are recorded nowhere.
         deadline: seconds without a step of an engine after which it counts as hung.
         restarts: how often in a row it is started again for one request before the stage fails.
