@@ -18,7 +18,17 @@ from pipeline.chat_cli import (
     model_folder,
     stops,
 )
-from pipeline.cost_cli import cost
+from pipeline.cost_cli import (
+    CompletionOption,
+    GpusOption,
+    PriceOption,
+    ProbeOption,
+    PromptOption,
+    cost,
+    plan_cost,
+    plan_options,
+    say_what_does_not_fit,
+)
 from pipeline.rewards_cli import app as rewards_app
 
 if TYPE_CHECKING:
@@ -104,14 +114,26 @@ def plan(
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare the files of finished stages with their hashes.")
     ] = False,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Show what every stage would take: memory, time, money.")
+    ] = False,
+    gpus: GpusOption = None,
+    probe: ProbeOption = False,
+    prompt_tokens: PromptOption = None,
+    completion_tokens: CompletionOption = None,
+    price: PriceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show which stages of a recipe would run, and why."""
+    """Show which stages of a recipe would run, and why; with --cost, what they would take."""
     from pipeline import graph, needs, placement
 
+    asked = plan_options(cost, gpus, probe, prompt_tokens, completion_tokens, price)
     checked = _load(recipe, overrides)
+    if asked is not None:
+        plan_cost(checked, _folder(checked, runs), asked, json)
+        return
     steps = graph.plan(graph.build(checked), _folder(checked, runs), verify)
-    gpus = placement.of_recipe(checked)
+    cards = placement.of_recipe(checked)
     if json:
         _print_json(
             [
@@ -121,7 +143,7 @@ def plan(
                     "state": step.state.value,
                     "reason": step.reason,
                     "fingerprint": step.node.fingerprint,
-                    **({"gpus": gpus[step.node.name].said} if gpus else {}),
+                    **({"gpus": cards[step.node.name].said} if cards else {}),
                 }
                 for step in steps
             ]
@@ -129,10 +151,11 @@ def plan(
     else:
         from pipeline.display import plan_table
 
-        _console().print(plan_table(steps, gpus))
+        _console().print(plan_table(steps, cards))
     waiting = [step.node.name for step in steps if step.state is not graph.State.FRESH]
     for need in needs.unmet(checked, waiting):
         typer.echo(f"zero2r1: before it can run here: {need}", err=True)
+    say_what_does_not_fit(checked, waiting)
     if any(step.state is graph.State.DAMAGED for step in steps):
         raise typer.Exit(1)
 
@@ -174,7 +197,9 @@ def report(
 
 @app.command()
 def doctor(
-    recipe: Annotated[str | None, typer.Option(help="Check the gold answers of a recipe's tasks.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Check the golds of a recipe's tasks, and whether it fits the GPU here.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Check a model's tokenizer and ends of turns: folder or hub id.")
     ] = None,
@@ -206,7 +231,7 @@ def doctor(
 
 
 app.command()(generate)
-app.command()(cost)
+app.command("cost")(cost)
 
 
 @app.command("eval")

@@ -238,7 +238,8 @@ def _too_large(folder: Path) -> str | None:
 
 
 def recipe(checked: Recipe, limit: int = 2000) -> Iterator[Finding]:
-    """Every task of a recipe: does its grader accept the gold answers? And do reward functions of one's own score them?
+    """Every task of a recipe: does its grader accept the gold answers? Do reward functions of one's own score them? And
+    does every stage fit the GPU that is here?
 
     Args:
         checked: the recipe.
@@ -277,6 +278,15 @@ def recipe(checked: Recipe, limit: int = 2000) -> Iterator[Finding]:
             else:
                 yield Finding(Level.OK, resolved.label, f"the grader accepts all {len(problems)} golds")
     yield from _own_rewards(checked)
+    yield from _fits(checked)
+
+
+def _fits(checked: Recipe) -> Iterator[Finding]:
+    """Whether the recipe's stages fit the GPUs that are here, as far as can be told before they run."""
+    from pipeline.planner import fits
+
+    for each, said in fits.on_this_machine(checked):
+        yield Finding(Level.OK if each.fits else Level.WARNING, f"{each.work.stage}: memory", said)
 
 
 def _own_rewards(checked: Recipe) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ class Gpu:
         bf16, fp8: dense operations a second; `fp8` is 0 where there are none.
         bytes: memory as torch reports it, a little below the data sheet's.
         bandwidth: bytes a second from that memory.
+        link: bytes a second to another GPU of the node, one way, as collectives reach it: 0.8 of the data sheet's.
         price: US dollars an hour, low and high.
         priced: where the price is from.
     """
@@ -31,6 +32,7 @@ class Gpu:
     fp8: float
     bytes: int
     bandwidth: float
+    link: float
     price: tuple[float, float]
     priced: str
 
@@ -40,6 +42,8 @@ class Gpu:
         return sum(self.price) / 2
 
 
+CPU = "CPU"
+"""The name of a machine without a GPU, measured by `plan --cost --probe`."""
 _RENTED = "mercatus-ai.com, May 2026"
 _CONSUMER = "RunPod by deploybase.ai, March 2026"
 _V3 = "arXiv 2412.19437, Table 1: assumed there"
@@ -47,14 +51,14 @@ SOURCE = "NVIDIA's data sheets, dense"
 GPUS: Mapping[str, Gpu] = {
     gpu.name: gpu
     for gpu in (
-        Gpu("H800", 989e12, 1979e12, 85_000_000_000, 3.35e12, (2.0, 2.0), _V3),
-        Gpu("H100", 989e12, 1979e12, 85_000_000_000, 3.35e12, (1.99, 5.0), _RENTED),
-        Gpu("H200", 989e12, 1979e12, 150_100_000_000, 4.8e12, (2.5, 7.0), _RENTED),
-        Gpu("A100", 312e12, 0.0, 85_000_000_000, 2.0e12, (0.8, 3.0), _RENTED),
-        Gpu("A100-40GB", 312e12, 0.0, 42_300_000_000, 1.56e12, (0.8, 3.0), _RENTED),
-        Gpu("L40S", 362e12, 733e12, 47_700_000_000, 0.864e12, (0.8, 2.0), "assumed: between A100 and RTX 4090"),
-        Gpu("RTX4090", 165e12, 330e12, 25_300_000_000, 1.01e12, (0.6, 0.6), _CONSUMER),
-        Gpu("RTX5090", 209e12, 419e12, 33_700_000_000, 1.79e12, (1.22, 1.22), _CONSUMER),
+        Gpu("H800", 989e12, 1979e12, 85_000_000_000, 3.35e12, 160e9, (2.0, 2.0), _V3),
+        Gpu("H100", 989e12, 1979e12, 85_000_000_000, 3.35e12, 360e9, (1.99, 5.0), _RENTED),
+        Gpu("H200", 989e12, 1979e12, 150_100_000_000, 4.8e12, 360e9, (2.5, 7.0), _RENTED),
+        Gpu("A100", 312e12, 0.0, 85_000_000_000, 2.0e12, 240e9, (0.8, 3.0), _RENTED),
+        Gpu("A100-40GB", 312e12, 0.0, 42_300_000_000, 1.56e12, 240e9, (0.8, 3.0), _RENTED),
+        Gpu("L40S", 362e12, 733e12, 47_700_000_000, 0.864e12, 20e9, (0.8, 2.0), "assumed: between A100 and RTX 4090"),
+        Gpu("RTX4090", 165e12, 330e12, 25_300_000_000, 1.01e12, 20e9, (0.6, 0.6), _CONSUMER),
+        Gpu("RTX5090", 209e12, 419e12, 33_700_000_000, 1.79e12, 40e9, (1.22, 1.22), _CONSUMER),
     )
 }
 """Known GPUs. Of consumer cards the rates are those with 32-bit accumulation."""

@@ -49,6 +49,7 @@ class Setup:
         fused_head: whether logits are computed in tiles (GRPO, on-policy distillation) rather than all at once.
         accumulates: whether a step has several passes, so that gradients lie there while activations do. With one pass
             they come as activations go.
+        fp8: whether the layers are multiplied in FP8, whose copies of weights and inputs come on top.
         measured: whether the allocator's reserve and CUDA's context count, as a GPU's own counter sees them.
     """
 
@@ -62,6 +63,7 @@ class Setup:
     reference: bool = False
     fused_head: bool = True
     accumulates: bool = True
+    fp8: bool = False
     measured: bool = True
 
 
@@ -157,6 +159,9 @@ def working(shape: Shape, setup: Setup) -> float:
     layer = shape.linear_weights / shape.layers
     gathered = layer * 2.0 if setup.ranks > 1 or setup.base != "float32" else 0.0
     casts = 2.0 * shape.linear_weights if setup.base == "float32" and setup.ranks == 1 else gathered
+    if setup.fp8:  # weights in both orientations, and what is multiplied with them, a byte each
+        casts += 2.0 * shape.linear_weights
+        casts += setup.tokens * sum(layers * one.active * one.inputs for layers, one in shape.layer_linears())
     heads = 2 * 4.0 * matrix if setup.adapter_rank is None else 2.0 * matrix  # gradients of head and embedding
     logits = HEAD_TILE_BYTES if setup.fused_head else 10.0 * setup.tokens * shape.vocabulary
     active = 0 if shape.experts is None else (shape.experts.active + shape.experts.shared) * shape.experts.width

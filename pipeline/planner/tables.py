@@ -11,9 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.cost import memory, programme
-from pipeline.cost.bill import Bill
+from pipeline.cost.bill import Assumption, Bill
+from pipeline.cost.hardware import Cluster
 from pipeline.cost.shape import Shape
+from pipeline.planner.estimate import Estimate
 
+TOO_LARGE = "!"
 NARROW = 80
 """Columns where the output is no terminal."""
 
@@ -48,6 +51,8 @@ def duration(seconds: float) -> str:
     for name, size in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {name}"
+    if seconds < 0.1:
+        return f"{seconds * 1e3:.2g} ms"
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
@@ -129,3 +134,82 @@ def _held(shape: Shape, found: Bill, length: int) -> Iterator[RenderableType]:
             if fewest is not None
             else "It does not fit by FSDP alone, however many GPUs: pipeline or expert parallelism is needed."
         )
+
+
+def operations(value: float) -> str:
+    """Floating-point operations: 1.2 EFLOP."""
+    for letter, size in (("Y", 1e24), ("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12)):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g} {letter}F"
+    return f"{value / 1e9:.3g} GF"
+
+
+def plan(
+    found: Sequence[Estimate], cluster: Cluster, price: float, notes: Sequence[Assumption]
+) -> Iterator[RenderableType]:
+    """What the stages of a recipe take: all of them in a table, then each by part."""
+    planned = [each for each in found if not each.work.unknown]
+    yield Text(f"On {cluster}, {gigabytes(cluster.gpu.bytes)} GB each, at ${price:g} a GPU-hour")
+    columns = ["stage", "model>", "tokens>", "FLOP>", "GB a GPU>", "time>", "GPU-h>", "cost>"]
+    yield grid(columns, [_row(each, price) for each in planned])
+    if any(not each.fits for each in planned):
+        yield Text(f"{TOO_LARGE} does not fit: see the stage below", style="bold red")
+    whole = sum(each.whole for each in planned)
+    held = whole * cluster.count / 3600
+    yield Text(
+        f"One after the other: {duration(whole)}. The {cluster} held so long: {hours(held)} GPU-hours,"
+        f" {money(held * price)}. Times are good to 30 % or so, memory to 15 %."
+    )
+    for each in planned:
+        yield Text("")
+        yield from _stage(each, cluster)
+    if told := [(each.work.stage, each.work.unknown) for each in found if each.work.unknown]:
+        yield Text("")
+        yield grid(["not planned", ""], told)
+    yield Text("")
+    yield grid(["assumption", "value", "source"], [(line.what, line.value, line.source) for line in notes])
+
+
+def _row(each: Estimate, price: float) -> tuple[str, ...]:
+    number = len(each.work.models)
+    total = sum(shape.parameters.total for shape in each.work.models) / number
+    return (
+        each.work.stage,
+        count(total) if number == 1 else f"{number} x {count(total)}",
+        count(each.tokens),
+        operations(sum(each.operations.values())),
+        gigabytes(each.peak) + ("" if each.fits else f" {TOO_LARGE}"),
+        duration(each.whole),
+        hours(each.gpu_hours),
+        money(each.gpu_hours * price),
+    )
+
+
+def _stage(each: Estimate, cluster: Cluster) -> Iterator[RenderableType]:
+    work, lines = each.work, Table.grid(padding=(0, 2, 0, 0))
+    lines.add_column(no_wrap=True)
+    lines.add_column(overflow="fold")
+    gpus = f"{work.gpus} GPU{'s' if work.gpus != 1 else ''}"
+    sizes = dict.fromkeys(f"{count(m.parameters.total)} ({count(m.parameters.active)} active)" for m in work.models)
+    yield Text(f"{work.stage}: {work.kind} on {gpus}, {', '.join(sizes)}", style="bold")
+    for role, parts in each.memory.items():
+        told = ", ".join(f"{part} {gigabytes(size)}" for part, size in parts.items())
+        whole = f"{gigabytes(memory.total(parts))} of {gigabytes(cluster.gpu.bytes)} GB"
+        lines.add_row(Text(f"  {role}"), Text(f"{whole}: {told}"))
+    steps = f"{work.steps:,} of {duration(each.seconds['step'])}" if work.training is not None else "sampling alone"
+    told = ", ".join(f"{part} {duration(value)}" for part, value in each.seconds.items() if part != "step")
+    lines.add_row(Text("  steps"), Text(f"{steps}: {told}"))
+    phases = ", ".join(f"{phase} {operations(value)}" for phase, value in each.operations.items())
+    lines.add_row(Text("  FLOP"), Text(phases))
+    for line in work.assumptions:
+        lines.add_row(Text(f"  {line.what}", style="dim"), Text(f"{line.value} ({line.source})", style="dim"))
+    if not each.fits:
+        lines.add_row(Text(f"  {TOO_LARGE} too large", style="bold red"), Text(fitting(each), style="bold red"))
+    yield lines
+
+
+def fitting(each: Estimate) -> str:
+    """What would make a stage fit, in a sentence."""
+    if not each.remedy:
+        return "No setting that is known here makes it fit, nor more GPUs of this kind."
+    return f"The smallest change that fits: {' '.join(each.remedy)}"

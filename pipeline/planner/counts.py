@@ -1,0 +1,90 @@
+"""How many problems and rows a recipe names, and how long they are, as far as that is known without the network."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.recipe import Recipe
+from pipeline.schema.pieces import TaskSpec
+from pipeline.tasks.base import BUILTIN
+from pipeline.tasks.resolve import merged
+from rewards.registry import located
+
+PUBLISHED: Mapping[tuple[str, str], int] = {
+    ("gsm8k", "train"): 7473,
+    ("gsm8k", "test"): 1319,
+    ("math", "train"): 12_000,
+    ("math", "test"): 500,
+    ("math500", "test"): 500,
+    ("aime", "test"): 30,
+    ("mbpp", "train"): 374,
+    ("mbpp", "test"): 500,
+    ("humaneval", "test"): 164,
+    ("livecodebench", "test"): 880,
+}
+"""(task, split) -> problems on the hub, as the data sets' cards have it."""
+UNKNOWN_PROBLEMS = 1000
+"""Problems of a task whose number is not known."""
+UNKNOWN_ROWS = 1000
+"""Rows of data whose number is not known."""
+BYTES_A_TOKEN = 4.0
+"""Of English text, with vocabularies of 100,000 tokens and more."""
+READ_BYTES = 256 * 2**20
+"""Of a larger file, rows are counted by the length of its first ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A number, and where it is from; `assumed` where nothing says it."""
+
+    number: int
+    source: str
+    assumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """The rows of a JSONL file, and bytes of one on average."""
+
+    rows: int
+    row_bytes: float
+
+
+@lru_cache(maxsize=64)
+def lines(path: Path) -> File | None:
+    """The rows of a file; `None` if it cannot be read."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(READ_BYTES)
+    except OSError:
+        return None
+    rows = max(1, head.count(b"\n") + (not head.endswith(b"\n")))
+    average = len(head) / rows
+    return File(max(1, round(size / average)) if average else 0, average) if size else None
+
+
+def problems(spec: TaskSpec, recipe: Recipe) -> Count:
+    """Problems that a stage takes of a task."""
+    if spec.problems is not None:
+        return Count(spec.problems, f"{spec.label}: problems")
+    definitions = {name: definition.model_dump() for name, definition in recipe.tasks.items()}
+    use, options, _ = merged(spec, definitions)
+    if (path := options.get("path")) is not None and isinstance(path, str):
+        local = located(path, recipe.base)
+        file = local / f"{spec.split}.jsonl" if local.is_dir() else local
+        if (read := lines(file)) is not None:
+            return Count(read.rows, f"{spec.label}: lines of {file.name}")
+    if (use, spec.split) in PUBLISHED:
+        return Count(PUBLISHED[use, spec.split], f"{spec.label}: its data set's card")
+    if use in BUILTIN:
+        module: Any = importlib.import_module(BUILTIN[use].partition(":")[0])
+        default = getattr(module, "DEFAULT_PROBLEMS", {}).get(spec.split)
+        if default is not None:
+            return Count(int(default), f"{spec.label}: as many as it draws by default")
+    return Count(UNKNOWN_PROBLEMS, f"assumed: {spec.label} does not say how many problems it has", assumed=True)

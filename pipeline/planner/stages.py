@@ -1,0 +1,355 @@
+"""From the stages of a recipe to `Work`. A stage kind that is not known here is told as such, never guessed at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import placement
+from pipeline.cost import memory
+from pipeline.cost.bill import Assumption
+from pipeline.cost.memory import Setup
+from pipeline.cost.shape import Shape
+from pipeline.cost.speed import Sampling
+from pipeline.gpus import Gpu
+from pipeline.launch_checks import accelerate_config, settings
+from pipeline.planner import counts, sizes
+from pipeline.planner.work import Engine, Given, Training, Work
+from pipeline.recipe import Recipe
+from pipeline.schema.efficiency import Efficiency
+from pipeline.schema.pieces import RolloutSpec, StageConfig
+from rewards.registry import located
+
+TRL_BATCH, TRL_ACCUMULATION, TRL_EPOCHS = 8, 1, 3.0
+"""Defaults of transformers' TrainingArguments."""
+KEPT_SHARE = 0.15
+"""GRPO keeps activations, and computes none twice, where they take no more of a GPU (`training.activation_memory`)."""
+LONGEST_PROMPT = 1.75
+"""The longest prompt of a batch against the mean: of 64 problems of GSM8K, about 210 tokens against 120."""
+WORDS = 1000
+"""Entries of a vocabulary of words, which a corpus decides."""
+BASES: Mapping[str, memory.Base] = {"none": "bfloat16", "4bit": "nf4", "8bit": "fp8"}
+"""`adapter.quantize` -> what the base is held in; eight bits take as much as FP8."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Gpus:
+    """The GPUs of a stage: in all, ranks that train, whether these divide the model, engines of their own."""
+
+    count: int
+    ranks: int
+    sharded: bool
+    engines: int
+    tensor: int
+    apart: bool
+
+
+class Reader:
+    """Reads the stages of one recipe.
+
+    Args:
+        recipe: the recipe.
+        given: what the command line says.
+    """
+
+    def __init__(self, recipe: Recipe, given: Given) -> None:
+        self.recipe, self.given = recipe, given
+
+    def work(self, stage: str) -> Work:
+        """A stage as numbers, or the reason why there are none."""
+        config: Any = self.recipe.stages[stage]
+        try:
+            return replace(self._work(stage, config), adapts="adapter" in type(config).model_fields)
+        except sizes.UnknownModelError as error:
+            return Work(stage, config.kind, unknown=str(error))
+
+    def _work(self, stage: str, config: Any) -> Work:
+        match config.kind:
+            case "import_model" | "export":
+                return Work(stage, config.kind, gpus=0, unknown="copies files")
+            case "pretrain" | "extend_context" | "sft" | "reward_model":
+                return self._rows(stage, config)
+            case "distill":
+                return self._rows(stage, config) if config.teacher is None else self._on_policy(stage, config)
+            case "grpo":
+                return self._grpo(stage, config)
+            case "evaluate" | "rejection_sample":
+                return self._sampled(stage, config)
+            case kind:
+                return Work(stage, kind, unknown=f"nothing is known here of stages of kind {kind}")
+
+    # ------------------------------------------------------------------------------------------------------ models
+
+    def shape(self, name: str, seen: tuple[str, ...] = ()) -> Shape:
+        """The shape of what a stage names: `@stage`, a folder, a model on the hub."""
+        if not name.startswith("@"):
+            if name.endswith(".gguf"):
+                raise sizes.UnknownModelError(f"{name}: sizes in GGUF files are not read; they are once it is imported")
+            return sizes.named(name, self.recipe.base)
+        stage = name[1:]
+        if (folder := self.given.published.get(stage)) is not None and (folder / "model" / "config.json").is_file():
+            return sizes.named(str(folder / "model"))
+        config: Any = self.recipe.stages.get(stage)
+        if config is None or stage in seen:
+            raise sizes.UnknownModelError(f"{name} is no stage of this recipe")
+        if config.kind == "pretrain":
+            return self._new(config)
+        if not isinstance(model := getattr(config, "model", None), str):
+            raise sizes.UnknownModelError(f"{name} ({config.kind}) has no model of a known shape")
+        found = self.shape(model, (*seen, stage))
+        return replace(found, context=config.context) if config.kind == "extend_context" else found
+
+    def _new(self, config: Any) -> Shape:
+        """The shape of a model that a `pretrain` stage makes."""
+        if config.tokenizer is not None:
+            vocabulary = self.shape(config.tokenizer).vocabulary
+        else:
+            vocabulary = config.vocabulary.size or WORDS
+        return sizes.of_preset(config.model, vocabulary)
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    def _placed(self, config: StageConfig) -> _Gpus:
+        """The GPUs of a stage, by what they are for, on a machine with as many as are planned for."""
+        there = [Gpu(str(place), str(place)) for place in range(self.given.gpus)]
+        want = placement.wanted(config, self.recipe.base)
+        given = [*want.candidates(there), *there][: want.number(there)]
+        placed = placement.placed(config, self.recipe.base, given)
+        engines = [device.split(",") for device in placed.engines]
+        file = accelerate_config(config.launch.accelerate or "", self.recipe.base)
+        said: Any = {} if file is None else settings(file)
+        ranks = 1
+        if config.launch.accelerate is not None:
+            told = said.get("num_processes")
+            ranks = placed.ranks or (told if isinstance(told, int) else max(1, len(placed.own)))
+        return _Gpus(
+            count=want.number(there),
+            ranks=ranks,
+            sharded=said.get("distributed_type") in ("FSDP", "DEEPSPEED"),
+            engines=len(engines),
+            tensor=max(map(len, engines), default=1),
+            apart=bool(engines) and not {name for one in engines for name in one} & set(placed.own),
+        )
+
+    def _setup(self, config: Any, values: Mapping[str, Any], tokens: int, ranks: int, sharded: bool) -> Setup:
+        adapter = getattr(config, "adapter", None)
+        rank = None
+        if adapter is not None:
+            rank = adapter.rank or type(config).adapter_rank
+        micro = values.get("gradient_accumulation_steps", TRL_ACCUMULATION)
+        return Setup(
+            tokens=tokens,
+            ranks=ranks if sharded else 1,
+            checkpointing=bool(values.get("gradient_checkpointing", True)),
+            base=BASES[adapter.quantize] if adapter is not None else "float32",
+            adapter_rank=rank,
+            optimizer=str(values.get("optim", "adamw_torch_fused")),
+            accumulates=micro > 1,
+            fp8=getattr(config, "precision", "trainer") == "fp8",
+        )
+
+    def _rows(self, stage: str, config: Any) -> Work:
+        """A stage that trains on rows: pre-training, context extension, fine-tuning, a reward model."""
+        shape = self._new(config) if config.kind == "pretrain" else self.shape(config.model)
+        values = {**config.trainer_defaults, **config.trainer}
+        gpus = self._placed(config)
+        ranks, sharded = gpus.ranks, gpus.sharded
+        batch = int(values.get("per_device_train_batch_size", TRL_BATCH))
+        accumulation = int(values.get("gradient_accumulation_steps", TRL_ACCUMULATION))
+        rows, length, longest, whole, told = self._data(config, shape)
+        steps, more = self._steps(values, rows, batch * accumulation * ranks)
+        pairs = 2 if config.kind == "reward_model" else 1
+        setup = self._setup(config, values, pairs * batch * longest, ranks, sharded)
+        training = Training(
+            setup,
+            rows=pairs * batch * accumulation * ranks,
+            length=length,
+            padded_to=None if whole else round((length + longest) / 2),
+            micro_batches=accumulation,
+            fp8=setup.fp8,
+            mtp=getattr(config, "mtp", None) is not None or (config.kind == "pretrain" and shape.mtp > 0),
+        )
+        return Work(stage, config.kind, (shape,), steps, ranks, gpus.count, training, assumptions=(*told, *more))
+
+    def _data(self, config: Any, shape: Shape) -> tuple[int, float, int, bool, list[Assumption]]:
+        """Rows, tokens of one on average and at most, whether all are as long, and what was assumed."""
+        if config.kind in ("pretrain", "extend_context"):
+            length = int(config.length or config.context)
+            documents, told = self._documents(config.corpus, length)
+            return documents, float(length), length, True, told
+        limit = int(config.max_length or shape.context or 4096)
+        total, tokens, told = 0.0, 0.0, []
+        for source in config.data:
+            rows, row_tokens, reason = self._source(source, limit)
+            taken = min(rows, source.take or rows) * source.weight
+            total, tokens = total + taken, tokens + taken * min(row_tokens, limit)
+            told.append(Assumption(f"rows of {source.source}", f"{taken:,.0f} x {row_tokens:.0f} tokens", reason))
+        mean = tokens / total if total else limit / 2
+        if getattr(config, "packing", False):
+            return max(1, math.ceil(tokens / limit)), float(limit), limit, True, told
+        return max(1, round(total)), mean, limit, False, told
+
+    def _documents(self, corpora: Sequence[Any], length: int) -> tuple[int, list[Assumption]]:
+        """Rows of so many tokens that a corpus fills."""
+        rows = 0.0
+        told = []
+        for spec in corpora:
+            if spec.use is not None:
+                rows += spec.documents
+                told.append(Assumption(f"corpus {spec.use}", f"{spec.documents:,} documents", "assumed: a row each"))
+            elif (file := counts.lines(located(spec.source, self.recipe.base))) is not None:
+                rows += file.rows * file.row_bytes / counts.BYTES_A_TOKEN / length
+                told.append(Assumption(f"corpus {spec.source}", f"{file.rows:,} rows", "4 bytes a token"))
+            else:
+                rows += counts.UNKNOWN_ROWS
+                told.append(Assumption(f"corpus {spec.source}", f"{counts.UNKNOWN_ROWS:,} rows", "assumed: not read"))
+        return max(1, math.ceil(rows)), told
+
+    def _source(self, source: Any, limit: int) -> tuple[float, float, str]:
+        """Rows of a source, tokens of each, and how that is known."""
+        if source.source.startswith("@"):
+            config: Any = self.recipe.stages.get(source.source[1:])
+            if config is not None and config.kind == "rejection_sample":
+                found = sum(counts.problems(task, self.recipe).number for task in config.tasks) * config.keep
+                sampling = self._sampling(config.rollout, 1, 1)
+                row = sampling.prompt + min(sampling.completion, config.filters.max_tokens or math.inf)
+                return min(found, config.rows or found), row, "assumed: every problem keeps as many as it may"
+        elif (file := counts.lines(located(source.source, self.recipe.base))) is not None:
+            return file.rows, file.row_bytes / counts.BYTES_A_TOKEN, "lines of the file, 4 bytes a token"
+        return counts.UNKNOWN_ROWS, limit / 2, "assumed: nothing says how many rows there are"
+
+    @staticmethod
+    def _steps(values: Mapping[str, Any], rows: float, a_step: float) -> tuple[int, list[Assumption]]:
+        if (steps := int(values.get("max_steps", -1))) > 0:
+            return steps, []
+        epochs = float(values.get("num_train_epochs", TRL_EPOCHS))
+        steps = max(1, math.ceil(epochs * math.ceil(rows / a_step)))
+        return steps, [
+            Assumption("number of steps", f"{steps:,}", f"{epochs:g} epochs of {rows:,.0f} rows, {a_step:g} a step")
+        ]
+
+    # ---------------------------------------------------------------------------------------------------- sampling
+
+    def _sampling(self, rollout: RolloutSpec, rollouts: int, group: int, longest: int | None = None) -> Sampling:
+        most = longest or rollout.max_tokens
+        mean = self.given.completion if self.given.completion is not None else most / 2
+        return Sampling(rollouts, group, self.given.prompt, min(mean, most), most)
+
+    def _lengths(self, rollout: RolloutSpec, sampling: Sampling) -> list[Assumption]:
+        """How long prompts and completions are taken to be."""
+        told = "--completion-tokens" if self.given.completion is not None else "assumed: half of the limit"
+        return [
+            Assumption("completion", f"{sampling.completion:,.0f} of {sampling.longest:,} tokens", told),
+            Assumption("prompt", f"{sampling.prompt:,.0f} tokens", "--prompt-tokens" if self.given.told else "assumed"),
+        ]
+
+    def _engine(self, rollout: RolloutSpec, gpus: _Gpus, trains: bool) -> Engine:
+        """What samples."""
+        usual = "transformers" if self.given.processor else "vllm"
+        kind = usual if rollout.engine == "auto" else rollout.engine
+        beside = trains and not gpus.apart and kind != "vllm_server"
+        tensor = max(gpus.tensor, int(rollout.engine_options.get("tensor_parallel_size", 1)))
+        alone = gpus.ranks if trains and not rollout.separate_process else 1
+        return Engine(
+            kind,
+            rollout.gpu_memory,
+            beside,
+            gpus.engines or alone,
+            tensor,
+            getattr(rollout, "max_staleness", 0) > 0,
+            rollout.scheduler_fast_path,
+            rollout.batch_size,
+        )
+
+    def _grpo(self, stage: str, config: Any) -> Work:
+        values = {**config.trainer_defaults, **config.trainer}
+        shape, efficiency = self.shape(config.model), config.efficiency
+        gpus = self._placed(config)
+        ranks, sharded = gpus.ranks, gpus.sharded
+        engine = self._engine(config.rollout, gpus, trains=True)
+        micro, accumulation = int(values["per_device_train_batch_size"]), int(values["gradient_accumulation_steps"])
+        rollouts, group = micro * accumulation * ranks, int(values["num_generations"])
+        longest = max([config.rollout.max_tokens, *(change.max_tokens for change in config.length_schedule)])
+        sampling = self._sampling(config.rollout, rollouts, group)
+        row = round(LONGEST_PROMPT * self.given.prompt) + longest
+        tokens = max(efficiency.tokens_per_pass, row) if efficiency.packing else micro * row
+        if "gradient_checkpointing" not in values:
+            values["gradient_checkpointing"] = not self._keeps(shape, efficiency, tokens)
+        setup = replace(
+            self._setup(config, values, tokens, ranks, sharded),
+            fused_kernels=efficiency.fused_kernels,
+            reference=bool(values.get("beta")),
+            accumulates=True,
+        )
+        merged = efficiency.packing and efficiency.merge_micro_batches
+        training = Training(
+            setup,
+            rollouts,
+            sampling.prompt + sampling.completion,
+            padded_to=None if efficiency.packing else row,
+            micro_batches=1 if merged else accumulation,
+            mtp=config.mtp is not None,
+        )
+        problems = [counts.problems(task, self.recipe) for task in config.tasks]
+        prompts = rollouts / group
+        steps, more = self._steps(values, sum(each.number for each in problems), prompts)
+        if int(values.get("max_steps", -1)) <= 0:
+            more += [Assumption("problems", f"{each.number:,}", each.source) for each in problems]
+        scored = int(bool(values.get("beta"))) + int(not efficiency.reuse_logprobs)
+        told = (*self._lengths(config.rollout, sampling), *more)
+        return Work(
+            stage, "grpo", (shape,), steps, ranks, gpus.count, training, engine, sampling, scored, assumptions=told
+        )
+
+    def _keeps(self, shape: Shape, efficiency: Efficiency, tokens: int) -> bool:
+        kept = memory.activations(shape, Setup(tokens))
+        return efficiency.packing and kept <= KEPT_SHARE * self.given.device_bytes
+
+    def _on_policy(self, stage: str, config: Any) -> Work:
+        values = {**config.trainer_defaults, **config.trainer}
+        shape, teacher = self.shape(config.model), self.shape(config.teacher)
+        gpus = self._placed(config)
+        ranks, sharded = gpus.ranks, gpus.sharded
+        engine = self._engine(config.rollout, gpus, trains=True)
+        micro = int(values.get("per_device_train_batch_size", TRL_BATCH))
+        accumulation = int(values.get("gradient_accumulation_steps", TRL_ACCUMULATION))
+        rows = micro * accumulation * ranks
+        sampling = self._sampling(config.rollout, rows, 1)
+        row = round(LONGEST_PROMPT * self.given.prompt) + config.rollout.max_tokens
+        setup = self._setup(config, values, micro * row, ranks, sharded)
+        training = Training(setup, rows, sampling.prompt + sampling.completion, row, accumulation)
+        problems = sum(counts.problems(task, self.recipe).number for task in config.tasks)
+        steps, more = self._steps(values, problems, rows)
+        told = (*self._lengths(config.rollout, sampling), *more)
+        one = (shape,)
+        return Work(stage, "distill", one, steps, ranks, gpus.count, training, engine, sampling, 1, teacher, told)
+
+    def _sampled(self, stage: str, config: Any) -> Work:
+        names = [name for name in (config.model, *getattr(config, "models", ())) if name is not None]
+        shapes = tuple(self.shape(name) for name in names)
+        limit = getattr(config, "problems", None) or math.inf
+        problems = [counts.problems(task, self.recipe) for task in config.tasks]
+        number = sum(min(each.number, limit) for each in problems)
+        sampling = self._sampling(config.rollout, int(number) * config.samples, config.samples)
+        gpus = self._placed(config)
+        engine = self._engine(config.rollout, gpus, trains=False)
+        told = [Assumption("problems", f"{min(each.number, limit):,}", each.source) for each in problems]
+        told += self._lengths(config.rollout, sampling)
+        return Work(stage, config.kind, shapes, 1, 0, gpus.count, None, engine, sampling, assumptions=tuple(told))
+
+
+def works(recipe: Recipe, given: Given) -> list[Work]:
+    """All stages of a recipe as numbers, in the order of the file."""
+    reader = Reader(recipe, given)
+    return [reader.work(stage) for stage in recipe.stages]
+
+
+def published(recipe: Recipe, folder: Path) -> dict[str, Path]:
+    """Finished stages of a run -> the folders of their artifacts."""
+    from pipeline import artifacts, graph
+
+    found = {name: artifacts.find(folder, name, node.fingerprint) for name, node in graph.build(recipe).items()}
+    return {name: artifact.path for name, artifact in found.items() if artifact is not None}

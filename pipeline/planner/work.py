@@ -1,0 +1,119 @@
+"""A stage of a recipe as numbers: which model, how many tokens, in how many steps and passes, sampled by what.
+
+What a recipe leaves open (how long answers get, how many rows a data set on the hub has) is assumed, and every
+assumption is kept with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.cost.bill import Assumption
+from pipeline.cost.memory import Setup
+from pipeline.cost.shape import Shape
+from pipeline.cost.speed import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the command line says of a recipe's work.
+
+    Attributes:
+        gpus: GPUs that are there.
+        device_bytes: memory of one.
+        prompt: tokens of a prompt, on average.
+        completion: tokens of a completion, on average; half of the limit if not given.
+        told: whether `prompt` was given, and not assumed.
+        published: finished stages -> the folder of their artifact, whose model's config says its sizes.
+        processor: whether there is no GPU, so that `engine: auto` is transformers.
+    """
+
+    gpus: int = 1
+    device_bytes: int = 80 * 10**9
+    prompt: float = 128.0
+    completion: float | None = None
+    told: bool = False
+    published: Mapping[str, Path] = field(default_factory=dict)
+    processor: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """The forward and backward passes of one optimizer step.
+
+    Attributes:
+        setup: how the model is held on a GPU.
+        rows: rows a step, on all GPUs.
+        length: tokens of a row, on average.
+        padded_to: tokens that every row is padded to; `None` where rows are packed.
+        micro_batches: passes a GPU and step at least, however few tokens they have.
+        fp8: whether the layers are multiplied in FP8.
+        mtp: whether blocks of multi-token prediction are trained.
+    """
+
+    setup: Setup
+    rows: int
+    length: float
+    padded_to: int | None = None
+    micro_batches: int = 1
+    fp8: bool = False
+    mtp: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What samples.
+
+    Attributes:
+        kind: `vllm`, `vllm_server` or `transformers`.
+        share: `rollout.gpu_memory`.
+        beside: whether it shares the trainer's GPU.
+        engines: among which completions are divided.
+        tensor: GPUs of each.
+        overlap: whether it samples while the trainer trains.
+        fast_path: `rollout.scheduler_fast_path`.
+        batch: sequences at a time (transformers).
+    """
+
+    kind: str
+    share: float
+    beside: bool
+    engines: int
+    tensor: int = 1
+    overlap: bool = False
+    fast_path: bool = True
+    batch: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a stage does.
+
+    Attributes:
+        stage, kind: its name and kind.
+        models: what it works on: the trained model alone, or those that are sampled from one after the other.
+        steps: optimizer steps; 1 for a stage that only samples.
+        trainers: GPUs that train.
+        gpus: GPUs in use, those of engines included.
+        training, engine, sampling: what it does in a step; `None` for what it does not do.
+        scored: forward passes without gradient a step (a reference; a teacher, which is `teacher`).
+        unknown: why there are no numbers, if there are none.
+        adapts: whether its kind could train an adapter in place of the weights.
+    """
+
+    stage: str
+    kind: str
+    models: tuple[Shape, ...] = ()
+    steps: int = 1
+    trainers: int = 1
+    gpus: int = 1
+    training: Training | None = None
+    engine: Engine | None = None
+    sampling: Sampling | None = None
+    scored: int = 0
+    teacher: Shape | None = None
+    assumptions: tuple[Assumption, ...] = ()
+    unknown: str = ""
+    adapts: bool = False

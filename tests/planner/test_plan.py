@@ -1,0 +1,270 @@
+"""`zero2r1 plan --cost`: stages as numbers, what does not fit and what makes it fit, and bad input in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import planner
+from pipeline.cli import app
+from pipeline.cost import memory, models
+from pipeline.planner import sizes
+from pipeline.recipe import load
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = """
+name: planned
+stages:
+  base: {kind: import_model, model: Qwen/Qwen2.5-0.5B}
+  zero:
+    kind: grpo
+    model: "@base"
+    tasks: [{use: gsm8k, problems: 640}]
+    rollout: {engine: vllm, max_tokens: 400, gpu_memory: 0.3}
+    trainer: {num_generations: 8, per_device_train_batch_size: 64, gradient_accumulation_steps: 8, beta: 0.0}
+  taught: {kind: sft, model: "@zero", data: [rows.jsonl], max_length: 1024}
+  score: {kind: evaluate, models: ["@base", "@taught"], tasks: [gsm8k/test], samples: 2, rollout: {engine: vllm}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    row = {"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2" * 1000}]}
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 50)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return tmp_path / "recipe.yaml"
+
+
+def invoked(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def planned(*words: object) -> dict[str, Any]:
+    result = invoked("plan", *words, "--cost", "--json")
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def stage(found: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(each for each in found["stages"] if each["stage"] == name)
+
+
+def test_a_recipe_by_hand(recipe: Path, tmp_path: Path) -> None:
+    found = planned(recipe, "--runs", tmp_path, "--gpus", "H200", "--completion-tokens", 280, "--prompt-tokens", 120)
+    zero = stage(found, "zero")
+    assert zero["steps"] == 640 // 64  # 64 prompts a step, 8 rollouts each
+    assert zero["parameters"] == [{"total": 494_032_768, "active": 494_032_768, "mtp": 0}]
+    assert zero["tokens"] == 10 * 512 * 400
+    held = zero["memory"]["trainer"]
+    assert (held["weights"], held["gradients"], held["optimizer"]) == tuple(n * 494_032_768 for n in (4, 4, 8))
+    assert held["engine weights"] + held["engine cache"] == pytest.approx(0.3 * 150.1e9)
+    assert zero["flops"]["training"] == pytest.approx(6 * 494_032_768 * zero["tokens"], rel=0.1)
+    parts = zero["seconds_a_step"]
+    assert parts["step"] == pytest.approx(1.05 * sum(parts[name] for name in parts if name != "step"), rel=1e-3)
+    assert zero["seconds"] > 10 * parts["step"]
+    assert zero["usd"] == pytest.approx(zero["gpu_hours"] * 4.75, abs=1e-3)
+    taught, score = stage(found, "taught"), stage(found, "score")
+    assert taught["steps"] == 14  # two epochs of 50 rows, 8 a step
+    assert "lines of the file" in json.dumps(taught["assumptions"])
+    assert score["tokens"] == 2 * 2 * 1319 * 280
+    assert stage(found, "base")["not_planned"] == "copies files"
+    assert found["usd"] == pytest.approx(found["gpu_hours"] * 4.75, rel=0.01)
+    assert found["fits"] and all(line["source"] for line in found["assumptions"])
+
+
+def test_more_gpus_share_what_is_sharded(recipe: Path, tmp_path: Path) -> None:
+    words = (recipe, "--runs", tmp_path, "stages.zero.launch.accelerate=fsdp2-1node")
+    one, eight = (stage(planned(*words, "--gpus", gpus), "zero") for gpus in ("H100", "8xH100"))
+    assert eight["gpus"] == 8 and one["gpus"] == 1
+    assert eight["memory"]["trainer"]["optimizer"] * 8 == one["memory"]["trainer"]["optimizer"]
+    assert eight["tokens"] / eight["steps"] == 8 * one["tokens"] / one["steps"]  # a batch on each of them
+
+
+def test_an_adapter_on_a_quantised_base_takes_less() -> None:
+    shape = models.known("Qwen/Qwen2.5-7B")
+    assert shape is not None
+    setups = (
+        memory.Setup(8192, checkpointing=True),
+        memory.Setup(8192, checkpointing=True, adapter_rank=32, base="nf4"),
+    )
+    whole, adapted = (memory.total(memory.training(shape, setup)) for setup in setups)
+    assert whole > 120e9 and adapted < 16e9
+
+
+@pytest.mark.parametrize("gpus", ["RTX4090", "RTX5090", "A100-40GB"])
+def test_what_is_proposed_fits(recipe: Path, tmp_path: Path, gpus: str) -> None:
+    """The settings that the planner names are given to it as overrides."""
+    large = ("stages.zero.efficiency.tokens_per_pass=65536", "stages.zero.trainer.gradient_checkpointing=false")
+    words = (recipe, "--runs", tmp_path, "--gpus", gpus, *large)
+    zero = stage(planned(*words), "zero")
+    assert not zero["fits"] and zero["smallest_change"]
+    changes = [change for line in zero["smallest_change"] for change in line.split()]
+    assert stage(planned(*words, *changes), "zero")["fits"]
+
+
+def test_a_share_that_cannot_hold_the_weights_is_told(recipe: Path, tmp_path: Path) -> None:
+    words = (recipe, "--runs", tmp_path, "--gpus", "RTX4090", "stages.base.model=Qwen/Qwen2.5-7B")
+    score = stage(planned(*words), "score")
+    assert not score["fits"]
+    (change,) = score["smallest_change"]
+    assert change == "stages.score.rollout.gpu_memory=0.65"  # 15.2 GB of weights in 25.3 GB, and a row of cache
+    assert stage(planned(*words, change), "score")["fits"]
+
+
+def test_what_no_setting_makes_fit_wants_more_gpus(recipe: Path, tmp_path: Path) -> None:
+    found = planned(recipe, "--runs", tmp_path, "--gpus", "H100", "stages.base.model=Qwen/Qwen2.5-32B")
+    told = " ".join(stage(found, "zero")["smallest_change"])
+    assert "GPUs of this kind, with launch.accelerate=fsdp2-1node" in told or "adapter" in told
+    assert not found["fits"]
+
+
+def test_more_gpus_than_there_are(recipe: Path, tmp_path: Path) -> None:
+    changes = ("launch.gpus=2", "rollout.process.devices=[1]", "rollout.max_staleness=1")
+    words = (recipe, "--runs", tmp_path, *(f"stages.zero.{change}" for change in changes))
+    zero = stage(planned(*words, "--gpus", "H200"), "zero")
+    assert zero["smallest_change"] == ["2 GPUs: the stage names more than the 1 that are there"]
+    both = stage(planned(*words, "--gpus", "2xH200"), "zero")
+    assert both["fits"] and set(both["memory"]) == {"trainer", "engine"}
+    parts = both["seconds_a_step"]
+    rest = sum(value for name, value in parts.items() if name not in ("step", "sampling"))
+    assert parts["step"] == pytest.approx(1.05 * max(parts["sampling"], rest), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--cost", "--gpus", "8xH900"), "there is no GPU 'H900' here (did you mean 'H800'?)"),
+        (("--gpus", "8xH100"), "--gpus has an effect only with --cost"),
+        (("--probe",), "--probe has an effect only with --cost"),
+        (("--cost", "--probe", "--gpus", "H100"), "--probe measures this machine, and --gpus names another"),
+        (("--cost", "--gpus", "H100", "stages.base.model=some/unheard-of"), "the sizes of 'some/unheard-of' are not"),
+    ],
+)
+def test_bad_input_is_one_clear_line(recipe: Path, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    result = invoked("plan", recipe, "--runs", tmp_path, *words)
+    assert result.exit_code == 2
+    assert told in result.output and result.output.count("\n") == 1
+
+
+def test_sizes_come_from_folders_and_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}
+    config |= {"num_attention_heads": 4, "vocab_size": 100}
+    folder = tmp_path / "hub" / "models--some--model" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    by_name, by_path = sizes.named("some/model"), sizes.named(str(folder))
+    assert by_name == by_path and by_name.parameters.total == 2 * (4 * 64**2 + 3 * 64 * 128 + 128) + 2 * 6400 + 64
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": None}))
+    with pytest.raises(sizes.UnknownModelError, match=r"config.json: .* vocab_size is None"):
+        sizes.named(str(folder))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(sizes.UnknownModelError, match="is not a model's config"):
+        sizes.named(str(folder))
+
+
+@pytest.mark.parametrize("name", ["nano/r1", "nano/long-context", "r1/r1", "distill/qwen-1.5b", "v3-small/r1-zero"])
+def test_every_stage_of_the_shipped_recipes_is_planned(name: str, tmp_path: Path) -> None:
+    found = planned(name, "--runs", tmp_path, "--gpus", "8xH100")
+    assert {each.get("not_planned", "copies files") for each in found["stages"]} == {"copies files"}
+    assert len(found["stages"]) == len(load(name).stages)
+
+
+def test_it_is_printed_in_eighty_columns(recipe: Path, tmp_path: Path) -> None:
+    words = ("--cost", "--gpus", "RTX4090", "stages.zero.trainer.gradient_checkpointing=false")
+    printed = invoked("plan", recipe, "--runs", tmp_path, *words).stdout
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "! too large" in printed and "The smallest change that fits" in printed
+
+
+def test_nothing_heavy_is_imported_and_no_network_is_used(recipe: Path) -> None:
+    code = "import sys, socket; socket.socket.connect = None; from pipeline.cli import app;"
+    code += "app(sys.argv[1:], standalone_mode=False);"
+    code += "print([name for name in ('torch', 'transformers', 'trl', 'datasets') if name in sys.modules])"
+    words = [sys.executable, "-c", code, "plan", str(recipe), "--cost", "--gpus", "8xH100"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=recipe.parent)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+LARGE = "beta: 0.0, gradient_checkpointing: false"
+DRIVER = """#!/bin/sh
+echo "0, GPU-1, {}, NVIDIA {}"
+"""
+
+
+def fake_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, mebibytes: int) -> None:
+    file = folder / "bin" / "nvidia-smi"
+    file.parent.mkdir()
+    file.write_text(DRIVER.format(mebibytes, name))
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(file.parent), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_plan_and_doctor_say_what_does_not_fit_the_gpu_that_is_here(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_driver(tmp_path, monkeypatch, "GeForce RTX 4090", 24_564)
+    text = recipe.read_text().replace("gsm8k/test", "{use: arithmetic, problems: 5}").replace("beta: 0.0", LARGE)
+    recipe.write_text(text.replace("{use: gsm8k, problems: 640}", "{use: arithmetic, problems: 640}"))
+    told = invoked("plan", recipe, "--runs", tmp_path).stderr
+    (line,) = [line for line in told.splitlines() if "does not fit" in line]
+    assert "stages.zero does not fit: about 3" in line and "of 25.4 GB of NVIDIA GeForce RTX 4090" in line
+    assert "stages.zero.efficiency.tokens_per_pass=" in line
+    found = json.loads(invoked("doctor", "--recipe", recipe, "--json").stdout)
+    levels = {each["subject"]: (each["level"], each["message"]) for each in found if each["subject"].endswith("memory")}
+    assert levels["zero: memory"][0] == "warning" and "The smallest change" in levels["zero: memory"][1]
+    assert levels["score: memory"][0] == "ok"
+
+
+def test_the_gpus_that_are_here_are_planned_for(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_driver(tmp_path, monkeypatch, "H200", 143_771)
+    found = planned(recipe, "--runs", tmp_path)
+    assert found["gpus"]["name"] == "H200" and found["gpus"]["count"] == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert planned(recipe, "--runs", tmp_path)["gpus"]["name"] == "H100"
+
+
+def test_measured_runs_are_planned_within_what_is_promised() -> None:
+    """Peaks within 15 % and times within 30 %, but for two runs whose blocks of memory could not grow."""
+    rows = planner.table()
+    assert len(rows) > 25
+    missed = {(row.result, row.run) for row in rows if abs(row.memory_error) > planner.MEMORY_BOUND}
+    assert missed == {("grpo-h200-step", "ours"), ("grpo-h200-step", "stock")}
+    times = [row.time_error for row in rows if row.time_error is not None]
+    assert max(map(abs, times)) <= planner.TIME_BOUND
+
+
+def test_every_result_with_a_peak_on_a_gpu_is_in_the_table() -> None:
+    with_peak = {
+        file.stem
+        for file in (ROOT / "benchmarks" / "results").glob("*h200*.json")
+        if any(f'"{word}"' in file.read_text() for word in ("peak_gb", "peak_gib", "peak_mib"))
+    }
+    assert with_peak == {row.result for row in planner.table()}
+
+
+def test_the_page_has_the_table_of_today() -> None:
+    page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    assert planner.written(page, planner.markdown(planner.table())) == page, (
+        "run: python -m benchmarks.planner --write docs/planning.md"
+    )
+
+
+def test_a_probe_measures_this_processor(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.planner import probe
+
+    monkeypatch.setattr(probe, "SECONDS", 0.05)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = planned(recipe, "--runs", tmp_path, "--probe", "stages.zero.rollout.engine=auto")
+    assert found["gpus"]["name"] == "CPU" and found["usd"] == 0
+    told = {line["what"]: line["source"] for line in found["assumptions"]}
+    assert all("measured on this machine" in told[what] for what in ("products", "memory", "training", "launching"))
+    assert stage(found, "zero")["seconds_a_step"]["sampling"] > 0
