@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import source
+from pipeline.schema.adapter import NO_DEEPSPEED
 from pipeline.schema.pieces import SFT_CONFIG, Fault, StageConfig, TrainingConfig
 from pipeline.schema.reserved import low_precision
 from rewards.registry import located, nearest
@@ -50,11 +51,29 @@ def _check_sharding(config: StageConfig, base: Path) -> Iterator[Fault]:
         return
     file = accelerate_config(config.launch.accelerate or "", base)
     kind = "" if file is None else str(settings(file).get("distributed_type"))
-    fault = low_precision(config.trainer, masters=kind in ("FSDP", "DEEPSPEED"))
+    adapter = getattr(config, "adapter", None)
+    if adapter is not None:
+        yield from _check_adapter(adapter.quantize, kind, file)
+    fault = None if adapter is not None else low_precision(config.trainer, masters=kind in ("FSDP", "DEEPSPEED"))
     if fault is not None and "model_init_kwargs" not in config.reserved:
         yield ("trainer", "model_init_kwargs"), fault
     if kind == "DEEPSPEED" and config.non_finite == "skip":
         yield ("non_finite",), "DeepSpeed takes its steps by itself, and none can be skipped: set `stop`"
+
+
+def _check_adapter(quantize: str, kind: str, file: Path | None) -> Iterator[Fault]:
+    """Ways to train on several devices that adapters do not go with."""
+    where, instead = ("launch", "accelerate"), "use ddp or fsdp2-1node, or leave `adapter` out"
+    if file is None:
+        return
+    if kind == "DEEPSPEED":
+        yield where, f"{NO_DEEPSPEED}: {instead}"
+    elif kind == "FSDP" and settings(file).get("fsdp_config", {}).get("fsdp_version", 1) != 2:
+        yield where, f"what FSDP1 has sharded cannot be merged with an adapter: {instead}"
+    elif kind == "FSDP" and quantize != "none":
+        yield where, "shards of a quantised base cannot be merged with an adapter: use ddp, or adapter.quantize: none"
+    elif _divides_experts(file):
+        yield where, f"experts that are divided among processes carry no adapters: {instead}"
 
 
 def _deepspeed_file(file: Path) -> str | None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+from pipeline.schema.adapter import AdaptedConfig, AdapterSpec
 from pipeline.schema.pieces import (
     Launch,
     ProcessSpec,
@@ -44,8 +45,9 @@ def page() -> str:
     """The whole page."""
     parts = [HEAD, "## What every stage has\n", _code(StageConfig), _code(Launch), _code(PromptedConfig)]
     parts += ["## What every training stage has\n", _code(TrainingConfig)]
-    pieces: list[object] = [Launch, RolloutSpec, ProcessSpec, TaskSpec, RewardSpec]
-    parts += ["## Pieces that several kinds share\n", *map(_code, [*pieces[1:], FinetuneConfig])]
+    parts += ["## What every stage has that trains an existing model\n", _code(AdaptedConfig), _code(AdapterSpec)]
+    pieces: list[object] = [Launch, AdapterSpec, RolloutSpec, ProcessSpec, TaskSpec, RewardSpec]
+    parts += ["## Pieces that several kinds share\n", *map(_code, [*pieces[2:], FinetuneConfig])]
     parts.append("## Stage kinds\n")
     for kind in sorted(KINDS):
         config = config_class(kind)

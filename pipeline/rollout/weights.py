@@ -1,4 +1,4 @@
-"""A policy's weights, carried from the trainer into a vLLM engine.
+"""A policy's weights, carried from the trainer into a vLLM engine; an adapter comes merged into them.
 
     load_weights(engine.llm, official_weights(policy))
 
@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from pipeline.rollout.adapted import BASE, Read, base_of, parameters, whole
 from pipeline.rollout.base import RolloutError
 
 WRAPPERS = re.compile(r"(_checkpoint_wrapped_module|_orig_mod)\.")
@@ -35,10 +36,11 @@ def official_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Iter
 
     Experts that transformers keeps in one tensor come apart, tied weights come once, persistent buffers come too. No
     more than one layer is held besides the model. Sharded parameters (FSDP2) are gathered one tensor at a time; that is
-    collective, so every process has to run through the whole iterator, in step with the others.
+    collective, so every process has to run through the whole iterator, in step with the others. A base with an adapter
+    comes as the model that both make together, computed beside it (see `pipeline.rollout.adapted`).
 
     Args:
-        model: a transformers model, plain or sharded.
+        model: a transformers model, plain or sharded, or PEFT's around one.
         dtype: what parameters are cast to; their own type if not given. Buffers always keep theirs, such as the fp32
             `e_score_correction_bias`, whose updates of 0.001 bf16 would swallow.
 
@@ -47,9 +49,10 @@ def official_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Iter
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    tensors = sorted(_tensors(model, dtype), key=lambda item: _layer(item[0]))  # stable, and nothing is gathered yet
+    base = base_of(model)
+    tensors = sorted(_tensors(model), key=lambda item: _layer(item[0]))  # stable, and nothing is gathered yet
     for _, members in groupby(tensors, key=lambda item: _layer(item[0])):
-        yield from revert_weight_conversion(model, {name: _whole(held, to) for name, held, to in members}).items()
+        yield from revert_weight_conversion(base, {name: read(dtype) for name, read in members}).items()
 
 
 def load_weights(llm: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -77,31 +80,25 @@ def load_weights(llm: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
         raise RolloutError("the engine is still sampling: what it has cached of prompts would be the old weights'")
 
 
-def _tensors(model: nn.Module, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor, torch.dtype | None]]:
-    """Name, tensor and the type to cast it to: parameters (tied ones once) and persistent buffers."""
-    for name, parameter in model.named_parameters():
-        yield WRAPPERS.sub("", name), parameter, dtype
-    for prefix, module in model.named_modules():
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Read]]:
+    """Names and readers: of parameters, and of persistent buffers, which keep their type."""
+    for name, read in parameters(model):
+        yield WRAPPERS.sub("", name), read
+    for prefix, module in base_of(model).named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
-                yield WRAPPERS.sub("", f"{prefix}.{name}"), buffer, None
+                full = f"{prefix}.{name}".replace(BASE, "")
+                yield WRAPPERS.sub("", full), partial(_as_it_is, buffer)
+
+
+def _as_it_is(buffer: Tensor, _: torch.dtype | None) -> Tensor:
+    return whole(buffer)
 
 
 def _layer(name: str) -> int:
     """Number of the decoder layer that a tensor belongs to; -1 for those outside of layers."""
     found = LAYER.search(name)
     return -1 if found is None else int(found[1])
-
-
-def _whole(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The full tensor, in the wanted type; cast before it is gathered, which halves what is sent."""
-    tensor = tensor.detach()
-    if dtype is not None and tensor.is_floating_point():
-        tensor = tensor.to(dtype)
-    if isinstance(tensor, DTensor):
-        sharded: Any = tensor.to(tensor.device_mesh.device_type)  # it may be off-loaded
-        tensor = sharded.full_tensor()
-    return tensor
 
 
 @torch.no_grad()

@@ -29,6 +29,8 @@ def walk(config: BaseModel, loc: Loc = ()) -> Iterator[Leaf]:
     """Every value of a config, models and lists included, depth first."""
     for name, info in type(config).model_fields.items():
         yield from _walk(info.annotation, tuple(info.metadata), getattr(config, name), (*loc, info.alias or name))
+    for name, value in (config.model_extra or {}).items():
+        yield from _walk(Any, (), value, (*loc, name))
 
 
 def _walk(annotation: Any, markers: tuple[Any, ...], value: Any, loc: Loc) -> Iterator[Leaf]:

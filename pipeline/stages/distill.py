@@ -132,13 +132,14 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
     from trl import DistillationConfig
 
     from pipeline.rollout.room import Room, context_of
-    from pipeline.training import experts, models
+    from pipeline.training import adapters, experts, models
     from pipeline.training.decontaminate import clean_prompts
     from pipeline.training.distill import DistillTrainer
     from pipeline.training.fit import fit
 
     config = context.config
     model = context.model_path(config.model)
+    adapter = adapters.prepare(config, model, adapters.CAUSAL)
     tokenizer = setup.load_tokenizer(model)
     if tokenizer.get_vocab() != setup.load_tokenizer(teacher).get_vocab():
         raise ValueError(
@@ -154,15 +155,18 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
     args = setup.arguments(DistillationConfig, context, ON_POLICY_DEFAULTS, generation_fields(config.rollout))
     if config.rollout.speculative is not None and args.use_vllm:
         raise ValueError("rollout.speculative has no effect here with vLLM: set rollout.engine: transformers")
-    trainer = DistillTrainer(
-        model=models.policy(model, args),
-        teacher_model=teacher,
-        args=args,
-        train_dataset=Dataset.from_list(prompts),
-        processing_class=tokenizer,
-        mtp=config.mtp,
-        stop=config.rollout.stop,
-    )
+    with adapters.carried(adapter, args) as more:
+        trainer = DistillTrainer(
+            model=models.policy(model, args),
+            teacher_model=teacher,
+            args=args,
+            train_dataset=Dataset.from_list(prompts),
+            processing_class=tokenizer,
+            mtp=config.mtp,
+            stop=config.rollout.stop,
+            **more,
+        )
+    adapters.settle(trainer)
     renderer.guide(trainer)
     setup.set_precision(trainer.model, config.precision)
     experts.balance(trainer, config.routing)

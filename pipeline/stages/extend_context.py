@@ -32,8 +32,9 @@ from pydantic import Field, model_validator
 from pipeline.context import Outputs, StageContext
 from pipeline.data import corpora
 from pipeline.data.corpora import CorpusField
+from pipeline.schema.adapter import AdaptedConfig
 from pipeline.schema.mtp import MtpSpec
-from pipeline.schema.pieces import SFT_CONFIG, Fault, ModelRef, Precision, TrainingConfig
+from pipeline.schema.pieces import SFT_CONFIG, Fault, ModelRef, Precision
 from pipeline.schema.reserved import TEXT_RESERVED
 from pipeline.schema.routing import FinetuneRouting
 from pipeline.tasks.resolve import TestTaskField
@@ -53,8 +54,8 @@ DEFAULTS: Mapping[str, Any] = {
 """Ours, where they differ from TRL's."""
 
 
-class ExtendContextConfig(TrainingConfig):
-    """Config of an `extend_context` stage.
+class ExtendContextConfig(AdaptedConfig):
+    """Config of an `extend_context` stage; see `AdaptedConfig` for the other fields.
 
     Attributes:
         model: a model with rotary positions, extended before or not.
@@ -96,6 +97,7 @@ class ExtendContextConfig(TrainingConfig):
 
     def faults(self, base: Path) -> Iterator[Fault]:
         """A generated corpus that does not exist, or has no such option."""
+        yield from super().faults(base)
         yield from corpora.faults(self.corpus, base)
 
 
@@ -109,11 +111,12 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
 
     from model import yarn
     from pipeline.data import examples
-    from pipeline.training import models, sft
+    from pipeline.training import adapters, models, sft
     from pipeline.training.fit import fit
 
     config = context.config
     path = context.model_path(config.model)
+    adapter = adapters.prepare(config, path, adapters.CAUSAL)
     before = AutoConfig.from_pretrained(path, trust_remote_code=False)
     after = yarn.extended(before, config.context, config.factor)
     tokenizer = setup.load_tokenizer(path)
@@ -141,6 +144,7 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
         )
     trainer = sft.build(
         config,
+        adapter,
         model=models.policy(path, args),
         args=args,
         train_dataset=dataset,

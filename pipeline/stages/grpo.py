@@ -24,6 +24,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.context import Outputs, StageContext
 from pipeline.samples import SAMPLES
+from pipeline.schema.adapter import POLICY_RANK, AdaptedConfig
 from pipeline.schema.efficiency import Efficiency, LengthChange, check_efficiency, check_lengths, kernels_fault
 from pipeline.schema.mtp import DraftSpec
 from pipeline.schema.pieces import (
@@ -34,7 +35,6 @@ from pipeline.schema.pieces import (
     PromptedConfig,
     RewardSpec,
     RolloutSpec,
-    TrainingConfig,
 )
 from pipeline.schema.reserved import CHOICES, GRPO_RESERVED
 from pipeline.schema.routing import PolicyRouting
@@ -97,8 +97,8 @@ def _as_reward(value: Any) -> Any:
 RewardField = Annotated[RewardSpec, BeforeValidator(_as_reward)]
 
 
-class GrpoConfig(PromptedConfig, TrainingConfig):
-    """Config of a `grpo` stage; see `PromptedConfig` and `TrainingConfig` for the other fields.
+class GrpoConfig(PromptedConfig, AdaptedConfig):
+    """Config of a `grpo` stage; see `PromptedConfig` and `AdaptedConfig` for the other fields.
 
     Attributes:
         model: what to start from.
@@ -122,6 +122,7 @@ class GrpoConfig(PromptedConfig, TrainingConfig):
     reserved: ClassVar[Mapping[str, str]] = GRPO_RESERVED
     trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
     choices: ClassVar[Mapping[str, Sequence[str]]] = CHOICES
+    adapter_rank: ClassVar[int] = POLICY_RANK
 
     kind: Literal["grpo"] = "grpo"
     model: ModelRef
@@ -172,9 +173,25 @@ class GrpoConfig(PromptedConfig, TrainingConfig):
         return self
 
     def faults(self, base: Path) -> Iterator[Fault]:
-        """Fused kernels for a policy that cannot have them."""
+        """Fused kernels for a policy that cannot have them; see also `AdaptedConfig`."""
+        yield from super().faults(base)
         if self.efficiency.fused_kernels and (why := kernels_fault(located(self.model, base))) is not None:
             yield ("efficiency", "fused_kernels"), why
+
+    def beside_adapter(self) -> Iterator[Fault]:
+        """See `AdaptedConfig`; and what would part the policy from its rollouts or its reference."""
+        yield from super().beside_adapter()
+        if self.adapter is not None and self.adapter.dropout:
+            why = (
+                "rollouts are sampled without dropout, and trained on with it their ratios would be noise: set it to 0"
+            )
+            yield ("adapter", "dropout"), why
+        if self.adapter is not None and self.adapter.options.get("init_lora_weights") is False:
+            why = "the policy would not start from its reference, which is the base: leave it out"
+            yield ("adapter", "init_lora_weights"), why
+        if self.trainer.get("sync_ref_model"):
+            why = "the reference of an adapter is its base, which stays as it is: leave it out"
+            yield ("trainer", "sync_ref_model"), why
 
     @property
     def switches(self) -> Efficiency:
@@ -269,13 +286,14 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
 
     from pipeline.rollout.room import Room, context_of
     from pipeline.tasks.grading import check_columns
-    from pipeline.training import experts, models, reference, setup
+    from pipeline.training import adapters, experts, models, reference, setup
     from pipeline.training.decontaminate import clean_prompts
     from pipeline.training.grpo.judging import Samples
     from pipeline.training.grpo.trainer import GrpoTrainer
 
     config = context.config
     model = context.model_path(config.model)
+    adapter = adapters.prepare(config, model, adapters.CAUSAL)
     args = arguments(context)
     rows, left_out = clean_prompts(config.tasks, config.decontaminate, context)
     tokenizer = setup.load_tokenizer(model)
@@ -287,7 +305,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     left_out |= room.left_out(len(every) - len(rows))
     check_problems(rows, config.rewards, args)
     check_columns(config.rewards, rows, context.base)
-    with reference.sharded_by_layers():
+    with reference.sharded_by_layers(), adapters.carried(adapter, args) as more:
         trainer = GrpoTrainer(
             sampler=sampler(context, args),
             model=models.policy(model, args),
@@ -300,7 +318,9 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
             length_schedule=config.length_schedule,
             mtp=config.mtp,
             stop=config.rollout.stop,
+            **more,
         )
+    adapters.settle(trainer)
     trainer.left_out = left_out
     renderer.guide(trainer)
     experts.balance(trainer, config.routing)
@@ -383,6 +403,6 @@ def checkpointing(config: GrpoConfig, policy: Any) -> dict[str, Any]:
 
 
 def trainer_defaults(config: GrpoConfig) -> dict[str, Any]:
-    """`DEFAULTS`, with a synced reference where there is a reference at all."""
+    """`DEFAULTS`, with a synced reference where there is a reference of its own: that of an adapter is its base."""
     beta = config.trainer.get("beta", DEFAULTS["beta"])
-    return {**DEFAULTS, "sync_ref_model": beta > 0}
+    return {**DEFAULTS, "sync_ref_model": beta > 0 and config.adapter is None}

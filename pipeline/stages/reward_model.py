@@ -22,7 +22,8 @@ from pydantic import Field
 
 from pipeline.context import Outputs, StageContext
 from pipeline.data.mixture import DataField
-from pipeline.schema.pieces import ModelRef, TrainingConfig
+from pipeline.schema.adapter import AdaptedConfig
+from pipeline.schema.pieces import ModelRef
 from pipeline.schema.reserved import RESERVED
 from pipeline.tasks.resolve import TestTaskField
 from pipeline.training.decontaminate import contaminated, contamination
@@ -39,8 +40,8 @@ DEFAULTS: Mapping[str, Any] = {
 2312.09244)."""
 
 
-class RewardModelConfig(TrainingConfig):
-    """Config of a `reward_model` stage.
+class RewardModelConfig(AdaptedConfig):
+    """Config of a `reward_model` stage; see `AdaptedConfig` for the other fields. The head is trained in any case.
 
     Attributes:
         model: the language model to start from.
@@ -83,13 +84,14 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
 
     from pipeline.data import mixture, pairs
     from pipeline.rendering import Renderer
-    from pipeline.training import models
+    from pipeline.training import adapters, models
     from pipeline.training.fit import fit
     from pipeline.training.reward import RewardTrainer
     from rewards.preference import ConversationReader
 
     config = context.config
     model = context.model_path(config.model)
+    adapter = adapters.prepare(config, model, adapters.REWARD)
     tokenizer = setup.load_tokenizer(model)
     reader = ConversationReader(tokenizer, config.scope, tokenizer.pad_token_id)
     unclean = contamination(config.decontaminate, context)
@@ -99,11 +101,14 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     set_seed(context.seed)  # the head starts at random, before the trainer seeds anything
     args = setup.arguments(RewardConfig, context, DEFAULTS, {"max_length": None})
     models.keep_on_own_device(args)
-    trainer = RewardTrainer(
-        model=model,
-        args=args,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-    )
+    with adapters.carried(adapter, args) as more:
+        trainer = RewardTrainer(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            **more,
+        )
+    adapters.settle(trainer)
     left_out = contaminated(config.decontaminate, unclean.left_out)
     return Outputs({**fit(trainer, context), **account, **left_out})

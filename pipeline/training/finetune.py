@@ -13,8 +13,9 @@ from pydantic import Field, model_validator
 
 from pipeline.context import Outputs, StageContext
 from pipeline.data.mixture import DataSource
+from pipeline.schema.adapter import AdaptedConfig
 from pipeline.schema.mtp import MtpSpec
-from pipeline.schema.pieces import SFT_CONFIG, ModelRef, Precision, PromptedConfig, TrainingConfig
+from pipeline.schema.pieces import SFT_CONFIG, ModelRef, Precision, PromptedConfig
 from pipeline.schema.reserved import DATA_RESERVED, RESERVED
 from pipeline.schema.routing import FinetuneRouting
 from pipeline.tasks.resolve import TestTaskField
@@ -31,8 +32,8 @@ DEFAULTS: Mapping[str, Any] = {
 """Ours, where they differ from TRL's."""
 
 
-class FinetuneConfig(PromptedConfig, TrainingConfig):
-    """What stages share that fine-tune on rows; see `PromptedConfig` and `TrainingConfig` for the other fields.
+class FinetuneConfig(PromptedConfig, AdaptedConfig):
+    """What stages share that fine-tune on rows; see `PromptedConfig` and `AdaptedConfig` for the other fields.
 
     Attributes:
         model: what to start from.
@@ -77,11 +78,12 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
     from trl import SFTConfig
 
     from pipeline.data import examples, mixture
-    from pipeline.training import models, sft
+    from pipeline.training import adapters, models, sft
     from pipeline.training.fit import fit
 
     config: FinetuneConfig = context.config
     model = context.model_path(config.model)
+    adapter = adapters.prepare(config, model, adapters.CAUSAL)
     tokenizer = setup.load_tokenizer(model)
     renderer = setup.renderer(model, tokenizer, config)
     max_length = config.max_length or setup.context_length(model)
@@ -106,6 +108,7 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
     setup.warn_if_dropped(account, max_length)
     trainer = sft.build(
         config,
+        adapter,
         model=models.policy(model, args),
         args=args,
         train_dataset=dataset,

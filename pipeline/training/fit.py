@@ -19,7 +19,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from pipeline.context import StageContext
-from pipeline.training import checkpoints
+from pipeline.training import adapters, checkpoints
 from pipeline.training.checkpoints import TRAINED
 from pipeline.training.finite import SKIPPED, Watch, local_part
 
@@ -68,12 +68,18 @@ def fit(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
     trained, wait = context.scratch / TRAINED, trainer.accelerator.wait_for_everyone
     if not checkpoints.is_whole(trained, context, trainer.accelerator):
         summary = _train(trainer, context)
-        save_model(trainer, trained / "model", saved_dtype(context.config, trainer.args))
+        dtype = saved_dtype(context.config, trainer.args)
+        if adapters.trained_by(trainer):
+            adapters.save(trainer, trained, dtype, context)
+        else:
+            save_model(trainer, trained / "model", dtype)
         if trainer.is_world_process_zero():
             (trained / SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
             checkpoints.seal(trained, context.scratch)
     if trainer.is_world_process_zero():
-        shutil.copytree(trained / "model", context.output / "model", copy_function=_link)
+        for part in ("model", adapters.ADAPTER):
+            if (trained / part).is_dir():
+                shutil.copytree(trained / part, context.output / part, copy_function=_link)
     wait()  # a rank that leaves early takes the others' collectives with it
     found: dict[str, Any] = json.loads((trained / SUMMARY).read_text(encoding="utf-8"))
     return found

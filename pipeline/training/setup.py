@@ -14,7 +14,7 @@ from pipeline.data.examples import Account
 from pipeline.rendering import Renderer
 from pipeline.schema.pieces import Precision, PromptedConfig
 from pipeline.schema.reserved import TRAINER_FILES, low_precision
-from pipeline.training import sharding
+from pipeline.training import adapters, sharding
 from rewards.registry import located
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ def arguments(
         defaults: our defaults for this kind of stage, which the recipe may replace.
         fixed: fields that follow from the rest of the stage's config.
     """
-    if (fault := low_precision(context.config.trainer, sharding.keeps_masters())) is not None:
+    adapted = getattr(context.config, "adapter", None) is not None  # what is not trained may be of any type
+    if not adapted and (fault := low_precision(context.config.trainer, sharding.keeps_masters())) is not None:
         raise ValueError(f"trainer.model_init_kwargs: {fault}")
     on_cpu = not torch.cuda.is_available()
     general = {
@@ -111,11 +112,13 @@ def arguments(
     for name in TRAINER_FILES:
         if isinstance(given.get(name), str):
             given[name] = str(located(given[name], context.base).resolve())
-    beneath = {**general, **defaults}
+    beneath = {**general, **adapters.defaults(context.config, config_class, defaults)}
     if "lr_scheduler_type" in given:  # another schedule takes other arguments
         beneath.pop("lr_scheduler_kwargs", None)
     args = config_class(**{**beneath, **given, **owned, **fixed})
     args.fsdp_plugin_args = sharding.plugin_arguments(args)
+    if adapted:
+        adapters.load_frozen(args)
     return args
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from trl import SFTTrainer
 
-from pipeline.training import experts, setup, varlen
+from pipeline.rollout.adapted import base_of
+from pipeline.training import adapters, experts, setup, varlen
 from pipeline.training.expert_parallel import Divided
 from pipeline.training.mtp import MultiToken
 from pipeline.training.resumable import Resumable
@@ -16,15 +17,20 @@ class SftTrainer(MultiToken, Resumable, Divided, SFTTrainer):  # type: ignore[mi
     """`trl.SFTTrainer`, resumable to the bit on one device, with multi-token prediction and experts on several."""
 
 
-def build(config: Any, **arguments: Any) -> SftTrainer:
+def build(config: Any, adapter: adapters.Prepared | None = None, **arguments: Any) -> SftTrainer:
     """The trainer of a stage, with the precision and the balancing of experts that its config asks for.
 
     Args:
         config: has `precision` and `routing`.
+        adapter: what is trained in place of all weights, if that is wished.
         arguments: those of `SftTrainer`.
     """
-    trainer = SftTrainer(**arguments)
-    varlen.install(trainer.model)  # before it is wrapped; packed rows come with the boundaries of their examples
+    with adapters.carried(adapter, arguments["args"]) as more:
+        trainer = SftTrainer(**arguments, **more)
+    adapters.settle(trainer)
+    varlen.install(
+        base_of(trainer.model)
+    )  # before it is wrapped; packed rows come with the boundaries of their examples
     setup.set_precision(trainer.model, config.precision)
     experts.balance(trainer, config.routing)
     return trainer

@@ -78,6 +78,18 @@ STAGES: dict[str, dict[str, Any]] = {
             "ref_model_sync_steps": 4,
         },
     },
+    "sft-adapter": {
+        **SFT,
+        "adapter": {"dropout": 0.1, "targets": r".*_proj"},
+        "trainer": {"num_train_epochs": 3, "save_steps": 3, "logging_steps": 1},
+    },
+    # Stacks of experts carry adapters, and the base is the reference
+    "grpo-adapter": {
+        **GRPO,
+        "adapter": {"rank": 4},
+        "rollout": {"max_tokens": 4},
+        "trainer": {**GROUPS, "gradient_accumulation_steps": 1, "beta": 0.1, "max_steps": 12, "save_steps": 3},
+    },
     # Groups wait in the queue when it is killed, and completions are longer from the step after that on
     "grpo-refilled": {
         **GRPO,

@@ -16,6 +16,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.grpo_replay import Elsewhere, Replayed
 from pipeline.schema.efficiency import Efficiency
+from pipeline.stages.registry import config_class
+from pipeline.training import adapters
 from pipeline.training.grpo.judging import Samples
 from pipeline.training.grpo.sampling import TrlSampler
 from pipeline.training.grpo.schedule import merged
@@ -108,6 +110,7 @@ def trainer_of(
     replayed: bool = True,
     rollout_seed: int = 0,
     merge: bool = False,
+    adapter: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Any:
     """A trainer on recorded rollouts; without `efficiency` it is TRL's own.
@@ -116,6 +119,7 @@ def trainer_of(
         vllm: treat the rollouts as vLLM's: their log-probabilities are corrected for.
         replayed: whether rollouts are recorded ones; the model's own, sampled with transformers, otherwise.
         merge: whether the micro-batches of a step are made one.
+        adapter: a recipe's `adapter`; for TRL's own trainer, PEFT's config of all linear layers with these settings.
     """
     settings: dict[str, Any] = {
         "output_dir": str(output),
@@ -155,18 +159,40 @@ def trainer_of(
     }
     recorded = rollouts(len(tokenizer), tokenizer.eos_token_id, rollout_seed, vllm)
     if efficiency is None:
+        if adapter is not None:
+            arguments["peft_config"] = lora(adapter)
         trainer = GRPOTrainer(**arguments, rollout_func=recorded if replayed else None)
         if vllm:
             trainer.use_vllm, trainer._last_loaded_step = True, 0
             trainer.vllm_generation = Elsewhere()
         return trainer
-    return GrpoTrainer(
-        **arguments,
-        samples=Samples(output / "samples.jsonl", 1, 0),
-        efficiency=efficiency,
-        length_schedule=length_schedule,
-        sampler=(lambda trainer: Replayed(trainer, recorded, vllm)) if replayed else TrlSampler,
-    )
+    with adapters.carried(prepared(model, adapter), args) as more:
+        ours = GrpoTrainer(
+            **arguments,
+            **more,
+            samples=Samples(output / "samples.jsonl", 1, 0),
+            efficiency=efficiency,
+            length_schedule=length_schedule,
+            sampler=(lambda trainer: Replayed(trainer, recorded, vllm)) if replayed else TrlSampler,
+        )
+    adapters.settle(ours)
+    return ours
+
+
+def lora(adapter: dict[str, Any]) -> Any:
+    """PEFT's own config of an adapter on all linear layers."""
+    from peft import LoraConfig
+
+    names = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+    given = {names.get(name, name): value for name, value in adapter.items()}
+    return LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **given)
+
+
+def prepared(model: Path, adapter: dict[str, Any] | None, kind: str = "grpo", task: str = adapters.CAUSAL) -> Any:
+    """An adapter as a stage prepares it."""
+    needs = {"grpo": {"tasks": ["gsm8k"]}}.get(kind, {"data": ["rows.jsonl"]})
+    config = config_class(kind).model_validate({"kind": kind, "model": str(model), "adapter": adapter, **needs})
+    return adapters.prepare(config, str(model), task)
 
 
 def history_of(trainer: Any) -> History:

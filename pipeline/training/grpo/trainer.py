@@ -22,10 +22,11 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
+from pipeline.rollout.adapted import base_of
 from pipeline.rollout.stops import FirstLook, Stops
 from pipeline.schema.efficiency import STOCK, Efficiency, LengthChange, drops
 from pipeline.schema.mtp import MtpSpec
-from pipeline.training import experts, fused, varlen
+from pipeline.training import adapters, experts, fused, varlen
 from pipeline.training.grpo import judging, logprobs, objective, reporting
 from pipeline.training.grpo.batch import Batch, Row, of_rows
 from pipeline.training.grpo.drift import DIFFERENCE, Drift
@@ -87,10 +88,11 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
                 "efficiency.drop_dead_groups: the model has a router loss; set trainer.router_aux_loss_coef: 0"
             )
         for model in (self.model, *([] if self.ref_model is None else [self.ref_model])):
+            plain = base_of(self.accelerator.unwrap_model(model))
             if efficiency.fused_kernels:
-                fused.fuse(self.accelerator.unwrap_model(model))
+                fused.fuse(plain)
             if efficiency.packing:
-                varlen.install(self.accelerator.unwrap_model(model))
+                varlen.install(plain)
         sync_by_name(self)
         self.blocks = BlockTraining(self, mtp)
         self.order = ProblemOrder.of(self)
@@ -179,7 +181,10 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         return logprobs.without_gradient(self, self.model, batch)
 
     def reference_logprobs(self, batch: Batch) -> Tensor:
-        """(B, C) log π_ref. Collective."""
+        """(B, C) log π_ref; the reference of an adapter is its base. Collective."""
+        if self.ref_model is None:
+            with adapters.off(self.accelerator.unwrap_model(self.model)):
+                return logprobs.without_gradient(self, self.model, batch)
         return logprobs.without_gradient(self, self.ref_model, batch)
 
     def counted(self, rows: Sequence[Row]) -> Batch:

@@ -1,0 +1,175 @@
+"""Adapters: low-rank updates (LoRA) that are trained in place of a model's weights, which stay as they are.
+
+    zero: {kind: grpo, model: "@base", tasks: [gsm8k/train], adapter: {}}           # every default
+    sft:  {kind: sft, model: "@base", data: [chats.jsonl], adapter: {rank: 64, alpha: 32, quantize: 4bit}}
+
+Fields that are not named here are those of PEFT's `LoraConfig`, by their own names. The defaults are those of "LoRA
+Without Regret" (Schulman and Thinking Machines Lab, 2025): adapters on all linear layers, scaled by alpha = 32, with
+ten times the learning rate of full training. Imported with the stages' configs, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, field_validator
+
+from pipeline.schema import trainer_fields
+from pipeline.schema.pieces import Fault, Strict, TrainingConfig
+from rewards.registry import nearest
+
+LORA_CONFIG = "peft.tuners.lora.config:LoraConfig"
+ALL = "all-linear"
+RATE_FACTOR = 10
+"""The learning rate of adapters over that of full training, whatever their rank ("LoRA Without Regret")."""
+FINETUNE_RANK, POLICY_RANK = 64, 32
+"""A reward says one bit or so about a completion, and an adapter of rank 1 has room for that; examples say more."""
+
+_REWRITES = "the base would be rewritten, and no longer be the reference that the adapter is a difference to"
+_MERGED = "what is published is an ordinary model, and that has no place for it"
+_OURS: Mapping[str, str] = {
+    "r": "set `rank`",
+    "lora_alpha": "set `alpha`",
+    "lora_dropout": "set `dropout`",
+    "target_modules": "set `targets`",
+    "task_type": "the stage says it",
+    "inference_mode": "the stage trains the adapter",
+    "peft_type": "adapters are LoRA",
+    "peft_version": "it is the installed one",
+    "base_model_name_or_path": "it is the stage's `model`",
+    "revision": "the stage's `model` says it",
+    "auto_mapping": "the stage's `model` says it",
+    "bias": "biases would be written into the base, which is the reference of the KL divergence and stays as it is",
+    "lora_bias": _MERGED,
+    "trainable_token_indices": "whole rows of the embedding are no adapter: train the model in full",
+    "modules_to_save": "modules that are trained in full are no adapter: leave `adapter` out (a reward head is trained"
+    " in any case)",
+    "layer_replication": _MERGED,
+    "fan_in_fan_out": "it follows from the layers",
+    "loftq_config": _REWRITES,
+    "corda_config": _REWRITES,
+    "lora_ga_config": _REWRITES,
+    "eva_config": "it needs activations of the data before training",
+    "megatron_config": "models are transformers'",
+    "megatron_core": "models are transformers'",
+    "alora_invocation_tokens": _MERGED,
+    "arrow_config": _MERGED,
+    "use_bdlora": "it is for adapters that are sharded in an engine",
+    "use_qalora": _MERGED,
+    "qalora_group_size": _MERGED,
+    "velora_config": "it compresses activations, and gradients are then no longer exact",
+    "monteclora_config": "it samples weights, and rollouts are not of the weights that are trained",
+    "kasa_config": _REWRITES,
+    "runtime_config": "it is for inference",
+    "ensure_weight_tying": "embeddings carry no adapter",
+}
+"""Fields of `LoraConfig` that a recipe may not set -> the reason, or what to set instead."""
+INITS = (True, False, "gaussian", "orthogonal")
+"""Values of `init_lora_weights` under which an adapter is a difference to the base as it is."""
+
+
+NO_DEEPSPEED = "DeepSpeed casts adapters to the type of the base, in which most of their updates are rounded away"
+
+
+class AdapterSpec(Strict):
+    """An adapter that a stage trains in place of the model's weights; other fields go to PEFT's `LoraConfig`.
+
+    The stage publishes `model/`, base and adapter merged into an ordinary model, and beside it `adapter/`, the adapter
+    alone in PEFT's format. The learning rate is ten times that of full training where `trainer` does not give one.
+
+    Attributes:
+        rank: of the updates; 32 for reinforcement learning and 64 for everything else if not given.
+        alpha: updates are scaled by alpha / rank.
+        dropout: of what an adapter reads; 0 in a `grpo` stage, whose rollouts are sampled without.
+        targets: what carries adapters: `all-linear` (all linear layers but the head; a DeepSeek-V3's attention, dense
+            and shared experts as linear layers and its routed experts as whole stacks), a list of the last parts of
+            names, such as [q_proj, v_proj], or a regular expression for whole names.
+        quantize: what the base is held in while it trains: `4bit` (NF4, its scales quantised again), `8bit`
+            (LLM.int8()), or `none`. Needs a GPU and bitsandbytes (the extra `qlora`). Adapters stay in float32.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, protected_namespaces=())
+    former: ClassVar[Mapping[str, str]] = {}
+
+    rank: int | None = None
+    alpha: Annotated[float, Field(gt=0)] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: str | list[str] = ALL
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+
+    @field_validator("rank")
+    @classmethod
+    def _adapts(cls, rank: int | None) -> int | None:
+        if rank is not None and rank < 1:
+            raise ValueError(f"an adapter of rank {rank} changes nothing: set 1 or more, or leave `adapter` out")
+        return rank
+
+    @field_validator("targets")
+    @classmethod
+    def _some(cls, targets: str | list[str]) -> str | list[str]:
+        if not targets:
+            raise ValueError(f"no layer would carry an adapter: name some, or leave `targets` out, which is {ALL}")
+        return targets
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Fields of `LoraConfig` by their own names."""
+        return dict(self.model_extra or {})
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong with the fields that go to `LoraConfig`, which is read and not imported."""
+        if not self.options:
+            return
+        known = trainer_fields.fields(LORA_CONFIG)
+        for name, value in self.options.items():
+            if name in _OURS:
+                yield (name,), f"cannot be set here: {_OURS[name]}"
+            elif name not in known:
+                usable = [*type(self).model_fields, *(field for field in known if field not in _OURS)]
+                yield (name,), f"neither `adapter` nor PEFT's LoraConfig has a field {name!r}{nearest(name, usable)}"
+            elif (fault := trainer_fields.mismatch(known[name], value)) is not None:
+                yield (name,), fault
+            elif name == "init_lora_weights" and value not in INITS:
+                yield (name,), f"{value!r}: {_REWRITES}. Known: {', '.join(map(str, INITS))}"
+
+
+class AdaptedConfig(TrainingConfig):
+    """What stages share that train an existing model, in full or an adapter of it.
+
+    Attributes:
+        adapter: train an adapter in place of the weights; `{}` takes the defaults. Without it, all weights are trained.
+    """
+
+    adapter_rank: ClassVar[int] = FINETUNE_RANK
+    """Rank of adapters if the recipe gives none."""
+
+    adapter: AdapterSpec | None = None
+
+    def faults(self, base: Path) -> Iterator[Fault]:
+        """Fields of the adapter, and of the stage beside it, that do not go together."""
+        yield from super().faults(base)
+        if self.adapter is None:
+            return
+        yield from ((("adapter", *loc), message) for loc, message in self.adapter.faults())
+        for loc, message in self.beside_adapter():
+            yield loc, f"{message}; or leave `adapter` out"
+
+    def beside_adapter(self) -> Iterator[Fault]:
+        """What of the stage's other fields an adapter cannot have beside it."""
+        if getattr(self, "mtp", None) is not None:
+            yield ("mtp",), "prediction blocks are trained in full, and a base under an adapter stays as it is: drop it"
+        if getattr(self, "precision", "trainer") == "fp8":
+            yield (
+                ("precision",),
+                "weights that are not trained need no FP8 training: set adapter.quantize to save memory",
+            )
+        routing = getattr(self, "routing", None)
+        if routing is not None and routing.bias_update_speed:
+            yield ("routing", "bias_update_speed"), "it would write into the base, which stays as it is: set it to 0"
+        options = self.trainer.get("model_init_kwargs")
+        if isinstance(options, Mapping) and "quantization_config" in options:
+            yield ("trainer", "model_init_kwargs", "quantization_config"), "set adapter.quantize"
+        if self.trainer.get("deepspeed"):
+            yield ("trainer", "deepspeed"), f"{NO_DEEPSPEED}: use launch: {{accelerate: ddp}} or fsdp2-1node"

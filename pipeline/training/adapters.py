@@ -1,0 +1,372 @@
+"""Adapters in TRL's trainers, the one place that knows how: what carries them, when they are off, what is published.
+
+    adapter = adapters.prepare(config, path, CAUSAL)      # before anything heavy: targets that match nothing end here
+    args = setup.arguments(…)                             # ten times the learning rate, a frozen base in bfloat16
+    with adapters.carried(adapter, args) as more:
+        trainer = SftTrainer(…, **more)
+    adapters.settle(trainer)                              # in float32, which TRL's are not on a quantised base
+
+PEFT makes and applies them. What it does not do as it should is put right here: it renames the targets of some mixtures
+of experts to where older versions of transformers had them (`as_given`), and it only merges in place, which alters the
+base (see `pipeline.rollout.adapted`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.context import StageContext
+from pipeline.rollout.adapted import base_of
+from pipeline.rollout.weights import official_weights
+from pipeline.schema.adapter import ALL, RATE_FACTOR, AdaptedConfig, AdapterSpec
+from rewards.registry import nearest
+
+log = logging.getLogger(__name__)
+
+ADAPTER = "adapter"
+"""Folder of an artifact, beside `model`."""
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+CAUSAL, REWARD = "CAUSAL_LM", "SEQ_CLS"
+"""What PEFT calls language models, and those with a head that scores."""
+SHOWN = 12
+"""Names of layers that an error lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An adapter whose targets were found in the model.
+
+    Attributes:
+        spec: the recipe's.
+        lora: PEFT's `LoraConfig`.
+    """
+
+    spec: AdapterSpec
+    lora: Any
+
+
+def prepare(config: AdaptedConfig, path: str, task: str) -> Prepared | None:
+    """Find what carries adapters in a model, of which no weight is read; `None` if the stage trains all weights.
+
+    Args:
+        config: the stage's.
+        path: folder or hub id of the model.
+        task: `CAUSAL` or `REWARD`.
+
+    Raises:
+        ValueError: targets match nothing, or what cannot carry an adapter.
+    """
+    spec = config.adapter
+    if spec is None:
+        return None
+    from peft import LoraConfig
+
+    found = targets(spec, skeleton(path, task))
+    log.info("adapters on %d linear layers and %d stacks of experts", len(found.linear), len(found.stacks))
+    alpha = int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha
+    lora = LoraConfig(
+        r=spec.rank or config.adapter_rank,
+        lora_alpha=alpha,
+        lora_dropout=spec.dropout,
+        task_type=task,
+        modules_to_save=["score"] if task == REWARD else None,
+        **{**spec.options, **found.fields},
+    )
+    return Prepared(spec, lora)
+
+
+# ------------------------------------------------------------------------------------------------------------- targets
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What carries adapters.
+
+    Attributes:
+        linear: names of linear layers.
+        stacks: names of parameters that hold the matrices of all experts of a layer.
+        fields: what `LoraConfig` calls them.
+    """
+
+    linear: list[str]
+    stacks: list[str]
+    fields: Mapping[str, Any]
+
+
+def skeleton(path: str, task: str) -> Any:
+    """A model without its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from model.modeling import is_ours, model_class
+
+    with torch.device("meta"):
+        if task == CAUSAL and is_ours(path):
+            kind = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+            ours = model_class(kind)
+            return ours(ours.config_class.from_pretrained(path))
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return (AutoModelForCausalLM if task == CAUSAL else AutoModelForSequenceClassification).from_config(config)
+
+
+def targets(spec: AdapterSpec, model: Any) -> Targets:
+    """What a recipe's targets are in a model.
+
+    Raises:
+        ValueError: a target matches nothing, or the head.
+    """
+    head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), "score")
+    outside = _outside(model)
+    linear = [name for name, module in model.named_modules() if _is_linear(module) and not outside.match(name)]
+    stacks = [name for name, weight in model.named_parameters() if _is_stack(name, weight) and not outside.match(name)]
+    body = [name for name in linear if name != head]
+    excluded = {"exclude_modules": outside.pattern} if outside.pattern != _NOTHING else {}
+    if spec.targets == ALL:
+        lasts = sorted({name.rpartition(".")[2] for name in body})
+        return Targets(body, stacks, {"target_modules": lasts, **_stacked(stacks), **excluded})
+    if isinstance(spec.targets, str):
+        try:
+            pattern = re.compile(spec.targets)
+        except re.error as error:
+            raise ValueError(f"adapter.targets: {spec.targets!r} is no regular expression: {error}") from error
+        matched = [name for name in linear if pattern.fullmatch(name)]
+        in_stacks = [name for name in stacks if pattern.fullmatch(name)]
+        fields: dict[str, Any] = {"target_modules": spec.targets if matched else []}
+    else:
+        ends = {target: [name for name in (*linear, *stacks) if _ends_with(name, target)] for target in spec.targets}
+        for target, names in ends.items():
+            if not names:
+                raise ValueError(f"adapter.targets: {target!r} {_matches_nothing(target, body, stacks)}")
+        matched = [name for name in linear if any(_ends_with(name, target) for target in spec.targets)]
+        in_stacks = [name for name in stacks if any(_ends_with(name, target) for target in spec.targets)]
+        fields = {"target_modules": [target for target in spec.targets if set(ends[target]) & set(linear)]}
+    if head in matched:
+        raise ValueError(
+            f"adapter.targets: {head}, the head, carries no adapter, since losses read its weight: name others"
+        )
+    if not matched and not in_stacks:
+        raise ValueError(f"adapter.targets: {spec.targets!r} {_matches_nothing(str(spec.targets), body, stacks)}")
+    return Targets(matched, in_stacks, {**fields, **_stacked(in_stacks), **excluded})
+
+
+def _matches_nothing(target: str, linear: list[str], stacks: list[str]) -> str:
+    lasts = dict.fromkeys(name.rpartition(".")[2] for name in linear)
+    known = [*lasts, *dict.fromkeys(".".join(name.split(".")[-2:]) for name in stacks)]
+    listed = ", ".join(known[:SHOWN]) + (", …" if len(known) > SHOWN else "")
+    return f"matches no layer of the model{nearest(target, known)}. It has: {listed}; or leave `targets` out for all"
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _is_stack(name: str, weight: Any) -> bool:
+    """Whether a parameter holds the matrices of all experts of a layer."""
+    return weight.dim() == 3 and ".experts." in name
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+_NOTHING = r"(?!)"
+
+
+def _outside(model: Any) -> re.Pattern[str]:
+    """Names of blocks of multi-token prediction, which lie behind the decoder's layers and stay as they are."""
+    config = model.config.get_text_config()
+    if not getattr(config, "num_nextn_predict_layers", 0) or not hasattr(model, "speculation"):
+        return re.compile(_NOTHING)
+    depth = range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers)
+    return re.compile(rf"model\.layers\.({'|'.join(map(str, depth))})\..*")
+
+
+def _stacked(stacks: list[str]) -> dict[str, Any]:
+    return {"target_parameters": sorted(stacks)} if stacks else {}
+
+
+# ------------------------------------------------------------------------------------------- the trainer's arguments
+
+
+def defaults(config: Any, config_class: type[Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage kind's defaults for its trainer, with the learning rate of adapters if it trains one.
+
+    Args:
+        config: the stage's.
+        config_class: TRL's config class, whose own default counts where the stage kind has none.
+        ours: the stage kind's defaults.
+    """
+    if getattr(config, "adapter", None) is None:
+        return dict(ours)
+    rate = ours.get("learning_rate", config_class.__dataclass_fields__["learning_rate"].default)
+    return {**ours, "learning_rate": RATE_FACTOR * rate}
+
+
+def load_frozen(args: Any) -> None:
+    """Let a trainer load its model in the type that it computes in: a base that is not trained needs no float32."""
+    computed = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    args.model_init_kwargs = {"dtype": computed, **(args.model_init_kwargs or {})}
+
+
+def quantisation(spec: AdapterSpec, args: Any) -> Any:
+    """How bitsandbytes holds the base; NF4 with its scales quantised again, as QLoRA has it (arXiv 2305.14314)."""
+    from transformers import BitsAndBytesConfig
+
+    if spec.quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    computed = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=computed,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ the model
+
+
+@contextmanager
+def carried(adapter: Prepared | None, args: Any) -> Iterator[dict[str, Any]]:
+    """While a TRL trainer is made: what it is given besides, so that its model carries an adapter, if it is to.
+
+    Args:
+        adapter: from `prepare`.
+        args: the trainer's.
+    """
+    if adapter is None:
+        yield {}
+        return
+    more = {"peft_config": adapter.lora}
+    if adapter.spec.quantize != "none":
+        more["quantization_config"] = quantisation(adapter.spec, args)
+    with as_given():
+        yield more
+
+
+@contextmanager
+def as_given() -> Iterator[None]:
+    """While adapters are made or loaded, PEFT takes targets and weights by the names that the model has.
+
+    Left alone, it takes some architectures' targets for those of transformers 4: of a DeepSeek-V3, `all-linear` and
+    every list or pattern that names an MLP lose the dense and the shared experts, gain the router, and double the rank
+    of a stack of experts.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    names = ("convert_peft_config_for_transformers", "convert_peft_adapter_state_dict_for_transformers")
+    kept = {name: getattr(conversion, name) for name in names}
+    conversion.convert_peft_config_for_transformers = lambda *args, **kwargs: None
+    conversion.convert_peft_adapter_state_dict_for_transformers = (
+        lambda model, peft_config, adapter_state_dict, adapter_name="default": adapter_state_dict
+    )
+    try:
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(conversion, name, function)
+
+
+def settle(trainer: Any) -> None:
+    """Hold what a trainer with an adapter trains in float32; of other trainers nothing changes.
+
+    On a quantised base, TRL casts adapters to bfloat16, in which three quarters of their weights never move at a
+    learning rate of 1e-5. And TRL's ways to vLLM merge in place: they are given merged copies.
+    """
+    if not trained_by(trainer):
+        return
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if (generation := getattr(trainer, "vllm_generation", None)) is not None:
+        generation._iter_named_params = lambda: official_weights(trainer.accelerator.unwrap_model(trainer.model))
+    if trainer.accelerator.is_main_process:
+        trained = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+        log.info("%d weights of adapters are trained; the base stays as it is", trained)
+
+
+def trained_by(trainer: Any) -> bool:
+    """Whether a trainer's model carries an adapter."""
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    return base_of(policy) is not policy
+
+
+@contextmanager
+def off(model: Any) -> Iterator[None]:
+    """Compute with the base alone; `model` is PEFT's, without wrappers."""
+    with model.disable_adapter():
+        yield
+
+
+# ----------------------------------------------------------------------------------------------------------- publishing
+
+
+def save(trainer: Any, folder: Path, dtype: torch.dtype, context: StageContext[Any]) -> None:
+    """Save base and adapter merged as `model/`, and the adapter alone as `adapter/`; every rank must call it.
+
+    Args:
+        trainer: one whose model carries an adapter.
+        folder: where both go.
+        dtype: what merged weights are rounded to, once.
+        context: the stage, whose `model` the adapter belongs to.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    policy, main = trainer.accelerator.unwrap_model(trainer.model), trainer.is_world_process_zero()
+    # Copies: what is given may be a part of something larger, or of the model.
+    weights = {name: tensor.cpu().clone() for name, tensor in official_weights(policy, dtype) if main}
+    trainer.save_model(str(folder / ADAPTER))
+    if main:
+        target = folder / "model"
+        target.mkdir(parents=True, exist_ok=True)
+        save_torch_state_dict(weights, target, max_shard_size="5GB")
+        _save_configs(base_of(policy), target, dtype)
+        trainer.processing_class.save_pretrained(target)
+        _tidy(folder / ADAPTER, context)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _save_configs(base: Any, target: Path, dtype: torch.dtype) -> None:
+    """The configs of an ordinary model of the base's architecture."""
+    config = copy.deepcopy(base.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.architectures = [type(base).__name__.removeprefix("FSDP")]
+    config.dtype = dtype
+    config.save_pretrained(target)
+    if base.can_generate():
+        base.generation_config.save_pretrained(target)
+
+
+def _tidy(folder: Path, context: StageContext[Any]) -> None:
+    """Leave PEFT's two files, which name the base as whoever gets them can find it."""
+    for path in folder.iterdir():
+        if path.name not in ADAPTER_FILES:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path = folder / ADAPTER_FILES[0]
+    said = json.loads(path.read_text(encoding="utf-8"))
+    said["base_model_name_or_path"] = _base_name(context)
+    path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _base_name(context: StageContext[Any]) -> str:
+    """The stage's `model`: a hub id, a path, or for `@stage` the way from one artifact of the run to the other."""
+    name: str = context.config.model
+    if not name.startswith("@"):
+        return context.model_path(name)
+    artifact = context.inputs[name[1:]]  # runs/r/stages/<stage>/<fingerprint>, as this stage's will be
+    return os.path.join("..", "..", "..", *artifact.parts[-2:], "model")  # noqa: PTH118 - joins what is relative
