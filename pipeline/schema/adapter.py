@@ -173,3 +173,17 @@ class AdaptedConfig(TrainingConfig):
             yield ("trainer", "model_init_kwargs", "quantization_config"), "set adapter.quantize"
         if self.trainer.get("deepspeed"):
             yield ("trainer", "deepspeed"), f"{NO_DEEPSPEED}: use launch: {{accelerate: ddp}} or fsdp2-1node"
+
+
+def beside_rollouts(adapter: AdapterSpec, trainer: Mapping[str, Any]) -> Iterator[Fault]:
+    """What would part a policy with an adapter from its rollouts, or from its reference."""
+    if adapter.dropout:
+        why = "rollouts are sampled without dropout, and trained on with it their ratios would be noise: set it to 0"
+        yield ("adapter", "dropout"), why
+    if adapter.options.get("init_lora_weights") is False:
+        yield ("adapter", "init_lora_weights"), "the policy would not start from its reference, the base: leave it out"
+    if trainer.get("sync_ref_model"):
+        yield (
+            ("trainer", "sync_ref_model"),
+            "the reference of an adapter is its base, which stays as it is: leave it out",
+        )

@@ -24,7 +24,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.context import Outputs, StageContext
 from pipeline.samples import SAMPLES
-from pipeline.schema.adapter import POLICY_RANK, AdaptedConfig
+from pipeline.schema.adapter import POLICY_RANK, AdaptedConfig, beside_rollouts
 from pipeline.schema.efficiency import Efficiency, LengthChange, check_efficiency, check_lengths, kernels_fault
 from pipeline.schema.mtp import DraftSpec
 from pipeline.schema.pieces import (
@@ -179,19 +179,10 @@ class GrpoConfig(PromptedConfig, AdaptedConfig):
             yield ("efficiency", "fused_kernels"), why
 
     def beside_adapter(self) -> Iterator[Fault]:
-        """See `AdaptedConfig`; and what would part the policy from its rollouts or its reference."""
+        """See `AdaptedConfig`."""
         yield from super().beside_adapter()
-        if self.adapter is not None and self.adapter.dropout:
-            why = (
-                "rollouts are sampled without dropout, and trained on with it their ratios would be noise: set it to 0"
-            )
-            yield ("adapter", "dropout"), why
-        if self.adapter is not None and self.adapter.options.get("init_lora_weights") is False:
-            why = "the policy would not start from its reference, which is the base: leave it out"
-            yield ("adapter", "init_lora_weights"), why
-        if self.trainer.get("sync_ref_model"):
-            why = "the reference of an adapter is its base, which stays as it is: leave it out"
-            yield ("trainer", "sync_ref_model"), why
+        if self.adapter is not None:
+            yield from beside_rollouts(self.adapter, self.trainer)
 
     @property
     def switches(self) -> Efficiency:
