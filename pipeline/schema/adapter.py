@@ -85,7 +85,7 @@ class AdapterSpec(Strict):
         dropout: of what an adapter reads; 0 in a `grpo` stage, whose rollouts are sampled without.
         targets: what carries adapters: `all-linear` (all linear layers but the head; a DeepSeek-V3's attention, dense
             and shared experts as linear layers and its routed experts as whole stacks), a list of the last parts of
-            names, such as [q_proj, v_proj], or a regular expression for whole names.
+            names, such as [q_proj, v_proj] and, for stacks, experts.down_proj, or a regular expression for whole names.
         quantize: what the base is held in while it trains: `4bit` (NF4, its scales quantised again), `8bit`
             (LLM.int8()), or `none`. Needs a GPU and bitsandbytes (the extra `qlora`). Adapters stay in float32.
     """

@@ -22,6 +22,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,10 @@ def prepare(config: AdaptedConfig, path: str, task: str) -> Prepared | None:
     from peft import LoraConfig
 
     found = targets(spec, skeleton(path, task))
+    if found.stacks and (spec.dropout or spec.options.get("use_dora")):
+        field = "dropout" if spec.dropout else "use_dora"
+        names = ", ".join(sorted({name.rpartition(".")[2] for name in found.linear}))
+        raise ValueError(f"adapter.{field}: stacks of experts cannot have it: leave it out, or set targets: [{names}]")
     log.info("adapters on %d linear layers and %d stacks of experts", len(found.linear), len(found.stacks))
     alpha = int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha
     lora = LoraConfig(
@@ -145,13 +150,13 @@ def targets(spec: AdapterSpec, model: Any) -> Targets:
         in_stacks = [name for name in stacks if pattern.fullmatch(name)]
         fields: dict[str, Any] = {"target_modules": spec.targets if matched else []}
     else:
-        ends = {target: [name for name in (*linear, *stacks) if _ends_with(name, target)] for target in spec.targets}
-        for target, names in ends.items():
-            if not names:
+        layers = {target: [name for name in linear if _ends_with(name, target)] for target in spec.targets}
+        experts = {target: [name for name in stacks if "." in target and _ends_with(name, target)] for target in layers}
+        for target in layers:
+            if not layers[target] and not experts[target]:
                 raise ValueError(f"adapter.targets: {target!r} {_matches_nothing(target, body, stacks)}")
-        matched = [name for name in linear if any(_ends_with(name, target) for target in spec.targets)]
-        in_stacks = [name for name in stacks if any(_ends_with(name, target) for target in spec.targets)]
-        fields = {"target_modules": [target for target in spec.targets if set(ends[target]) & set(linear)]}
+        matched, in_stacks = (list(chain(*found.values())) for found in (layers, experts))
+        fields = {"target_modules": [target for target, names in layers.items() if names]}
     if head in matched:
         raise ValueError(
             f"adapter.targets: {head}, the head, carries no adapter, since losses read its weight: name others"

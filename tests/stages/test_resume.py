@@ -80,7 +80,7 @@ STAGES: dict[str, dict[str, Any]] = {
     },
     "sft-adapter": {
         **SFT,
-        "adapter": {"dropout": 0.1, "targets": r".*_proj"},
+        "adapter": {"dropout": 0.1, "targets": ["q_proj", "kv_b_proj", "down_proj"]},
         "trainer": {"num_train_epochs": 3, "save_steps": 3, "logging_steps": 1},
     },
     # Stacks of experts carry adapters, and the base is the reference

@@ -101,6 +101,11 @@ def test_targets_that_match_nothing_are_refused(models: Path, targets: Any, said
     assert "\n" not in str(error.value)
 
 
+def test_stacks_of_experts_refuse_what_they_cannot_have(models: Path) -> None:
+    with pytest.raises(ValueError, match=r"adapter\.dropout: stacks of experts cannot .* targets: \[down_proj, gate"):
+        prepared(models / "v3", {"dropout": 0.1}, "sft")
+
+
 def test_what_fine_tuning_trains_is_what_stock_trl_trains(models: Path, tmp_path: Path) -> None:
     rows = Dataset.from_list([{"input_ids": [5, 6, 7, 8, 9, 10], "labels": [-100, -100, 7, 8, 9, 10]}] * 8)
     settings = {"learning_rate": 0.5, "max_steps": 3, "logging_steps": 1, "bf16": False, "use_cpu": True, "seed": 3}
