@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from pipeline import contexts, launch_checks, placement, refusals
+from pipeline import contexts, files, launch_checks, placement, refusals
 from pipeline.context import exists
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.vllm.options import check_options
@@ -180,11 +180,11 @@ def _check_references(recipe: Recipe, stage: str, config: StageConfig, names: Se
 
 def _check_files(config: StageConfig, base: Path) -> Iterator[Fault]:
     for loc, path in input_files(config, base):
-        if not path.exists():
+        if not files.matching(path):
             yield loc, f"there is no file or folder {path}"
     for leaf in walk(config):
         if leaf.marker(InputFile) and isinstance(leaf.value, str) and not leaf.value.startswith("@"):
-            local = _looks_local(leaf.value) or exists(located(leaf.value, base))
+            local = _looks_local(leaf.value) or files.matching(located(leaf.value, base))
             if not local and not _HUB_ID.fullmatch(leaf.value):
                 yield leaf.loc, f"{leaf.value!r} is neither '@stage', a file, nor a hub id"
 
@@ -225,7 +225,7 @@ def _check_rewards(config: StageConfig, recipe: Recipe) -> Iterator[Fault]:
     for leaf in walk(config):
         if isinstance(leaf.value, list) and leaf.value and all(isinstance(item, RewardSpec) for item in leaf.value):
             yield from _check_gates(leaf)
-            yield from _check_routes(leaf, [spec.use for spec in getattr(config, "tasks", None) or ()])
+            yield from _check_routes(leaf, [spec.title for spec in getattr(config, "tasks", None) or ()])
         if isinstance(leaf.value, RewardSpec) and leaf.value.use != ACCURACY:
             try:
                 spec, in_trainer = leaf.value, config.trainer_class is not None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pipeline.schema.pieces import RolloutSpec, StageConfig
+from pipeline.schema.pieces import RolloutSpec, StageConfig, TaskSpec
 from rewards.registry import located
 
 C = TypeVar("C", bound=StageConfig)
@@ -41,6 +41,7 @@ class StageContext(Generic[C]):
         seed: the seed to use.
         events: file that progress and metrics are appended to.
         tasks: the recipe's `tasks:` definitions, for resolving names.
+        evaluated: the tasks that the recipe's `evaluate` stages score: what no stage is to learn.
     """
 
     name: str
@@ -52,6 +53,7 @@ class StageContext(Generic[C]):
     seed: int
     events: Path
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    evaluated: Sequence[TaskSpec] = ()
 
     def model_path(self, ref: str) -> str:
         """What to give to `from_pretrained`: the folder behind `@stage`, a local folder, or the hub id as it is."""

@@ -11,17 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, checks, durable
+from pipeline import artifacts, checks, durable, files, hub
 from pipeline.recipe import Recipe
 from pipeline.schema.environment import recorded
+from pipeline.schema.hub import HubSource
 from pipeline.schema.pieces import StageConfig, TaskSpec
-from pipeline.schema.walk import walk
+from pipeline.schema.walk import replaced, walk
+from pipeline.tasks.resolve import repository
 
 WHOLE_FILE_LIMIT = 64 * 2**20
 """Bytes up to which a file's content is hashed; larger ones (weights) count by size and modification time."""
@@ -71,7 +73,11 @@ class Step:
 
 
 def build(recipe: Recipe) -> dict[str, Node]:
-    """The stages as nodes, in an order in which they can run (the file's order wherever that is possible)."""
+    """The stages as nodes, in an order in which they can run (the file's order wherever that is possible).
+
+    Data sets on the hub stand in them at the commit that they have now; see `pinned`.
+    """
+    recipe = pinned(recipe)
     inputs = {
         name: sorted({target for _, target, _ in checks.references(config)}) for name, config in recipe.stages.items()
     }
@@ -86,6 +92,27 @@ def build(recipe: Recipe) -> dict[str, Node]:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         nodes[name] = Node(name, config, used, tuple(dict.fromkeys(waits[name])), digest, identity)
     return nodes
+
+
+def pinned(recipe: Recipe) -> Recipe:
+    """A recipe in which every data set on the hub has the commit that its revision stands for now.
+
+    One that cannot be found stays as it is: `pipeline.needs` says why before anything runs.
+    """
+    definitions = {name: definition.model_dump() for name, definition in recipe.tasks.items()}
+
+    def change(value: Any) -> Any:
+        try:
+            if isinstance(value, HubSource):
+                return value if (found := hub.pinned(value)) == value else found
+            if isinstance(value, TaskSpec) and (source := repository(value, definitions, recipe.base)) is not None:
+                options = {**value.options, "revision": hub.commit(source)}
+                return value if options == value.options else value.model_copy(update={"options": options})
+        except hub.HubError:
+            return value
+        return value
+
+    return replace(recipe, stages={name: replaced(config, change) for name, config in recipe.stages.items()})
 
 
 def plan(nodes: Mapping[str, Node], run: Path, verify: bool = False) -> list[Step]:
@@ -121,7 +148,7 @@ def _identity(recipe: Recipe, config: StageConfig, inputs: Mapping[str, str]) ->
         _as_written(path, recipe.base): content_hash(path)
         for settings in (config, *definitions.values())
         for _, path in checks.input_files(settings, recipe.base)
-        if path.exists()
+        if files.matching(path)
     }
     return {
         "kind": config.kind,
@@ -139,11 +166,15 @@ def _as_written(path: Path, base: Path) -> str:
 
 
 def content_hash(path: Path) -> str:
-    """Hash of a file, or of everything in a folder; files beyond `WHOLE_FILE_LIMIT` count by size and time."""
+    """Hash of a file, of all files that a pattern fits, or of everything in a folder.
+
+    Files beyond `WHOLE_FILE_LIMIT` count by size and time.
+    """
     digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else files.matching(path)
+    for file in found:
         stat = file.stat()
-        digest.update(f"{file.relative_to(path) if file != path else file.name}\0{stat.st_size}\0".encode())
+        digest.update(f"{file.relative_to(path) if path.is_dir() else file.name}\0{stat.st_size}\0".encode())
         digest.update(str(stat.st_mtime_ns).encode() if stat.st_size > WHOLE_FILE_LIMIT else file.read_bytes())
     return digest.hexdigest()
 

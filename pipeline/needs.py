@@ -14,16 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import gpus, placement, source
+from pipeline import files, gpus, hub, placement, source
 from pipeline.checks import input_files
+from pipeline.data.corpora import CorpusSpec
+from pipeline.data.mixture import DataSource
 from pipeline.launch_checks import accelerate_config
 from pipeline.recipe import Recipe
-from pipeline.rows import RowError, read_rows
+from pipeline.rows import RowError
+from pipeline.schema.hub import HubSource
 from pipeline.schema.pieces import Fault, Product, Ref, RewardSpec, RolloutSpec, StageConfig, TaskSpec
 from pipeline.schema.walk import walk
 from pipeline.tasks import base as tasks
-from pipeline.tasks.resolve import merged
+from pipeline.tasks.resolve import merged, repository, resolve
 from rewards import registry
+from rewards.registry import located
 
 TRACKERS = {
     "azure_ml": "azureml",
@@ -50,6 +54,7 @@ OPTIMIZERS = {
 """Part of an optimizer's name -> the package it comes from; the first that fits counts."""
 GENERATED = "reasoning_gym"
 """A task and a reward that need the package of that name."""
+SOURCES = (CorpusSpec, DataSource)
 READ_BYTES = 256 * 2**20
 """Largest data file that is read through before a run: a few seconds."""
 
@@ -109,12 +114,50 @@ def broken_data(config: StageConfig, base: Path) -> Iterator[Fault]:
     """Data files of a stage that cannot be read through, or hold no row."""
     asked = {leaf.loc for leaf in walk(config) if (ref := leaf.marker(Ref)) and ref.product is Product.DATASET}
     for loc, path in input_files(config, base):
-        if loc in asked and path.is_file() and path.stat().st_size <= READ_BYTES:
+        if loc in asked and (found := files.matching(path)) and sum(map(_bytes, found)) <= READ_BYTES:
             try:
-                if sum(1 for _ in read_rows(path)) == 0:
+                if sum(1 for _ in files.read(path)) == 0:
                     yield loc, f"{path} holds no rows"
             except RowError as error:
                 yield loc, str(error)
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+
+
+def unfound(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
+    """Data sets on the hub that are not there, may not be read, or have no such revision."""
+    definitions = {name: definition.model_dump() for name, definition in recipe.tasks.items()}
+    for leaf in walk(config):
+        sought = leaf.value if isinstance(leaf.value, HubSource) else None
+        if isinstance(leaf.value, TaskSpec):
+            sought = repository(leaf.value, definitions, recipe.base)
+        try:
+            if sought is not None:
+                hub.commit(sought)
+        except hub.HubError as error:
+            yield leaf.loc, str(error)
+
+
+def broken_sources(config: StageConfig, base: Path) -> Iterator[Fault]:
+    """Sources of rows whose first row is none that training reads: a wrong field, configuration or split."""
+    from pipeline.data import corpora, mixture
+
+    def locate(name: str) -> Path:
+        return located(name, base).resolve()
+
+    for leaf in walk(config):
+        source = getattr(leaf.value, "source", None) if isinstance(leaf.value, SOURCES) else None
+        if source is None or (isinstance(source, str) and source.startswith("@")):
+            continue
+        try:
+            if isinstance(leaf.value, corpora.CorpusSpec):
+                next(corpora.documents(leaf.value, locate), None)
+            else:
+                mixture.check(leaf.value, locate, pairs=config.kind == "reward_model")
+        except mixture.DataError as error:
+            yield (*leaf.loc, "from"), str(error)
 
 
 def broken_tasks(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
@@ -128,12 +171,11 @@ def broken_tasks(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
         use, options, _ = merged(spec, definitions)
         if use not in tasks.BUILTIN:
             continue
-        task = tasks.load(use, options, recipe.base)
-        if not any(options.get(name) for name in task.path_options):
-            continue
         try:
-            task.problems(spec.split, spec.problems, seed)
-        except tasks.TaskError as error:
+            task = resolve(spec, definitions, recipe.base).task
+            if any(options.get(name) for name in task.path_options) or task.repository is not None:
+                task.problems(spec.split, None if spec.filter else spec.problems, seed)
+        except (tasks.TaskError, RowError) as error:
             yield leaf.loc, str(error)
 
 
@@ -150,7 +192,10 @@ def unmet(recipe: Recipe, stages: list[str], run: bool = False) -> list[str]:
     told = [f"{'.'.join(map(str, ('stages', name, *loc)))}: {message}" for name, (loc, message) in asked]
     for name in stages:
         config = recipe.stages[name]
-        read = (*broken_code(config, recipe.base), *broken_tasks(recipe, config)) if run else ()
-        for loc, message in (*missing(config, recipe.base), *read, *broken_data(config, recipe.base)):
+        found = [*missing(config, recipe.base), *unfound(recipe, config)]
+        if run and not found:
+            found += [*broken_code(config, recipe.base), *broken_tasks(recipe, config)]
+            found += broken_sources(config, recipe.base)
+        for loc, message in (*found, *broken_data(config, recipe.base)):
             told.append(f"{'.'.join(map(str, ('stages', name, *loc)))}: {message}")
     return told

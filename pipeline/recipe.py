@@ -20,18 +20,22 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline import checks, source
 from pipeline.durable import LONGEST_NAME
 from pipeline.schema.environment import HIDDEN
-from pipeline.schema.pieces import Launch, Seed, StageConfig, Strict
+from pipeline.schema.pieces import Launch, Seed, StageConfig, Strict, TaskFilter, TaskSpec
+from pipeline.schema.walk import replaced
 from pipeline.source import Issue, Loc, RecipeError, Source, brief
 from pipeline.stages.registry import KINDS, config_class
+from pipeline.tasks.resolve import with_options
 from rewards.registry import nearest
 
 __all__ = ["Issue", "Recipe", "RecipeError", "TaskDefinition", "load", "locate", "shipped"]
 
+EVALUATE, PASS_RATE = "evaluate", "pass_rate"
+"""Stage kinds that other stages are told about; `pass_rate` is also the column that such a stage measures."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -42,13 +46,20 @@ class TaskDefinition(Strict):
         use: a built-in task, `package.module:Class`, or `file.py:Class`.
         template: prompt template; the task's own if not given.
         options: arguments of the task.
+        filter: which of its problems, unless a stage says otherwise.
         bad_rows: what happens to rows without a usable answer; see `TaskSpec`.
     """
 
     use: str
     template: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    filter: TaskFilter | None = None
     bad_rows: Literal["error", "skip"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        return with_options(value) if isinstance(value, Mapping) else value
 
 
 class _Header(Strict):
@@ -90,9 +101,21 @@ class Recipe:
     data: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def evaluated(self) -> list[TaskSpec]:
+        """The tasks that its `evaluate` stages score, whole: what no stage is to learn unless it says so."""
+        scored = [spec for config in self.stages.values() if config.kind == EVALUATE for spec in tasks_of(config)]
+        whole = {"problems": None, "filter": None}
+        return list({spec.label: spec.model_copy(update=whole) for spec in scored}.values())
+
+    @property
     def base(self) -> Path:
         """The folder of the recipe file."""
         return self.path.parent
+
+
+def tasks_of(config: StageConfig) -> list[TaskSpec]:
+    """The field `tasks` of a stage; empty if it has none."""
+    return list(getattr(config, "tasks", None) or ())
 
 
 def shipped() -> dict[str, Path]:
@@ -157,7 +180,7 @@ def check(text: Source) -> Recipe:
                 many = f"with `defaults` and `launch` the stages hold more than {source.MAX_VALUES:,} values"
                 issues.append(text.issue(("stages", stage), many))
                 break
-            stages[stage] = _stage(stage, merged, text)
+            stages[stage] = _filtered(_stage(stage, merged, text), header)
         except RecipeError as error:
             issues.extend(error.issues)
     recipe = Recipe(
@@ -198,6 +221,23 @@ def _stage(stage: str, merged: Mapping[str, Any], text: Source) -> StageConfig:
         return model.model_validate(merged)
     except ValidationError as error:
         raise RecipeError(_explain(error, model, text, ("stages", stage))) from error
+
+
+def _filtered(config: StageConfig, header: _Header) -> StageConfig:
+    """Filters of the recipe's task definitions in the stages that use them, and whose numbers they mean."""
+    measuring = [name for name, values in header.stages.items() if values.get("kind") == PASS_RATE]
+
+    def change(value: Any) -> Any:
+        if not isinstance(value, TaskSpec):
+            return value
+        defined = header.tasks.get(value.use)
+        chosen = value.filter or (defined.filter if defined is not None else None)
+        if chosen is not None and chosen.source is None and PASS_RATE in chosen.wanted and len(measuring) == 1:
+            chosen = chosen.model_copy(update={"source": f"@{measuring[0]}"})
+        return value if chosen is value.filter else value.model_copy(update={"filter": chosen})
+
+    filtered: StageConfig = replaced(config, change) if config.kind != PASS_RATE else config
+    return filtered
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

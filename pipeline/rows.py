@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import lzma
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline import durable
 
@@ -14,18 +17,44 @@ class RowError(ValueError):
     """A row that cannot be read or lacks what is asked of it; the message begins with `file:line`."""
 
 
+COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
+"""Suffixes of compressed files, which are read as what they hold."""
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file for reading, as what it holds if it is compressed.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        import gzip
+
+        return gzip.open(path)  # type: ignore[return-value]
+    if suffix in (".xz", ".bz2"):
+        import bz2
+
+        return lzma.open(path) if suffix == ".xz" else bz2.open(path)
+    if suffix == ".zst":
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")  # type: ignore[no-any-return]
+    return path.open("rb")
+
+
 def read_rows(path: Path, bad: list[RowError] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a JSONL file, each with its place, such as `data.jsonl:17`; blank lines are skipped.
 
     Args:
-        path: the file.
+        path: the file; compressed if its name says so (`.gz`, `.zst`, `.xz`, `.bz2`).
         bad: takes the errors of lines that are no rows, which are raised without it.
 
     Raises:
         RowError: the file does not exist, or a line is not a JSON object of text that can be written again.
     """
     try:
-        with path.open(encoding="utf-8") as source:
+        with io.TextIOWrapper(open_bytes(path), encoding="utf-8") as source:
             for number, line in enumerate(source, start=1):
                 if not line.strip():
                     continue
@@ -38,7 +67,7 @@ def read_rows(path: Path, bad: list[RowError] | None = None) -> Iterator[tuple[s
                     bad.append(error)
                     continue
                 yield place, row
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
         raise RowError(f"cannot read {path}: {error}") from error
 
 

@@ -93,6 +93,7 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
         KeyboardInterrupt: interrupted; all stages were stopped, and the same command resumes.
     """
     with _working_on(run):
+        recipe = graph.pinned(recipe)
         nodes = graph.build(recipe)
         steps, slots = graph.plan(nodes, run), Slots(nodes, recipe.base, observer)
         recording.record(recipe, nodes, run, slots.wanted)

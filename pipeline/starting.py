@@ -66,6 +66,7 @@ def start(
         base=str(recipe.base),
         tasks={name: definition.model_dump(mode="json") for name, definition in recipe.tasks.items()},
         seed=node.config.seed or 0,
+        evaluated=[spec.model_dump(mode="json", by_alias=True) for spec in recipe.evaluated],
     )
     whole = asdict(job)
     durable.write(scratch / "job.json", json.dumps(environment.names_only(whole)))

@@ -24,7 +24,7 @@ from pipeline.artifacts import MANIFEST
 from pipeline.context import StageContext
 from pipeline.locks import stage_lock
 from pipeline.schema import environment
-from pipeline.schema.pieces import StageConfig, TrainingConfig
+from pipeline.schema.pieces import StageConfig, TaskSpec, TrainingConfig
 from pipeline.stages.registry import config_class, run_function
 from rewards.parent import end_with_parent, guard_group
 
@@ -47,6 +47,7 @@ class Job:
         base: folder of the recipe.
         tasks: the recipe's task definitions.
         seed: seed of the stage.
+        evaluated: the tasks that the recipe scores.
         awaited: those of the inputs that are still being published.
     """
 
@@ -56,6 +57,7 @@ class Job:
     base: str
     tasks: Mapping[str, Mapping[str, Any]]
     seed: int
+    evaluated: Sequence[Mapping[str, Any]] = ()
     awaited: Sequence[str] = ()
 
 
@@ -102,6 +104,7 @@ def _run(job: Job, scratch: Path) -> None:
         seed=job.seed,
         events=scratch / "events.jsonl",
         tasks=job.tasks,
+        evaluated=[TaskSpec.model_validate(spec) for spec in job.evaluated],
     )
     run = run_function(config.kind)
     if job.awaited:

@@ -37,8 +37,9 @@ class Exact:
         return first.extracted == second.extracted
 
     def _judge(self, item: Item) -> Verdict:
-        gold = " ".join(str(item.answer).split()) if item.answer is not None else ""
-        if not says_something(gold):
+        given = item.answer if isinstance(item.answer, list | tuple) else [item.answer]
+        golds = [gold for one in given if one is not None and says_something(gold := " ".join(str(one).split()))]
+        if not golds:
             return Verdict.of(Status.BAD_GOLD, detail="there is no gold answer")
         _, rest = item.split()
         found = answer_tag(rest)
@@ -47,4 +48,4 @@ class Exact:
         answer = " ".join((found or "").split())
         if not answer:
             return Verdict.of(Status.NO_ANSWER, detail="there is no answer after the thought")
-        return Verdict.of(Status.CORRECT if answer == gold else Status.WRONG, answer)
+        return Verdict.of(Status.CORRECT if answer in golds else Status.WRONG, answer)

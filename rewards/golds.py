@@ -23,7 +23,7 @@ COMPARING = ("exact", "judge")
 _NOTHING = frozenset(
     (
         *("tbd", "todo", "omitted", "placeholder", "not available", "not applicable", "not given", "not provided"),
-        *("no answer", "none given", "none provided", "proof problem", "proof question"),
+        *("no answer", "not found", "notfound", "none given", "none provided", "proof problem", "proof question"),
         *("证明略", "答案略", "见解析", "证明见解析", "答案见解析", "暂无"),
     )
 )

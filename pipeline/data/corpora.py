@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.columns import FieldError, lookup
 from pipeline.context import StageContext
 from pipeline.data import corpus as corpora
-from pipeline.data.filters import Contamination
-from pipeline.schema.pieces import DataRef, Fault, Strict
+from pipeline.data.cleaning import Cleaner, Seen
+from pipeline.schema.hub import RowsRef
+from pipeline.schema.pieces import Fault, Strict
 
 
 class CorpusSpec(Strict):
@@ -21,13 +23,15 @@ class CorpusSpec(Strict):
         use: a corpus (see `pipeline.data.corpus`): a built-in name, or `file.py:Class`.
         documents: how many documents to generate.
         options: arguments of the corpus.
-        source: `@stage` or a JSONL file, instead of `use`; `from` in a recipe.
+        source: `@stage`, files or `{hub: …}`, instead of `use`; `from` in a recipe.
+        text: the field with the text of a row, of rows.
     """
 
     use: str | None = None
     documents: Annotated[int, Field(gt=0)] | None = None
     options: dict[str, Any] = Field(default_factory=dict)
-    source: DataRef | None = Field(default=None, alias="from")
+    source: RowsRef | None = Field(default=None, alias="from")
+    text: str = "text"
 
     @model_validator(mode="after")
     def _one_kind(self) -> CorpusSpec:
@@ -35,6 +39,8 @@ class CorpusSpec(Strict):
             raise ValueError("a corpus has either `use` (generated) or `from` (rows)")
         if (self.use is None) != (self.documents is None):
             raise ValueError("`documents` says how many a generated corpus (`use`) makes")
+        if self.use is not None and self.text != "text":
+            raise ValueError("`text` names a field of rows (`from`)")
         return self
 
 
@@ -56,29 +62,37 @@ def faults(corpus: Sequence[CorpusSpec], base: Path) -> Iterator[Fault]:
                 yield ("corpus", index), str(error)
 
 
-def texts(
-    corpus: Sequence[CorpusSpec], context: StageContext[Any], unclean: Contamination | None = None
-) -> Iterator[str]:
-    """The documents of all corpora, one corpus after another; without those that ask what a test set asks.
+def texts(corpus: Sequence[CorpusSpec], context: StageContext[Any], cleaner: Cleaner | None = None) -> Iterator[str]:
+    """The documents of all corpora, one corpus after another; without those that ask what a test set asks, and rows
+    that came before.
 
     Raises:
         DataError: a row without a text, or a file that cannot be read.
         CorpusError: an impossible option of a generated corpus.
     """
-    for document in _documents(corpus, context):
-        if unclean is None or unclean.clean([document], str):
-            yield document
+    seen = Seen()
+    for spec in corpus:
+        found = _generated(spec, context) if spec.source is None else documents(spec, context.data_path)
+        for place, document in found:
+            if cleaner is None or cleaner.keeps(document, place, seen=None if spec.use else seen):
+                yield document
 
 
-def _documents(corpus: Sequence[CorpusSpec], context: StageContext[Any]) -> Iterator[str]:
+def _generated(spec: CorpusSpec, context: StageContext[Any]) -> Iterator[tuple[str, str]]:
+    made = corpora.load(str(spec.use), context.resolved(spec.options), context.base)
+    for number, document in enumerate(made.documents(spec.documents or 0, context.seed), start=1):
+        yield f"{spec.use}, document {number}", document
+
+
+def documents(spec: CorpusSpec, locate: Callable[[str], Path]) -> Iterator[tuple[str, str]]:
+    """The documents of a corpus of rows, each with its place; see `texts` for the errors."""
     from pipeline.data import mixture
 
-    for spec in corpus:
-        if spec.use is not None and spec.documents is not None:
-            made = corpora.load(spec.use, context.resolved(spec.options), context.base)
-            yield from made.documents(spec.documents, context.seed)
-        elif spec.source is not None:
-            for row in mixture.read(context.data_path(spec.source)):
-                if not isinstance(row.get("text"), str):
-                    raise mixture.DataError(f"{spec.source}: a row without a text: {str(row)[:200]}")
-                yield row["text"]
+    for row in mixture.raw(spec.source or "", locate):
+        try:
+            text = lookup(row, spec.text)
+        except FieldError as error:
+            raise mixture.DataError(f"{row.place}: {error}") from error
+        if not isinstance(text, str):
+            raise mixture.DataError(f"{row.place}: a row without a text: {str(row)[:200]}")
+        yield row.place, text

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -49,7 +49,7 @@ class Account:
         trained_tokens: tokens that the loss counts.
         too_long: examples that were dropped because they exceed the longest allowed length.
         longest: tokens in the longest example, dropped ones included.
-        contaminated: rows or documents that were left out because they ask what a test set asks.
+        left_out: rows or documents that were left out because they ask what a test set asks, or came before.
     """
 
     examples: int
@@ -57,7 +57,7 @@ class Account:
     trained_tokens: int
     too_long: int
     longest: int
-    contaminated: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, int | dict[str, int]]:
         """As metrics of a stage."""
@@ -66,12 +66,13 @@ class Account:
             "trained_tokens": self.trained_tokens,
             "longest": self.longest,
             "dropped": {"too_long": self.too_long},
+            **self.left_out,
         }
 
 
 def completions(
     tokenizer: Any,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Iterable[Mapping[str, Any]],
     max_length: int,
     too_long: TooLong,
     renderer: Renderer | None = None,

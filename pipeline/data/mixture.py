@@ -7,25 +7,43 @@ A row is one of
     {"prompt": "2 + 2 =", "completion": " 4"}
     {"text": "Two and two make four."}
 
-and may have further columns, which are left alone. Chats may have `tools` (JSON schemas) and `chat_template_kwargs`
+and may have further columns, which are left alone. ShareGPT's and Alpaca's rows are read, too (see
+`pipeline.data.shapes`). Rows come from a stage, from files in any of the usual formats (see `pipeline.files`), or from
+the hub::
+
+    data: ["@samples", chats/*.parquet, {from: {hub: open-r1/Mixture-of-Thoughts, config: math}, take: 20000}]
+
+Chats may have `tools` (JSON schemas) and `chat_template_kwargs`
 beside them, and messages what `pipeline.messages` knows: `tool_calls`, `reasoning_content`, `weight`, parts of text.
 """
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from pipeline import files, hub
+from pipeline.columns import FieldError, lookup, passes
 from pipeline.context import StageContext
-from pipeline.data.filters import Contamination
-from pipeline.messages import without
-from pipeline.rows import RowError, read_rows
-from pipeline.schema.pieces import DataRef, Strict
+from pipeline.data.cleaning import Cleaner, Seen
+from pipeline.data.shapes import PAIR, known
+from pipeline.messages import MessageError, conversation, without
+from pipeline.rows import RowError
+from pipeline.schema.hub import Columns, HubSource, RowsRef
+from pipeline.schema.pieces import Strict
 from rewards.text import plain
+
+Locate = Callable[[str], Path]
+MOST_TIMES = 255
+"""How often a row can come up in an epoch: a byte counts it."""
+LEARNT = ("messages", "prompt", "completion", "text", "chosen", "rejected", "tools")
+"""Keys that make two rows the same, whatever else stands beside them."""
 
 
 class Row(dict[str, Any]):
@@ -46,14 +64,19 @@ class DataSource(Strict):
     """One source of a mixture.
 
     Attributes:
-        source: `@stage` or a JSONL file; `from` in a recipe.
+        source: `@stage`, files, or `{hub: owner/name, config, split, revision}`; `from` in a recipe.
+        columns: keys of training rows and the fields they are taken from, such as `{prompt: problem, completion:
+            solution}`, with dots for fields within fields; rows are taken as they are if not given.
+        filter: rows to take, by their fields: `{source: aime, level: [3, 5]}` (see `pipeline.columns`).
         take: how many of its rows, drawn by the stage's seed; all if not given.
         weight: how often a row comes up in an epoch: with 2 each one is there twice, with 0.5 every other one is.
         ignore: keys of messages that are left out, such as [name]; what a chat template does not use is an error
             otherwise.
     """
 
-    source: DataRef = Field(alias="from")
+    source: RowsRef = Field(alias="from")
+    columns: Columns = Field(default_factory=dict)
+    filter: dict[str, Any] = Field(default_factory=dict)
     take: Annotated[int, Field(gt=0)] | None = None
     weight: Annotated[float, Field(gt=0)] = 1.0
     ignore: list[str] = Field(default_factory=list)
@@ -68,15 +91,68 @@ DataField = Annotated[DataSource, BeforeValidator(_parse)]
 
 
 def read(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL file.
+    """The rows of files.
 
     Raises:
-        DataError: the file is missing, or a line is not a JSON object; the message names the line.
+        DataError: a file is missing, or a row cannot be read; the message names it.
     """
     try:
-        yield from (Row(row, place) for place, row in read_rows(path))
+        yield from (Row(row, place) for place, row in files.read(path))
     except RowError as error:
         raise DataError(str(error)) from error
+
+
+def raw(source: str | HubSource, locate: Locate) -> Iterator[Row]:
+    """The rows of a stage, of files or of a data set on the hub, as they are; see `read` for the errors."""
+    if isinstance(source, str):
+        yield from read(locate(source))
+        return
+    try:
+        yield from (Row(row, place) for place, row in hub.rows(source))
+    except RowError as error:
+        raise DataError(str(error)) from error
+
+
+def shaped(source: DataSource, locate: Locate) -> Iterator[Row]:
+    """The rows of a source that pass its filter, in a shape that training reads.
+
+    Raises:
+        DataError: see `read`; or a row lacks a field, or holds a turn that no chat has.
+    """
+    for row in raw(source.source, locate):
+        try:
+            if source.filter and not passes(row, source.filter):
+                continue
+            chosen = {name: lookup(row, name_there) for name, name_there in source.columns.items()} or row
+            yield Row(without(known(chosen), source.ignore), row.place)
+        except (FieldError, MessageError) as error:
+            raise DataError(f"{row.place}: {error}") from error
+
+
+def check(source: DataSource, locate: Locate, pairs: bool = False) -> None:
+    """Make sure that the first row of a source is one to train on: a pair of responses, or a row as at the top.
+
+    Raises:
+        DataError: it is none; or see `shaped`.
+    """
+    row = next(shaped(source, locate), None)
+    if row is None:
+        return
+    try:
+        known = all(row.get(name) for name in PAIR) if pairs else _is_training_row(row)
+    except MessageError as error:
+        raise DataError(f"{row.place}: {error}") from error
+    if not known:
+        wanted = "chosen and rejected" if pairs else "messages, or prompt and completion"
+        raise DataError(
+            f"{row.place}: wants {wanted}, and has: {', '.join(row)}; say which of its fields they are with columns:"
+            " {prompt: …}"
+        )
+
+
+def _is_training_row(row: Row) -> bool:
+    bare = isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str)
+    return bare or conversation(row) is not None
 
 
 def asked(row: Row) -> str:
@@ -94,30 +170,73 @@ def _said_by_user(part: Any) -> str:
     return "\n\n".join(map(plain, said))
 
 
-def mixed(sources: Sequence[DataSource], context: StageContext[Any], unclean: Contamination | None = None) -> list[Row]:
+def whole(row: Row) -> str:
+    """All of a row that is learnt, as a text."""
+    return json.dumps([row.get(key) for key in LEARNT], ensure_ascii=False, default=str)
+
+
+@dataclass
+class Mixture:
+    """The rows of several sources, which are read anew each time they are asked for: memory holds some of them.
+
+    Attributes:
+        locate: gives the file behind `@stage` or a path.
+        parts: each source, and how often each of its rows comes up.
+    """
+
+    locate: Locate
+    parts: list[tuple[DataSource, bytearray]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Row]:
+        for source, times in self.parts:
+            for row, often in zip(shaped(source, self.locate), times, strict=True):
+                for _ in range(often):
+                    yield row
+
+    def __contains__(self, row: object) -> bool:
+        return any(row == other for other in self)
+
+    def __len__(self) -> int:
+        return sum(sum(times) for _, times in self.parts)
+
+
+def mixed(sources: Sequence[DataSource], context: StageContext[Any], cleaner: Cleaner | None = None) -> Mixture:
     """The rows of all sources, taken and repeated as they ask; the trainer shuffles them.
+
+    All rows are read once to choose among them, and once more when they are asked for.
 
     Args:
         sources: where they come from.
         context: the stage.
-        unclean: leaves out rows that ask what a test set asks, before any are taken.
+        cleaner: leaves out rows that ask what a test set asks, and those that came before, before any are taken.
 
     Raises:
-        DataError: see `read`; or a source is empty, or holds fewer rows than are to be taken.
+        DataError: see `shaped`; or a source is empty, or holds fewer rows than are to be taken.
     """
-    rows: list[Row] = []
-    for position, source in enumerate(sources):
-        own = list(read(context.data_path(source.source)))
-        if not own:
-            raise DataError(f"{source.source} has no rows")
-        if unclean is not None and not (own := unclean.clean(own, asked)):
-            raise DataError(f"{source.source} has no rows but those of the test sets under `decontaminate`")
-        if source.take is not None and source.take > len(own):
-            raise DataError(f"{source.source} has {len(own)} rows, fewer than the {source.take} to be taken")
-        random.Random(f"{context.seed} {position}").shuffle(own)
-        own = own[: source.take]
-        if source.ignore:
-            own = [Row(without(row, source.ignore), row.place) for row in own]
-        whole, part = divmod(round(source.weight * len(own)), len(own))
-        rows += own * whole + own[:part]
-    return rows
+    seen = Seen()
+    return Mixture(context.data_path, [(s, _times(s, at, context, cleaner, seen)) for at, s in enumerate(sources)])
+
+
+def _times(
+    source: DataSource, position: int, context: StageContext[Any], cleaner: Cleaner | None, seen: Seen
+) -> bytearray:
+    """How often each row of a source comes up."""
+    times = bytearray()
+    for row in shaped(source, context.data_path):
+        times.append(cleaner is None or cleaner.keeps(asked(row), row.place, whole(row), seen))
+    kept = [at for at, keep in enumerate(times) if keep]
+    if not times:
+        raise DataError(f"{source.source} has no rows" + (f" that pass {source.filter}" if source.filter else ""))
+    if not kept:
+        raise DataError(f"{source.source} has no rows but those of the test sets under `decontaminate`, or of before")
+    if source.take is not None and source.take > len(kept):
+        raise DataError(f"{source.source} has {len(kept)} rows, fewer than the {source.take} to be taken")
+    random.Random(f"{context.seed} {position}").shuffle(kept)
+    taken = kept[: source.take]
+    often, more = divmod(round(source.weight * len(taken)), len(taken))
+    if often >= MOST_TIMES:
+        raise DataError(f"{source.source}: a weight of {source.weight:g} is more than {MOST_TIMES}")
+    times = bytearray(len(times))
+    for rank, at in enumerate(taken):
+        times[at] = often + (rank < more)
+    return times

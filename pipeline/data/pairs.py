@@ -9,7 +9,7 @@ A row is one of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.mixture import DataError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def tokenised(
-    reader: ConversationReader, rows: Sequence[Mapping[str, Any]], max_length: int, renderer: Renderer | None = None
+    reader: ConversationReader, rows: Collection[Mapping[str, Any]], max_length: int, renderer: Renderer | None = None
 ) -> tuple[Dataset, dict[str, Any]]:
     """Tokenise pairs.
 

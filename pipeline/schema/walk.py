@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -31,6 +31,23 @@ def walk(config: BaseModel, loc: Loc = ()) -> Iterator[Leaf]:
         yield from _walk(info.annotation, tuple(info.metadata), getattr(config, name), (*loc, info.alias or name))
     for name, value in (config.model_extra or {}).items():
         yield from _walk(Any, (), value, (*loc, name))
+
+
+def replaced(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A config with every value that `change` gives another for replaced by it; other parts stay the same objects."""
+    if (new := change(value)) is not value:
+        return new
+    if isinstance(value, BaseModel):
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        changed = {name: new for name, old in fields.items() if (new := replaced(old, change)) is not old}
+        return value.model_copy(update=changed) if changed else value
+    if isinstance(value, list):
+        items = [replaced(item, change) for item in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    if isinstance(value, dict):
+        entries = {key: replaced(item, change) for key, item in value.items()}
+        return entries if any(entries[key] is not item for key, item in value.items()) else value
+    return value
 
 
 def _walk(annotation: Any, markers: tuple[Any, ...], value: Any, loc: Loc) -> Iterator[Leaf]:

@@ -148,7 +148,7 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
         )
     renderer = setup.renderer(model, tokenizer, config)
     room = Room(context_of(model, config.rollout.engine_options), config.rollout.max_tokens, config.rollout.too_long)
-    rows, left_out = clean_prompts(config.tasks, config.decontaminate, context)
+    rows, left_out = clean_prompts(config.tasks, config.decontaminate, context, config.dedup)
     every, rows = rows, prompted(rows, renderer, room)
     left_out |= room.left_out(len(every) - len(rows))
     prompts = [{"prompt": row["prompt"]} for row in rows]

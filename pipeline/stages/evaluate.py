@@ -106,7 +106,7 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
     config = context.config
     tasks = [resolve(spec, context.tasks, context.base) for spec in config.tasks]
     labels = {model_label(reference): reference for reference in config.references}
-    rows_by_task = {task.label: problem_rows(task, context.seed)[: config.problems] for task in tasks}
+    rows_by_task = {task.label: problem_rows(task, context)[: config.problems] for task in tasks}
     judge = _judge(tasks, [row for rows in rows_by_task.values() for row in rows], context)
     judge.prepare()
     same = {task.label: same_answers(task.task, context.base) or same_spelling for task in tasks}

@@ -38,7 +38,7 @@ from pipeline.schema.pieces import SFT_CONFIG, Fault, ModelRef, Precision
 from pipeline.schema.reserved import TEXT_RESERVED
 from pipeline.schema.routing import FinetuneRouting
 from pipeline.tasks.resolve import TestTaskField
-from pipeline.training.decontaminate import contaminated, contamination
+from pipeline.training.decontaminate import contamination, left_out
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ class ExtendContextConfig(AdaptedConfig):
             follow each other share one, large enough for the last.
         corpus: the text, or a list of several; documents as long as the context teach to use it.
         decontaminate: test tasks that must not be learnt: documents that ask what one of their problems asks are left
-            out, and counted as `contaminated`.
+            out, counted as `contaminated`, and written to `left_out.jsonl`; all that the recipe evaluates if not given.
+        dedup: leave out what comes a second time; it is counted as `duplicates` either way.
         length: tokens a row; the context if not given.
         precision: `fp8` multiplies in FP8, block by block (H100, H200; simulated on a CPU); `trainer` leaves it to
             `trainer.bf16`.
@@ -73,7 +74,7 @@ class ExtendContextConfig(AdaptedConfig):
         trainer: fields of TRL's SFTConfig.
     """
 
-    version: ClassVar[int] = 2  # documents begin with BOS where the tokenizer puts one
+    version: ClassVar[int] = 3  # what the recipe evaluates is left out
     trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = TEXT_RESERVED
     trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
@@ -83,7 +84,8 @@ class ExtendContextConfig(AdaptedConfig):
     context: Annotated[int, Field(gt=1)]
     factor: Annotated[float, Field(gt=1)] | None = None
     corpus: CorpusField
-    decontaminate: list[TestTaskField] = Field(default_factory=list)
+    decontaminate: list[TestTaskField] | None = None
+    dedup: bool = False
     length: Annotated[int, Field(gt=1)] | None = None
     precision: Precision = "trainer"
     mtp: MtpSpec | None = None
@@ -131,9 +133,9 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
     args = setup.arguments(SFTConfig, context, DEFAULTS, fixed)
 
     def make() -> tuple[Any, examples.Account]:
-        unclean = contamination(config.decontaminate, context)
-        made, account = examples.documents(tokenizer, corpora.texts(config.corpus, context, unclean))
-        return made, replace(account, contaminated=unclean.left_out)
+        cleaner = contamination(config.decontaminate, context, config.dedup)
+        made, account = examples.documents(tokenizer, corpora.texts(config.corpus, context, cleaner))
+        return made, replace(account, left_out=left_out(cleaner))
 
     dataset, account = examples.shared(context.examples, args, make)
     if account.longest <= before.max_position_embeddings:
@@ -161,6 +163,6 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
             "documents": account.examples,
             "corpus_tokens": account.tokens,
             "longest": account.longest,
-            **contaminated(config.decontaminate, account.contaminated),
+            **account.left_out,
         }
     )

@@ -104,7 +104,8 @@ class GrpoConfig(PromptedConfig, AdaptedConfig):
         model: what to start from.
         tasks: where the problems come from.
         decontaminate: test tasks that must not be learnt: problems that ask what one of their problems asks are left
-            out, and counted as `contaminated`.
+            out, counted as `contaminated`, and written to `left_out.jsonl`; all that the recipe evaluates if not given.
+        dedup: leave out what comes a second time; it is counted as `duplicates` either way.
         rewards: what is rewarded; `accuracy` is each task's own grader.
         rollout: how completions are sampled.
         efficiency: how the work of a step is arranged; all switches off is stock TRL.
@@ -117,7 +118,7 @@ class GrpoConfig(PromptedConfig, AdaptedConfig):
         trainer: fields of TRL's GRPOConfig.
     """
 
-    version: ClassVar[int] = 4  # no format for what is cut off; what vLLM samples follows from the number of the batch
+    version: ClassVar[int] = 5  # what the recipe evaluates is left out
     trainer_class: ClassVar[str | None] = "trl.trainer.grpo_config:GRPOConfig"
     reserved: ClassVar[Mapping[str, str]] = GRPO_RESERVED
     trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
@@ -127,7 +128,8 @@ class GrpoConfig(PromptedConfig, AdaptedConfig):
     kind: Literal["grpo"] = "grpo"
     model: ModelRef
     tasks: Annotated[list[TaskField], Field(min_length=1)]
-    decontaminate: list[TestTaskField] = Field(default_factory=list)
+    decontaminate: list[TestTaskField] | None = None
+    dedup: bool = False
     rewards: Annotated[list[RewardField], Field(min_length=1)] = Field(
         default_factory=lambda: [RewardSpec(use="accuracy")]
     )
@@ -286,7 +288,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     model = context.model_path(config.model)
     adapter = adapters.prepare(config, model, adapters.CAUSAL)
     args = arguments(context)
-    rows, left_out = clean_prompts(config.tasks, config.decontaminate, context)
+    rows, left_out = clean_prompts(config.tasks, config.decontaminate, context, config.dedup)
     tokenizer = setup.load_tokenizer(model)
     renderer = setup.renderer(model, tokenizer, config)
     longest = max([config.rollout.max_tokens, *(change.max_tokens for change in config.length_schedule)])

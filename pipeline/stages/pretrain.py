@@ -32,7 +32,7 @@ from pipeline.schema.pieces import SFT_CONFIG, Fault, ModelRef, Precision, Train
 from pipeline.schema.reserved import TEXT_RESERVED
 from pipeline.schema.routing import Routing
 from pipeline.tasks.resolve import TestTaskField
-from pipeline.training.decontaminate import contaminated, contamination
+from pipeline.training.decontaminate import contamination, left_out
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 1,
@@ -57,7 +57,8 @@ class PretrainConfig(TrainingConfig):
         tokenizer: a model whose tokenizer is taken instead.
         corpus: the text, or a list of several.
         decontaminate: test tasks that must not be learnt: documents that ask what one of their problems asks are left
-            out, and counted as `contaminated`.
+            out, counted as `contaminated`, and written to `left_out.jsonl`; all that the recipe evaluates if not given.
+        dedup: leave out what comes a second time; it is counted as `duplicates` either way.
         length: tokens a row.
         precision: `fp8` multiplies in FP8, block by block, as DeepSeek-V3 was trained (H100, H200; simulated on a CPU);
             `trainer` leaves it to `trainer.bf16`.
@@ -66,7 +67,7 @@ class PretrainConfig(TrainingConfig):
         trainer: fields of TRL's SFTConfig.
     """
 
-    version: ClassVar[int] = 2  # documents begin with BOS where the tokenizer puts one
+    version: ClassVar[int] = 3  # what the recipe evaluates is left out
     trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = {
         **TEXT_RESERVED,
@@ -79,7 +80,8 @@ class PretrainConfig(TrainingConfig):
     vocabulary: VocabularySpec | None = None
     tokenizer: ModelRef | None = None
     corpus: CorpusField
-    decontaminate: list[TestTaskField] = Field(default_factory=list)
+    decontaminate: list[TestTaskField] | None = None
+    dedup: bool = False
     length: Annotated[int, Field(gt=1)]
     precision: Precision = "trainer"
     mtp: MtpSpec | None = None
@@ -122,8 +124,8 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     from pipeline.training.fit import fit
 
     config = context.config
-    unclean = contamination(config.decontaminate, context)
-    texts: Iterable[str] = corpora.texts(config.corpus, context, unclean)
+    cleaner = contamination(config.decontaminate, context, config.dedup)
+    texts: Iterable[str] = corpora.texts(config.corpus, context, cleaner)
     if config.vocabulary is not None:
         texts = list(texts)
         tokenizer = vocabulary.build(config.vocabulary, texts)
@@ -136,7 +138,7 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
 
     def make() -> tuple[Any, examples.Account]:
         made, account = examples.documents(tokenizer, texts)
-        return made, replace(account, contaminated=unclean.left_out)
+        return made, replace(account, left_out=left_out(cleaner))
 
     dataset, account = examples.shared(context.examples, args, make)
     trainer = sft.build(
@@ -158,6 +160,6 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
             "vocabulary": len(tokenizer),
             "parameters": size.total,
             "active_parameters": size.active,
-            **contaminated(config.decontaminate, account.contaminated),
+            **account.left_out,
         }
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.context import Outputs, StageContext
 from pipeline.conversion import finite
+from pipeline.data.cleaning import publish_left_out
 from pipeline.schema.pieces import StageConfig
 
 KINDS: Mapping[str, str] = {
@@ -43,6 +44,7 @@ def run_function(kind: str) -> Callable[[StageContext[Any]], Outputs]:
     def checked(context: StageContext[Any]) -> Outputs:
         outputs = function(context)
         if os.environ.get("RANK", "0") == "0":
+            publish_left_out(context)
             finite.check(context.output / "model")
         return outputs
 

@@ -85,7 +85,8 @@ class RejectionSampleConfig(PromptedConfig):
         require: rewards that a sample must reach; `accuracy` is each task's own grader.
         filters: rules that a sample must keep to.
         dedup: whether a completion may come once only for the same question.
-        decontaminate: tasks whose problems must not be learnt: questions that share ten words in a row are left out.
+        decontaminate: tasks whose problems must not be learnt: questions that share ten words in a row are left out;
+            all that the recipe evaluates if not given.
         template: prompt template of the written rows; the one that was sampled with if not given.
         rollout: how to sample.
         chat_template: chat template to use instead of the tokenizer's own.
@@ -93,7 +94,7 @@ class RejectionSampleConfig(PromptedConfig):
     """
 
     product: ClassVar[Product] = Product.DATASET
-    version: ClassVar[int] = 2  # thoughts that are never closed are dropped
+    version: ClassVar[int] = 3  # what the recipe evaluates is left out
 
     model: ModelRef
     tasks: Annotated[list[TaskField], Field(min_length=1)]
@@ -104,7 +105,7 @@ class RejectionSampleConfig(PromptedConfig):
     require: list[Requirement] = Field(default_factory=lambda: [Requirement(use=ACCURACY)])
     filters: FilterSpec = FilterSpec()
     dedup: bool = True
-    decontaminate: list[TestTaskField] = Field(default_factory=list)
+    decontaminate: list[TestTaskField] | None = None
     template: str | None = None
     rollout: RolloutSpec = RolloutSpec()
     chat_template: ChatTemplateName | None = None

@@ -26,7 +26,7 @@ from pipeline.schema.adapter import AdaptedConfig
 from pipeline.schema.pieces import ModelRef
 from pipeline.schema.reserved import RESERVED
 from pipeline.tasks.resolve import TestTaskField
-from pipeline.training.decontaminate import contaminated, contamination
+from pipeline.training.decontaminate import contamination, left_out
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 1,
@@ -49,11 +49,13 @@ class RewardModelConfig(AdaptedConfig):
             whole conversations that differ in their last message.
         scope: what the model is shown of a response: the `summary` behind the thought, or the `whole`.
         decontaminate: test tasks that must not be learnt: pairs that ask what one of their problems asks are left
-            out, and counted as `contaminated`.
+            out, counted as `contaminated`, and written to `left_out.jsonl`; all that the recipe evaluates if not given.
+        dedup: leave out what comes a second time; it is counted as `duplicates` either way.
         max_length: longest conversation, in tokens; the model's context if not given. Longer pairs are dropped.
         trainer: fields of TRL's RewardConfig.
     """
 
+    version: ClassVar[int] = 2  # what the recipe evaluates is left out
     trainer_class: ClassVar[str | None] = "trl.trainer.reward_config:RewardConfig"
     trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
     reserved: ClassVar[Mapping[str, str]] = {
@@ -69,7 +71,8 @@ class RewardModelConfig(AdaptedConfig):
     kind: Literal["reward_model"] = "reward_model"
     model: ModelRef
     data: Annotated[list[DataField], Field(min_length=1)]
-    decontaminate: list[TestTaskField] = Field(default_factory=list)
+    decontaminate: list[TestTaskField] | None = None
+    dedup: bool = False
     scope: Literal["summary", "whole"] = "summary"
     max_length: Annotated[int, Field(gt=1)] | None = None
 
@@ -94,8 +97,8 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     adapter = adapters.prepare(config, model, adapters.REWARD)
     tokenizer = setup.load_tokenizer(model)
     reader = ConversationReader(tokenizer, config.scope, tokenizer.pad_token_id)
-    unclean = contamination(config.decontaminate, context)
-    rows = mixture.mixed(config.data, context, unclean)
+    cleaner = contamination(config.decontaminate, context, config.dedup)
+    rows = mixture.mixed(config.data, context, cleaner)
     renderer = Renderer(tokenizer, {}, "") if tokenizer.chat_template else None
     dataset, account = pairs.tokenised(reader, rows, config.max_length or setup.context_length(model), renderer)
     set_seed(context.seed)  # the head starts at random, before the trainer seeds anything
@@ -110,5 +113,4 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
             **more,
         )
     adapters.settle(trainer)
-    left_out = contaminated(config.decontaminate, unclean.left_out)
-    return Outputs({**fit(trainer, context), **account, **left_out})
+    return Outputs({**fit(trainer, context), **account, **left_out(cleaner)})

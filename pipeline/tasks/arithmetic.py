@@ -43,6 +43,7 @@ class Arithmetic(Task):
     """
 
     template = "boxed"
+    generated = True
     column_names = ()
 
     def __init__(

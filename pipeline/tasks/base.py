@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import rewards
+from pipeline import files
+from pipeline.schema.hub import HubSource
 from rewards.golds import COMPARING, stands_for_nothing
 from rewards.math.verifier import payable
 from rewards.registry import RewardError, check_options, find, located, nearest
@@ -26,9 +28,14 @@ BadRows = Literal["error", "skip"]
 BUILTIN: Mapping[str, str] = {
     "aime": "pipeline.tasks.math:Aime",
     "arithmetic": "pipeline.tasks.arithmetic:Arithmetic",
+    "big_math": "pipeline.tasks.presets:BigMath",
     "chain": "pipeline.tasks.chain:Chain",
     "countdown": "pipeline.tasks.countdown:Countdown",
+    "dapo": "pipeline.tasks.presets:Dapo",
+    "deepmath": "pipeline.tasks.presets:DeepMath",
     "gsm8k": "pipeline.tasks.gsm8k:Gsm8k",
+    "hmmt": "pipeline.tasks.math:Hmmt",
+    "hub": "pipeline.tasks.hub:Hub",
     "humaneval": "pipeline.tasks.code:HumanEval",
     "jsonl": "pipeline.tasks.jsonl:Jsonl",
     "livecodebench": "pipeline.tasks.code:LiveCodeBench",
@@ -36,6 +43,8 @@ BUILTIN: Mapping[str, str] = {
     "math500": "pipeline.tasks.math:Math500",
     "mbpp": "pipeline.tasks.code:Mbpp",
     "needle": "pipeline.tasks.needle:Needle",
+    "numina_math": "pipeline.tasks.presets:NuminaMath",
+    "openr1_math": "pipeline.tasks.presets:OpenR1Math",
     "reasoning_gym": "pipeline.tasks.reasoning_gym:ReasoningGym",
     "requests": "pipeline.tasks.requests:Requests",
 }
@@ -53,13 +62,13 @@ class Problem:
     Attributes:
         id: stable across runs; the same problem has the same id.
         question: what the user asks, as plain text.
-        answer: the gold answer, in the form that the task's grader reads.
+        answer: the gold answer, in the form that the task's grader reads; several if any of them is right.
         columns: further data that rewards may want (`language`, `target`, …); JSON values only.
     """
 
     id: str
     question: str
-    answer: str
+    answer: str | tuple[str, ...]
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -72,7 +81,10 @@ class Task(ABC):
         template: name of the prompt template that suits it.
         path_options: options that name files or folders; relative ones are read against the recipe's folder.
         column_names: names of all columns that its problems may have; `None` if that is known only once they are made.
+        generated: whether its problems are made and not read: no other data holds its test problems.
         bad_rows: what happens to rows that hold no problem, of tasks that read files.
+        repository: the data set on the hub that its problems come from; `None` if they come from elsewhere. Such a
+            task has the option `revision`.
         left_out: the rows that the last call of `problems` left out, with reasons.
     """
 
@@ -81,7 +93,9 @@ class Task(ABC):
     template: str = "plain"
     path_options: ClassVar[tuple[str, ...]] = ()
     column_names: Sequence[str] | None = None
+    generated: ClassVar[bool] = False
     bad_rows: BadRows = "error"
+    repository: HubSource | None = None
     left_out: Sequence[str] = ()
 
     @abstractmethod
@@ -96,7 +110,8 @@ class Task(ABC):
 
     def gold_completion(self, problem: Problem) -> str:
         """A completion that the grader must accept: what `validate` feeds to it."""
-        return f"<answer>{problem.answer}</answer>" if self.grader == "exact" else rf"\boxed{{{problem.answer}}}"
+        answer = problem.answer if isinstance(problem.answer, str) else problem.answer[0]
+        return f"<answer>{answer}</answer>" if self.grader == "exact" else rf"\boxed{{{answer}}}"
 
     def validate(self, problems: Sequence[Problem]) -> list[tuple[Problem, rewards.Verdict]]:
         """The problems whose own gold answer the grader refuses, or that no answer could match: nobody could ever be
@@ -118,7 +133,9 @@ class Task(ABC):
         """Why nobody could be paid for a gold answer, as far as a look at it alone can tell."""
         if self.grader == "math":
             return payable(problem.answer)[1] or None
-        return stands_for_nothing(problem.answer) if self.grader in COMPARING else None
+        answers = [problem.answer] if isinstance(problem.answer, str) else problem.answer
+        faults = map(stands_for_nothing, answers if self.grader in COMPARING else ())
+        return next(filter(None, faults), None)
 
 
 def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> type[Task]:
@@ -150,7 +167,7 @@ def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> typ
     except RewardError as error:
         raise TaskError(str(error)) from error
     for name in found.path_options:
-        if isinstance(options.get(name), str) and not (path := located(options[name], base).resolve()).exists():
+        if isinstance(options.get(name), str) and not files.matching(path := located(options[name], base).resolve()):
             raise TaskError(f"task {use!r}: there is no {path}")
     return found
 

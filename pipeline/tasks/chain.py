@@ -40,6 +40,8 @@ class Chain(Task):
 
     grader = "exact"
 
+    generated = True
+
     def __init__(
         self,
         length: int | Sequence[int] = 6,

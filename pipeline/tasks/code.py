@@ -25,14 +25,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import rewards
-from pipeline.rows import RowError, read_rows
+from pipeline import files, hub
+from pipeline.rows import RowError
+from pipeline.schema.hub import HubSource
 from pipeline.tasks.base import BadRows, Problem, Split, Task, TaskError
 from pipeline.tasks.generated import problem_id
-from pipeline.tasks.jsonl import shuffled
-from pipeline.tasks.reading import checked_bad_rows, problems_of
+from pipeline.tasks.reading import checked_bad_rows, problems_of, shuffled
 from rewards.code import GoldError, read_gold
 
 ASK = "\n\nWrite the whole program in Python, in one block that begins with ```python and ends with ```."
+RELEASES = range(1, 7)
+"""LiveCodeBench's: each adds a file of problems to those of before."""
 MBPP_TEST = range(11, 511)
 """Row numbers of MBPP's official test split; all other rows are for training."""
 
@@ -45,13 +48,14 @@ class CodeTask(Task):
         template: prompt template.
         grader_options: options of the reward `code`, such as `timeout`.
         bad_rows: `skip` leaves out rows without usable tests instead of stopping.
+        revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.
     """
 
     grader = "code"
     path_options = ("path",)
     column_names: Sequence[str] | None = ("reference",)
-    hub: tuple[str, str | None, str]
-    """Data set, configuration and split on the Hugging Face hub; with `+`, several splits."""
+    hub: HubSource
+    """Where its rows lie on the Hugging Face hub."""
 
     def __init__(
         self,
@@ -59,8 +63,10 @@ class CodeTask(Task):
         template: str = "plain",
         grader_options: Mapping[str, Any] | None = None,
         bad_rows: BadRows = "error",
+        revision: str | None = None,
     ) -> None:
         self.bad_rows = checked_bad_rows(type(self).__name__.lower(), bad_rows)
+        self.repository = self.hub.model_copy(update={"revision": revision}) if path is None else None
         self.path, self.template = None if path is None else Path(path), template
         self.grader_options = dict(grader_options or {})
 
@@ -86,20 +92,16 @@ class CodeTask(Task):
             if self.split_of(row) != split:
                 return None
             problem = self.read(row)
-            read_gold(problem.answer)
+            read_gold(str(problem.answer))
         except (KeyError, TypeError, ValueError, SyntaxError, zlib.error, pickle.UnpicklingError) as error:
             raise TaskError(f"{place}: {type(error).__name__}: {error}") from error
         return problem
 
     def _rows(self, bad: list[RowError]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if self.path is not None:
-            yield from read_rows(self.path, bad)
-            return
-        from datasets import load_dataset
-
-        name, configuration, splits = self.hub
-        for number, row in enumerate(load_dataset(name, configuration, split=splits)):
-            yield f"{name}, row {number}", row
+            return files.read(self.path, bad)
+        assert self.repository is not None
+        return hub.rows(self.repository)
 
 
 class Mbpp(CodeTask):
@@ -111,9 +113,10 @@ class Mbpp(CodeTask):
         template: prompt template.
         grader_options: options of the reward `code`.
         bad_rows: `skip` leaves out rows without usable tests instead of stopping.
+        revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.
     """
 
-    hub = ("google-research-datasets/mbpp", "full", "train+test+validation+prompt")
+    hub = HubSource(hub="google-research-datasets/mbpp", config="full", split="train+test+validation+prompt")
 
     def __init__(
         self,
@@ -122,8 +125,9 @@ class Mbpp(CodeTask):
         template: str = "plain",
         grader_options: Mapping[str, Any] | None = None,
         bad_rows: BadRows = "error",
+        revision: str | None = None,
     ) -> None:
-        super().__init__(path, template, grader_options, bad_rows)
+        super().__init__(path, template, grader_options, bad_rows, revision)
         if shown < 1:
             raise TaskError("mbpp: shown is at least 1; without a test nobody knows the function's name")
         self.shown = shown
@@ -149,7 +153,7 @@ class HumanEval(CodeTask):
     For evaluation only: it has no problems to train on.
     """
 
-    hub = ("openai/openai_humaneval", None, "test")
+    hub = HubSource(hub="openai/openai_humaneval", split="test")
 
     def split_of(self, row: Mapping[str, Any]) -> Split:
         """All of it is for testing."""
@@ -178,9 +182,11 @@ class LiveCodeBench(CodeTask):
         template: prompt template.
         grader_options: options of the reward `code`.
         bad_rows: `skip` leaves out rows without usable tests instead of stopping.
+        release: version of the set; the newest if not given. The first has 400 problems, the sixth 1,055.
+        revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.
     """
 
-    hub = ("livecodebench/code_generation_lite", None, "test")
+    hub = HubSource(hub="livecodebench/code_generation_lite", split="test", files=["test*.jsonl"])
     column_names = ()
 
     def __init__(
@@ -190,8 +196,15 @@ class LiveCodeBench(CodeTask):
         template: str = "plain",
         grader_options: Mapping[str, Any] | None = None,
         bad_rows: BadRows = "error",
+        release: int | None = None,
+        revision: str | None = None,
     ) -> None:
-        super().__init__(path, template, grader_options, bad_rows)
+        super().__init__(path, template, grader_options, bad_rows, revision)
+        if self.repository is not None and release is not None:
+            if release not in RELEASES:
+                raise TaskError(f"livecodebench: release is from 1 to {RELEASES[-1]}, not {release}")
+            several = [f"test{number}.jsonl" for number in range(2, release + 1)]
+            self.repository = self.repository.model_copy(update={"files": ["test.jsonl", *several]})
         self.test_from = test_from
 
     def split_of(self, row: Mapping[str, Any]) -> Split:
@@ -223,7 +236,7 @@ class LiveCodeBench(CodeTask):
         refused = []
         for problem in problems:
             try:
-                read_gold(problem.answer)
+                read_gold(str(problem.answer))
             except GoldError as error:
                 refused.append((problem, rewards.Verdict.of(rewards.Status.BAD_GOLD, detail=str(error))))
         return refused

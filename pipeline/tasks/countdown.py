@@ -34,6 +34,7 @@ class Countdown(Task):
     """
 
     grader = "countdown"
+    generated = True
     column_names = ("numbers", "target")
     template = "r1_zero"
 

@@ -11,14 +11,15 @@ In a recipe::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.context import StageContext
 from pipeline.schema.pieces import RewardSpec, TaskSpec
 from pipeline.tasks.base import Task, TaskError
-from pipeline.tasks.jsonl import Jsonl
 from pipeline.tasks.resolve import ROW_KEYS, STAGE_KEYS, Resolved, resolve
+from pipeline.tasks.rows import RowsTask
 from rewards import Batch, Composite, Item, Part, RewardFunction, Verdict
 from rewards.composite import matches
 from rewards.registry import find
@@ -55,7 +56,7 @@ class Accuracy:
             rows_by_task.setdefault(task, []).append(row)
         verdicts: dict[int, Verdict] = {}
         for task, rows in rows_by_task.items():
-            batch = Batch.of([items[row] for row in rows])
+            batch = Batch.of([_alone(items[row]) for row in rows])
             verdicts |= zip(rows, self._graders[task].verdicts(batch), strict=True)
         return [verdicts[row] for row in range(len(items))]
 
@@ -63,6 +64,11 @@ class Accuracy:
         """Stop the graders' processes."""
         for grader in self._graders.values():
             grader.close()
+
+
+def _alone(item: Item) -> Item:
+    """An item whose only gold stands for itself: lists are there for other rows of the batch."""
+    return replace(item, answer=item.answer[0]) if isinstance(item.answer, list) and len(item.answer) == 1 else item
 
 
 def accuracy_options(tasks: Sequence[Resolved], base: Path | None = None) -> dict[str, Any]:
@@ -122,7 +128,7 @@ def column_fault(
             listed = ", ".join(missing)
             has = ", ".join((*HANDED_OVER, *(task.column_names or ())))
             others = sorted(other for other, _ in tasks if not lacking.get(other, []))
-            if isinstance(task, Jsonl):
+            if isinstance(task, RowsTask):
                 fix = f"add to the task's options: columns: [{listed}]"
             elif others:
                 fix = f"add to the reward: where: {{task: [{', '.join(others)}]}}"

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import hub
 from pipeline.rows import RowError, read_rows
+from pipeline.schema.hub import HubSource
 from pipeline.tasks.base import BadRows, Problem, Split, Task, TaskError
 from pipeline.tasks.generated import problem_id
-from pipeline.tasks.jsonl import shuffled
-from pipeline.tasks.reading import checked_bad_rows, distinct, problems_of
+from pipeline.tasks.reading import checked_bad_rows, distinct, problems_of, shuffled
 
 HUB = "openai/gsm8k"
 GOLD_MARK = "####"
@@ -29,6 +30,7 @@ class Gsm8k(Task):
 
     Args:
         path: folder with `train.jsonl` and `test.jsonl` in the original format; from the hub if not given.
+        revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.
         template: prompt template.
         bad_rows: `skip` leaves out rows without a usable answer instead of stopping.
     """
@@ -36,9 +38,16 @@ class Gsm8k(Task):
     path_options = ("path",)
     column_names = ()
 
-    def __init__(self, path: str | None = None, template: str = "boxed", bad_rows: BadRows = "error") -> None:
+    def __init__(
+        self,
+        path: str | None = None,
+        template: str = "boxed",
+        bad_rows: BadRows = "error",
+        revision: str | None = None,
+    ) -> None:
         self.bad_rows = checked_bad_rows("gsm8k", bad_rows)
         self.path, self.template = None if path is None else Path(path), template
+        self.repository = HubSource(hub=HUB, config="main", revision=revision) if path is None else None
 
     def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:
         """The official splits; see `Task.problems`."""
@@ -47,12 +56,9 @@ class Gsm8k(Task):
 
     def _rows(self, split: Split, bad: list[RowError]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if self.path is not None:
-            yield from read_rows(self.path / f"{split}.jsonl", bad)
-            return
-        from datasets import load_dataset
-
-        for number, row in enumerate(load_dataset(HUB, "main", split=split)):
-            yield f"{HUB}/{split}, row {number}", row
+            return read_rows(self.path / f"{split}.jsonl", bad)
+        assert self.repository is not None
+        return hub.rows(self.repository.model_copy(update={"split": split}))
 
 
 def _problem(row: Mapping[str, Any], place: str) -> Problem:

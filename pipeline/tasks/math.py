@@ -1,4 +1,4 @@
-r"""Competition mathematics: MATH, MATH-500 and AIME, graded by comparing final answers. One row of MATH::
+r"""Competition mathematics: MATH, MATH-500, AIME and HMMT, graded by comparing final answers. One row of MATH::
 
     {"problem": "What is the degree of the polynomial $(4 +5x^3 +100 +2\\pi x^4 + \\sqrt{10}x^4 +9)$?",
      "level": "Level 3", "type": "Algebra",
@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.rows import RowError, read_rows
+from pipeline import files, hub
+from pipeline.rows import RowError
+from pipeline.schema.hub import HubSource
 from pipeline.tasks.base import BadRows, Problem, Split, Task, TaskError
 from pipeline.tasks.generated import problem_id
-from pipeline.tasks.jsonl import shuffled
-from pipeline.tasks.reading import checked_bad_rows, distinct, problems_of
+from pipeline.tasks.reading import checked_bad_rows, distinct, problems_of, shuffled
 from rewards.math.extract import gold_text
 
 LEVELS = range(1, 6)
@@ -31,7 +32,7 @@ class MathTask(Task):
 
     Attributes:
         name: prefix of the problems' ids.
-        hub: split -> (data set, split) on the Hugging Face hub; what is missing has no problems.
+        hub: split -> data set on the Hugging Face hub; what is missing has no problems.
     """
 
     grader = "math"
@@ -39,7 +40,7 @@ class MathTask(Task):
     path_options = ("path",)
     column_names = ("level", "subject")
     name: ClassVar[str]
-    hub: Mapping[Split, tuple[str, str]]
+    hub: Mapping[Split, HubSource]
 
     def __init__(
         self,
@@ -47,10 +48,13 @@ class MathTask(Task):
         template: str = "boxed",
         grader_options: Mapping[str, Any] | None = None,
         bad_rows: BadRows = "error",
+        revision: str | None = None,
     ) -> None:
         self.bad_rows = checked_bad_rows(self.name, bad_rows)
         self.path, self.template = None if path is None else Path(path), template
         self.grader_options = dict(grader_options or {})
+        if path is None:
+            self.repository = next(iter(self.hub.values())).model_copy(update={"revision": revision})
 
     def problems(self, split: Split, n: int | None = None, seed: int = 0) -> list[Problem]:
         """The official splits; a question that comes twice counts once. See `Task.problems`."""
@@ -68,19 +72,15 @@ class MathTask(Task):
         return True
 
     def file(self, split: Split) -> Path | None:
-        """The local file with the rows of a split; `None` to take them from the hub."""
+        """The local files with the rows of a split; `None` to take them from the hub."""
         return self.path
 
     def _rows(self, split: Split, bad: list[RowError]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         file = self.file(split)
         if file is not None:
-            yield from read_rows(file, bad)
-            return
-        from datasets import load_dataset
-
-        name, part = self.hub[split]
-        for number, row in enumerate(load_dataset(name, split=part)):
-            yield f"{name}/{part}, row {number}", row
+            return files.read(file, bad)
+        assert self.repository is not None
+        return hub.rows(self.hub[split].model_copy(update={"revision": self.repository.revision}))
 
 
 class Math(MathTask):
@@ -92,12 +92,13 @@ class Math(MathTask):
         template: prompt template.
         grader_options: options of the reward `math`.
         bad_rows: `skip` leaves out rows without a usable answer instead of stopping.
+        revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.
     """
 
     name = "math"
-    hub: Mapping[Split, tuple[str, str]] = {
-        "train": ("DigitalLearningGmbH/MATH-lighteval", "train"),
-        "test": ("DigitalLearningGmbH/MATH-lighteval", "test"),
+    hub: Mapping[Split, HubSource] = {
+        "train": HubSource(hub="DigitalLearningGmbH/MATH-lighteval", split="train"),
+        "test": HubSource(hub="DigitalLearningGmbH/MATH-lighteval", split="test"),
     }
 
     def __init__(
@@ -107,8 +108,9 @@ class Math(MathTask):
         template: str = "boxed",
         grader_options: Mapping[str, Any] | None = None,
         bad_rows: BadRows = "error",
+        revision: str | None = None,
     ) -> None:
-        super().__init__(path, template, grader_options, bad_rows)
+        super().__init__(path, template, grader_options, bad_rows, revision)
         if not levels or any(level not in LEVELS for level in levels):
             raise TaskError(f"math: levels are from 1 to 5, not {list(levels)}")
         self.levels = frozenset(levels)
@@ -130,15 +132,17 @@ class Math500(MathTask):
         template: prompt template.
         grader_options: options of the reward `math`.
         bad_rows: `skip` leaves out rows without a usable answer instead of stopping.
+        revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.
     """
 
     name = "math500"
-    hub: Mapping[Split, tuple[str, str]] = {"test": ("HuggingFaceH4/MATH-500", "test")}
+    hub: Mapping[Split, HubSource] = {"test": HubSource(hub="HuggingFaceH4/MATH-500", split="test")}
 
 
-AIME_HUB: Mapping[int, tuple[str, str]] = {
-    2024: ("HuggingFaceH4/aime_2024", "train"),
-    2025: ("math-ai/aime25", "test"),
+AIME_HUB: Mapping[int, HubSource] = {
+    2026: HubSource(hub="MathArena/aime_2026", split="train"),
+    2024: HubSource(hub="HuggingFaceH4/aime_2024", split="train"),
+    2025: HubSource(hub="math-ai/aime25", split="test"),
 }
 """Year -> the 30 problems of both contests on the hub."""
 
@@ -147,11 +151,12 @@ class Aime(MathTask):
     """AIME: 30 problems a year whose answers are whole numbers from 0 to 999; only for tests.
 
     Args:
-        year: 2024 or 2025.
+        year: 2024, 2025 or 2026.
         path: JSONL file with `problem` and `answer`, of any year; from the hub if not given.
         template: prompt template.
         grader_options: options of the reward `math`.
         bad_rows: `skip` leaves out rows without a usable answer instead of stopping.
+        revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.
     """
 
     name = "aime"
@@ -163,11 +168,49 @@ class Aime(MathTask):
         template: str = "boxed",
         grader_options: Mapping[str, Any] | None = None,
         bad_rows: BadRows = "error",
+        revision: str | None = None,
     ) -> None:
-        super().__init__(path, template, grader_options, bad_rows)
+        *first, last = AIME_HUB
         if path is None and year not in AIME_HUB:
-            raise TaskError(f"aime: year is {' or '.join(map(str, AIME_HUB))}, not {year}; for others give a path")
-        self.hub = {"test": AIME_HUB.get(year, ("", ""))}
+            raise TaskError(f"aime: year is {', '.join(map(str, first))} or {last}, not {year}; for others give a path")
+        self.hub = {"test": AIME_HUB.get(year, AIME_HUB[2024])}
+        super().__init__(path, template, grader_options, bad_rows, revision)
+
+
+HMMT_HUB: Mapping[str, HubSource] = {
+    contest: HubSource(hub=f"MathArena/hmmt_{contest}", split="train")
+    for contest in ("feb_2025", "nov_2025", "feb_2026")
+}
+"""Contest -> its problems on the hub."""
+
+
+class Hmmt(MathTask):
+    """HMMT: 30 problems a contest, whose answers are expressions; only for tests.
+
+    Args:
+        contest: feb_2025, nov_2025 or feb_2026.
+        path: files with `problem` and `answer`, of any contest; from the hub if not given.
+        template: prompt template.
+        grader_options: options of the reward `math`.
+        bad_rows: `skip` leaves out rows without a usable answer instead of stopping.
+        revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.
+    """
+
+    name = "hmmt"
+
+    def __init__(
+        self,
+        contest: str = "feb_2025",
+        path: str | None = None,
+        template: str = "boxed",
+        grader_options: Mapping[str, Any] | None = None,
+        bad_rows: BadRows = "error",
+        revision: str | None = None,
+    ) -> None:
+        if path is None and contest not in HMMT_HUB:
+            raise TaskError(f"hmmt: contest is {', '.join(HMMT_HUB)}, not {contest!r}; for others give a path")
+        self.hub = {"test": HMMT_HUB.get(contest, HMMT_HUB["feb_2025"])}
+        super().__init__(path, template, grader_options, bad_rows, revision)
 
 
 def _problem(name: str, row: Mapping[str, Any], place: str) -> Problem:
@@ -178,7 +221,9 @@ def _problem(name: str, row: Mapping[str, Any], place: str) -> Problem:
         answer = gold_text(solution)
     if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
         raise TaskError(f"{place}: wants an answer, or a solution with a box around it")
-    subject = row.get("subject") or row.get("type")
+    subject = row.get("subject") or row.get("type") or row.get("problem_type")
+    if isinstance(subject, list):  # MathArena's rows have several
+        subject = ", ".join(map(str, subject)) or None
     columns = {key: value for key, value in (("level", _level(row)), ("subject", subject)) if value is not None}
     return Problem(problem_id(name, question), question, str(answer).strip(), columns)
 

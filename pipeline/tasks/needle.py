@@ -69,6 +69,7 @@ class Needle(Task):
     """
 
     grader = "exact"
+    generated = True
     column_names = ("distance",)
 
     def __init__(self, words: int = 64, facts: int = 4, asked: int = 1, distance: Sequence[int] | None = None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import Random
 from typing import Any, get_args
 
 from pipeline.rows import RowError
@@ -91,7 +92,7 @@ def distinct(problems: Sequence[Problem], where: str) -> list[Problem]:
         problems: in the order of their rows.
         where: what they are problems of, for the log.
     """
-    answers: dict[str, set[str]] = {}
+    answers: dict[str, set[str | tuple[str, ...]]] = {}
     for problem in problems:
         answers.setdefault(problem.question, set()).add(problem.answer)
     if torn := [question for question, golds in answers.items() if len(golds) > 1]:
@@ -101,3 +102,16 @@ def distinct(problems: Sequence[Problem], where: str) -> list[Problem]:
     for problem in problems:
         first.setdefault(problem.question, problem)
     return [problem for question, problem in first.items() if len(answers[question]) == 1]
+
+
+def shuffled(problems: Sequence[Problem], n: int | None, seed: int, what: str) -> list[Problem]:
+    """The first `n` problems in the order that the seed gives.
+
+    Raises:
+        TaskError: there are fewer.
+    """
+    if n is not None and len(problems) < n:
+        raise TaskError(f"{what}: {n} problems are wanted, but there are only {len(problems)}")
+    order = list(problems)
+    Random(seed).shuffle(order)
+    return order[:n]

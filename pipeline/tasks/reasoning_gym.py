@@ -41,6 +41,7 @@ class ReasoningGym(Task):
     """
 
     grader = "reasoning_gym"
+    generated = True
     column_names = ("dataset", "puzzle")
 
     def __init__(

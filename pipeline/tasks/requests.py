@@ -43,6 +43,7 @@ class Requests(Task):
     """
 
     grader = "exact"
+    generated = True
     column_names = ()
 
     def __init__(

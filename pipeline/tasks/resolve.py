@@ -9,23 +9,35 @@ training, sampling and evaluation share::
 
 from __future__ import annotations
 
+import inspect
+import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator
 
+from pipeline import files
+from pipeline.columns import FieldError, passes
 from pipeline.context import StageContext
+from pipeline.rows import RowError
+from pipeline.schema.hub import HubSource
 from pipeline.schema.pieces import TaskSpec
-from pipeline.tasks.base import BUILTIN, Problem, Split, Task, TaskError, load
+from pipeline.tasks.base import BUILTIN, Problem, Split, Task, TaskError, check, load
+from pipeline.tasks.hub import part_of
+from pipeline.tasks.rows import RowsTask
 from pipeline.templates import PromptTemplate, TemplateError, prompt_template
 from rewards import Item
 from rewards.registry import nearest
 from rewards.text import plain
 from rewards.verdict import PREFILL, TRUNCATED
 
+logger = logging.getLogger(__name__)
+
+HUB = "hub"
+"""The task that reads any data set on the hub."""
 SPLITS: tuple[str, ...] = get_args(Split)
 ROW_KEYS = ("prompt", "answer", "task", "id", "question")
 """Keys that every prompt row has."""
@@ -47,7 +59,7 @@ def parse(value: Any, split: Split = "train") -> Any:
     if isinstance(value, Mapping):
         if isinstance(template := value.get("template"), str):
             prompt_template(template)
-        return {"split": split, **value}
+        return _named({"split": split, **with_options(value)})
     if not isinstance(value, str):
         return value
     use, slash, tail = value.rpartition("/")
@@ -56,6 +68,35 @@ def parse(value: Any, split: Split = "train") -> Any:
     if slash and ":" not in value:
         raise ValueError(f"{tail!r} is no split of a task{nearest(tail, SPLITS)}; write {use}/train or {use}/test")
     return {"use": value, "split": split}
+
+
+def _named(value: dict[str, Any]) -> dict[str, Any]:
+    """A data set on the hub has its own name, and is of the part of a task that the name of its split says."""
+    options = value.get("options")
+    if value.get("use") != HUB or value.get("name") is not None or not isinstance(options, Mapping):
+        return value
+    named = options.get("split")
+    whole = named is not None and options.get("test_split") is None and options.get("test_share") is None
+    part = {"split": part_of(str(named))} if whole else {}
+    return {**value, **part, "name": str(options.get("path", HUB)).rpartition("/")[2]}
+
+
+def with_options(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a task whose options may stand beside `use`.
+
+    The split of a data set on the hub is an option, too.
+    """
+    given = dict(value)
+    use, options = given.get("use"), given.get("options", {})
+    if not isinstance(use, str) or use not in BUILTIN or not isinstance(options, Mapping):
+        return given
+    beside = [key for key in given if key not in TaskSpec.model_fields]
+    if beside:
+        known = inspect.signature(check(use, {})).parameters
+        options = {**options, **{key: given.pop(key) for key in beside if key in known}}
+    if use == HUB and "split" not in options:
+        options = {**options, "split": given.pop("split", None)}
+    return {**given, "options": options} if options else given
 
 
 def _parse_test(value: Any) -> Any:
@@ -103,7 +144,7 @@ class Resolved:
             raise TaskError(f"task {self.name!r}: problem {problem.id} has columns with reserved names: {clash}")
         return {
             "prompt": self.template(problem.question),
-            "answer": problem.answer,
+            "answer": problem.answer if isinstance(problem.answer, str) else list(problem.answer),
             "task": self.name,
             "id": problem.id,
             "question": problem.question,
@@ -140,7 +181,16 @@ def resolve(spec: TaskSpec, definitions: Mapping[str, Mapping[str, Any]], base: 
     """
     use, options, template = merged(spec, definitions)
     task = load(use, options, base)
-    return Resolved(spec.use, spec, task, _template(template or task.template))
+    if isinstance(task, RowsTask) and spec.filter is not None and spec.filter.source is None:
+        task.columns |= {name: name for name in spec.filter.wanted if name not in task.columns}
+    return Resolved(spec.title, spec, task, _template(template or task.template))
+
+
+def repository(
+    spec: TaskSpec, definitions: Mapping[str, Mapping[str, Any]], base: Path | None = None
+) -> HubSource | None:
+    """The data set on the hub that a task's problems come from; `None` if they come from elsewhere, or it is faulty."""
+    return next((task.repository for _, task in built([spec], definitions, base)), None)
 
 
 def built(
@@ -150,17 +200,24 @@ def built(
     found = []
     for spec in specs:
         try:
-            found.append((spec.use, resolve(spec, definitions, base).task))
+            found.append((spec.title, resolve(spec, definitions, base).task))
         except (ValueError, TypeError):
             continue
     return found
 
 
-def prompt_rows(specs: Sequence[TaskSpec], context: StageContext[Any]) -> list[dict[str, Any]]:
+def prompt_rows(
+    specs: Sequence[TaskSpec], context: StageContext[Any], keeps: Callable[[Mapping[str, Any]], bool] | None = None
+) -> list[dict[str, Any]]:
     """The rows of all tasks, mixed in an order that the stage's seed gives.
 
     A weight says how often a problem comes up: with weight 2 each one is there twice, with 0.5 every other one is.
     All rows have the same keys; a column that a task lacks is `None`.
+
+    Args:
+        specs: the tasks.
+        context: the stage.
+        keeps: whether a row may be taken; all if not given.
 
     Raises:
         TaskError: see `resolve` and `Task.problems`.
@@ -168,7 +225,9 @@ def prompt_rows(specs: Sequence[TaskSpec], context: StageContext[Any]) -> list[d
     rows: list[dict[str, Any]] = []
     for spec in specs:
         resolved = resolve(spec, context.tasks, context.base)
-        own = problem_rows(resolved, context.seed)
+        own = problem_rows(resolved, context)
+        if keeps is not None and not (own := [row for row in own if keeps(row)]):
+            continue
         drawn = round(spec.weight * len(own))
         if not drawn:
             raise TaskError(f"{resolved.label} has {len(own)} problems, of which weight {spec.weight:g} leaves none")
@@ -176,20 +235,56 @@ def prompt_rows(specs: Sequence[TaskSpec], context: StageContext[Any]) -> list[d
         rows += own * whole + own[:part]
     keys = list(dict.fromkeys(key for row in rows for key in row))
     random.Random(context.seed).shuffle(rows)
+    if any(isinstance(row["answer"], list) for row in rows):  # a column has one type
+        rows = [{**row, "answer": _listed(row["answer"])} for row in rows]
     return [{key: row.get(key) for key in keys} for row in rows]
 
 
-def problem_rows(resolved: Resolved, seed: int) -> list[dict[str, Any]]:
-    """The rows of one task, in the task's own order.
+def _listed(answer: Any) -> list[Any]:
+    return answer if isinstance(answer, list) else [answer]
+
+
+def problem_rows(resolved: Resolved, context: StageContext[Any]) -> list[dict[str, Any]]:
+    """The rows of one task that its filter lets pass, in the task's own order.
 
     Raises:
-        TaskError: the task has no problems, or see `Task.problems`.
+        TaskError: the task has no problems, or too few of them pass; or see `Task.problems`.
     """
     spec = resolved.spec
-    rows = [resolved.row(problem) for problem in resolved.task.problems(spec.split, spec.problems, seed)]
+    wanted = spec.filter.wanted if spec.filter is not None else {}
+    problems = resolved.task.problems(spec.split, None if wanted else spec.problems, context.seed)
+    rows = [resolved.row(problem) for problem in problems]
     if not rows:
         raise TaskError(f"{resolved.label} has no problems")
-    return rows
+    if not wanted:
+        return rows
+    measured = _measured(resolved, context)
+    try:
+        passed = [row for row in rows if measured is None or row["id"] in measured]
+        passed = [row for row in passed if passes({**row, **(measured or {}).get(row["id"], {})}, wanted)]
+    except FieldError as error:
+        raise TaskError(f"{resolved.label}: filter: {error}") from error
+    logger.info("%s: %d of %d problems pass the filter %s", resolved.label, len(passed), len(rows), wanted)
+    if len(passed) < (spec.problems or 1):
+        some = f"fewer than the {spec.problems} that are wanted" if passed else "so none is left"
+        raise TaskError(f"{resolved.label}: {len(passed)} of {len(rows)} problems pass the filter {wanted}, {some}")
+    return passed[: spec.problems]
+
+
+def _measured(resolved: Resolved, context: StageContext[Any]) -> dict[str, dict[str, Any]] | None:
+    """What a `pass_rate` stage found out about each problem, by its id.
+
+    Raises:
+        TaskError: it was not asked about any of them.
+    """
+    if resolved.spec.filter is None or (source := resolved.spec.filter.source) is None:
+        return None
+    try:
+        found = {str(row.get("id")): row for _, row in files.read(context.data_path(source))}
+    except RowError as error:
+        raise TaskError(str(error)) from error
+    columns = {name for row in found.values() for name in row if name not in ROW_KEYS}
+    return {identity: {name: row[name] for name in columns if name in row} for identity, row in found.items()}
 
 
 def _template(name: str) -> PromptTemplate:

@@ -19,7 +19,7 @@ from pipeline.schema.pieces import SFT_CONFIG, ModelRef, Precision, PromptedConf
 from pipeline.schema.reserved import DATA_RESERVED, RESERVED
 from pipeline.schema.routing import FinetuneRouting
 from pipeline.tasks.resolve import TestTaskField
-from pipeline.training.decontaminate import contaminated, contamination
+from pipeline.training.decontaminate import contamination, left_out
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 2,
@@ -45,11 +45,12 @@ class FinetuneConfig(PromptedConfig, AdaptedConfig):
         routing: how the experts are balanced, if the model is a DeepSeek-V3.
         mtp: how blocks of multi-token prediction are trained along; they stay as they are if not given.
         decontaminate: test tasks that must not be learnt: rows that ask what one of their problems asks are left
-            out, and counted as `contaminated`.
+            out, counted as `contaminated`, and written to `left_out.jsonl`; all that the recipe evaluates if not given.
+        dedup: leave out what comes a second time; it is counted as `duplicates` either way.
         trainer: fields of TRL's config class.
     """
 
-    version: ClassVar[int] = 2  # messages are rendered by the template, texts begin with BOS
+    version: ClassVar[int] = 3  # what the recipe evaluates is left out
     trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = {**RESERVED, **DATA_RESERVED}
     trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
@@ -61,7 +62,8 @@ class FinetuneConfig(PromptedConfig, AdaptedConfig):
     precision: Precision = "trainer"
     routing: FinetuneRouting = FinetuneRouting()
     mtp: MtpSpec | None = None
-    decontaminate: list[TestTaskField] = Field(default_factory=list)
+    decontaminate: list[TestTaskField] | None = None
+    dedup: bool = False
 
     @model_validator(mode="after")
     def _packable(self) -> Self:
@@ -95,10 +97,10 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
     args = setup.arguments(SFTConfig, context, defaults, fixed)
 
     def make() -> tuple[Any, examples.Account]:
-        unclean = contamination(config.decontaminate, context)
-        rows = mixture.mixed(data, context, unclean)
+        cleaner = contamination(config.decontaminate, context, config.dedup)
+        rows = mixture.mixed(data, context, cleaner)
         made, account = examples.completions(tokenizer, rows, max_length, config.too_long, renderer)
-        return made, replace(account, contaminated=unclean.left_out)
+        return made, replace(account, left_out=left_out(cleaner))
 
     dataset, account = examples.shared(
         context.examples,
@@ -115,5 +117,4 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
         processing_class=tokenizer,
         mtp=config.mtp,
     )
-    metrics = {**account.metrics(), **contaminated(config.decontaminate, account.contaminated)}
-    return Outputs({**fit(trainer, context), **metrics})
+    return Outputs({**fit(trainer, context), **account.metrics()})

@@ -200,7 +200,7 @@ def test_two_answers_to_one_question_are_an_error_and_two_descriptions_are_told(
         ({"question": "", "answer": "1"}, r"rows.jsonl:2: question is a text"),
         ({"question": 7, "answer": "1"}, r"rows.jsonl:2: question is a text, not 7"),
         ({"question": "x", "answer": None}, r"rows.jsonl:2: answer is a text or a number"),
-        ({"question": "x", "answer": [1]}, r"rows.jsonl:2: answer is a text or a number"),
+        ({"question": "x", "answer": [1, [2]]}, r"rows.jsonl:2: answer is a text or a number"),
         ({"question": "x", "answer": "  "}, r"rows.jsonl:2: the answer is empty"),
     ],
 )

@@ -1,0 +1,78 @@
+"""Fields of a row by name, also nested ones (`reward_model.ground_truth`, `prompt.0.content`), and filters by them.
+
+A filter says of each field what it has to be: `{source: aime, level: [3, 5], subject: [Algebra, Geometry, Other]}`. Two
+numbers are a range, both ends included; any other list holds the values that pass; and one value is that value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rewards.registry import nearest
+
+
+class FieldError(ValueError):
+    """A row does not have a field."""
+
+
+def lookup(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a field.
+
+    Raises:
+        FieldError: there is none; the message names those that there are.
+    """
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, Sequence) and not isinstance(value, str) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            there = list(row)
+            raise FieldError(
+                f"there is no field {name}{nearest(name, there)}; the row has: {', '.join(map(str, there))}"
+            )
+    return value
+
+
+def passes(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a row is what a filter wants; a field that is empty is not.
+
+    Raises:
+        FieldError: the row lacks a field.
+    """
+    return all(_fits(lookup(row, name), value) for name, value in wanted.items())
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    if is_range(wanted):
+        number = _number(value)
+        return number is not None and wanted[0] <= number <= wanted[1]
+    if isinstance(wanted, list | tuple):
+        return any(_equal(value, one) for one in wanted)
+    return _equal(value, wanted)
+
+
+def is_range(wanted: Any) -> bool:
+    """Whether a filter's value is a range of numbers."""
+    numbers = isinstance(wanted, list) and all(isinstance(end, int | float) and type(end) is not bool for end in wanted)
+    return numbers and len(wanted) == 2
+
+
+def _equal(value: Any, wanted: Any) -> bool:
+    """Equal, also where a CSV file has the text of a number."""
+    if isinstance(value, list) and not isinstance(wanted, list):
+        return any(_equal(one, wanted) for one in value)
+    return bool(value == wanted) or (isinstance(value, str) and not isinstance(wanted, bool) and value == str(wanted))
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,230 @@
+"""Data files in every format: the same rows come out, each with its place; and what is broken is named."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import csv, ipc, parquet
+
+from pipeline import files
+from pipeline.columns import FieldError, lookup, passes
+from pipeline.data.mixture import DataError, DataSource, asked, mixed, shaped
+from pipeline.messages import conversation
+from pipeline.rows import RowError
+from pipeline.tasks.base import load
+from tests.stages.driving import context_of
+
+ROWS = [{"question": '1 + 1,\n"so"?', "answer": "2"}, {"question": "Ü", "answer": "007"}]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+TABLE = pa.Table.from_pylist(ROWS)
+
+
+def zstd(data: bytes) -> bytes:
+    return bytes(pa.compress(data, "zstd", asbytes=True))
+
+
+def arrow(path: Path) -> None:
+    with ipc.new_stream(str(path), TABLE.schema) as sink:
+        sink.write_table(TABLE)
+
+
+FORMATS: dict[str, Callable[[Path], Any]] = {
+    "rows.jsonl": lambda path: path.write_bytes(LINES),
+    "rows.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES)),
+    "rows.jsonl.xz": lambda path: path.write_bytes(lzma.compress(LINES)),
+    "rows.jsonl.bz2": lambda path: path.write_bytes(bz2.compress(LINES)),
+    "rows.jsonl.zst": lambda path: path.write_bytes(zstd(LINES)),
+    "lines.json": lambda path: path.write_bytes(LINES),
+    "list.json": lambda path: path.write_text(json.dumps(ROWS, indent=1)),
+    "within.json": lambda path: path.write_text(json.dumps({"version": "1", "data": ROWS}, indent=1)),
+    "list.json.gz": lambda path: path.write_bytes(gzip.compress(json.dumps(ROWS).encode())),
+    "table.parquet": lambda path: parquet.write_table(TABLE, path),
+    "table.csv": lambda path: csv.write_csv(TABLE, path),
+    "table.tsv": lambda path: csv.write_csv(TABLE, path, csv.WriteOptions(delimiter="\t")),
+    "table.arrow": arrow,
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
+    FORMATS[name](tmp_path / name)
+    found = list(files.read(tmp_path / name))
+    assert [row for _, row in found] == ROWS
+    assert all(name in place for place, _ in found)
+    problems = load("jsonl", {"path": str(tmp_path / name), "test_share": 0}).problems("train")
+    assert {(p.question, p.answer) for p in problems} == {(row["question"], row["answer"]) for row in ROWS}
+
+
+def test_patterns_and_folders(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        parquet.write_table(pa.Table.from_pylist([{"question": name, "answer": 1}]), tmp_path / f"train-{name}.parquet")
+    (tmp_path / "test.jsonl").write_text('{"question": "c", "answer": 1}\n')
+    (tmp_path / "README.md").write_text("Not a row.")
+    read = lambda path, **more: [row["question"] for _, row in files.read(path, **more)]  # noqa: E731
+    assert read(tmp_path / "*.parquet") == ["a", "b"]
+    assert read(tmp_path) == ["a", "b"]
+    assert read(tmp_path, split="test") == ["c"]
+    with pytest.raises(RowError, match="has no split 'dev'; it has: train, test"):
+        read(tmp_path, split="dev")
+    with pytest.raises(RowError, match="there is no file or folder"):
+        read(tmp_path / "*.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RowError, match="holds no data files"):
+        read(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("rows.jsonl.gz", gzip.compress(LINES)[:-9], "cannot read .*rows.jsonl.gz"),
+        ("rows.jsonl.gz", LINES, "Not a gzipped file"),
+        ("rows.jsonl.zst", zstd(LINES)[:-4], "cannot read .*rows.jsonl.zst"),
+        ("rows.jsonl.xz", lzma.compress(LINES)[:20], "cannot read .*rows.jsonl.xz"),
+        ("table.parquet", b"PAR1 nonsense", "cannot read .*table.parquet"),
+        ("table.csv", b"a,b\n1,2\n3\n", "Expected 2 columns, got 1"),
+        ("table.csv", b"a,a\n1,2\n", "two columns have the same name"),
+        ("table.csv", b"", "cannot read .*Empty CSV"),
+        ("list.json", b"[1]", "list.json, row 1: is not a JSON object"),
+        ("list.json", b"[{", "cannot read .*list.json"),
+        ("table.arrow", b"nonsense", "cannot read .*table.arrow"),
+    ],
+)
+def test_what_is_broken_is_one_line(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RowError, match=words) as caught:
+        list(files.read(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+def test_fields_within_fields_and_filters() -> None:
+    row = {"a.b": 1, "reward": {"truth": [3, 4]}, "level": "5", "tags": ["x", "y"], "rate": None}
+    assert (lookup(row, "a.b"), lookup(row, "reward.truth.1")) == (1, 4)
+    with pytest.raises(FieldError, match=r"no field reward.thruth .*; the row has: a.b, reward"):
+        lookup(row, "reward.thruth")
+    assert passes(row, {"level": [3, 5], "tags": "x", "a.b": 1})
+    assert not passes(row, {"level": [6, 9]})
+    assert not passes(row, {"rate": [0, 1]}), "what is empty is in no range"
+    assert passes(row, {"level": ["4", "5"], "tags": ["y", "z"]})
+
+
+USER, BOT = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}, [USER, BOT]),
+        (
+            {
+                "conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}],
+                "system": "Be short.",
+            },
+            [{"role": "system", "content": "Be short."}, USER, BOT],
+        ),
+        ({"conversations": [USER, BOT], "id": 7}, [USER, BOT]),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "2 + 2?"},
+                    {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 2, "b": 2}}'},
+                    {"from": "observation", "value": "4"},
+                    {"from": "gpt", "value": "4"},
+                ]
+            },
+            [USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "4"}, BOT],
+        ),
+        ({"instruction": "2 + 2?", "input": "", "output": "4"}, [USER, BOT]),
+        (
+            {"instruction": "Add.", "input": "2 and 2", "output": "4", "system": "S", "history": [["2 + 2?", "4"]]},
+            [{"role": "system", "content": "S"}, USER, BOT, {"role": "user", "content": "Add.\n\n2 and 2"}, BOT],
+        ),
+        ({"prompt": [USER], "completion": [BOT]}, [USER, BOT]),
+    ],
+)
+def test_chats_in_the_shapes_that_people_have(row: dict[str, Any], messages: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (found,) = shaped(DataSource.model_validate({"from": str(tmp_path / "rows.jsonl")}), Path)
+    chat = conversation(found)
+    assert chat is not None and chat.messages == messages
+    assert "2 + 2?" in asked(found)
+
+
+WHOLE = [USER, {"role": "assistant", "content": "5"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "2 + 2?", "chosen": [USER, BOT], "rejected": WHOLE, "score_chosen": 9.0},
+        {"prompt": [USER], "chosen": [USER, BOT], "rejected": WHOLE},
+        {"chosen": [USER, BOT], "rejected": WHOLE},
+        {
+            "conversations": [{"from": "human", "value": "2 + 2?"}],
+            "chosen": {"from": "gpt", "value": "4"},
+            "rejected": {"from": "gpt", "value": "5"},
+        },
+        {"chosen": "\n\nHuman: 2 + 2?\n\nAssistant: 4", "rejected": "\n\nHuman: 2 + 2?\n\nAssistant: 5"},
+        {"question": "2 + 2?", "chosen": "4", "rejected": "5"},
+    ],
+)
+def test_pairs_in_the_shapes_that_people_have(row: dict[str, Any], tmp_path: Path) -> None:
+    from pipeline.data.pairs import _items
+
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    columns = {"prompt": "question", "chosen": "chosen", "rejected": "rejected"} if "question" in row else {}
+    (found,) = shaped(DataSource.model_validate({"from": str(tmp_path / "rows.jsonl"), "columns": columns}), Path)
+    for item, said in zip(_items(found, found.place, None), ("4", "5"), strict=True):
+        assert (item.prompt.strip(), item.completion) == ("2 + 2?", said)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            {"conversations": [{"from": "narrator", "value": "x"}]},
+            r"rows.jsonl:1: conversations\[0\].from is 'narrator'",
+        ),
+        ({"conversations": [{"from": "function_call", "value": "{"}]}, r"conversations\[0\].value is a call of a tool"),
+        ({"conversations": "x"}, "conversations is a list of turns"),
+        ({"instruction": "x", "output": 3}, "output is a text"),
+        ({"prompt": "other", "chosen": [USER, BOT], "rejected": WHOLE}, "do not begin with the prompt"),
+    ],
+)
+def test_a_turn_that_no_chat_has_names_its_row(row: dict[str, Any], words: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=words):
+        list(shaped(DataSource.model_validate({"from": str(tmp_path / "rows.jsonl")}), Path))
+
+
+def resident() -> int:
+    """Bytes of this process in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_two_hundred_thousand_rows_stay_on_disk(tmp_path: Path) -> None:
+    count, thought = 200_000, "so we add " * 20
+    schema = pa.schema([("problem", pa.string()), ("solution", pa.string())])
+    with parquet.ParquetWriter(tmp_path / "large.parquet", schema) as sink:
+        for start in range(0, count, 10_000):
+            said = [f"{thought}{n}" for n in range(start, start + 10_000)]
+            sink.write_table(pa.table({"problem": said, "solution": said}, schema))
+    source = {"from": "large.parquet", "columns": {"prompt": "problem", "completion": "solution"}, "take": count // 2}
+    context = context_of(tmp_path, "sft", {"kind": "sft", "model": "m", "data": [source]}, {})
+    before, most, taken = resident(), 0, 0
+    rows = mixed(context.config.data, context)
+    for taken, row in enumerate(rows, start=1):
+        assert row["completion"].startswith(thought)
+        if taken % 5000 == 0:
+            most = max(most, resident())
+    assert taken == len(rows) == count // 2
+    assert most - before < 60 * 2**20, f"{(most - before) / 2**20:.0f} MiB for 200,000 rows"
