@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from pipeline import contexts, files, launch_checks, placement, refusals
+from pipeline import contexts, files, launch_checks, placement, refusals, targets
 from pipeline.context import exists
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.vllm.options import check_options
@@ -144,6 +144,7 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
             *placement.faults(config, recipe.base),
             *_check_engines(config),
             *contexts.faults(recipe, config),
+            *targets.faults(recipe, config),
             *config.faults(recipe.base),
         ]
         issues.extend(text.issue(("stages", stage, *loc), message) for loc, message in found)

@@ -21,6 +21,7 @@ from pipeline.data.mixture import DataSource
 from pipeline.launch_checks import accelerate_config
 from pipeline.recipe import Recipe
 from pipeline.rows import RowError
+from pipeline.schema.adapter import AdapterSpec
 from pipeline.schema.hub import HubSource
 from pipeline.schema.pieces import Fault, Product, Ref, RewardSpec, RolloutSpec, StageConfig, TaskSpec
 from pipeline.schema.walk import walk
@@ -75,6 +76,8 @@ def packages(config: StageConfig, base: Path) -> Iterator[Need]:
             break
     if trainer.get("deepspeed"):
         yield ("trainer", "deepspeed"), "deepspeed"
+    if (getattr(config, "adapter", None) or AdapterSpec()).quantize != "none":
+        yield ("adapter", "quantize"), "bitsandbytes"
     if trainer.get("use_liger_kernel"):
         yield ("trainer", "use_liger_kernel"), "liger_kernel"
     if config.launch.accelerate is not None and (file := accelerate_config(config.launch.accelerate, base)) is not None:
@@ -95,6 +98,8 @@ def missing(config: StageConfig, base: Path) -> Iterator[Fault]:
     for loc, package in dict.fromkeys(packages(config, base)):
         if importlib.util.find_spec(package) is None:
             yield loc, f"needs the package {package}, which is not installed here"
+    if (getattr(config, "adapter", None) or AdapterSpec()).quantize != "none" and not gpus.of_driver():
+        yield ("adapter", "quantize"), "needs a GPU, and there is none here: set it to none, or leave it out"
     for leaf in walk(config):
         if isinstance(leaf.value, RewardSpec) and leaf.value.use == "code" and shutil.which("bwrap") is None:
             yield (*leaf.loc, "use"), "needs bubblewrap (the command bwrap), which is not installed here"

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
@@ -321,13 +321,18 @@ def _check_architecture(folder: Path) -> None:
 def weights(folder: Path) -> tuple[int, str]:
     """Number of weights, and their most frequent type (such as `BF16`), read from the files' headers."""
     by_type: dict[str, int] = {}
+    for name, entry in headers(folder):
+        if not name.endswith("_scale_inv"):  # FP8 scales are no weights
+            by_type[entry["dtype"]] = by_type.get(entry["dtype"], 0) + math.prod(entry["shape"])
+    return sum(by_type.values()), max(by_type, key=by_type.__getitem__)
+
+
+def headers(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name, `dtype` and `shape` of every tensor in a folder's safetensors files, whose headers alone are read."""
     for path in sorted(folder.glob(f"*{WEIGHTS}")):
         with path.open("rb") as source:
             header = json.loads(source.read(int.from_bytes(source.read(HEADER_BYTES), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__" and not name.endswith("_scale_inv"):  # FP8 scales are no weights
-                by_type[entry["dtype"]] = by_type.get(entry["dtype"], 0) + math.prod(entry["shape"])
-    return sum(by_type.values()), max(by_type, key=by_type.__getitem__)
+        yield from ((name, entry) for name, entry in header.items() if name != "__metadata__")
 
 
 def _downloaded(hub_id: str, revision: str | None) -> Path:

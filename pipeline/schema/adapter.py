@@ -10,7 +10,7 @@ ten times the learning rate of full training. Imported with the stages' configs,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -66,6 +66,8 @@ _OURS: Mapping[str, str] = {
     "ensure_weight_tying": "embeddings carry no adapter",
 }
 """Fields of `LoraConfig` that a recipe may not set -> the reason, or what to set instead."""
+SHOWN = 12
+"""Names of layers that an error lists."""
 INITS = (True, False, "gaussian", "orthogonal")
 """Values of `init_lora_weights` under which an adapter is a difference to the base as it is."""
 
@@ -133,6 +135,14 @@ class AdapterSpec(Strict):
                 yield (name,), fault
             elif name == "init_lora_weights" and value not in INITS:
                 yield (name,), f"{value!r}: {_REWRITES}. Known: {', '.join(map(str, INITS))}"
+
+
+def matches_nothing(target: str, layers: Iterable[str]) -> str:
+    """What is wrong with a target that is none of a model's layers, whose names these are."""
+    parts = [name.split(".") for name in layers]
+    known = list(dict.fromkeys(".".join(part[-2:]) if "experts" in part[-2:-1] else part[-1] for part in parts))
+    listed = ", ".join(known[:SHOWN]) + (", …" if len(known) > SHOWN else "")
+    return f"matches no layer of the model{nearest(target, known)}. It has: {listed}; or leave `targets` out for all"
 
 
 class AdaptedConfig(TrainingConfig):

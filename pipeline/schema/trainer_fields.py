@@ -188,7 +188,11 @@ def _reexport(module: str, name: str) -> str | None:
     path = _file(module)
     if path.name == "__init__.py":
         for candidate in (f"{module}.training_args", module):
-            if f"class {name}(" in (text := _file(candidate).read_text("utf-8")) or f"class {name}:" in text:
+            try:
+                text = _file(candidate).read_text("utf-8")
+            except LookupError:
+                continue
+            if f"class {name}(" in text or f"class {name}:" in text:
                 return f"{candidate}:{name}"
         return None
     return f"{module}:{name}"

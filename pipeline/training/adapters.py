@@ -32,8 +32,7 @@ from torch import nn
 from pipeline.context import StageContext
 from pipeline.rollout.adapted import base_of
 from pipeline.rollout.weights import official_weights
-from pipeline.schema.adapter import ALL, RATE_FACTOR, AdaptedConfig, AdapterSpec
-from rewards.registry import nearest
+from pipeline.schema.adapter import ALL, RATE_FACTOR, AdaptedConfig, AdapterSpec, matches_nothing
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +41,6 @@ ADAPTER = "adapter"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CAUSAL, REWARD = "CAUSAL_LM", "SEQ_CLS"
 """What PEFT calls language models, and those with a head that scores."""
-SHOWN = 12
-"""Names of layers that an error lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +151,7 @@ def targets(spec: AdapterSpec, model: Any) -> Targets:
         experts = {target: [name for name in stacks if "." in target and _ends_with(name, target)] for target in layers}
         for target in layers:
             if not layers[target] and not experts[target]:
-                raise ValueError(f"adapter.targets: {target!r} {_matches_nothing(target, body, stacks)}")
+                raise ValueError(f"adapter.targets: {target!r} {matches_nothing(target, [*body, *stacks])}")
         matched, in_stacks = (list(chain(*found.values())) for found in (layers, experts))
         fields = {"target_modules": [target for target, names in layers.items() if names]}
     if head in matched:
@@ -162,15 +159,8 @@ def targets(spec: AdapterSpec, model: Any) -> Targets:
             f"adapter.targets: {head}, the head, carries no adapter, since losses read its weight: name others"
         )
     if not matched and not in_stacks:
-        raise ValueError(f"adapter.targets: {spec.targets!r} {_matches_nothing(str(spec.targets), body, stacks)}")
+        raise ValueError(f"adapter.targets: {spec.targets!r} {matches_nothing(str(spec.targets), [*body, *stacks])}")
     return Targets(matched, in_stacks, {**fields, **_stacked(in_stacks), **excluded})
-
-
-def _matches_nothing(target: str, linear: list[str], stacks: list[str]) -> str:
-    lasts = dict.fromkeys(name.rpartition(".")[2] for name in linear)
-    known = [*lasts, *dict.fromkeys(".".join(name.split(".")[-2:]) for name in stacks)]
-    listed = ", ".join(known[:SHOWN]) + (", …" if len(known) > SHOWN else "")
-    return f"matches no layer of the model{nearest(target, known)}. It has: {listed}; or leave `targets` out for all"
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -174,8 +174,8 @@ _ADVICE = (
 
 
 def _all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether every number in them is, with one pass over memory and one look at the result."""
-    kept = [tensor for tensor in tensors if tensor.numel()]
+    """Whether every number in them is, with one pass over memory and one look at the result; integers always are."""
+    kept = [tensor for tensor in tensors if tensor.numel() and tensor.is_floating_point()]
     return not kept or bool(torch.nn.utils.get_total_norm(kept).isfinite())
 
 

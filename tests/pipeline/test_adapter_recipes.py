@@ -1,0 +1,108 @@
+"""Adapters that cannot be trained are refused with the recipe, before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline import needs
+from pipeline.recipe import RecipeError, load
+from pipeline.rows import write_rows
+
+BASE = "  base: {kind: import_model, model: ./dense}\n"
+PRETRAINED = (
+    "  base: {kind: pretrain, model: v2-lite, vocabulary: {kind: words}, corpus: {from: rows.jsonl}, length: 64}\n"
+)
+SFT = "  later: {{kind: sft, model: '@base', data: [rows.jsonl], adapter: {{{}}}{}}}\n"
+GRPO = "  later: {{kind: grpo, model: '@base', tasks: [arithmetic], adapter: {{{}}}{}}}\n"
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path) -> None:
+    """What the recipes below name."""
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": "1", "completion": "2", "text": "3"}])
+    (tmp_path / "dense").mkdir()
+    names = ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "input_layernorm"]
+    weights = {f"model.layers.0.{name}.weight": torch.zeros(4, 4) for name in names[:-1]}
+    weights |= {"model.layers.0.input_layernorm.weight": torch.zeros(4), "lm_head.weight": torch.zeros(9, 4)}
+    save_file(weights, tmp_path / "dense" / "model.safetensors")
+    (tmp_path / "dense" / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 128}')
+
+
+def told(folder: Path, *stages: str) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text("name: r\nstages:\n" + "".join(stages))
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    assert f"{path}:4: stages.later." in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "more", "place", "said"),
+    [
+        ("rank: 0", "", "adapter.rank", "an adapter of rank 0 changes nothing: set 1 or more, or leave `adapter` out"),
+        ("rnak: 8", "", "adapter.rnak", "nor PEFT's LoraConfig has a field 'rnak' (did you mean 'rank'?)"),
+        ("use_rslorra: true", "", "adapter.use_rslorra", "(did you mean 'use_rslora'?)"),
+        ("use_rslora: 3", "", "adapter.use_rslora", "wants bool, not 3 (int)"),
+        ("r: 8", "", "adapter.r", "set `rank`"),
+        ("init_lora_weights: pissa", "", "adapter.init_lora_weights", "the base would be rewritten"),
+        ("bias: all", "", "adapter.bias", "biases would be written into the base"),
+        ("targets: []", "", "adapter.targets", "no layer would carry an adapter"),
+        ("targets: [q_proj, qproj]", "", "adapter.targets", "'qproj' matches no layer of the model (did you"),
+        ("targets: '.*attention.*'", "", "adapter.targets", "or leave `targets` out for all"),
+        ("dropout: 1.5", "", "adapter.dropout", "less than 1"),
+        ("quantize: 3bit", "", "adapter.quantize", "'none', '8bit' or '4bit'"),
+        ("", ", mtp: {}", "mtp", "prediction blocks are trained in full"),
+        ("", ", precision: fp8", "precision", "set adapter.quantize to save memory"),
+        ("", ", routing: {bias_update_speed: 0.001}", "routing.bias_update_speed", "it would write into the base"),
+        ("", ", trainer: {deepspeed: rows.jsonl}", "trainer.deepspeed", "use launch: {accelerate: ddp}"),
+        ("quantize: 4bit", ", launch: {accelerate: fsdp2-1node}", "launch.accelerate", "or adapter.quantize: none"),
+        ("", ", launch: {accelerate: ep-1node}", "launch.accelerate", "carry no adapters"),
+    ],
+)  # fmt: skip
+def test_a_bad_adapter_is_refused_with_the_recipe(
+    tmp_path: Path, adapter: str, more: str, place: str, said: str
+) -> None:
+    message = told(tmp_path, BASE, SFT.format(adapter, more))
+    assert f"stages.later.{place}" in message
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("adapter", "more", "said"),
+    [
+        ("dropout: 0.05", "", "rollouts are sampled without dropout"),
+        ("init_lora_weights: false", "", "would not start from its reference"),
+        ("", ", trainer: {sync_ref_model: true}", "the reference of an adapter is its base"),
+    ],
+)
+def test_what_parts_a_policy_from_its_rollouts_is_refused(tmp_path: Path, adapter: str, more: str, said: str) -> None:
+    assert said in told(tmp_path, BASE, GRPO.format(adapter, more))
+
+
+def test_targets_are_looked_for_in_a_model_that_is_yet_to_be_pre_trained(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    good = "targets: [kv_b_proj, shared_experts.up_proj, experts.gate_up_proj]"
+    path.write_text(f"name: r\nstages:\n{PRETRAINED}" + SFT.format(good, ""))
+    load(path)
+    assert "'k_proj' matches no layer" in told(tmp_path, PRETRAINED, SFT.format("targets: [k_proj]", ""))
+
+
+def test_every_field_of_peft_by_its_own_name(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    fields = "rank: 8, targets: [q_proj], use_rslora: true, rank_pattern: {q_proj: 4}, layers_to_transform: [0]"
+    path.write_text(f"name: r\nstages:\n{BASE}" + SFT.format(fields, ""))
+    spec = load(path).stages["later"].adapter  # type: ignore[attr-defined]
+    assert spec.options == {"use_rslora": True, "rank_pattern": {"q_proj": 4}, "layers_to_transform": [0]}
+
+
+def test_a_quantised_base_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"name: r\nstages:\n{BASE}" + SFT.format("quantize: 4bit", ""))
+    monkeypatch.setattr(needs.gpus, "of_driver", lambda: ())
+    (line, *_) = [line for line in needs.unmet(load(path), ["base", "later"]) if "GPU" in line]
+    assert line == "stages.later.adapter.quantize: needs a GPU, and there is none here: set it to none, or leave it out"
