@@ -41,6 +41,7 @@ GRPO = (
     *("grpo-h200-step", "grpo-h200", "grpo-h200-seed-0", "grpo-h200-50", "grpo-h200-1e-5", "fused-h200"),
     *("long-h200", "long-h200-micro-batches", "overlap-h200-x2"),
 )
+"""Results of `benchmarks.grpo` and `benchmarks.overlap`, in the order of the table; others follow."""
 NOT_MERGED = "long-h200-micro-batches"
 """Made before micro-batches were merged."""
 FIXED_BLOCKS = "grpo-h200-step"
@@ -159,9 +160,20 @@ def pretraining_rows() -> Iterator[Row]:
             yield row(name, way, rows, length, run["peak_gib"] * GIB / GB, run["tokens_per_second"])
 
 
+def newer() -> list[str]:
+    """Results of `benchmarks.grpo` on one H200 that are not in `GRPO`."""
+    found = []
+    for file in sorted(RESULTS.glob("*h200*.json")):
+        told = json.loads(file.read_text(encoding="utf-8"))
+        settings = told.get("settings") if isinstance(told, dict) else None
+        if isinstance(settings, dict) and settings.get("kind") == "grpo" and "runs" in told and file.stem not in GRPO:
+            found.append(file.stem)
+    return found
+
+
 def table() -> list[Row]:
     """All runs."""
-    return [*(row for name in GRPO for row in grpo_rows(name)), *pretraining_rows()]
+    return [*(row for name in (*GRPO, *newer()) for row in grpo_rows(name)), *pretraining_rows()]
 
 
 def markdown(rows: list[Row]) -> str:

@@ -158,6 +158,10 @@ def working(shape: Shape, setup: Setup) -> float:
     matrix = shape.vocabulary * shape.hidden
     layer = shape.linear_weights / shape.layers
     gathered = layer * 2.0 if setup.ranks > 1 or setup.base != "float32" else 0.0
+    if setup.ranks > 1:  # embedding and head are a unit of FSDP's, which stays gathered
+        gathered += 2.0 * (shape.parameters.embedding + shape.parameters.head)
+    if setup.adapter_rank is not None and shape.experts is not None:  # an adapted stack of experts is built whole
+        gathered += 2.0 * sum(matrix.weights for matrix in shape.routed())
     casts = 2.0 * shape.linear_weights if setup.base == "float32" and setup.ranks == 1 else gathered
     if setup.fp8:  # weights in both orientations, and what is multiplied with them, a byte each
         casts += 2.0 * shape.linear_weights

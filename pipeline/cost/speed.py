@@ -183,6 +183,7 @@ class Passes:
         padded: whether rows are padded.
         gathered: bytes that each pass gathers from other GPUs (FSDP).
         fp8: whether the layers are multiplied in FP8.
+        frozen: whether the weights are frozen beneath an adapter, and have no gradients.
     """
 
     operations: float
@@ -191,6 +192,7 @@ class Passes:
     padded: bool = False
     gathered: float = 0.0
     fp8: bool = False
+    frozen: bool = False
 
     def seconds(self, shape: Shape, gpu: Gpu, speed: Speed) -> tuple[float, float]:
         """Seconds of the forward and of the backward passes."""
@@ -200,7 +202,8 @@ class Passes:
         again = 1 if self.checkpointing else 0
         moving = self.passes * self.gathered / gpu.link
         forward = _both(computing, launching, speed) + moving
-        backward = _both((flops.BACKWARD + again) * computing, (1 + again) * launching, speed) + 3 * moving
+        back = flops.passes(self.frozen) - 1
+        backward = _both((back + again) * computing, (1 + again) * launching, speed) + 3 * moving
         return forward, backward
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.cost import flops, memory, speed
@@ -15,6 +15,9 @@ from pipeline.planner.work import Engine, Training, Work
 LEAST_TOKENS = 1024
 """A pass is made no smaller to save memory: it would only launch kernels."""
 LEAST_SHARE, SHARE_STEP = 0.05, 0.05
+ADAPTER, ADAPTER_RANK = "adapter.rank", 32
+ADAPTED: Sequence[tuple[str, memory.Base]] = (("", "bfloat16"), (" {}.adapter.quantize=4bit", "nf4"))
+"""What is said of an adapter's base, the stage's place in a recipe to be put in, and what it is held in."""
 TRAINER, ENGINE, SHARE = "trainer", "engine", "engine's share"
 """Where memory may be too small: a GPU by what it does, and the part of it that vLLM is given."""
 
@@ -107,7 +110,7 @@ def operations_of(work: Work) -> dict[str, float]:
         one = flops.forward(shape, length, mtp=training.mtp)
         if work.scored:
             found["scoring"] = work.scored * rows * flops.forward(work.teacher or shape, length).total
-        found["training"] = (1 + flops.BACKWARD) * rows * one.total
+        found["training"] = flops.passes(training.setup.adapter_rank is not None) * rows * one.total
     return found
 
 
@@ -198,7 +201,8 @@ def _passes(work: Work, training: Training, shape: Shape) -> Passes:
     passes = max(training.micro_batches, speed.passes_of(tokens, setup.tokens) if packed else 1)
     whole = memory.stored(shape, setup.base if setup.adapter_rank is not None else "bfloat16")
     gathered = whole if setup.ranks > 1 else 0.0
-    return Passes(operations, passes, setup.checkpointing, not packed, gathered, training.fp8)
+    frozen = setup.adapter_rank is not None
+    return Passes(operations, passes, setup.checkpointing, not packed, gathered, training.fp8, frozen)
 
 
 Change = tuple[str, Work]
@@ -214,25 +218,49 @@ def remedy(work: Work, cluster: Cluster) -> Iterator[str]:
         if _fits(changed, cluster):
             yield setting
             return
-    together: dict[str, str] = {}
-    current = work
-    while (step := next((c for c in _strongest(current, cluster) if _key(c) not in together), None)) is not None:
-        together[_key(step)], current = step
+    alone: tuple[dict[str, str], Work] | None = None
+    for adapted in (False, True):
+        together, current = _together(work, cluster, adapted)
         if _fits(current, cluster):
             yield from together.values()
             return
-    if (number := _fewest(current, cluster)) is not None:
-        yield from together.values()
-        yield f"{'and ' if together else ''}{number} GPUs of this kind, with launch.accelerate=fsdp2-1node"
+        alone = alone or (together, current)
+    assert alone is not None
+    if (number := _fewest(alone[1], cluster)) is not None:
+        yield from alone[0].values()
+        yield f"{'and ' if alone[0] else ''}{number} GPUs of this kind, with launch.accelerate=fsdp2-1node"
+
+
+def _together(work: Work, cluster: Cluster, adapted: bool) -> tuple[dict[str, str], Work]:
+    """Changes one upon the other until the stage fits, less those that it fits without: setting -> change, the work."""
+    keys: list[str] = []
+    done, current = _applied(work, cluster, keys)
+    while not _fits(current, cluster):
+        changes = (_key(change) for change in _changes(current, cluster))
+        key = next((key for key in changes if key not in keys and (adapted or not key.endswith(ADAPTER))), None)
+        if key is None:
+            return done, current
+        keys.append(key)
+        done, current = _applied(work, cluster, keys)
+    for key in tuple(keys):
+        rest = [other for other in keys if other != key]
+        fewer, lighter = _applied(work, cluster, rest)
+        if _fits(lighter, cluster):
+            keys, done, current = rest, fewer, lighter
+    return done, current
+
+
+def _applied(work: Work, cluster: Cluster, keys: Sequence[str]) -> tuple[dict[str, str], Work]:
+    """Of each of these settings the change that saves most, one upon the other."""
+    done: dict[str, str] = {}
+    for key in keys:
+        for change in [change for change in _changes(work, cluster) if _key(change) == key][-1:]:
+            done[key], work = change
+    return done, work
 
 
 def _key(change: Change) -> str:
     return change[0].split("=")[0]
-
-
-def _strongest(work: Work, cluster: Cluster) -> Iterator[Change]:
-    """Of the changes of each setting the one that saves most."""
-    yield from {_key(change): change for change in _changes(work, cluster)}.values()
 
 
 def _fits(work: Work, cluster: Cluster) -> bool:
@@ -252,14 +280,16 @@ def _changes(work: Work, cluster: Cluster) -> Iterator[Change]:
         if not training.setup.checkpointing:
             setup = replace(training.setup, checkpointing=True)
             yield f"{key}.trainer.gradient_checkpointing=true", replace(work, training=replace(training, setup=setup))
-        if training.setup.ranks == 1 and cluster.count > 1:
+        if training.setup.ranks == 1 and cluster.count > 1 and training.setup.base in ("float32", "bfloat16"):
             yield f"{key}.launch.accelerate=fsdp2-1node", _divided(work, training, cluster.count)
+        if engine is not None and engine.beside and training.setup.ranks == 1 and cluster.count > 1:
+            apart = replace(work, gpus=2, engine=replace(engine, beside=False, engines=1))
+            yield f"{key}.rollout.process.devices=[1] {key}.launch.gpus=2", apart
         if training.setup.adapter_rank is None and work.adapts:
-            bases: tuple[tuple[str, memory.Base], ...] = (("", "bfloat16"), (", quantize: 4bit", "nf4"))
-            for quantize, base in bases:
-                setup = replace(training.setup, adapter_rank=32, base=base)
+            for quantize, base in ADAPTED:
+                setup = replace(training.setup, adapter_rank=ADAPTER_RANK, base=base)
                 changed = replace(work, training=replace(training, setup=setup))
-                yield f"{key}.adapter={{rank: 32{quantize}}}", changed
+                yield f"{key}.{ADAPTER}={ADAPTER_RANK}{quantize.format(key)}", changed
 
 
 def _other_share(work: Work, engine: Engine, cluster: Cluster) -> Iterator[Change]:

@@ -21,12 +21,11 @@ from pipeline.planner.work import Engine, Given, Training, Work
 from pipeline.recipe import Recipe
 from pipeline.schema.efficiency import Efficiency
 from pipeline.schema.pieces import RolloutSpec, StageConfig
+from pipeline.training.activation_memory import KEPT_SHARE
 from rewards.registry import located
 
 TRL_BATCH, TRL_ACCUMULATION, TRL_EPOCHS = 8, 1, 3.0
 """Defaults of transformers' TrainingArguments."""
-KEPT_SHARE = 0.15
-"""GRPO keeps activations, and computes none twice, where they take no more of a GPU (`training.activation_memory`)."""
 LONGEST_PROMPT = 1.75
 """The longest prompt of a batch against the mean: of 64 problems of GSM8K, about 210 tokens against 120."""
 WORDS = 1000

@@ -98,15 +98,29 @@ def test_an_adapter_on_a_quantised_base_takes_less() -> None:
     assert whole > 120e9 and adapted < 16e9
 
 
-@pytest.mark.parametrize("gpus", ["RTX4090", "RTX5090", "A100-40GB"])
-def test_what_is_proposed_fits(recipe: Path, tmp_path: Path, gpus: str) -> None:
+@pytest.mark.parametrize(
+    ("gpus", "size", "changed"),
+    [
+        ("RTX4090", "0.5B", {"tokens_per_pass"}),
+        ("RTX5090", "0.5B", {"tokens_per_pass"}),
+        ("A100-40GB", "0.5B", {"tokens_per_pass"}),
+        ("RTX4090", "1.5B", {"tokens_per_pass", "gradient_checkpointing", "rank", "quantize"}),
+        ("2xRTX4090", "1.5B", {"tokens_per_pass", "gradient_checkpointing", "gpu_memory", "accelerate"}),
+        ("8xH100", "7B", {"gradient_checkpointing", "tokens_per_pass", "accelerate"}),
+    ],
+)
+def test_what_is_proposed_fits(recipe: Path, tmp_path: Path, gpus: str, size: str, changed: set[str]) -> None:
     """The settings that the planner names are given to it as overrides."""
     large = ("stages.zero.efficiency.tokens_per_pass=65536", "stages.zero.trainer.gradient_checkpointing=false")
-    words = (recipe, "--runs", tmp_path, "--gpus", gpus, *large)
+    words = (recipe, "--runs", tmp_path, "--gpus", gpus, *large, f"stages.base.model=Qwen/Qwen2.5-{size}")
     zero = stage(planned(*words), "zero")
     assert not zero["fits"] and zero["smallest_change"]
     changes = [change for line in zero["smallest_change"] for change in line.split()]
+    assert {change.split("=")[0].rpartition(".")[2] for change in changes} <= changed
     assert stage(planned(*words, *changes), "zero")["fits"]
+    for left_out in zero["smallest_change"][1:]:  # none of several can be left out
+        rest = [change for change in changes if change not in left_out.split()]
+        assert not stage(planned(*words, *rest), "zero")["fits"], left_out
 
 
 def test_a_share_that_cannot_hold_the_weights_is_told(recipe: Path, tmp_path: Path) -> None:
@@ -121,7 +135,7 @@ def test_a_share_that_cannot_hold_the_weights_is_told(recipe: Path, tmp_path: Pa
 def test_what_no_setting_makes_fit_wants_more_gpus(recipe: Path, tmp_path: Path) -> None:
     found = planned(recipe, "--runs", tmp_path, "--gpus", "H100", "stages.base.model=Qwen/Qwen2.5-32B")
     told = " ".join(stage(found, "zero")["smallest_change"])
-    assert "GPUs of this kind, with launch.accelerate=fsdp2-1node" in told or "adapter" in told
+    assert "GPUs of this kind, with launch.accelerate=fsdp2-1node" in told or "adapter.rank" in told
     assert not found["fits"]
 
 
@@ -234,7 +248,7 @@ def test_the_gpus_that_are_here_are_planned_for(recipe: Path, tmp_path: Path, mo
 
 def test_measured_runs_are_planned_within_what_is_promised() -> None:
     """Peaks within 15 % and times within 30 %, but for two runs whose blocks of memory could not grow."""
-    rows = planner.table()
+    rows = [row for row in planner.table() if row.result not in planner.newer()]
     assert len(rows) > 25
     missed = {(row.result, row.run) for row in rows if abs(row.memory_error) > planner.MEMORY_BOUND}
     assert missed == {("grpo-h200-step", "ours"), ("grpo-h200-step", "stock")}

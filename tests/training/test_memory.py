@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig
+from transformers import Gemma2Config, LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig
 
 from pipeline.training.activation_memory import activation_bytes, keeps_activations
 
@@ -37,7 +37,15 @@ def test_the_estimate_is_near_what_is_kept(hidden: int, intermediate: int) -> No
 def test_only_the_experts_that_a_token_is_sent_to_count() -> None:
     shape = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32, "num_hidden_layers": 2}
     few, many = (Qwen3MoeConfig(num_experts_per_tok=n, num_experts=64, **shape) for n in (8, 16))
-    assert activation_bytes(many, 10) - activation_bytes(few, 10) == 10 * 2 * 8 * (8 * 32)
+    an_expert = 8 * 32 + 2 * 2 * 64  # gate, its activation, up, their product; a row as it goes in, and as it comes out
+    assert activation_bytes(many, 10) - activation_bytes(few, 10) == 10 * 2 * 8 * an_expert
+
+
+def test_a_model_of_another_architecture_counts_as_a_llama_of_its_widths() -> None:
+    widths = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 8}
+    other = Gemma2Config(num_attention_heads=4, num_key_value_heads=2, head_dim=16, **widths)
+    alike = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **widths)
+    assert activation_bytes(other, 10) == activation_bytes(alike, 10) > 0
 
 
 def test_a_small_model_keeps_them_and_long_chains_do_not() -> None:
