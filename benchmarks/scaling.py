@@ -169,6 +169,7 @@ def peer(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Train with TRL's AsyncGRPOTrainer on the same problems, and tell how fast it was."""
     from datasets import Dataset
     from transformers import TrainerCallback
+    from trl import chat_template_utils
     from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
 
     import rewards
@@ -179,6 +180,10 @@ def peer(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     context = context_of(job["config"], 0, folder)
     config, trainer_fields = context.config, context.config.trainer
     tokenizer = setup.load_tokenizer(job["model"])
+    # AsyncGRPOTrainer parses answers by a schema that it only has for templates it knows; theirs are plain text.
+    template, tokenizer.chat_template = tokenizer.chat_template, chat_template_utils.qwen2_5_chat_template
+    chat_template_utils.add_response_schema(tokenizer)
+    tokenizer.chat_template = template
     rows = prompt_rows(config.tasks, context)
     kept = ("learning_rate", "max_steps", "epsilon", "num_generations", "save_steps")
     rows_a_trainer = trainer_fields["per_device_train_batch_size"] * trainer_fields["gradient_accumulation_steps"]

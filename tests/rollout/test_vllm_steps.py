@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from pipeline.rollout import open_engine
+from pipeline.rollout import open_engine, open_updatable
 from pipeline.rollout.base import Finish, Rollout, Sampling
+from pipeline.rollout.weights import official_weights
 from pipeline.schema.pieces import RolloutSpec
 
 pytest.importorskip("vllm")
@@ -353,3 +355,46 @@ def test_caches_of_other_kinds_are_left_to_vllm() -> None:
     core = SimpleNamespace(engine_core=SimpleNamespace(scheduler=scheduler))
     SchedulerFastPath(SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core)))
     assert (manager.allocate_slots, scheduler.add_request) == (len, min)
+
+
+def test_weights_are_replaced_between_two_steps_that_overlap(endless: Path) -> None:
+    """While sequences are counted together, wait for their first step, or are put off; each token is its version's."""
+    policies = [AutoModelForCausalLM.from_pretrained(endless, dtype=torch.float32) for _ in range(3)]
+    with torch.no_grad():
+        for version, policy in enumerate(policies):
+            policy.model.layers[0].mlp.down_proj.weight.mul_(1 + 3 * version)
+    options = {**OPTIONS, "max_num_seqs": 44, "max_num_batched_tokens": 300, "num_gpu_blocks_override": 50}
+    with pytest.MonkeyPatch.context() as patch:
+        overlapping(True, patch)
+        spec = RolloutSpec(engine="vllm", gpu_memory=0.1, engine_options=options)
+        engine: Any = open_updatable(spec, str(endless), 0, logprobs=True, for_trainer=True)
+    assert engine.llm.llm_engine.vllm_config.scheduler_config.async_scheduling
+    try:
+        engine.add(7, PROMPTS, Sampling(n=16, max_tokens=60, seed=3))
+        engine.add(8, PROMPTS, Sampling(n=16, max_tokens=60, seed=4))
+        answers: dict[int, list[list[Rollout]]] = {}
+        for version in (1, 2):
+            for _ in range(25):
+                answers |= engine.step()
+            assert engine.patched.fast_path._together.requests, "some are counted together"
+            engine.load_weights(official_weights(policies[version]), version)
+        while not engine.idle:
+            answers |= engine.step()
+    finally:
+        engine.close()
+    assert set(answers) == {7, 8}
+    rollouts = [pair for ticket in (7, 8) for pair in zip(PROMPTS, answers[ticket], strict=True)]
+    assert any(len(rollout.versions) == 3 for _, group in rollouts for rollout in group)
+    for prompt, group in rollouts:
+        for rollout in group:
+            assert sum(tokens for _, tokens in rollout.versions) == len(rollout.token_ids)
+            ids_1T = torch.tensor([[*prompt, *rollout.token_ids]])
+            at = 0
+            for version, tokens in rollout.versions:
+                with torch.no_grad():
+                    logits_TV = policies[version](ids_1T).logits[0, len(prompt) - 1 : -1]
+                scores_T = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, len(prompt) :, None])[:, 0]
+                assert rollout.logprobs is not None
+                expected = pytest.approx(scores_T[at : at + tokens].tolist(), abs=1e-3)
+                assert list(rollout.logprobs[at : at + tokens]) == expected
+                at += tokens
