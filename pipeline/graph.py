@@ -200,6 +200,9 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for at, item in enumerate(value):
+            yield from _leaves(item, f"{prefix}.{at}")
     else:
         yield prefix, value
 

@@ -104,6 +104,7 @@ def build_page(run: Run) -> str:
         lineage=Markup(lineage(run, table)),
         timeline=timeline(run),
         yields=[found for stage in run.stages.values() if (found := _yield(stage))],
+        difficulties=[hard for stage in run.stages.values() if (hard := _difficulty(stage))],
         parameters=parameters,
         log_tail=log_tail,
         metrics=_flat,
@@ -186,6 +187,23 @@ def _yield(stage: Stage) -> Yield | None:
         dropped,
         samples_by_reason(stage),
     )
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How hard the problems of one `pass_rate` stage are."""
+
+    stage: str
+    problems: int
+    bars: Mapping[str, int]
+
+
+def _difficulty(stage: Stage) -> Difficulty | None:
+    bars = {
+        str(name): int(n) for name, n in mapping(stage.metrics.get("histogram")).items() if text.finite(n) is not None
+    }
+    problems = sum(bars.values())
+    return Difficulty(stage.name, problems, bars) if problems else None
 
 
 def _flat(stage: Stage) -> list[tuple[str, str]]:

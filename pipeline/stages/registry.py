@@ -21,6 +21,7 @@ KINDS: Mapping[str, str] = {
     "extend_context": "pipeline.stages.extend_context:ExtendContextConfig",
     "sft": "pipeline.stages.sft:SftConfig",
     "grpo": "pipeline.stages.grpo:GrpoConfig",
+    "pass_rate": "pipeline.stages.pass_rate:PassRateConfig",
     "rejection_sample": "pipeline.stages.rejection_sample:RejectionSampleConfig",
     "reward_model": "pipeline.stages.reward_model:RewardModelConfig",
     "distill": "pipeline.stages.distill:DistillConfig",
