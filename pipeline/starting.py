@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline import durable, gpus
+from pipeline import compiled, durable, gpus
 from pipeline.gpus import Lease
 from pipeline.graph import Node
 from pipeline.launch_checks import accelerate_config
@@ -82,13 +82,14 @@ def start(
         inherited[VISIBLE] = ",".join(placed.own)
     inherited[gpus.HELD] = "" if lease is None else os.pathsep.join(map(str, lease.paths))
     (scratch / PLACED).write_text(json.dumps(names), encoding="utf-8")
+    env = {**inherited, **_ENVIRONMENT, **node.config.launch.env}
     with (scratch / LOG).open("ab") as sink:
         popen = subprocess.Popen(
             command(node, recipe.base, scratch / "job.json", None if placed is None else placed.ranks),
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env={**inherited, **_ENVIRONMENT, **node.config.launch.env, **environment.handed_on(whole)},
+            env={**env, **compiled.variables(env), **environment.handed_on(whole)},
             start_new_session=True,
         )
     return StageProcess(node, scratch, popen, time.time(), attempt, seen, secrets, names)

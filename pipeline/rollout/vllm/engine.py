@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import os
 import random
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from pipeline.compiled import stable_name
 from pipeline.rollout.base import (
     Finish,
     Progress,
@@ -88,7 +91,10 @@ class VllmEngine:
             keep_weights_loadable()
             settings["logprobs_mode"] = "processed_logprobs"
         self.decodes = not for_trainer
-        self.llm = vllm.LLM(model=path, seed=seed, **settings)
+        with ExitStack() as held:
+            settings |= _compiled_alike(path, settings)
+            self.llm = vllm.LLM(model=held.enter_context(stable_name(path)), seed=seed, **settings)
+            self._held = held.pop_all()
         self.logprobs = logprobs
         self.patched = patches.install(self.llm, scheduler_fast_path, logprobs)
         self.tokenizer = self.llm.get_tokenizer()
@@ -237,6 +243,7 @@ class VllmEngine:
 
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
+        self._held.close()
         destroy_model_parallel()  # the next engine's model may want other groups: experts have one of their own
         gc.collect()
         if torch.cuda.is_available():
@@ -292,6 +299,14 @@ class _Asked:
 def sampled_logprobs(sample: Any) -> list[float]:
     """The log-probabilities of the tokens of one of vLLM's completions, which was asked for them (`logprobs=0`)."""
     return [choices[token].logprob for choices, token in zip(sample.logprobs, sample.token_ids, strict=True)]
+
+
+def _compiled_alike(path: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that put back what training leaves in a model's config, which vLLM's key of compiled graphs has."""
+    config = Path(path) / "config.json"
+    if not config.is_file() or json.loads(config.read_text(encoding="utf-8")).get("use_cache", True):
+        return {}
+    return {"hf_overrides": {"use_cache": True, **(settings.get("hf_overrides") or {})}}
 
 
 def check_sampling(spec: RolloutSpec) -> None:
