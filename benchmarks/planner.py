@@ -25,7 +25,7 @@ from pipeline.cost.memory import Setup
 from pipeline.planner.estimate import TRAINER, estimate
 from pipeline.planner.stages import Reader
 from pipeline.planner.work import Given, Training, Work
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, load
 from pipeline.schema.efficiency import STOCK
 from pipeline.stages.grpo import GrpoConfig
 
@@ -160,6 +160,24 @@ def pretraining_rows() -> Iterator[Row]:
             yield row(name, way, rows, length, run["peak_gib"] * GIB / GB, run["tokens_per_second"])
 
 
+WHOLE = {"gsm8k-r1-zero": "gsm8k/r1-zero", "v3-small": "v3-small/r1-zero"}
+"""Results of whole recipes, whose stages' seconds are known and no peaks -> the recipe."""
+
+
+def stage_rows() -> Iterator[tuple[str, str, float, float]]:
+    """Result, stage, planned and measured seconds of whole stages, their start and their data included."""
+    gpus = cluster("H200")
+    for name, recipe in WHOLE.items():
+        run = read(name)["runs"][0]
+        trained = fmean(run["curves"]["zero"]["completions/mean_length"])
+        scored = fmean(each["tokens"] for tasks in run["table"].values() for each in tasks.values())
+        for stage, took in run["stages"].items():
+            given = Given(gpus.count, gpus.gpu.bytes, PROMPT, scored if stage == "score" else trained)
+            found = estimate(Reader(load(recipe), given).work(stage), gpus)
+            if not found.work.unknown:
+                yield name, stage, found.whole, took["seconds"]
+
+
 def newer() -> list[str]:
     """Results of `benchmarks.grpo` on one H200 that are not in `GRPO`."""
     found = []
@@ -198,7 +216,16 @@ def markdown(rows: list[Row]) -> str:
         f"Memory: {_within(sizes, MEMORY_BOUND)}. Time: {_within([error for _, error in times], TIME_BOUND)}; of those"
         f" that no constant was set by, {_within(unseen, TIME_BOUND)}.",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_stages()])
+
+
+def _stages() -> Iterator[str]:
+    """The table of whole stages."""
+    yield "| whole stages | stage | s, planned / measured | |"
+    yield "|---|---|---|---|"
+    for name, stage, planned, took in stage_rows():
+        told = f"[{name}](../benchmarks/results/{name}.json)"
+        yield f"| {told} | {stage} | {planned:.0f} / {took:.0f} | {_error(planned / took - 1, TIME_BOUND)} |"
 
 
 def _within(errors: Sequence[float], bound: float) -> str:

@@ -166,12 +166,11 @@ def r1_zero_explained(shape: Shape) -> tuple[float, float]:
     return low, high
 
 
-def v2_claims(hours: float, precision: str) -> list[Claim]:
+def v2_claims(hours: float | None = None) -> list[Claim]:
     """What DeepSeek-V2 published, most of it against DeepSeek 67B, beside what its shape gives.
 
     Args:
-        hours: GPU-hours a token as planned; V2's own run was in BF16.
-        precision: what was planned with.
+        hours: GPU-hours a token of V2 as planned, if they were; its own run was in BF16.
     """
     v2, dense = models.preset(V2), models.known(DENSE_67B)
     assert dense is not None
@@ -179,9 +178,11 @@ def v2_claims(hours: float, precision: str) -> list[Claim]:
     saved = 1 - elements * published.V2_KV_BITS.value / 16
     low, high, alike = v2_cost_saved()
     room = _room(v2, published.V2_KV_BITS.value) / _room(dense, 16)
-    bill = [_compared("V2, hours a trillion tokens", "172.8K", hours * TRILLION, published.V2_HOURS, 1e3, "K")]
+    bill = []
+    if hours is not None:
+        bill = [_compared("V2, hours a trillion tokens", "172.8K", hours * TRILLION, published.V2_HOURS, 1e3, "K")]
     return [
-        *(bill if precision == "bf16" else []),
+        *bill,
         Claim(
             "V2, KV cache against 67B",
             "-93.3%",

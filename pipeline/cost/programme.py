@@ -85,13 +85,12 @@ def bill(
     lines = _assumptions(shape, each, cluster, length, chosen, rate, cost, price is None)
     if known:
         lines += deepseek.v3_assumptions(whole)
-    claims = (
-        deepseek.v3_claims(shape, parts, tokens, cost)
-        if known
-        else deepseek.v2_claims(parts["pretraining"].hours / tokens, chosen)
-        if name == deepseek.V2
-        else []
-    )
+    claims = []
+    if known:
+        claims = [*deepseek.v3_claims(shape, parts, tokens, cost), *deepseek.v2_claims()]
+    elif name == deepseek.V2:
+        own = parts["pretraining"].hours / tokens if chosen == "bf16" else None
+        claims = deepseek.v2_claims(own)
     return Bill(cluster, tokens, chosen, cost, each, parts, routes, held, lines, claims)
 
 
@@ -122,15 +121,17 @@ def _assumptions(
 ) -> list[Assumption]:
     gpu = cluster.gpu
     utilisation = rate.middle / published.H100_PEAK
+    planned = rate.middle * gpu.bf16 / published.H100_PEAK
     lines = [
         Assumption("operations", f"{3 * each.total / 1e9:.1f} GF a token", f"the shape at {length:,} tokens, causal"),
-        Assumption("rate of a GPU", f"{rate.middle * gpu.bf16 / published.H100_PEAK / 1e12:.0f} TFLOPS", rate.what),
-        Assumption("", f"{utilisation:.1%} of the BF16 peak", rate.source),
+        Assumption("rate of a GPU", f"{planned / 1e12:.0f} TFLOPS", f"{rate.what}: {rate.source}"),
+        Assumption("MFU", f"{utilisation:.1%} of the BF16 peak", "the rate over the peak"),
         Assumption("BF16 peak", f"{gpu.bf16 / 1e12:.0f} TFLOPS", SOURCE),
-        Assumption("precision", precision, f"FP8 share of operations {each.low_precision / each.total:.1%}")
-        if precision == "fp8"
-        else Assumption("precision", precision, "all operations"),
+        Assumption("precision", precision, "--precision, or FP8 for experts where the GPU has it"),
     ]
+    if precision == "fp8":
+        share = f"{each.low_precision / each.total:.1%} of operations"
+        lines.append(Assumption("FP8 share", share, f"matrices but head and gate: {published.V3_PAPER}, section 3.3.1"))
     span = f"range {gpu.price[0]:g}-{gpu.price[1]:g}; " if ranged and gpu.price[0] != gpu.price[1] else ""
     lines.append(Assumption("price", f"{price:g} $/GPU-hour", f"{span}{gpu.priced}" if ranged else "--price"))
     if gpu.name == "H800":

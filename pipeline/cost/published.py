@@ -48,7 +48,10 @@ class Rate:
 H100_PEAK = 989e12
 RATES: Mapping[tuple[str, str], Rate] = {
     ("experts", "fp8"): Rate(
-        368e12, 368e12, "DeepSeek-V3's shape on 1,024 H100, FP8 in blocks of 128", f"{MEGATRON_PAPER}, Table 11"
+        368e12,
+        368e12,
+        "DeepSeek-V3's shape on 1,024 H100, FP8 in blocks of 128",
+        f"{MEGATRON_PAPER}, Table 11 (quoted second-hand)",
     ),
     ("experts", "bf16"): Rate(245e12, 276e12, "Qwen3-235B-A22B on H100, BF16", "NVIDIA Megatron MoE model zoo"),
     ("dense", "bf16"): Rate(

@@ -282,3 +282,17 @@ def test_a_probe_measures_this_processor(recipe: Path, tmp_path: Path, monkeypat
     told = {line["what"]: line["source"] for line in found["assumptions"]}
     assert all("measured on this machine" in told[what] for what in ("products", "memory", "training", "launching"))
     assert stage(found, "zero")["seconds_a_step"]["sampling"] > 0
+
+
+@pytest.mark.gpu
+def test_a_probe_measures_a_gpu_near_its_data_sheet() -> None:
+    from pipeline.planner import found, probe
+
+    here = found.gpus()
+    assert here is not None
+    sheet = here.cluster().gpu
+    cluster, rates, _ = probe.measured(here, print)
+    assert 0.5 * sheet.bf16 < cluster.gpu.bf16 < 1.05 * sheet.bf16
+    assert 0.5 * sheet.bandwidth < cluster.gpu.bandwidth < 1.05 * sheet.bandwidth
+    assert 0.2 < rates.products < 0.9
+    assert 1e-4 < rates.layer_s < 1e-2
