@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from pipeline import contexts, files, launch_checks, placement, refusals, targets
+from pipeline.adapter_folders import base_folder, is_adapter
 from pipeline.context import exists
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.vllm.options import check_options
@@ -71,6 +72,8 @@ def input_files(config: BaseModel, base: Path) -> Iterator[tuple[Loc, Path]]:
         optional = _in_options(leaf.loc) and leaf.value.strip("~./") and exists(path)
         if named or optional or (leaf.loc[0] == "trainer" and leaf.loc[1:] in [(name,) for name in TRAINER_FILES]):
             yield leaf.loc, path
+            if named and is_adapter(path) and (under := base_folder(path)) is not None:
+                yield leaf.loc, under
 
 
 def _in_options(loc: Loc) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from pipeline.adapter_folders import is_adapter, merged_path
 from pipeline.schema.pieces import RolloutSpec, StageConfig, TaskSpec
 from rewards.registry import located
 
@@ -56,11 +57,22 @@ class StageContext(Generic[C]):
     evaluated: Sequence[TaskSpec] = ()
 
     def model_path(self, ref: str) -> str:
-        """What to give to `from_pretrained`: the folder behind `@stage`, a local folder, or the hub id as it is."""
+        """What to give to `from_pretrained`: the folder behind `@stage`, a local folder, or the hub id as it is.
+
+        For a folder that holds an adapter alone it is that of base and adapter merged, which is there while a stage
+        runs (see `pipeline.stages.registry`).
+        """
+        folder = self.model_folder(ref)
+        if folder is None:
+            return ref
+        return str(merged_path(folder, self.scratch) if is_adapter(folder) else folder)
+
+    def model_folder(self, ref: str) -> Path | None:
+        """The folder behind `@stage` or a path, whatever it holds; `None` for a hub id."""
         if ref.startswith("@"):
-            return str(self.inputs[ref[1:]] / "model")
+            return self.inputs[ref[1:]] / "model"
         local = located(ref, self.base)
-        return str(local.resolve()) if local.exists() else ref
+        return local.resolve() if local.exists() else None
 
     def rollout(self, spec: RolloutSpec) -> RolloutSpec:
         """The same with the path of the draft model, if there is one, in place of `@stage`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from pipeline.adapter_folders import AdapterFolderError, base_of, is_adapter
 from pipeline.context import exists
 from pipeline.conversion import folder
 from pipeline.schema.environment import HIDDEN
@@ -33,9 +34,11 @@ def models(config: StageConfig, base: Path) -> Iterator[Fault]:
                 folder.check_file(path)
             else:
                 folder.check_data(path)
+                if is_adapter(path):
+                    base_of(path)
                 if config.trainer_class is not None and leaf.loc == ("model",):
                     folder.check_generation(path)
-        except folder.ModelFolderError as error:
+        except (folder.ModelFolderError, AdapterFolderError) as error:
             yield leaf.loc, str(error)
 
 

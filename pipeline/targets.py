@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model import presets
+from pipeline.adapter_folders import base_folder, is_adapter
 from pipeline.conversion.importing import headers
 from pipeline.schema.adapter import ALL, AdapterSpec, matches_nothing
 from pipeline.schema.pieces import Fault, StageConfig
@@ -58,6 +59,7 @@ def _layers(recipe: Recipe, name: Any, seen: set[str]) -> list[str] | None:
 
 
 def _of_folder(folder: Path) -> list[str] | None:
+    folder = (base_folder(folder) or folder) if is_adapter(folder) else folder
     try:
         matrices = [name for name, entry in headers(folder) if len(entry["shape"]) > 1 and "embed" not in name]
     except (OSError, ValueError, KeyError, TypeError):  # a damaged file: told when it is read

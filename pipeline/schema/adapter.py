@@ -154,6 +154,8 @@ class AdaptedConfig(TrainingConfig):
 
     adapter_rank: ClassVar[int] = FINETUNE_RANK
     """Rank of adapters if the recipe gives none."""
+    trains_sampler: ClassVar[bool] = False
+    """Whether its loss compares what is trained with what has sampled."""
 
     adapter: AdapterSpec | None = None
 
@@ -168,6 +170,8 @@ class AdaptedConfig(TrainingConfig):
 
     def beside_adapter(self) -> Iterator[Fault]:
         """What of the stage's other fields an adapter cannot have beside it."""
+        if self.trains_sampler and self.adapter is not None:
+            yield from _beside_rollouts(self.adapter, self.trainer)
         if getattr(self, "mtp", None) is not None:
             yield ("mtp",), "prediction blocks are trained in full, and a base under an adapter stays as it is: drop it"
         if getattr(self, "precision", "trainer") == "fp8":
@@ -185,7 +189,7 @@ class AdaptedConfig(TrainingConfig):
             yield ("trainer", "deepspeed"), f"{NO_DEEPSPEED}: use launch: {{accelerate: ddp}} or fsdp2-1node"
 
 
-def beside_rollouts(adapter: AdapterSpec, trainer: Mapping[str, Any]) -> Iterator[Fault]:
+def _beside_rollouts(adapter: AdapterSpec, trainer: Mapping[str, Any]) -> Iterator[Fault]:
     """What would part a policy with an adapter from its rollouts, or from its reference."""
     if adapter.dropout:
         why = "rollouts are sampled without dropout, and trained on with it their ratios would be noise: set it to 0"

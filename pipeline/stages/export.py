@@ -14,11 +14,14 @@ evaluations with problems, samples and intervals. Nothing is uploaded.
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.adapter_folders import BASE, CONFIG, is_adapter
 from pipeline.context import Outputs, StageContext
 from pipeline.schema.pieces import Dtype, ModelRef, Product, Ref, StageConfig
 
@@ -35,10 +38,12 @@ class ExportConfig(StageConfig):
         name: the model's name on the card; the stage's name if not given.
         description: a paragraph for the card.
         license: identifier of the license, such as `apache-2.0`; that of the base model binds you too.
-        base_model: hub id of the model that training started from; found in the lineage if not given.
+        base_model: hub id of the model that training started from; found in the lineage if not given. An adapter's
+            config names it as its base.
         dtype: what the weights are converted to; left as they are if not given.
         precision: `fp8` writes matrices in FP8 with a scale for every block of 128 x 128, as DeepSeek-V3 is published.
-        format: `torchtitan` writes a distributed checkpoint under torchtitan's names, to train on with it, and no card.
+        format: `torchtitan` writes a distributed checkpoint under torchtitan's names, to train on with it, and no card;
+            `adapter` the adapter that the stage of `model` trained, in PEFT's format, in place of the merged model.
         shard_size: largest file of weights, such as `2GB`; the files are left as they are if not given.
     """
 
@@ -53,7 +58,7 @@ class ExportConfig(StageConfig):
     base_model: str | None = None
     dtype: Dtype | None = None
     precision: Literal["fp8"] | None = None
-    format: Literal["huggingface", "torchtitan"] = "huggingface"
+    format: Literal["huggingface", "torchtitan", "adapter"] = "huggingface"
     shard_size: Annotated[str, Field(pattern=r"^\d+(MB|GB)$")] | None = None
 
     @model_validator(mode="after")
@@ -63,6 +68,8 @@ class ExportConfig(StageConfig):
             raise ValueError("precision: fp8 decides about dtype, and keeps the division into files: give it alone")
         if self.format == "torchtitan" and (self.precision is not None or any(given.values())):
             raise ValueError("format: torchtitan keeps weights as they are: give no precision, dtype or shard_size")
+        if self.format == "adapter" and (self.precision is not None or any(given.values())):
+            raise ValueError("format: adapter keeps weights as they are: give no precision, dtype or shard_size")
         return self
 
 
@@ -77,13 +84,18 @@ def run(context: StageContext[ExportConfig]) -> Outputs:
     from pipeline.rendering import carried_along
 
     config = context.config
-    source, target = context.model_path(config.model), context.output / "model"
+    target = context.output / "model"
+    source = context.model_path(config.model) if config.format != "adapter" else str(_adapter(context))
     if config.format == "torchtitan":
         finite.check(Path(source))  # what is written cannot be looked at tensor by tensor
         importing.to_torchtitan(source, target)
         parameters, precision = importing.weights(Path(source))
         return Outputs({"parameters": parameters, "dtype": precision})
-    if config.precision == "fp8":
+    if config.format == "adapter":
+        shutil.copytree(source, target)
+        if config.base_model is not None:
+            _name_base(target / CONFIG, config.base_model)
+    elif config.precision == "fp8":
         importing.to_fp8(source, target)
     elif config.dtype is not None or config.shard_size is not None:
         importing.converted(source, target, config.dtype or "auto", shard=config.shard_size or importing.SHARD)
@@ -109,3 +121,24 @@ def run(context: StageContext[ExportConfig]) -> Outputs:
     )
     (target / "README.md").write_text(card.text(), encoding="utf-8")
     return Outputs({"parameters": parameters, "dtype": precision, "lineage": [stage["stage"] for stage in chain]})
+
+
+def _adapter(context: StageContext[ExportConfig]) -> Path:
+    """The folder of the adapter that belongs to the stage's `model`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = context.model_folder(context.config.model)
+    beside = None if folder is None else folder if is_adapter(folder) else folder.with_name("adapter")
+    if beside is None or not is_adapter(beside):
+        raise ValueError(
+            f"format: adapter: {context.config.model} has no adapter beside its model: name a stage that trained one"
+            " (adapter: {}), or leave `format` out"
+        )
+    return beside
+
+
+def _name_base(path: Path, name: str) -> None:
+    said = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**said, BASE: name}, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.context import Outputs, StageContext
 from pipeline.samples import SAMPLES
-from pipeline.schema.adapter import POLICY_RANK, AdaptedConfig, beside_rollouts
+from pipeline.schema.adapter import POLICY_RANK, AdaptedConfig
 from pipeline.schema.efficiency import Efficiency, LengthChange, check_efficiency, check_lengths, kernels_fault
 from pipeline.schema.mtp import DraftSpec
 from pipeline.schema.pieces import (
@@ -124,6 +124,7 @@ class GrpoConfig(PromptedConfig, AdaptedConfig):
     trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
     choices: ClassVar[Mapping[str, Sequence[str]]] = CHOICES
     adapter_rank: ClassVar[int] = POLICY_RANK
+    trains_sampler: ClassVar[bool] = True
 
     kind: Literal["grpo"] = "grpo"
     model: ModelRef
@@ -179,12 +180,6 @@ class GrpoConfig(PromptedConfig, AdaptedConfig):
         yield from super().faults(base)
         if self.efficiency.fused_kernels and (why := kernels_fault(located(self.model, base))) is not None:
             yield ("efficiency", "fused_kernels"), why
-
-    def beside_adapter(self) -> Iterator[Fault]:
-        """See `AdaptedConfig`."""
-        yield from super().beside_adapter()
-        if self.adapter is not None:
-            yield from beside_rollouts(self.adapter, self.trainer)
 
     @property
     def switches(self) -> Efficiency:

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from pipeline.adapter_folders import is_adapter, merged_path
 from pipeline.context import Outputs, StageContext
 from pipeline.conversion import finite
 from pipeline.data.cleaning import publish_left_out
-from pipeline.schema.pieces import StageConfig
+from pipeline.schema.pieces import Product, Ref, StageConfig
+from pipeline.schema.walk import walk
+
+AWAIT_SECONDS = 0.2
 
 KINDS: Mapping[str, str] = {
     "import_model": "pipeline.stages.import_model:ImportModelConfig",
@@ -39,10 +45,15 @@ def config_class(kind: str) -> type[StageConfig]:
 
 
 def run_function(kind: str) -> Callable[[StageContext[Any]], Outputs]:
-    """The `run` of a stage kind, and after it a look at the model that it leaves: no stage publishes a broken one."""
+    """The `run` of a stage kind, which finds the model of every adapter that it starts from.
+
+    After it comes a look at the model that it leaves: no stage publishes a broken one.
+    """
     function: Callable[[StageContext[Any]], Outputs] = importlib.import_module(KINDS[kind].partition(":")[0]).run
 
     def checked(context: StageContext[Any]) -> Outputs:
+        for folder in adapters_of(context):
+            _merged(folder, merged_path(folder, context.scratch))
         outputs = function(context)
         if os.environ.get("RANK", "0") == "0":
             publish_left_out(context)
@@ -50,3 +61,23 @@ def run_function(kind: str) -> Callable[[StageContext[Any]], Outputs]:
         return outputs
 
     return checked
+
+
+def adapters_of(context: StageContext[Any]) -> list[Path]:
+    """The folders among a stage's models that hold an adapter alone; `export` hands those on as they are."""
+    if context.config.kind == "export" and context.config.format == "adapter":
+        return []
+    models = [leaf.value for leaf in walk(context.config) if (ref := leaf.marker(Ref)) and ref.product is Product.MODEL]
+    folders = [context.model_folder(name) for name in models if isinstance(name, str)]
+    return [folder for folder in dict.fromkeys(folders) if folder is not None and is_adapter(folder)]
+
+
+def _merged(folder: Path, target: Path) -> None:
+    """Merge an adapter's folder with its base, in one process; the others wait for it."""
+    if os.environ.get("RANK", "0") == "0":
+        from pipeline.rollout.merging import merge_folder
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        merge_folder(folder, target)
+    while not target.exists():
+        time.sleep(AWAIT_SECONDS)

@@ -6,19 +6,17 @@
         trainer = SftTrainer(…, **more)
     adapters.settle(trainer)                              # in float32, which TRL's are not on a quantised base
 
-PEFT makes and applies them. What it does not do as it should is put right here: it renames the targets of some mixtures
-of experts to where older versions of transformers had them (`as_given`), and it only merges in place, which alters the
-base (see `pipeline.rollout.adapted`).
+PEFT makes and applies them. What it does not do as it should is put right: it renames the targets of some mixtures of
+experts to where older versions of transformers had them, and it only merges in place, which alters the base (see
+`pipeline.rollout.merging` and `pipeline.rollout.adapted`).
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +27,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.adapter_folders import BASE, CONFIG
 from pipeline.context import StageContext
 from pipeline.rollout.adapted import base_of
+from pipeline.rollout.merging import as_given, write
 from pipeline.rollout.weights import official_weights
 from pipeline.schema.adapter import ALL, RATE_FACTOR, AdaptedConfig, AdapterSpec, matches_nothing
 
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 ADAPTER = "adapter"
 """Folder of an artifact, beside `model`."""
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CAUSAL, REWARD = "CAUSAL_LM", "SEQ_CLS"
 """What PEFT calls language models, and those with a head that scores."""
 
@@ -253,29 +252,6 @@ def carried(adapter: Prepared | None, args: Any) -> Iterator[dict[str, Any]]:
         yield more
 
 
-@contextmanager
-def as_given() -> Iterator[None]:
-    """While adapters are made or loaded, PEFT takes targets and weights by the names that the model has.
-
-    Left alone, it takes some architectures' targets for those of transformers 4: of a DeepSeek-V3, `all-linear` and
-    every list or pattern that names an MLP lose the dense and the shared experts, gain the router, and double the rank
-    of a stack of experts.
-    """
-    from peft.utils import transformers_weight_conversion as conversion
-
-    names = ("convert_peft_config_for_transformers", "convert_peft_adapter_state_dict_for_transformers")
-    kept = {name: getattr(conversion, name) for name in names}
-    conversion.convert_peft_config_for_transformers = lambda *args, **kwargs: None
-    conversion.convert_peft_adapter_state_dict_for_transformers = (
-        lambda model, peft_config, adapter_state_dict, adapter_name="default": adapter_state_dict
-    )
-    try:
-        yield
-    finally:
-        for name, function in kept.items():
-            setattr(conversion, name, function)
-
-
 def settle(trainer: Any) -> None:
     """Hold what a trainer with an adapter trains in float32; of other trainers nothing changes.
 
@@ -319,42 +295,21 @@ def save(trainer: Any, folder: Path, dtype: torch.dtype, context: StageContext[A
         dtype: what merged weights are rounded to, once.
         context: the stage, whose `model` the adapter belongs to.
     """
-    from huggingface_hub import save_torch_state_dict
-
     policy, main = trainer.accelerator.unwrap_model(trainer.model), trainer.is_world_process_zero()
-    # Copies: what is given may be a part of something larger, or of the model.
-    weights = {name: tensor.cpu().clone() for name, tensor in official_weights(policy, dtype) if main}
+    write(policy, folder / "model", dtype, trainer.processing_class, main)
     trainer.save_model(str(folder / ADAPTER))
     if main:
-        target = folder / "model"
-        target.mkdir(parents=True, exist_ok=True)
-        save_torch_state_dict(weights, target, max_shard_size="5GB")
-        _save_configs(base_of(policy), target, dtype)
-        trainer.processing_class.save_pretrained(target)
         _tidy(folder / ADAPTER, context)
     trainer.accelerator.wait_for_everyone()
 
 
-def _save_configs(base: Any, target: Path, dtype: torch.dtype) -> None:
-    """The configs of an ordinary model of the base's architecture."""
-    config = copy.deepcopy(base.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    config.architectures = [type(base).__name__.removeprefix("FSDP")]
-    config.dtype = dtype
-    config.save_pretrained(target)
-    if base.can_generate():
-        base.generation_config.save_pretrained(target)
-
-
 def _tidy(folder: Path, context: StageContext[Any]) -> None:
-    """Leave PEFT's two files, which name the base as whoever gets them can find it."""
-    for path in folder.iterdir():
-        if path.name not in ADAPTER_FILES:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    path = folder / ADAPTER_FILES[0]
+    """Leave PEFT's files and the tokenizer, and name the base as whoever gets them can find it."""
+    for name in ("training_args.bin", "README.md"):  # a pickle that names local paths, and an empty model card
+        (folder / name).unlink(missing_ok=True)
+    path = folder / CONFIG
     said = json.loads(path.read_text(encoding="utf-8"))
-    said["base_model_name_or_path"] = _base_name(context)
+    said[BASE] = _base_name(context)
     path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

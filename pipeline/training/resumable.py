@@ -20,7 +20,8 @@ from typing import Any
 from torch import Generator
 from torch.utils.data import Sampler
 
-from pipeline.training import adapters, checkpoints
+from pipeline.rollout.merging import as_given
+from pipeline.training import checkpoints
 from pipeline.training.expert_parallel import division
 from pipeline.training.finite import Watched
 
@@ -78,7 +79,7 @@ class Resumable(Watched):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         sharded = self.is_fsdp_enabled or (Path(resume_from_checkpoint) / "adapter_config.json").exists()
         if sharded or model is not None:
-            with adapters.as_given():
+            with as_given():
                 super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
             return
         saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype, **division())

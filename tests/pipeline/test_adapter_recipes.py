@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import needs
+from pipeline.adapter_folders import BASE as BASE_NAME
+from pipeline.checks import input_files
 from pipeline.recipe import RecipeError, load
 from pipeline.rows import write_rows
 
@@ -90,6 +93,21 @@ def test_targets_are_looked_for_in_a_model_that_is_yet_to_be_pre_trained(tmp_pat
     path.write_text(f"name: r\nstages:\n{PRETRAINED}" + SFT.format(good, ""))
     load(path)
     assert "'k_proj' matches no layer" in told(tmp_path, PRETRAINED, SFT.format("targets: [k_proj]", ""))
+
+
+def test_an_adapters_folder_is_a_model_and_its_base_an_input(tmp_path: Path) -> None:
+    path, folder = tmp_path / "recipe.yaml", tmp_path / "adapter"
+    path.write_text(f"name: r\nstages:\n{BASE}  later: {{kind: sft, model: ./adapter, data: [rows.jsonl]}}\n")
+    folder.mkdir()
+    save_file({"base_model.model.x.lora_A.weight": torch.zeros(1, 1)}, folder / "adapter_model.safetensors")
+    for base, said in (("../gone", "there is no folder ../gone: set base_model_name_or_path"), ("", "names no base")):
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", BASE_NAME: base}))
+        with pytest.raises(RecipeError, match=said):
+            load(path)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", BASE_NAME: "../dense"}))
+    files = [file for _, file in input_files(load(path).stages["later"], tmp_path)]
+    assert folder in files
+    assert tmp_path / "dense" in files
 
 
 def test_every_field_of_peft_by_its_own_name(tmp_path: Path) -> None:

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 
+from model.modeling import load
 from pipeline.rollout.process import ProcessEngine
+from pipeline.rollout.weights import official_weights
 from pipeline.schema.efficiency import Efficiency
 from pipeline.schema.pieces import RolloutSpec
 from tests.training import engine_runs
@@ -40,6 +43,7 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "grpo-vllm": ({"vllm": True, "max_steps": 1}, False),
     "dapo-dead-groups": ({"loss_type": "dapo", "max_steps": 1}, True),
     "dr_grpo-truncated": ({"loss_type": "dr_grpo", "mask_truncated_completions": True, "max_steps": 1}, False),
+    "adapter": ({"adapter": {"rank": 4, "alpha": 32}, **KL, "max_steps": 4}, False),
 }
 """Fields, and whether one of four prompts teaches nothing: the first rank drops rows, and the other none."""
 
@@ -74,6 +78,10 @@ def rank(number: int, port: int, model: Path, folder: Path, sharded: bool) -> No
             )
             history = history_of(trainer)
             torch.save((history.gradients, history.logs), folder / f"{case}-{kind}-{number}.pt")
+    # The last one carries an adapter: merged and gathered by us, and alone by PEFT.
+    merged = {name: weight.cpu() for name, weight in official_weights(trainer.accelerator.unwrap_model(trainer.model))}
+    torch.save(merged, folder / f"merged-{number}.pt")
+    trainer.save_model(str(folder / "adapter"))
     torch.distributed.destroy_process_group()
 
 
@@ -115,9 +123,17 @@ def test_two_ranks_train_as_stock_trl_does(models: Path, tmp_path: Path, free_po
             assert [at[name] for at in mine if name in at] == pytest.approx(
                 [at[name] for at in theirs if name in at], rel=1e-5, abs=1e-6
             )
+        if case == "adapter":
+            assert mine[-2]["kl"] > 0
         if dead:
             dropped = [at["groups/dropped_rows"] for at in mine if "groups/dropped_rows" in at]
             assert all(0.2 < share < 1 for share in dropped), "rows of every rank"
+
+    merged, others = (torch.load(tmp_path / f"merged-{number}.pt") for number in range(RANKS))
+    plain = PeftModel.from_pretrained(load(str(models / "dense")), tmp_path / "adapter").merge_and_unload()
+    for name, weight in plain.named_parameters():
+        assert torch.allclose(merged[name], weight, atol=1e-6), name
+        assert torch.equal(merged[name], others[name])
 
 
 def engine_rank(number: int, port: int, model: Path, folder: Path, sharded: bool) -> None:
