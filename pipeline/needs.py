@@ -85,7 +85,7 @@ def packages(config: StageConfig, base: Path) -> Iterator[Need]:
         if isinstance(said, dict) and str(said.get("distributed_type")).upper() == "DEEPSPEED":
             yield ("launch", "accelerate"), "deepspeed"
     for leaf in walk(config):
-        if isinstance(leaf.value, RolloutSpec) and leaf.value.engine == "vllm":
+        if isinstance(leaf.value, RolloutSpec) and leaf.value.needs_vllm:
             yield (*leaf.loc, "engine"), "vllm"
         elif isinstance(leaf.value, RewardSpec | TaskSpec) and leaf.value.use == GENERATED:
             yield (*leaf.loc, "use"), GENERATED

@@ -44,23 +44,11 @@ def open_engine(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = 
     Raises:
         RolloutError: the engine is not installed, has no such option, or a server does not serve this model.
     """
-    if engine_name(spec) != VLLM_SERVER:
-        if spec.process is None:
-            return open_updatable(spec, model_path, seed, logprobs)
-        return open_processes(spec, model_path, seed, logprobs)
-    from pipeline.rollout.vllm.server import VllmServerEngine
-
-    if spec.server is None:
-        raise RolloutError("the engine vllm_server needs the address of a server: `rollout.server`")
-    if spec.speculative is not None:
-        raise RolloutError("rollout.speculative: give a vLLM server its --speculative-config when it is started")
-    if spec.process is not None:
+    if spec.process is None:
+        return open_updatable(spec, model_path, seed, logprobs)
+    if spec.server is not None and engine_name(spec) == VLLM_SERVER:
         raise RolloutError("rollout.process is for engines that this run starts; a vLLM server is a process already")
-    from transformers import AutoTokenizer
-
-    engine = VllmServerEngine(model_path, spec.server, logprobs)
-    engine.decode_with(AutoTokenizer.from_pretrained(model_path, trust_remote_code=False))
-    return engine
+    return open_processes(spec, model_path, seed, logprobs)
 
 
 def open_processes(
@@ -89,7 +77,7 @@ def preload(spec: RolloutSpec) -> None:
 def open_updatable(
     spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = False, for_trainer: bool = False
 ) -> Updatable:
-    """Load a model into an engine of this very process, whose weights can be replaced.
+    """Load a model into an engine of this very process, or of a server that is asked here; its weights can be replaced.
 
     Args:
         spec, model_path, seed, logprobs: see `open_engine`.
@@ -106,6 +94,8 @@ def open_updatable(
         return TransformersEngine(
             model_path, spec.batch_size, logprobs, tempered=for_trainer, speculative=spec.speculative
         )
+    if engine_name(spec) == VLLM_SERVER:
+        return _open_server(spec, model_path, seed, logprobs, for_trainer)
     if find_spec("vllm") is None:
         raise RolloutError("vLLM is not installed: pip install 'zero2r1[vllm]', or choose `engine: transformers`")
     from pipeline.rollout.vllm.engine import VllmEngine, check_sampling
@@ -113,6 +103,30 @@ def open_updatable(
     check_sampling(spec)
     options = {**vllm_options(spec.speculative), **spec.engine_options}
     return VllmEngine(model_path, seed, spec.gpu_memory, logprobs, options, for_trainer, spec.scheduler_fast_path)
+
+
+def _open_server(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool, for_trainer: bool) -> Updatable:
+    """A vLLM server: the one that is named, or one that is started."""
+    from transformers import AutoTokenizer
+
+    from pipeline.rollout.vllm.options import check_options
+    from pipeline.rollout.vllm.server import VllmServerEngine
+    from pipeline.rollout.vllm.started import Started
+
+    server: str | Started
+    if spec.server is None:
+        if find_spec("vllm") is None:
+            raise RolloutError("no vLLM to start a server with: name one that is there with rollout.server")
+        check_options(spec.engine_options)
+        options = {**vllm_options(spec.speculative), **spec.engine_options}
+        server = Started(model_path, seed, spec.gpu_memory, options, for_trainer)
+    elif spec.speculative is not None:
+        raise RolloutError("rollout.speculative: give a vLLM server its --speculative-config when it is started")
+    else:
+        server = spec.server
+    engine = VllmServerEngine(model_path, server, logprobs, for_trainer)
+    engine.decode_with(AutoTokenizer.from_pretrained(model_path, trust_remote_code=False))
+    return engine
 
 
 def sampling(spec: RolloutSpec, n: int, seed: int) -> Sampling:

@@ -13,7 +13,7 @@ from pipeline.rollout import open_updatable, preload
 from pipeline.rollout.base import RolloutError, Updatable
 from pipeline.rollout.process import Job, Opening
 from pipeline.rollout.shared import FileLock, Heartbeat, Placed, SharedValue, Snapshot, WeightFile
-from rewards.parent import end_with_parent
+from rewards.parent import end_with_parent, guard_group
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
     parent, *descriptors = map(int, sys.argv[2:])
     if not end_with_parent(parent):
         sys.exit(1)
+    guard_group()  # an engine may have processes of its own
     gpus.keep()
     heartbeat = Heartbeat(descriptors[1])
     heartbeat.tick()

@@ -231,15 +231,15 @@ class Placed:
     """
 
     def __init__(self, file: WeightFile, places: tuple[Place, ...], tick: Callable[[], None] = lambda: None) -> None:
-        self._file, self._places, self._tick = file, places, tick
+        self._file, self.places, self._tick = file, places, tick
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for weight in self._file.read(self._places):
+        for weight in self._file.read(self.places):
             self._tick()
             yield weight
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _placed, (f"/proc/{os.getpid()}/fd/{self._file.fd}", self._places)
+        return _placed, (f"/proc/{os.getpid()}/fd/{self._file.fd}", self.places)
 
 
 def _placed(path: str, places: tuple[Place, ...]) -> Placed:

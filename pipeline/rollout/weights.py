@@ -69,7 +69,7 @@ def load_weights(llm: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
         ValueError: a weight was given that the engine does not know.
     """
     try:
-        missing = llm.collective_rpc(_reload, args=(weights,))[0]
+        missing = llm.collective_rpc(reload, args=(weights,))[0]
     except RuntimeError as error:
         if llm.llm_engine.vllm_config.parallel_config.world_size == 1:
             raise
@@ -102,7 +102,7 @@ def _layer(name: str) -> int:
 
 
 @torch.no_grad()
-def _reload(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> list[str]:
+def reload(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Run in vLLM's worker: load a policy, and what belongs to the layers behind its last into the MTP drafter.
 
     Returns:

@@ -125,7 +125,7 @@ def faults(config: StageConfig) -> Iterator[Fault]:
     idle = {
         "transformers": (*SERVER, *INSIDE, *ANY_VLLM),
         "vllm": (*SERVER, "cache_implementation"),
-        "vllm_server": (*INSIDE, "vllm_max_model_length", "cache_implementation"),
+        "vllm_server": (*SERVER, *INSIDE, "vllm_max_model_length", "cache_implementation"),
         "an engine in a process of its own": (*SERVER, "vllm_enable_sleep_mode", "vllm_model_impl"),
     }
     for name in idle.get(engine, ()):

@@ -358,8 +358,8 @@ class RolloutSpec(Strict):
     """How completions are sampled.
 
     Attributes:
-        engine: `transformers` (any device), `vllm` (in-process, GPU), `vllm_server`, or `auto`: vllm where a GPU and
-            vLLM are there, transformers elsewhere.
+        engine: `transformers` (any device), `vllm` (in-process, GPU), `vllm_server` (vLLM's own server, at `server` or
+            started by this run), or `auto`: vllm where a GPU and vLLM are there, transformers elsewhere.
         max_tokens: longest completion, in tokens.
         stop: texts and token ids at which a completion ends, beside the model's own end-of-sequence tokens, such as
             ["</answer>", 151645]. They stay in it, as the last thing that the model wrote.
@@ -406,6 +406,11 @@ class RolloutSpec(Strict):
     def separate_process(self) -> bool:
         """Whether the engine has a process of its own."""
         return self.process is not None
+
+    @property
+    def needs_vllm(self) -> bool:
+        """Whether an engine is started that is vLLM's."""
+        return self.engine == "vllm" or (self.engine == "vllm_server" and self.server is None)
 
     @model_validator(mode="after")
     def _as_many_gpus(self) -> Self:

@@ -100,6 +100,8 @@ class DistillConfig(FinetuneConfig):
                 "packing, max_length and too_long are for distilling through `data`: with a `teacher`, rows are prompts"
                 " and what is sampled, rollout.max_tokens long at most"
             )
+        if self.rollout.engine == "vllm_server" or self.rollout.server is not None:
+            raise ValueError("rollout.engine: TRL's trainer samples with transformers, or with vLLM in its own process")
         sampled: dict[str, Any] = {"process": None, "engine_options": {}, "batch_size": RolloutSpec().batch_size}
         for name, left_out in sampled.items():
             if getattr(self.rollout, name) != left_out:

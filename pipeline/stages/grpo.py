@@ -87,7 +87,8 @@ class TrainingRollout(RolloutSpec):
     @property
     def separate_process(self) -> bool:
         """See `RolloutSpec`."""
-        return super().separate_process or self.max_staleness > 0 or self.spare > 0
+        server = self.engine == "vllm_server" or self.server is not None
+        return super().separate_process or server or self.max_staleness > 0 or self.spare > 0
 
 
 def _as_reward(value: Any) -> Any:
@@ -148,21 +149,18 @@ class GrpoConfig(PromptedConfig, AdaptedConfig):
         check_generation_kwargs(self.trainer)
         if rollout.temperature == 0:
             raise ValueError("rollout.temperature is 0: all rollouts of a group would be the same, and nothing learnt")
-        if rollout.separate_process and rollout.engine == "vllm_server":
-            raise ValueError(
-                "rollout.process, max_staleness and spare are for engines that this stage starts: with the engine"
-                " vllm_server, completions come from a server that is there already"
-            )
+        if rollout.server is not None and rollout.process is not None and rollout.process.devices:
+            raise ValueError("rollout.process.devices: the server at rollout.server has its GPUs already")
         if rollout.max_staleness and not self.trainer.get("vllm_importance_sampling_correction", True):
             raise ValueError(
                 "rollout.max_staleness: rollouts of older weights are trained on, so importance weights must stay on"
             )
         if rollout.batch_size != RolloutSpec().batch_size and not rollout.separate_process:
             raise ValueError("rollout.batch_size has no effect here: set trainer.per_device_train_batch_size")
-        if rollout.engine_options and rollout.engine in ("transformers", "vllm_server"):
-            raise ValueError(f"rollout.engine_options has no effect with the engine {rollout.engine}")
-        if rollout.engine == "vllm_server" and rollout.server is None:
-            raise ValueError("rollout.engine vllm_server needs the server's address: rollout.server")
+        if rollout.engine_options and (rollout.engine == "transformers" or rollout.server is not None):
+            raise ValueError(
+                "rollout.engine_options has no effect with the engine transformers, or a server by address"
+            )
         return self
 
     @model_validator(mode="after")
@@ -249,7 +247,7 @@ def open_process(context: StageContext[GrpoConfig], launched: bool, logprobs: bo
     process, ours = rollout.process or ProcessSpec(), os.environ.get(VISIBLE)
     several = torch.cuda.device_count() > 1
     everything = ",".join(map(str, range(torch.cuda.device_count()))) if ours is None else ours
-    shared = torch.cuda.is_available() and shares_gpu(process, everything)
+    shared = torch.cuda.is_available() and rollout.server is None and shares_gpu(process, everything)
     if several and (shared or not launched):
         raise ValueError(
             "the trainer would spread over the engine's GPUs: say how many the stage has (launch: {gpus: 2}), and which"

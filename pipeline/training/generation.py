@@ -41,7 +41,11 @@ def check_generation_kwargs(trainer: Mapping[str, Any]) -> None:
 
 
 def generation_fields(rollout: RolloutSpec) -> dict[str, Any]:
-    """What the rollout settings are called in GRPOConfig."""
+    """What the rollout settings are called in GRPOConfig.
+
+    Raises:
+        ValueError: they are about what TRL's trainers do not do.
+    """
     from pipeline.rollout import TRANSFORMERS, VLLM, VLLM_SERVER, engine_name
 
     chosen = engine_name(rollout)
@@ -62,5 +66,5 @@ def generation_fields(rollout: RolloutSpec) -> dict[str, Any]:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine is in this process, whose weights it takes
         fields |= {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": rollout.gpu_memory}
     if chosen == VLLM_SERVER:
-        fields |= {"vllm_mode": "server", "vllm_server_base_url": rollout.server}
+        raise ValueError("rollout.engine: TRL's trainers sample with transformers, or with vLLM in their own process")
     return fields

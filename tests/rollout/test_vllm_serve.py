@@ -13,12 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Sampling
+from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.rollout.vllm.server import VllmServerEngine
-from pipeline.schema.pieces import RolloutSpec
+from pipeline.rollout.weights import official_weights
+from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -33,15 +37,15 @@ def reference(calculator: Path) -> TransformersEngine:
     return TransformersEngine(str(calculator), logprobs=True)
 
 
-@pytest.fixture(scope="module")
-def address(calculator: Path) -> Iterator[str]:
-    """Where vLLM serves the calculator; the command `vllm serve` is none of its CPU build, which has another name."""
+@contextlib.contextmanager
+def served(model: Path, *options: str, **env: str) -> Iterator[str]:
+    """Where vLLM serves a model; the command `vllm serve` is none of its CPU build, which has another name."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(calculator)]
+    serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     where = ["--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm"]
-    server = subprocess.Popen([*serve, *where, *OPTIONS], start_new_session=True)
+    server = subprocess.Popen([*serve, *where, *OPTIONS, *options], start_new_session=True, env={**os.environ, **env})
     try:
         until = time.monotonic() + START_SECONDS
         while server.poll() is None and time.monotonic() < until:
@@ -55,6 +59,12 @@ def address(calculator: Path) -> Iterator[str]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)  # with the process that holds the engine
         server.wait()
+
+
+@pytest.fixture(scope="module")
+def address(calculator: Path) -> Iterator[str]:
+    with served(calculator) as where:
+        yield where
 
 
 @pytest.mark.timeout(START_SECONDS + 60)
@@ -76,3 +86,91 @@ def test_a_server_gives_what_transformers_gives(address: str, reference: Transfo
         engine.generate([[5] * 80], greedy)
     with pytest.raises(RolloutError, match="not /models/other"):
         VllmServerEngine("/models/other", address)
+    with pytest.raises(RolloutError, match=r"server_info\S* answered 404.* needs a server with VLLM_SERVER_DEV_MODE=1"):
+        VllmServerEngine(str(calculator), address, for_trainer=True)
+
+
+@pytest.mark.timeout(3 * START_SECONDS)
+def test_a_server_of_ours_takes_weights_in_the_middle_and_is_started_again_when_it_is_killed(calculator: Path) -> None:
+    """Each token has the log-probability that the weights of its version give it, computed here by transformers."""
+    options = {"dtype": "float32", "enforce_eager": True, "max_model_len": 64}
+    process = ProcessSpec(restarts=1)
+    spec = RolloutSpec(engine="vllm_server", gpu_memory=0.1, engine_options=options, process=process)
+    policies = [AutoModelForCausalLM.from_pretrained(calculator, dtype=torch.float32) for _ in range(3)]
+    with torch.no_grad():
+        for version, policy in enumerate(policies):
+            policy.model.layers[0].mlp.down_proj.weight.mul_(1 + 0.3 * version)
+    prompts, sampling = [[7, 8, 9], [5], [6, 7]] * 4, Sampling(n=4, max_tokens=40, temperature=1.5, seed=3)
+    engine = ProcessEngine(spec, str(calculator), 0, logprobs=True, for_trainer=True)
+    try:
+        assert engine.dtype == "float32"
+        engine.push(official_weights(policies[1]), 1)
+        ticket = engine.submit(prompts, sampling)
+        engine.push(official_weights(policies[2]), 2)
+        groups = engine.collect(ticket)
+        for prompt, group in zip(prompts, groups, strict=True):
+            for rollout in group:
+                ids_1T = torch.tensor([[*prompt, *rollout.token_ids]])
+                expected: list[float] = []
+                for version, tokens in rollout.versions:
+                    with torch.no_grad():
+                        logits_TV = policies[version](ids_1T).logits[0, len(prompt) - 1 : -1] / 1.5
+                    scores_T = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, len(prompt) :, None])[:, 0]
+                    expected += scores_T[len(expected) : len(expected) + tokens].tolist()
+                assert rollout.logprobs == pytest.approx(expected, abs=1e-3)
+                assert rollout.finish is not Finish.ABORT
+        assert 2 in {version for group in groups for rollout in group for version, _ in rollout.versions}
+
+        (server,) = [pid for pid in group_of(engine._process.pid) if "api_server" in command_of(pid)]
+        os.kill(server, signal.SIGKILL)
+        again = engine.generate(prompts, sampling)
+        assert engine.restarts == 1
+        assert {rollout.versions[0][0] for group in again for rollout in group} == {2}, "with the last weights"
+    finally:
+        pid = engine._process.pid
+        engine.close()
+    assert not group_of(pid)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL sends from one GPU to another")
+@pytest.mark.timeout(3 * START_SECONDS)
+def test_a_server_by_address_gets_weights_by_nccl(calculator: Path) -> None:
+    policy = AutoModelForCausalLM.from_pretrained(calculator, dtype=torch.float32)
+    prompts, sampling = [[7, 8, 9], [5], [6, 7]], Sampling(n=4, max_tokens=40, temperature=1.5, seed=3)
+    asked = ["--logprobs-mode", "processed_logprobs", "--weight-transfer-config", '{"backend": "nccl"}']
+    with served(calculator, *asked, CUDA_VISIBLE_DEVICES="1", VLLM_SERVER_DEV_MODE="1") as where:
+        process = ProcessSpec(restarts=0, env={"CUDA_VISIBLE_DEVICES": "0"})
+        spec = RolloutSpec(engine="vllm_server", server=where, process=process)
+        engine = ProcessEngine(spec, str(calculator), 0, logprobs=True, for_trainer=True)
+        try:
+            for version in (1, 2):
+                with torch.no_grad():
+                    policy.model.layers[0].mlp.down_proj.weight.mul_(1.3)
+                engine.push(official_weights(policy), version)
+                for prompt, group in zip(prompts, engine.generate(prompts, sampling), strict=True):
+                    for rollout in group:
+                        ids_1T = torch.tensor([[*prompt, *rollout.token_ids]])
+                        with torch.no_grad():
+                            logits_TV = policy(ids_1T).logits[0, len(prompt) - 1 : -1] / 1.5
+                        scores_T = logits_TV.log_softmax(-1).gather(-1, ids_1T[0, len(prompt) :, None])[:, 0]
+                        assert rollout.versions == ((version, len(rollout.token_ids)),)
+                        assert rollout.logprobs == pytest.approx(scores_T.tolist(), abs=5e-2)
+        finally:
+            engine.close()
+
+
+def group_of(leader: int) -> list[int]:
+    """The processes of a group that run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+            found += [int(stat.parent.name)] if int(group) == leader and state != "Z" else []
+    return found
+
+
+def command_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""

@@ -90,6 +90,7 @@ def test_prompts_go_out_and_groups_come_back_in_order(server: Server) -> None:
         assert [rollout.finish for rollout in group] == [Finish.STOP, Finish.LENGTH, Finish.ABORT]
         assert group[1].logprobs == (-0.5, -0.5)
     assert seen == [(3 * number, 117) for number in range(1, 40)]
+    assert all(rollout.versions == ((0, len(rollout.token_ids)),) for group in groups for rollout in group)
 
     sent = {tuple(request["prompt"]): request for request in server.requests}
     for index, prompt in enumerate(prompts):

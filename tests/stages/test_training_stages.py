@@ -230,7 +230,16 @@ def test_the_learning_rate_follows_the_size_of_the_student(tmp_path: Path, param
             {**GRPO, "rollout": {"engine": "transformers", "engine_options": {"dtype": "auto"}}},
             "engine_options has no effect with the engine transformers",
         ),
-        ({**GRPO, "rollout": {"engine": "vllm_server"}}, "needs the server's address"),
+        (
+            {
+                "kind": "distill",
+                "model": "m",
+                "teacher": "@t",
+                "tasks": ["gsm8k"],
+                "rollout": {"engine": "vllm_server"},
+            },
+            "samples with transformers, or with vLLM in its own process",
+        ),
         ({**GRPO, "trainer": {"beta": 0.0, "sync_ref_model": True}}, "needs a reference model"),
         ({**GRPO, "trainer": {"num_generations": 5}}, "does not hold whole groups"),
         ({"kind": "pretrain", "model": "nano", "corpus": {}, "length": 8}, "either `use`"),

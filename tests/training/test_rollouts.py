@@ -312,10 +312,8 @@ def test_a_stage_opens_what_its_recipe_says(calculator: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (
-            {"rollout": {"max_staleness": 1, "engine": "vllm_server", "server": "http://x"}},
-            "a server that is there already",
-        ),
+        ({"rollout": {"server": "http://x", "process": {"devices": [1]}}}, "has its GPUs already"),
+        ({"rollout": {"server": "http://x", "engine_options": {"dtype": "float32"}}}, "or a server by address"),
         (
             {"rollout": {"process": {"devices": [[2, 3]]}, "engine_options": {"tensor_parallel_size": 4}}},
             "tensor_parallel_size is 4, and process.devices has '2,3'",

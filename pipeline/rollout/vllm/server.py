@@ -1,55 +1,156 @@
-"""Rollouts by vLLM servers: token ids over the OpenAI-compatible completions API.
+"""Rollouts by vLLM's own server: token ids over the OpenAI-compatible completions API.
 
-Start one with `vllm serve FOLDER --generation-config vllm`; vLLM's CPU build lacks that command, and has
-`python -m vllm.entrypoints.openai.api_server --model FOLDER --generation-config vllm`. The server's `/v1/models` must
-name the very model that is asked for: a score measured on another one would be a lie.
+A server is named by its address, or started here (`Started`). Either may serve a trainer, whose weights it takes: see
+`transfer`. The server's `/v1/models` must name the very model that is asked for: a score measured on another one would
+be a lie. One that is there already is started with `vllm serve FOLDER --generation-config vllm`, and for a trainer with
+
+    VLLM_SERVER_DEV_MODE=1 vllm serve FOLDER --generation-config vllm --logprobs-mode processed_logprobs \\
+        --weight-transfer-config '{"backend": "nccl"}'
+
+While weights are replaced, the server gives up what it is sampling and returns what it has written. That becomes part
+of the prompt with which the rest is asked for: nothing is lost, each token is known to be of one version, and its keys
+and values are computed anew with the weights that go on.
 """
 
 from __future__ import annotations
 
 import json
-import threading
+import logging
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from pipeline.rollout.base import Progress, Rollout, RolloutError, Sampling, derived_seed, finish_reason
+from pipeline.rollout.base import (
+    Finish,
+    Progress,
+    Rollout,
+    RolloutError,
+    Sampling,
+    Tick,
+    answer,
+    complete,
+    derived_seed,
+    finish_reason,
+    spans,
+)
 from pipeline.rollout.stops import Stops
+from pipeline.rollout.vllm.started import Started
+from pipeline.rollout.vllm.transfer import Transfer
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
 
 REQUESTS_AT_ONCE = 128
-"""Prompts in flight: enough to fill a server, few enough for its connection limits."""
+"""Requests in flight: enough to fill a server, few enough for its connection limits."""
 RETRY_SECONDS = (0.5, 2.0, 8.0)
 """Waits before a request whose connection was lost is sent again."""
 TIMEOUT_SECONDS = 3600.0
 """Longest wait for one prompt's completions: long thoughts on a busy server take long."""
+LOOK_SECONDS = 1.0
+"""Time between two looks at whether a server that has answered nothing moves at all."""
+
+
+COUNTERS = ("vllm:generation_tokens", "vllm:prompt_tokens")
+"""What a server that does something counts up."""
+
+
+@dataclass(slots=True)
+class Partial:
+    """A completion that is being sampled.
+
+    Attributes:
+        ids, logprobs: what there is of it.
+        marks: (version, tokens so far) at each moment at which the weights were replaced.
+        finish: why it ended, once it has.
+        version: of the weights that sampled its last token.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    marks: list[tuple[int, int]] = field(default_factory=list)
+    finish: Finish | None = None
+    version: int = 0
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request that is being sampled: `groups` has the sequences of each prompt."""
+
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
+    stops: Stops
+    progress: Progress | None
+    groups: list[list[Partial]]
+    finished: int = 0
+
+    @property
+    def answered(self) -> bool:
+        """Whether enough groups are complete."""
+        whole = sum(all(one.finish is not None for one in group) for group in self.groups)
+        enough = self.sampling.enough
+        return whole >= (len(self.groups) if enough is None else min(enough, len(self.groups)))
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An HTTP request for some sequences of a prompt: all of a group, or one that goes on.
+
+    Attributes:
+        ticket, prompt: which request, and which of its prompts.
+        members: which sequences.
+    """
+
+    ticket: int
+    prompt: int
+    members: tuple[int, ...]
 
 
 class VllmServerEngine:
-    """A model behind a vLLM server. See `pipeline.rollout.base.Engine`.
+    """A model behind a vLLM server. See `pipeline.rollout.base.Updatable`.
 
     Args:
         path: folder or hub id that the server must be serving.
-        server: its address, such as http://localhost:8000.
+        server: its address, such as http://localhost:8000, or one that was started here.
         logprobs: whether rollouts carry the log-probabilities of their tokens.
+        for_trainer: whether they are at the temperature of sampling, which the server must have been started for; texts
+            are left out then.
 
     Raises:
-        RolloutError: the server does not answer, or serves something else.
+        RolloutError: the server does not answer, serves something else, or is not set up for a trainer.
     """
 
-    def __init__(self, path: str, server: str, logprobs: bool = False) -> None:
-        self.server, self.logprobs = server.rstrip("/"), logprobs
-        served = self._ask("/v1/models")["data"]
+    tick: Tick = staticmethod(lambda: None)
+
+    def __init__(self, path: str, server: str | Started, logprobs: bool = False, for_trainer: bool = False) -> None:
+        self.started = server if isinstance(server, Started) else None
+        address = server.address if isinstance(server, Started) else server
+        self.server, self.logprobs = address.rstrip("/"), logprobs
+        served = self.ask("/v1/models")["data"]
         match = next((card for card in served if path in (card.get("root"), card["id"])), None)
         if match is None:
             names = ", ".join(str(card.get("root") or card["id"]) for card in served)
             raise RolloutError(
-                f"{server} serves {names}, not {path}. Start: vllm serve {path} --generation-config vllm"
+                f"{address} serves {names}, not {path}. Start: vllm serve {path} --generation-config vllm"
             )
         self.model = str(match["id"])
         self.tokenizer: Any = None
+        self.decodes = not for_trainer
+        self.version, self.dtype = 0, ""
+        self._asked: dict[int, Asked] = {}
+        self._waiting: deque[Call] = deque()
+        self._running: dict[Future[Any], Call] = {}
+        self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE, "server")
+        self._seen = ""
+        self._transfer: Transfer | None = None
+        if for_trainer:
+            self._prepare_training()
 
     def decode_with(self, tokenizer: Any) -> None:
         """Let texts be what the model's tokenizer makes of the tokens, as with every other engine.
@@ -63,39 +164,112 @@ class VllmServerEngine:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
     ) -> list[list[Rollout]]:
         """One group of `sampling.n` rollouts a prompt; see `Engine.generate`."""
-        lock, done = threading.Lock(), 0
+        return answer(self, prompts, sampling, progress)
 
-        def one(index: int) -> list[Rollout]:
-            nonlocal done
-            group = self._group(prompts[index], sampling, derived_seed(sampling.seed, index))
-            with lock:
-                done += sampling.n
-                if progress is not None:
-                    progress(done, len(prompts) * sampling.n)
-            return group
+    @property
+    def idle(self) -> bool:
+        """See `Updatable`."""
+        return not self._asked
 
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            return list(pool.map(one, range(len(prompts))))
+    def add(
+        self, ticket: int, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+    ) -> None:
+        """See `Updatable`."""
+        stops = Stops.of(self.tokenizer, sampling.stop)
+        groups = [[Partial() for _ in range(sampling.n)] for _ in prompts]
+        self._asked[ticket] = Asked(prompts, sampling, stops, progress, groups)
+        self._waiting += (Call(ticket, at, tuple(range(sampling.n))) for at in range(len(prompts)))
+
+    def step(self) -> dict[int, list[list[Rollout]]]:
+        """Send what may be sent, and wait for an answer, for a while; see `Updatable`.
+
+        Raises:
+            RolloutError: the server refuses a request.
+            RuntimeError: the server that was started here has ended.
+        """
+        while self._waiting and len(self._running) < REQUESTS_AT_ONCE:
+            call = self._waiting.popleft()
+            if call.ticket in self._asked:
+                self._running[self._threads.submit(self._complete, call)] = call
+        if self._running:
+            done, _ = wait(self._running, LOOK_SECONDS, FIRST_COMPLETED)
+            self._take(done)
+            if done or self._moves():
+                self.tick()
+        ended = [ticket for ticket, asked in self._asked.items() if asked.answered]
+        return {ticket: self._rollouts(self._asked.pop(ticket)) for ticket in ended}
+
+    def give_up(self) -> None:
+        """See `Updatable`; answers that are still to come are thrown away."""
+        self._asked.clear()
+        self._waiting.clear()
+        self._running.clear()
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int = 0) -> None:
+        """Replace all weights; see `Updatable.load_weights`.
+
+        Args:
+            weights: a `pipeline.rollout.shared.Placed`.
+            version: see `Updatable`.
+
+        Raises:
+            RolloutError: the engine is not one of a trainer, or the server refuses the weights.
+        """
+        if self._transfer is None:
+            raise RolloutError("this engine was not opened for a trainer")
+        self.ask("/pause?mode=abort", {})
+        while self._running:  # each returns what it has
+            done, _ = wait(self._running, LOOK_SECONDS, FIRST_COMPLETED)
+            self._take(done)
+            self.tick()
+        for asked in self._asked.values():
+            for one in (one for group in asked.groups for one in group if one.finish is None):
+                one.marks.append((self.version, len(one.ids)))
+        self._transfer.send(weights)
+        self.ask("/resume", {})
+        self.version = version
 
     def close(self) -> None:
-        """Nothing to free: the server is not ours."""
+        """End the server, if it was started here."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self.started is not None:
+            self.started.close()
 
-    def _group(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> list[Rollout]:
-        stops = Stops.of(self.tokenizer, sampling.stop)
-        answer = self._ask(
+    def _prepare_training(self) -> None:
+        try:
+            config = self.ask("/server_info?config_format=json")["vllm_config"]["model_config"]
+        except RolloutError as error:
+            raise RolloutError(f"{error}. A trainer needs a server with VLLM_SERVER_DEV_MODE=1") from error
+        if config["logprobs_mode"] != "processed_logprobs":
+            raise RolloutError(
+                f"{self.server} gives {config['logprobs_mode']}, and importance weights need the log-probabilities of"
+                " what was sampled from: start it with --logprobs-mode processed_logprobs"
+            )
+        self.dtype = str(config["dtype"]).removeprefix("torch.")
+        self._transfer = Transfer(self.ask, here=self.started is not None)
+
+    def _complete(self, call: Call) -> list[Mapping[str, Any]]:
+        """The choices of an HTTP request, in order."""
+        asked = self._asked[call.ticket]
+        sampling, group = asked.sampling, asked.groups[call.prompt]
+        begun = group[call.members[0]].ids if len(call.members) < len(group) or len(group) == 1 else []
+        seed = derived_seed(sampling.seed, call.prompt)
+        if begun:
+            seed = derived_seed(seed, call.members[0], len(begun))
+        answered = self.ask(
             "/v1/completions",
             {
                 "model": self.model,
-                "prompt": list(prompt),
-                "n": sampling.n,
-                "max_tokens": sampling.max_tokens,
+                "prompt": [*asked.prompts[call.prompt], *begun],
+                "n": len(call.members),
+                "max_tokens": sampling.max_tokens - len(begun),
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
                 "top_k": sampling.top_k,
                 "min_p": sampling.min_p,
                 "seed": seed,
-                "stop": list(stops.texts) or None,
-                "stop_token_ids": list(stops.ids) or None,
+                "stop": list(asked.stops.texts) or None,
+                "stop_token_ids": list(asked.stops.ids) or None,
                 "logprobs": 0 if self.logprobs else None,
                 "return_token_ids": True,
                 # A server may apply defaults of the model's folder to what is not said.
@@ -104,32 +278,86 @@ class VllmServerEngine:
                 "frequency_penalty": 0.0,
             },
         )
-        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        if len(choices) != sampling.n or any(choice.get("token_ids") is None for choice in choices):
+        choices = sorted(answered["choices"], key=lambda choice: choice["index"])
+        if len(choices) != len(call.members) or any(choice.get("token_ids") is None for choice in choices):
             raise RolloutError(f"{self.server} gave no token ids with its completions: it must be vLLM, 0.11 or newer")
-        return [self._rollout(choice) for choice in choices]
+        return choices
 
-    def _rollout(self, choice: Mapping[str, Any]) -> Rollout:
-        logprobs = tuple(choice["logprobs"]["token_logprobs"]) if self.logprobs else None
-        ids, text = tuple(choice["token_ids"]), choice["text"]
-        if self.tokenizer is not None:
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return Rollout(text, ids, finish_reason(choice["finish_reason"]), logprobs)
+    def _take(self, done: Iterable[Future[Any]]) -> None:
+        """Add what came back to its sequences; those that the server gave up go on later."""
+        for future in done:
+            call = self._running.pop(future)
+            asked = self._asked.get(call.ticket)
+            if asked is None:
+                continue
+            for member, choice in zip(call.members, future.result(), strict=True):
+                one = asked.groups[call.prompt][member]
+                one.ids += choice["token_ids"]
+                one.version = self.version
+                if self.logprobs:
+                    one.logprobs += choice["logprobs"]["token_logprobs"]
+                one.finish = finish_reason(choice["finish_reason"])
+                left = asked.sampling.max_tokens - len(one.ids)
+                if one.finish is Finish.ABORT and self._transfer is not None and left > 0:
+                    one.finish = None
+                    self._waiting.appendleft(Call(call.ticket, call.prompt, (member,)))
+                asked.finished += one.finish is not None
+            if asked.progress is not None:
+                asked.progress(asked.finished, len(asked.groups) * asked.sampling.n)
 
-    def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _rollouts(self, asked: Asked) -> list[list[Rollout]]:
+        made = [[self._rollout(one, asked.stops) for one in group] for group in asked.groups]
+        given_up = [Rollout("", (), Finish.ABORT, () if self.logprobs else None)] * asked.sampling.n
+        return [group if complete(group) or asked.sampling.enough is None else given_up for group in made]
+
+    def _rollout(self, one: Partial, stops: Stops) -> Rollout:
+        length = len(one.ids) if not (one.marks and stops) else stops.length(one.ids) or len(one.ids)
+        finish = Finish.STOP if length < len(one.ids) else one.finish or Finish.ABORT
+        ids = tuple(one.ids[:length])
+        decodes = self.decodes and self.tokenizer is not None
+        text = self.tokenizer.decode(ids, skip_special_tokens=True) if decodes else ""
+        logprobs = tuple(one.logprobs[:length]) if self.logprobs else None
+        return Rollout(text, ids, finish, logprobs, spans(one.version, length, one.marks))
+
+    def _moves(self) -> bool:
+        """Whether the server has done something since the last look: it counts its tokens."""
+        if self.started is not None:
+            self.started.check()
+        request = urllib.request.Request(f"{self.server}/metrics")
+        try:
+            with urllib.request.urlopen(request, timeout=LOOK_SECONDS) as response:
+                told = response.read().decode()
+        except OSError:
+            return False
+        counters = "\n".join(line for line in told.splitlines() if line.startswith(COUNTERS))
+        moved, self._seen = counters != self._seen, counters
+        return moved
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """What the server answers to a request, as JSON.
+
+        Args:
+            path: behind the address.
+            body: what is posted; without it the request is a GET.
+
+        Raises:
+            RolloutError: it refuses, or does not answer.
+        """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.server + path, data, {"Content-Type": "application/json"})
-        for wait in (*RETRY_SECONDS, None):
+        for pause in (*RETRY_SECONDS, None):
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-                    return json.load(response)
+                    return json.loads(response.read() or b"null")
             except urllib.error.HTTPError as error:
                 words = error.read(2000).decode(errors="replace")
                 raise RolloutError(f"{self.server}{path} answered {error.code}: {words}") from error
             except (OSError, ValueError) as error:
-                if wait is None or not _connection_lost(error):
+                if self.started is not None:
+                    self.started.check()
+                if pause is None or not _connection_lost(error):
                     raise RolloutError(f"{self.server}{path} does not answer as expected: {error}") from error
-                time.sleep(wait)
+                time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
 

@@ -1,4 +1,4 @@
-"""Where a step's rollouts come from: the trained model itself, TRL's server, or vLLM in this process.
+"""Where a step's rollouts come from: the trained model itself, or vLLM in this process.
 
 A sampler gives the rollouts of this process's problems. Engines in processes of their own are in `engines`.
 """
@@ -6,7 +6,6 @@ A sampler gives the rollouts of this process's problems. Engines in processes of
 from __future__ import annotations
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -122,30 +121,19 @@ class Sampler(ABC):
 
 
 class TrlSampler(Sampler):
-    """TRL's own ways: the trained model's `generate`, and its vLLM server."""
+    """TRL's own way: the trained model's `generate`."""
 
     def __init__(self, trainer: Any) -> None:
         super().__init__(trainer)
-        self.scored = trainer.use_vllm
         stopping.prepare(trainer, trainer.stops)
 
     def extra(self, problems: list[Problem]) -> Sampled:
         """See `Sampler`."""
-        trainer, prompts = self.trainer, self.prompts(problems)
-        self._set_length(trainer.max_completion_length)
+        trainer, prompts, longest = self.trainer, self.prompts(problems), self.trainer.max_completion_length
+        trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = longest
         with stopping.until(trainer.accelerator.unwrap_model(trainer.model), trainer.stops):
-            completion_ids, logprobs = trainer._generate_single_turn(prompts, None, {}, trainer.num_generations)
-        completion_ids = [trainer.stops.cut(ids) for ids in completion_ids]
-        if logprobs is not None:
-            logprobs = [[math.nan if value is None else value for value in row] for row in logprobs]
-        return Sampled(problems, prompts, completion_ids, logprobs)
-
-    def _set_length(self, tokens: int) -> None:
-        trainer = self.trainer
-        if trainer.use_vllm:
-            trainer.vllm_generation.max_completion_length = tokens
-        else:
-            trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = tokens
+            completion_ids, _ = trainer._generate_single_turn(prompts, None, {}, trainer.num_generations)
+        return Sampled(problems, prompts, [trainer.stops.cut(ids) for ids in completion_ids], None)
 
 
 class VllmSampler(Sampler):

@@ -1,0 +1,108 @@
+"""A vLLM server that is started here, in the process group of the engine that asks it, and ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.rollout.base import RolloutError, Tick
+
+POLL_SECONDS = 0.5
+END_SECONDS = 10.0
+"""Longest wait for a server that was told to end, before it is killed."""
+EXTENSION = "pipeline.rollout.vllm.transfer.ReadsSharedMemory"
+"""What the server's workers can do besides vLLM's own."""
+
+
+class ServerLostError(RuntimeError):
+    """The server's process has ended."""
+
+
+class Started:
+    """`vllm serve` for one model, at a free port of this machine.
+
+    Args:
+        path: folder or hub id.
+        seed: of the engine.
+        gpu_memory: share of the GPU's memory.
+        options: further fields of vLLM's `EngineArgs`.
+        for_trainer: whether it takes weights, and gives log-probabilities at the temperature of sampling.
+        tick: called while it starts.
+
+    Attributes:
+        address: where it listens.
+
+    Raises:
+        RolloutError: it ended before it could answer: its log says why.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        seed: int,
+        gpu_memory: float,
+        options: Mapping[str, Any],
+        for_trainer: bool,
+        tick: Tick = lambda: None,
+    ) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{port}"
+        # `vllm serve` is this module, and vLLM's CPU build does not have the command.
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--seed", str(seed)]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm"]
+        command += ["--gpu-memory-utilization", str(gpu_memory), *flags(options)]
+        if for_trainer:
+            command += ["--logprobs-mode", "processed_logprobs", "--worker-extension-cls", EXTENSION]
+        env = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, env.get("PYTHONPATH")]))
+        env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+        self._process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL)
+        while not self._answers():
+            if self._process.poll() is not None:
+                raise RolloutError(f"vllm serve ended with exit code {self._process.returncode}; the log has its words")
+            tick()
+            time.sleep(POLL_SECONDS)
+
+    def check(self) -> None:
+        """Make sure that it is there.
+
+        Raises:
+            ServerLostError: it has ended.
+        """
+        if self._process.poll() is not None:
+            raise ServerLostError(f"vllm serve ended with exit code {self._process.returncode}")
+
+    def close(self) -> None:
+        """End it."""
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
+        self._process.kill()
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.address}/health", timeout=5):
+            return True
+        return False
+
+
+def flags(options: Mapping[str, Any]) -> Iterator[str]:
+    """Engine options as the server's command line has them."""
+    import json
+
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+            continue
+        yield f"--{flag}"
+        yield value if isinstance(value, str) else json.dumps(value)
