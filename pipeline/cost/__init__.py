@@ -1,8 +1,10 @@
 """What a model costs, as arithmetic: shape -> parameters, FLOPs, bytes, seconds, money. No tensor is ever made.
 
-    shape.py       the widths of a decoder, from a Hugging Face config: parameters by part, LoRA's included
+    shape.py       the widths of a decoder: parameters by part, LoRA's included
+    config.py      the shape of a decoder, from a Hugging Face config
     flops.py       multiply-adds of a forward pass by part, of training, and of a GRPO step
     memory.py      bytes by part: weights, gradients, optimizer, adapter, activations, KV cache, engine
+    speed.py       seconds of what a stage does, from efficiencies measured on an H200
     hardware.py    GPUs: peaks, memory, bandwidth, price, each with its source
     models.py      shapes of models on the hub, so that planning needs no network
     published.py   what others measured and published, each with its source

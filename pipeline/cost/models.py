@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.cost.shape import Shape, from_config
+from pipeline.cost.config import from_config
+from pipeline.cost.shape import Shape
 
 _Row = tuple[int, int, int, int, int, int, bool]
 """hidden, layers, intermediate, heads, key-value heads, vocabulary, whether embedding and head are tied."""

@@ -17,8 +17,8 @@ from typing import Any
 
 from pipeline.cost import flops, speed
 from pipeline.cost.bill import Assumption
+from pipeline.cost.config import from_config
 from pipeline.cost.hardware import CPU, Cluster, Gpu, HardwareError
-from pipeline.cost.shape import from_config
 from pipeline.cost.speed import Speed
 from pipeline.planner.found import Found
 

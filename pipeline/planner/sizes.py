@@ -13,7 +13,8 @@ from typing import Any
 
 from model import presets
 from pipeline.cost import models
-from pipeline.cost.shape import Shape, ShapeError, from_config
+from pipeline.cost.config import ShapeError, from_config
+from pipeline.cost.shape import Shape
 from rewards.registry import located, nearest
 
 

@@ -227,7 +227,7 @@ class Reader:
         epochs = float(values.get("num_train_epochs", TRL_EPOCHS))
         steps = max(1, math.ceil(epochs * math.ceil(rows / a_step)))
         return steps, [
-            Assumption("number of steps", f"{steps:,}", f"{epochs:g} epochs of {rows:,.0f} rows, {a_step:g} a step")
+            Assumption("number of steps", f"{steps:,}", f"{rows:,.0f} rows {epochs:g} times, {a_step:g} a step")
         ]
 
     # ---------------------------------------------------------------------------------------------------- sampling

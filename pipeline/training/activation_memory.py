@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.cost import memory
-from pipeline.cost.shape import Shape, ShapeError, from_config
+from pipeline.cost.config import ShapeError, from_config
+from pipeline.cost.shape import Shape
 
 KEPT_SHARE = 0.15
 """Share of the GPU that activations may take; the rest is for weights, gradients, the optimizer and the engine."""

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.cost import flops, models
-from pipeline.cost.shape import from_config
+from pipeline.cost.config import from_config
 
 LENGTH = 37
 

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from model import factory, presets
 from pipeline.cost import memory, models
+from pipeline.cost.config import from_config
 from pipeline.cost.memory import Setup
-from pipeline.cost.shape import from_config
 
 TOKENS = 128
 

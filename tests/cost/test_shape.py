@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from model import factory, presets
 from pipeline.cost import models
-from pipeline.cost.shape import ShapeError, from_config
+from pipeline.cost.config import ShapeError, from_config
 
 SMALL = {
     "hidden_size": 64,
