@@ -28,6 +28,7 @@ TRL_BATCH, TRL_ACCUMULATION, TRL_EPOCHS = 8, 1, 3.0
 """Defaults of transformers' TrainingArguments."""
 LONGEST_PROMPT = 1.75
 """The longest prompt of a batch against the mean: of 64 problems of GSM8K, about 210 tokens against 120."""
+VLLM_SERVER = "vllm_server"
 WORDS = 1000
 """Entries of a vocabulary of words, which a corpus decides."""
 BASES: Mapping[str, memory.Base] = {"none": "bfloat16", "4bit": "nf4", "8bit": "fp8"}
@@ -248,8 +249,10 @@ class Reader:
     def _engine(self, rollout: RolloutSpec, gpus: _Gpus, trains: bool) -> Engine:
         """What samples."""
         usual = "transformers" if self.given.processor else "vllm"
-        kind = usual if rollout.engine == "auto" else rollout.engine
-        beside = trains and not gpus.apart and kind != "vllm_server"
+        asked = usual if rollout.engine == "auto" else rollout.engine
+        serves = asked == VLLM_SERVER or rollout.server is not None
+        kind = VLLM_SERVER if rollout.server is not None else "vllm" if serves else asked
+        beside = trains and not gpus.apart and kind != VLLM_SERVER
         tensor = max(gpus.tensor, int(rollout.engine_options.get("tensor_parallel_size", 1)))
         alone = gpus.ranks if trains and not rollout.separate_process else 1
         return Engine(
@@ -259,7 +262,7 @@ class Reader:
             gpus.engines or alone,
             tensor,
             getattr(rollout, "max_staleness", 0) > 0,
-            rollout.scheduler_fast_path,
+            rollout.scheduler_fast_path and not serves,
             rollout.batch_size,
         )
 

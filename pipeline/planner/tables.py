@@ -211,7 +211,7 @@ def _stage(each: Estimate, cluster: Cluster) -> Iterator[RenderableType]:
 def fitting(each: Estimate) -> str:
     """What would make a stage fit, in a sentence."""
     if not each.remedy and (weights := max(parts.get("engine weights", 0.0) for parts in each.memory.values())):
-        where = "rollout.engine: vllm_server on GPUs of its own, or tensor_parallel_size, divides them"
+        where = "a server elsewhere (rollout.server) or engine_options.tensor_parallel_size would hold them"
         return f"Nothing here makes it fit. The engine's weights take {gigabytes(weights)} GB: {where}."
     if not each.remedy:
         return "No setting that is known here makes it fit, nor more GPUs of this kind."

@@ -67,7 +67,7 @@ class Engine:
     """What samples.
 
     Attributes:
-        kind: `vllm`, `vllm_server` or `transformers`.
+        kind: `vllm`, `transformers`, or `vllm_server` for a server that is there already, with GPUs of its own.
         share: `rollout.gpu_memory`.
         beside: whether it shares the trainer's GPU.
         engines: among which completions are divided.

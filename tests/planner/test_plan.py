@@ -151,6 +151,16 @@ def test_more_gpus_than_there_are(recipe: Path, tmp_path: Path) -> None:
     assert parts["step"] == pytest.approx(1.05 * max(parts["sampling"], rest), rel=1e-3)
 
 
+def test_a_server_of_its_own_takes_no_memory_here(recipe: Path, tmp_path: Path) -> None:
+    words = (recipe, "--runs", tmp_path, "--gpus", "H200", "stages.zero.rollout.engine=vllm_server")
+    elsewhere = stage(planned(*words, "stages.zero.rollout.server=http://localhost:8000"), "zero")
+    assert set(elsewhere["memory"]) == {"trainer"} and "engine weights" not in elsewhere["memory"]["trainer"]
+    started = stage(planned(*words), "zero")
+    assert "engine weights" in started["memory"]["trainer"]
+    usual = stage(planned(recipe, "--runs", tmp_path, "--gpus", "H200"), "zero")
+    assert started["seconds_a_step"]["sampling"] > usual["seconds_a_step"]["sampling"]  # vLLM's own scheduler
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
