@@ -285,7 +285,11 @@ def summary(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if "failed" not in turns:
         sampling = turns["split"]["waiting"]
         bound = max(sampling, turns["seconds_a_step"] - sampling)
-        steps = {way: found["seconds_a_step"] for way, found in runs.items() if way.startswith("2-apart-")}
+        steps = {
+            way: found["seconds_a_step"]
+            for way, found in runs.items()
+            if way.startswith("2-apart-") and "failed" not in found
+        }
         told["bound_s"] = {"sampling": sampling, "training": round(turns["seconds_a_step"] - sampling, 3)}
         told["over_bound"] = {way: round(seconds / bound, 2) for way, seconds in steps.items()}
     return told

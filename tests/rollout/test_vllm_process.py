@@ -82,7 +82,7 @@ def test_new_weights_in_the_middle_keep_what_was_written(engine: ProcessEngine, 
     for version in (1, 2):
         engine.has_loaded()
         steps = engine._heartbeat.read()[0]
-        while engine._heartbeat.read()[0] < steps + 4:
+        while engine._heartbeat.read()[0] < steps + 4 and not engine.is_ready(second):
             time.sleep(0.001)
         engine.push(official_weights(policies[version]), version)
     groups = engine.collect(second) + engine.collect(first)

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import grpo, grpo_replay, overlap
+from benchmarks import grpo, grpo_replay, overlap, scaling
 from benchmarks.counting import FEWEST, MOST, Counting, every_second
+from pipeline.stages.registry import config_class
 
 OPTIONS = argparse.Namespace(
     problems=None,
@@ -101,7 +102,7 @@ def test_ways_measured_one_at_a_time_become_one_result(tmp_path: Path) -> None:
         settings = {way: {"trainer": {"max_steps": steps}, "rollout": rollout}}
         return {"runs": {way: {}}, "settings": settings, "versions": {"vllm": vllm}, "command": way}
 
-    file, ahead = tmp_path / "overlap.json", result("ahead", {"overlap": True})
+    file, ahead = tmp_path / "overlap.json", result("ahead", {"max_staleness": 1})
     assert overlap.added(ahead, file) == ahead
     file.write_text(json.dumps(result("one", {})))
     both = overlap.added(ahead, file)
@@ -110,6 +111,47 @@ def test_ways_measured_one_at_a_time_become_one_result(tmp_path: Path) -> None:
     for other in (result("ahead", {}, steps=11), result("ahead", {}, vllm="0.31")):
         with pytest.raises(SystemExit, match="other settings or versions"):
             overlap.added(other, file)
+
+
+def test_a_way_of_scaling_has_as_many_rollouts_on_any_number_of_gpus() -> None:
+    options = argparse.Namespace(
+        **vars(OPTIONS)
+        | {"model": "m", "smoke": False, "gpus": ["4", "5", "6", "7"], "engine_options": {}, "max_tokens": 1024}
+        | {"fused_kernels": False}
+    )
+    for way in (*scaling.WAYS, *scaling.MORE):
+        config, trainers = scaling.config_of(way, options)
+        trainer, rollout = config["trainer"], config_class("grpo").model_validate(config).rollout
+        micro, accumulated = trainer["per_device_train_batch_size"], trainer["gradient_accumulation_steps"]
+        assert micro * accumulated * trainers == 512, way
+        gpus, kind, staleness = scaling.parts(way)
+        engines = rollout.process.devices if rollout.process is not None else []
+        assert (len(engines) + trainers, rollout.max_staleness) == (
+            (gpus, staleness) if kind == "apart" else (trainers, 0)
+        )
+        assert not set(engines) & set(options.gpus[:trainers])
+
+
+def test_ways_of_scaling_are_compared_on_as_many_gpus_and_at_the_same_staleness() -> None:
+    def found(samples: float, waiting: float = 0.0) -> dict[str, Any]:
+        return {"samples_per_s": samples, "seconds_a_step": 512 / samples, "split": {"waiting": waiting}}
+
+    runs = {
+        "1": found(40.0),
+        "2-apart-0": found(51.2, waiting=6.0),
+        "2-apart-1": found(80.0),
+        "2-apart-2": {"failed": "exit code 1"},
+        "2-async-1": found(50.0),
+        "4-apart-1": found(140.0),
+        "4-async-2": found(90.0),
+    }
+    told = scaling.summary(runs)
+    assert told["samples_per_second"] == {"1": 40.0, "2": 80.0, "4": 140.0}
+    assert told["async_grpo"] == {"2": 50.0, "4": 90.0}
+    assert told["speedup"] == {"1": 1.0, "2": 2.0, "4": 3.5}
+    assert told["over_async_grpo"] == {"2-apart-1": 1.6}
+    assert told["bound_s"] == {"sampling": 6.0, "training": 4.0}
+    assert told["over_bound"] == {"2-apart-0": 1.67, "2-apart-1": 1.07}
 
 
 def test_seeds_run_side_by_side_one_on_each_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
