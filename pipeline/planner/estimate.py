@@ -122,6 +122,9 @@ def held_by(work: Work, cluster: Cluster) -> dict[str, dict[str, float]]:
         found[TRAINER] = memory.training(work.models[0], work.training.setup)
         if work.teacher is not None:
             found[TRAINER]["teacher"] = memory.stored(work.teacher, "bfloat16") / work.training.setup.ranks
+    if work.judges:
+        judging = sum(memory.stored(shape, "bfloat16") for shape in work.judges)
+        found.setdefault(TRAINER if work.training is not None else ENGINE, {})["reward models"] = judging
     if (engine := work.engine) is not None and engine.kind != "vllm_server":
         role = TRAINER if engine.beside else ENGINE
         found.setdefault(role, {}).update(_engine_bytes(work, engine, largest, cluster))

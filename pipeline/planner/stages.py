@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from pipeline.planner import counts, sizes
 from pipeline.planner.work import Engine, Given, Training, Work
 from pipeline.recipe import Recipe
 from pipeline.schema.efficiency import Efficiency
-from pipeline.schema.pieces import RolloutSpec, StageConfig
+from pipeline.schema.pieces import RewardSpec, RolloutSpec, StageConfig
+from pipeline.schema.walk import walk
 from pipeline.training.activation_memory import KEPT_SHARE
 from rewards.registry import located
 
@@ -62,7 +63,9 @@ class Reader:
         """A stage as numbers, or the reason why there are none."""
         config: Any = self.recipe.stages[stage]
         try:
-            return replace(self._work(stage, config), adapts="adapter" in type(config).model_fields)
+            found = self._work(stage, config)
+            adapts = "adapter" in type(config).model_fields
+            return replace(found, adapts=adapts, judges=() if found.unknown else tuple(self._judges(config)))
         except sizes.UnknownModelError as error:
             return Work(stage, config.kind, unknown=str(error))
 
@@ -109,6 +112,14 @@ class Reader:
         else:
             vocabulary = config.vocabulary.size or WORDS
         return sizes.of_preset(config.model, vocabulary)
+
+    def _judges(self, config: StageConfig) -> Iterator[Shape]:
+        """The reward models that share the stage's GPU."""
+        for leaf in walk(config):
+            if isinstance(leaf.value, RewardSpec) and leaf.value.use == "preference":
+                options = leaf.value.options
+                if options.get("device") in (None, "cuda", "cuda:0") and isinstance(options.get("model"), str):
+                    yield self.shape(options["model"])
 
     # ---------------------------------------------------------------------------------------------------- training
 
@@ -275,7 +286,8 @@ class Reader:
         micro, accumulation = int(values["per_device_train_batch_size"]), int(values["gradient_accumulation_steps"])
         rollouts, group = micro * accumulation * ranks, int(values["num_generations"])
         longest = max([config.rollout.max_tokens, *(change.max_tokens for change in config.length_schedule)])
-        sampling = self._sampling(config.rollout, rollouts, group)
+        reused = int(values.get("num_iterations", 1))
+        sampling = self._sampling(config.rollout, max(group, rollouts // reused), group)
         row = round(LONGEST_PROMPT * self.given.prompt) + longest
         tokens = max(efficiency.tokens_per_pass, row) if efficiency.packing else micro * row
         if "gradient_checkpointing" not in values:
@@ -296,11 +308,10 @@ class Reader:
             mtp=config.mtp is not None,
         )
         problems = [counts.problems(task, self.recipe) for task in config.tasks]
-        prompts = rollouts / group
-        steps, more = self._steps(values, sum(each.number for each in problems), prompts)
+        steps, more = self._steps(values, sum(each.number for each in problems), rollouts / group / reused)
         if int(values.get("max_steps", -1)) <= 0:
             more += [Assumption("problems", f"{each.number:,}", each.source) for each in problems]
-        scored = int(bool(values.get("beta"))) + int(not efficiency.reuse_logprobs)
+        scored = int(bool(values.get("beta"))) + int(not efficiency.reuse_logprobs or reused > 1)
         told = (*self._lengths(config.rollout, sampling), *more)
         return Work(
             stage, "grpo", (shape,), steps, ranks, gpus.count, training, engine, sampling, scored, assumptions=told

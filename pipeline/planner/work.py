@@ -100,6 +100,7 @@ class Work:
         training, engine, sampling: what it does in a step; `None` for what it does not do.
         scored: forward passes without gradient a step (a reference; a teacher, which is `teacher`).
         unknown: why there are no numbers, if there are none.
+        judges: reward models that share its GPU.
         adapts: whether its kind could train an adapter in place of the weights.
     """
 
@@ -117,3 +118,4 @@ class Work:
     assumptions: tuple[Assumption, ...] = ()
     unknown: str = ""
     adapts: bool = False
+    judges: tuple[Shape, ...] = ()

@@ -151,6 +151,19 @@ def test_more_gpus_than_there_are(recipe: Path, tmp_path: Path) -> None:
     assert parts["step"] == pytest.approx(1.05 * max(parts["sampling"], rest), rel=1e-3)
 
 
+def test_reward_models_and_used_rollouts_count(recipe: Path, tmp_path: Path) -> None:
+    """A reward model lies beside the policy; rollouts that serve two steps are sampled once and scored once more."""
+    words = (recipe, "--runs", tmp_path, "--gpus", "H200")
+    judge = "stages.zero.rewards=[accuracy, {use: preference, options: {model: Qwen/Qwen2.5-1.5B}}]"
+    usual, judged = (stage(planned(*words, *more), "zero") for more in ((), (judge,)))
+    assert judged["memory"]["trainer"]["reward models"] == 2 * 1_543_714_304
+    assert "reward models" not in usual["memory"]["trainer"]
+    twice = stage(planned(*words, "stages.zero.trainer.num_iterations=2"), "zero")
+    assert twice["steps"] == 2 * usual["steps"] and twice["seconds_a_step"]["scoring"] > 0
+    assert twice["flops"]["sampling"] == usual["flops"]["sampling"]
+    assert twice["flops"]["training"] == 2 * usual["flops"]["training"]
+
+
 def test_a_server_of_its_own_takes_no_memory_here(recipe: Path, tmp_path: Path) -> None:
     words = (recipe, "--runs", tmp_path, "--gpus", "H200", "stages.zero.rollout.engine=vllm_server")
     elsewhere = stage(planned(*words, "stages.zero.rollout.server=http://localhost:8000"), "zero")
