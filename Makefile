@@ -35,7 +35,7 @@ check: dev ## format, lint, types, import directions
 	$(BIN)/lint-imports
 
 dev: ## install for development into .venv
-	@sh scripts/bootstrap.sh dev,gguf,lang,puzzles
+	@sh scripts/bootstrap.sh dev,gguf,lang,puzzles,qlora
 
 constraints: dev ## resolve the pinned versions of constraints/*.txt anew
 	@$(BIN)/python -m pip install --quiet uv

@@ -108,6 +108,15 @@ def training(shape: Shape, setup: Setup) -> dict[str, float]:
     return {name: size for name, size in parts.items() if size}
 
 
+RESIDENT = ("weights", "adapter", "optimizer", "reference", "context")
+"""Parts that are there between steps, too."""
+
+
+def resident(parts: Mapping[str, float]) -> dict[str, float]:
+    """What of a trainer's parts is there while an engine beside it samples."""
+    return {name: size for name, size in parts.items() if name in RESIDENT}
+
+
 def activations(shape: Shape, setup: Setup) -> float:
     """Bytes kept for the backward pass of one pass: of all layers, or each layer's input and one layer whole."""
     stream = 4 if setup.base == "float32" else 2

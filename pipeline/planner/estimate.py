@@ -18,7 +18,7 @@ LEAST_SHARE, SHARE_STEP = 0.05, 0.05
 ADAPTER, ADAPTER_RANK = "adapter.rank", 32
 ADAPTED: Sequence[tuple[str, memory.Base]] = (("", "bfloat16"), (" {}.adapter.quantize=4bit", "nf4"))
 """What is said of an adapter's base, the stage's place in a recipe to be put in, and what it is held in."""
-TRAINER, ENGINE, SHARE = "trainer", "engine", "engine's share"
+TRAINER, ENGINE, SAMPLING, SHARE = "trainer", "engine", "sampling", "engine's share"
 """Where memory may be too small: a GPU by what it does, and the part of it that vLLM is given."""
 
 
@@ -127,6 +127,8 @@ def held_by(work: Work, cluster: Cluster) -> dict[str, dict[str, float]]:
         found.setdefault(TRAINER if work.training is not None else ENGINE, {})["reward models"] = judging
     if (engine := work.engine) is not None and engine.kind != "vllm_server":
         role = TRAINER if engine.beside else ENGINE
+        if engine.beside and engine.sleeps and work.training is not None:  # one after the other, not both at once
+            role, found[SAMPLING] = SAMPLING, memory.resident(found[TRAINER])
         found.setdefault(role, {}).update(_engine_bytes(work, engine, largest, cluster))
         if not engine.beside:
             found[role]["context"] = memory.CONTEXT_BYTES
@@ -136,27 +138,28 @@ def held_by(work: Work, cluster: Cluster) -> dict[str, dict[str, float]]:
 def _engine_bytes(work: Work, engine: Engine, shape: Shape, cluster: Cluster) -> dict[str, float]:
     sampling = work.sampling
     assert sampling is not None
-    row = _longest_row(work, shape)
+    row = _longest_row(work, engine, shape)
     if engine.kind == "transformers":
         own = {} if engine.beside else {"engine weights": memory.stored(shape, "bfloat16")}
         return {**own, "engine cache": row * min(engine.batch, sampling.rollouts)}
-    parts = memory.engine(shape, engine.share, cluster.gpu.bytes, tensor=engine.tensor)
+    parts = memory.engine(shape, engine.share, cluster.gpu.bytes, engine.base, engine.tensor)
     parts["engine cache"] = max(parts["engine cache"], row / engine.tensor)  # vLLM wants room for the longest row
     return parts
 
 
-def _longest_row(work: Work, shape: Shape) -> float:
+def _longest_row(work: Work, engine: Engine, shape: Shape) -> float:
     """Bytes of the cache of the longest prompt and completion."""
     assert work.sampling is not None
-    return memory.kv_cache_bytes(shape) * (work.sampling.prompt + work.sampling.longest)
+    return memory.kv_cache_bytes(shape, engine.cache_bits) * (work.sampling.prompt + work.sampling.longest)
 
 
 def least_share(work: Work, cluster: Cluster) -> float | None:
     """The least `rollout.gpu_memory` that holds the weights and the longest row, in steps; `None` without vLLM."""
     if work.engine is None or work.engine.kind != "vllm":
         return None
-    each = work.engine.tensor
-    needed = max((memory.stored(shape, "bfloat16") + _longest_row(work, shape)) / each for shape in work.models)
+    engine = work.engine
+    held = [memory.stored(shape, engine.base) + _longest_row(work, engine, shape) for shape in work.models]
+    needed = max(held) / engine.tensor
     return round(max(LEAST_SHARE, math.ceil(needed / cluster.gpu.bytes / SHARE_STEP) * SHARE_STEP), 2)
 
 

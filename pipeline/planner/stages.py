@@ -34,6 +34,8 @@ WORDS = 1000
 """Entries of a vocabulary of words, which a corpus decides."""
 BASES: Mapping[str, memory.Base] = {"none": "bfloat16", "4bit": "nf4", "8bit": "fp8"}
 """`adapter.quantize` -> what the base is held in; eight bits take as much as FP8."""
+ENGINE_BASES: Mapping[str, memory.Base] = {"fp8": "fp8", "bitsandbytes": "nf4"}
+"""`rollout.engine_options.quantization` -> what vLLM holds weights in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +259,7 @@ class Reader:
             Assumption("prompt", f"{sampling.prompt:,.0f} tokens", "--prompt-tokens" if self.given.told else "assumed"),
         ]
 
-    def _engine(self, rollout: RolloutSpec, gpus: _Gpus, trains: bool) -> Engine:
+    def _engine(self, rollout: RolloutSpec, gpus: _Gpus, trains: bool, sleeps: bool = False) -> Engine:
         """What samples."""
         usual = "transformers" if self.given.processor else "vllm"
         asked = usual if rollout.engine == "auto" else rollout.engine
@@ -275,6 +277,9 @@ class Reader:
             getattr(rollout, "max_staleness", 0) > 0,
             rollout.scheduler_fast_path and not serves,
             rollout.batch_size,
+            ENGINE_BASES.get(str(rollout.engine_options.get("quantization")), "bfloat16"),
+            8 if str(rollout.engine_options.get("kv_cache_dtype", "")).startswith("fp8") else 16,
+            sleeps and beside,
         )
 
     def _grpo(self, stage: str, config: Any) -> Work:
@@ -282,7 +287,7 @@ class Reader:
         shape, efficiency = self.shape(config.model), config.efficiency
         gpus = self._placed(config)
         ranks, sharded = gpus.ranks, gpus.sharded
-        engine = self._engine(config.rollout, gpus, trains=True)
+        engine = self._engine(config.rollout, gpus, True, bool(values.get("vllm_enable_sleep_mode")))
         micro, accumulation = int(values["per_device_train_batch_size"]), int(values["gradient_accumulation_steps"])
         rollouts, group = micro * accumulation * ranks, int(values["num_generations"])
         longest = max([config.rollout.max_tokens, *(change.max_tokens for change in config.length_schedule)])

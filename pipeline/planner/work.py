@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.cost.bill import Assumption
-from pipeline.cost.memory import Setup
+from pipeline.cost.memory import Base, Setup
 from pipeline.cost.shape import Shape
 from pipeline.cost.speed import Sampling
 
@@ -75,6 +75,9 @@ class Engine:
         overlap: whether it samples while the trainer trains.
         fast_path: `rollout.scheduler_fast_path`.
         batch: sequences at a time (transformers).
+        base: what its weights are held in.
+        cache_bits: bits of a number in its cache.
+        sleeps: whether it gives its memory back while the trainer trains.
     """
 
     kind: str
@@ -85,6 +88,9 @@ class Engine:
     overlap: bool = False
     fast_path: bool = True
     batch: int = 64
+    base: Base = "bfloat16"
+    cache_bits: int = 16
+    sleeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)

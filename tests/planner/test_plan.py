@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from benchmarks import planner
 from pipeline.cli import app
 from pipeline.cost import memory, models
-from pipeline.planner import sizes
+from pipeline.planner import fits, sizes
 from pipeline.recipe import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -259,6 +259,27 @@ def test_plan_and_doctor_say_what_does_not_fit_the_gpu_that_is_here(
     levels = {each["subject"]: (each["level"], each["message"]) for each in found if each["subject"].endswith("memory")}
     assert levels["zero: memory"][0] == "warning" and "The smallest change" in levels["zero: memory"][1]
     assert levels["score: memory"][0] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("name", "card", "mebibytes"),
+    [("lora/7b-24gb", "GeForce RTX 4090", 24_564), ("lora/1.5b-12gb", "GeForce RTX 3060", 12_288)],
+)
+def test_the_recipes_for_small_cards_fit_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, card: str, mebibytes: int
+) -> None:
+    """An engine that sleeps while the trainer works: one after the other fits where both at once do not."""
+    fake_driver(tmp_path, monkeypatch, card, mebibytes)
+    told = dict(told_of(name))
+    assert told["zero"].startswith("takes about") and told["score"].startswith("takes about")
+    awake = dict(told_of(name, "stages.zero.trainer.vllm_enable_sleep_mode=false"))
+    assert awake["zero"].startswith("does not fit")
+    in_full = dict(told_of(name, "stages.zero.adapter=null"))
+    assert in_full["zero"].startswith("does not fit")
+
+
+def told_of(name: str, *overrides: str) -> list[tuple[str, str]]:
+    return [(each.work.stage, said) for each, said in fits.on_this_machine(load(name, list(overrides)))]
 
 
 def test_the_gpus_that_are_here_are_planned_for(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

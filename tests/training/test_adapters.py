@@ -106,6 +106,39 @@ def test_stacks_of_experts_refuse_what_they_cannot_have(models: Path) -> None:
         prepared(models / "v3", {"dropout": 0.1}, "sft")
 
 
+def test_a_quantised_base_is_merged_through_the_values_that_it_computes_with(models: Path, tmp_path: Path) -> None:
+    """What that loses is the rounding of the published type; merged into the unquantised weights, much more is lost."""
+    pytest.importorskip("bitsandbytes")
+    adapter = {**ADAPTER, "quantize": "4bit"}
+    trainer = trainer_of(models / "dense", tmp_path, STOCK, PROMPTS, adapter=adapter)
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    assert {weight.dtype for weight in trained} == {torch.float32}, "TRL makes them bfloat16"
+    assert any(type(weight).__name__ == "Params4bit" for weight in trainer.model.parameters())
+    perturbed(trainer.model)
+    ids = torch.arange(4, 16)[None]
+    with torch.no_grad():
+        adapted = trainer.model.train()(ids).logits
+
+    def loss_of(weights: dict[str, torch.Tensor]) -> float:
+        plain = load(str(models / "dense"), dtype=torch.float32)
+        kind, config = type(plain), plain.config
+        state = {name: weight.float() for name, weight in weights.items()}
+        with torch.no_grad():
+            return distance(adapted, kind.from_pretrained(None, config=config, state_dict=state)(ids).logits)
+
+    exact, rounded = (
+        {name: weight.clone() for name, weight in official_weights(trainer.model, dtype)}
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert loss_of(exact) < 1e-5
+    assert 1e-4 < loss_of(rounded) < 1e-2
+    base = dict(load(str(models / "dense"), dtype=torch.float32).state_dict())
+    bare = trainer_of(models / "dense", tmp_path, STOCK, PROMPTS, adapter={"rank": 4, "quantize": "4bit"})
+    quantised = dict(official_weights(bare.model, torch.float32))  # its adapter changes nothing yet
+    into_whole = {name: base[name] + weight - quantised[name] for name, weight in exact.items()}
+    assert loss_of(into_whole) > 10 * loss_of(rounded)
+
+
 def test_what_fine_tuning_trains_is_what_stock_trl_trains(models: Path, tmp_path: Path) -> None:
     rows = Dataset.from_list([{"input_ids": [5, 6, 7, 8, 9, 10], "labels": [-100, -100, 7, 8, 9, 10]}] * 8)
     settings = {"learning_rate": 0.5, "max_steps": 3, "logging_steps": 1, "bf16": False, "use_cpu": True, "seed": 3}
