@@ -102,12 +102,16 @@ def model_path(name: str) -> str:
     Raises:
         LookupError: the run cannot be read or has no such stage, or the stage has not published a model.
     """
-    run, at, stage = name.rpartition("@")
-    if not at or not Path(run).is_dir():
-        return name
     from pipeline import artifacts, durable
     from rewards.registry import nearest
 
+    run, at, stage = name.rpartition("@")
+    if Path(name).is_dir():
+        return _folder(name)
+    if not at:
+        return name
+    if not Path(run).is_dir():
+        raise LookupError(f"there is no run {run}{_others(run, stage)}")
     try:
         stages = artifacts.current(Path(run))
     except FileNotFoundError:
@@ -123,3 +127,35 @@ def model_path(name: str) -> str:
         told = durable.describe(faults)
         raise LookupError(f"{name} is damaged ({told}): `zero2r1 doctor --run {run}` says what to do")
     return str(artifact.path / "model")
+
+
+def _folder(name: str) -> str:
+    """A folder that is a whole model.
+
+    Raises:
+        LookupError: it is a run, or no model.
+    """
+    from pipeline import artifacts
+    from pipeline.conversion import folder
+
+    if (Path(name) / artifacts.RUN_RECORD).is_file():
+        try:
+            stages = artifacts.current(Path(name))
+        except artifacts.RecordError as error:
+            raise LookupError(str(error)) from error
+        models = [stage for stage, one in stages.items() if one is not None and (one.path / "model").is_dir()]
+        raise LookupError(
+            f"{name} is a run; write {name}@STAGE for one of its models: {', '.join(models) or 'none yet'}"
+        )
+    if absent := folder.lacking(Path(name)):
+        raise LookupError(f"{name} is no whole model: it has no {', and no '.join(absent)}")
+    return name
+
+
+def _others(run: str, stage: str) -> str:
+    """The run of that name elsewhere, or the runs that there are."""
+    from pipeline.artifacts import RUN_RECORD
+
+    runs = sorted(str(path.parent) for pattern in ("*", "runs/*") for path in Path().glob(f"{pattern}/{RUN_RECORD}"))
+    near = next((path for path in runs if Path(path).name == Path(run).name), None)
+    return f". Runs here: {', '.join(runs) or 'none'}" if near is None else f": did you mean {near}@{stage}?"

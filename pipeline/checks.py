@@ -217,8 +217,7 @@ def _task_fault(use: str, options: Mapping[str, Any], template: str | None, base
         grader = registry.check(task.grader, task.grader_options, base, in_trainer=False)
         if (fault := column_fault(task.grader, grader.columns, {}, [(use, task)])) is not None:
             return fault
-        if template is not None:
-            prompt_template(template)
+        prompt_template(template or task.template)
     except (ValueError, TypeError) as error:
         return str(error) if isinstance(error, tasks.TaskError | TemplateError) else f"task {use!r}: {error}"
     return None

@@ -257,6 +257,7 @@ def evaluate(
     from pipeline import source
     from pipeline.tasks.resolve import parse
 
+    _unused(out)
     rollout = {"engine": engine, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
     rollout |= {"stop": stops(stop)}
     given = {"problems": problems, "template": template, "options": source.assignments(options or [])}
@@ -285,8 +286,14 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as it is if not given.")] = None,
 ) -> None:
     """Write a stage's model as a Hugging Face folder with a model card."""
+    _unused(folder)
     stage = {"kind": "export", "model": model_folder(model), **({"dtype": dtype} if dtype else {})}
     _once(stage, 0, folder, json=False, part="model")
+
+
+def _unused(out: Path | None) -> None:
+    if out is not None and out.exists():
+        fail(f"{out} exists already", code=2)
 
 
 def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, part: str = "") -> None:
@@ -297,8 +304,6 @@ def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, 
     from pipeline import display, recipe, runner, source
     from pipeline.report import summary
 
-    if out is not None and out.exists():
-        fail(f"{out} exists already", code=2)
     console, kind = _console(json), str(stage["kind"])
     data = {"name": kind, "seed": seed, "stages": {kind: stage}}
     try:

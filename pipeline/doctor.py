@@ -21,15 +21,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import durable
+from pipeline.conversion import folder
+from pipeline.schema import extras
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.report.run_data import Stage
-    from pipeline.schema.pieces import RewardSpec
-    from rewards import Item
 
-TRIED_PROBLEMS = 8
-"""Gold answers of each task that reward functions are asked about."""
 RECENT_EVENTS = 20
 """Logged steps that a run's dead groups are averaged over."""
 
@@ -43,9 +41,9 @@ class Level(StrEnum):
 
 
 FOR_GPUS = (
-    ("vllm", Level.WARNING, "rollouts will be slow (pip install 'zero2r1[vllm]')"),
-    ("liger-kernel", Level.OK, "efficiency.fused_kernels needs it (pip install 'zero2r1[kernels]')"),
-    ("torchao", Level.OK, "precision: fp8 needs it (pip install 'zero2r1[fp8]')"),
+    ("vllm", Level.WARNING, "rollouts will be slow"),
+    ("liger-kernel", Level.OK, "efficiency.fused_kernels needs it"),
+    ("torchao", Level.OK, "precision: fp8 needs it"),
 )
 """Packages that only a GPU has a use for, how bad it is to lack one, and why."""
 
@@ -115,7 +113,7 @@ def _device() -> Iterator[Finding]:
         try:
             yield Finding(Level.OK, name, version(name))
         except PackageNotFoundError:
-            yield Finding(level, name, f"not installed: {without}")
+            yield Finding(level, name, f"not installed: {without} ({extras.install(name)})")
 
 
 def model(path: str) -> Iterator[Finding]:
@@ -134,8 +132,10 @@ def model(path: str) -> Iterator[Finding]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        yield Finding(Level.ERROR, "tokenizer", f"{path} cannot be loaded: {error}")
+        yield Finding(Level.ERROR, "tokenizer", f"{path} cannot be loaded: {folder.unread(path, error)}")
         return
+    if Path(path).is_dir() and (absent := folder.lacking(Path(path))):
+        yield Finding(Level.ERROR, "model", f"{path} is no whole model: it has no {', and no '.join(absent)}")
     yield from _attention(path)
     if tokenizer.eos_token_id is None:
         yield Finding(Level.ERROR, "eos", "the tokenizer has no end-of-sequence token: nothing would ever end")
@@ -245,11 +245,16 @@ def recipe(checked: Recipe, limit: int = 2000) -> Iterator[Finding]:
         checked: the recipe.
         limit: at most so many problems of each task and split.
     """
+    from pipeline import needs
+    from pipeline.doctor_rewards import own_rewards
     from pipeline.schema.pieces import TaskSpec
     from pipeline.schema.walk import walk
     from pipeline.tasks.base import TaskError
     from pipeline.tasks.resolve import resolve
 
+    for name, config in checked.stages.items():
+        for loc, message in needs.beyond_tasks(config, checked.base):
+            yield Finding(Level.ERROR, f"{name}: {'.'.join(map(str, loc))}", message)
     definitions = {name: definition.model_dump() for name, definition in checked.tasks.items()}
     seen: set[str] = set()
     for config in checked.stages.values():
@@ -277,7 +282,7 @@ def recipe(checked: Recipe, limit: int = 2000) -> Iterator[Finding]:
                 yield Finding(level, resolved.label, message)
             else:
                 yield Finding(Level.OK, resolved.label, f"the grader accepts all {len(problems)} golds")
-    yield from _own_rewards(checked)
+    yield from own_rewards(checked)
     yield from _fits(checked)
 
 
@@ -287,57 +292,6 @@ def _fits(checked: Recipe) -> Iterator[Finding]:
 
     for each, said in fits.on_this_machine(checked):
         yield Finding(Level.OK if each.fits else Level.WARNING, f"{each.work.stage}: memory", said)
-
-
-def _own_rewards(checked: Recipe) -> Iterator[Finding]:
-    """Ask every reward function that is not ours about a few gold answers, once a stage."""
-    from pipeline.tasks.base import TaskError
-    from pipeline.tasks.grading import ACCURACY
-    from pipeline.tasks.resolve import resolve
-    from rewards.registry import RewardError, find
-
-    definitions = {name: definition.model_dump() for name, definition in checked.tasks.items()}
-    for stage, config in checked.stages.items():
-        specs: list[RewardSpec] = [*getattr(config, "rewards", ()), *getattr(config, "require", ())]
-        own = [spec for spec in specs if spec.use != ACCURACY and not find(spec.use, checked.base).is_verifier]
-        items = []
-        try:
-            for task in getattr(config, "tasks", ()) if own else ():
-                resolved = resolve(task, definitions, checked.base)
-                problems = resolved.task.problems(task.split, task.problems, checked.seed)[:TRIED_PROBLEMS]
-                items += [resolved.item(problem) for problem in problems]
-        except TaskError:  # told where the task's golds are looked at
-            continue
-        for spec in own:
-            subject = f"{stage}: {spec.label}"
-            try:
-                yield _scores_golds(subject, spec, items, checked.base)
-            except RewardError as error:
-                yield Finding(Level.ERROR, subject, str(error))
-
-
-def _scores_golds(subject: str, spec: RewardSpec, items: Sequence[Item], base: Path) -> Finding:
-    from rewards import Batch, RewardFunction
-    from rewards.composite import matches
-    from rewards.registry import TRAINER_ARGUMENTS, find, never_returns, required
-
-    found = find(spec.use, base)
-    if never_returns(found.target):
-        return Finding(Level.ERROR, subject, "returns nothing, so no row will have a score: a `return` is missing")
-    if given := [name for name in required(found.target) if name in (*TRAINER_ARGUMENTS, "completion_ids")]:
-        return Finding(Level.OK, subject, f"not tried: it wants {', '.join(given)}, which only a trainer has")
-    mine = [item for item in items if all(matches(item.columns.get(name), value) for name, value in spec.where.items())]
-    function = RewardFunction(spec.use, spec.options, base, in_trainer=False)
-    try:
-        scores = [verdict.score for verdict in function.verdicts(Batch.of(mine))]
-    finally:
-        function.close()
-    if mine and all(score is None for score in scores):
-        message = f"gives no score to any of {len(mine)} gold answers, so it teaches nothing: is a `return` missing?"
-        return Finding(Level.ERROR, subject, message)
-    known = [score for score in scores if score is not None]
-    said = f"scores {len(known)} of {len(mine)} gold answers"
-    return Finding(Level.OK, subject, f"{said}, from {min(known):g} to {max(known):g}" if known else said)
 
 
 def files(folder: Path) -> Iterator[Finding]:

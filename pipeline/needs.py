@@ -16,11 +16,13 @@ from typing import Any
 
 from pipeline import files, gpus, hub, placement, source
 from pipeline.checks import input_files
+from pipeline.conversion import folder
 from pipeline.data.corpora import CorpusSpec
 from pipeline.data.mixture import DataSource
 from pipeline.launch_checks import accelerate_config
 from pipeline.recipe import Recipe
 from pipeline.rows import RowError
+from pipeline.schema import extras
 from pipeline.schema.adapter import AdapterSpec
 from pipeline.schema.hub import HubSource
 from pipeline.schema.pieces import Fault, Product, Ref, RewardSpec, RolloutSpec, StageConfig, TaskSpec
@@ -53,6 +55,8 @@ OPTIMIZERS = {
     "anyprecision": "torchdistx",
 }
 """Part of an optimizer's name -> the package it comes from; the first that fits counts."""
+PACKAGES = ("pipeline", "rewards", "model", "configs", "recipes")
+"""The packages that zero2r1 consists of."""
 GENERATED = "reasoning_gym"
 """A task and a reward that need the package of that name."""
 SOURCES = (CorpusSpec, DataSource)
@@ -89,6 +93,8 @@ def packages(config: StageConfig, base: Path) -> Iterator[Need]:
             yield (*leaf.loc, "engine"), "vllm"
         elif isinstance(leaf.value, RewardSpec | TaskSpec) and leaf.value.use == GENERATED:
             yield (*leaf.loc, "use"), GENERATED
+        elif isinstance(leaf.value, RewardSpec) and leaf.value.options.get("backend") == "e2b":
+            yield (*leaf.loc, "options", "backend"), "e2b"
         elif isinstance(leaf.value, str) and leaf.value.endswith(".gguf") and leaf.marker(Ref):
             yield leaf.loc, "gguf"
 
@@ -97,12 +103,35 @@ def missing(config: StageConfig, base: Path) -> Iterator[Fault]:
     """What a stage needs and this machine lacks."""
     for loc, package in dict.fromkeys(packages(config, base)):
         if importlib.util.find_spec(package) is None:
-            yield loc, f"needs the package {package}, which is not installed here"
+            yield loc, f"needs the package {package}, which is not installed here: {extras.install(package)}"
     if (getattr(config, "adapter", None) or AdapterSpec()).quantize != "none" and not gpus.of_driver():
         yield ("adapter", "quantize"), "needs a GPU, and there is none here: set it to none, or leave it out"
     for leaf in walk(config):
-        if isinstance(leaf.value, RewardSpec) and leaf.value.use == "code" and shutil.which("bwrap") is None:
-            yield (*leaf.loc, "use"), "needs bubblewrap (the command bwrap), which is not installed here"
+        runs_code = isinstance(leaf.value, RewardSpec) and leaf.value.use == "code"
+        if runs_code and leaf.value.options.get("backend", "local") == "local" and shutil.which("bwrap") is None:
+            how = "apt-get install bubblewrap"
+            yield (*leaf.loc, "use"), f"needs bubblewrap (the command bwrap), which is not installed here: {how}"
+
+
+def hides_a_package(use: str) -> str | None:
+    """What is said of a file of one's own that is named as a package of ours is; `None` if none is named."""
+    stem = Path(use.rpartition(".py:")[0]).name
+    if ".py:" not in use or stem not in PACKAGES:
+        return None
+    return (
+        f"{stem}.py has the name of the package `{stem}` of zero2r1: Python run in this folder imports it instead of"
+        f" the package. Rename it, to my_{stem}.py for one"
+    )
+
+
+def broken_models(config: StageConfig, base: Path) -> Iterator[Fault]:
+    """Folders that a stage takes for a model and that lack a part of one."""
+    for leaf in walk(config):
+        if (marker := leaf.marker(Ref)) is None or marker.product is not Product.MODEL:
+            continue
+        path = located(str(leaf.value), base)
+        if path.is_dir() and (absent := folder.lacking(path)):
+            yield leaf.loc, f"{path} is no whole model: it has no {', and no '.join(absent)}"
 
 
 def broken_code(config: StageConfig, base: Path) -> Iterator[Fault]:
@@ -145,7 +174,7 @@ def unfound(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
             yield leaf.loc, str(error)
 
 
-def broken_sources(config: StageConfig, base: Path) -> Iterator[Fault]:
+def broken_sources(config: StageConfig, base: Path, download: bool = True) -> Iterator[Fault]:
     """Sources of rows whose first row is none that training reads: a wrong field, configuration or split."""
     from pipeline.data import corpora, mixture
 
@@ -156,6 +185,8 @@ def broken_sources(config: StageConfig, base: Path) -> Iterator[Fault]:
         source = getattr(leaf.value, "source", None) if isinstance(leaf.value, SOURCES) else None
         if source is None or (isinstance(source, str) and source.startswith("@")):
             continue
+        if isinstance(source, HubSource) and not download:
+            continue
         try:
             if isinstance(leaf.value, corpora.CorpusSpec):
                 next(corpora.documents(leaf.value, locate), None)
@@ -165,7 +196,12 @@ def broken_sources(config: StageConfig, base: Path) -> Iterator[Fault]:
             yield (*leaf.loc, "from"), str(error)
 
 
-def broken_tasks(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
+def beyond_tasks(config: StageConfig, base: Path) -> list[Fault]:
+    """What is missing or broken, packages, models and data files; tasks and Python files aside."""
+    return [*missing(config, base), *broken_models(config, base), *broken_data(config, base)]
+
+
+def broken_tasks(recipe: Recipe, config: StageConfig, download: bool = True) -> Iterator[Fault]:
     """Tasks whose data files cannot be read, or hold too few problems. Tasks of the recipe's own are left to it."""
     definitions = {name: definition.model_dump() for name, definition in recipe.tasks.items()}
     seed = recipe.seed if config.seed is None else config.seed
@@ -178,8 +214,11 @@ def broken_tasks(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
             continue
         try:
             task = resolve(spec, definitions, recipe.base).task
-            if any(options.get(name) for name in task.path_options) or task.repository is not None:
-                task.problems(spec.split, None if spec.filter else spec.problems, seed)
+            in_files = any(options.get(name) for name in task.path_options)
+            if not in_files and (task.repository is None or not download):
+                continue
+            if not task.problems(spec.split, None if spec.filter else spec.problems, seed):
+                yield leaf.loc, f"there are no problems in its split {spec.split}"
         except (tasks.TaskError, RowError) as error:
             yield leaf.loc, str(error)
 
@@ -190,7 +229,7 @@ def unmet(recipe: Recipe, stages: list[str], run: bool = False) -> list[str]:
     Args:
         recipe: the recipe.
         stages: those that are to run.
-        run: whether they are about to; only then the recipe's Python files are imported, and its tasks read.
+        run: whether they are about to; only then the recipe's Python files are imported, and data on the hub is read.
     """
     there = gpus.visible(os.environ)
     asked = placement.unmet(recipe, stages, there)
@@ -198,9 +237,12 @@ def unmet(recipe: Recipe, stages: list[str], run: bool = False) -> list[str]:
     for name in stages:
         config = recipe.stages[name]
         found = [*missing(config, recipe.base), *unfound(recipe, config)]
-        if run and not found:
-            found += [*broken_code(config, recipe.base), *broken_tasks(recipe, config)]
-            found += broken_sources(config, recipe.base)
-        for loc, message in (*found, *broken_data(config, recipe.base)):
+        unread = [*broken_models(config, recipe.base), *broken_data(config, recipe.base)]
+        if not found:
+            found += broken_code(config, recipe.base) if run else ()
+            found += broken_tasks(recipe, config, run)
+            if not unread:
+                found += broken_sources(config, recipe.base, run)
+        for loc, message in (*found, *unread):
             told.append(f"{'.'.join(map(str, ('stages', name, *loc)))}: {message}")
     return told

@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline import checks, source
 from pipeline.durable import LONGEST_NAME
+from pipeline.schema import trainer_fields
 from pipeline.schema.environment import HIDDEN
 from pipeline.schema.pieces import Launch, Seed, StageConfig, Strict, TaskFilter, TaskSpec
 from pipeline.schema.walk import replaced
@@ -202,6 +203,11 @@ def _with_defaults(stage: str, values: dict[str, Any], header: _Header, text: So
         reason = f"its name has {len(stage)} characters; it names folders, so {LONGEST_NAME} are the most"
         raise RecipeError([text.issue(loc, reason)])
     kind = values.get("kind")
+    if kind is None and loc not in text.lines:
+        known = [name for name in header.stages if ("stages", name) in text.lines]
+        raise RecipeError(
+            [text.issue(loc, f"there is no stage {stage!r}{nearest(stage, known)}. Stages: {', '.join(known)}")]
+        )
     if kind is None:
         raise RecipeError([text.issue(loc, f"a stage needs a kind: one of {', '.join(KINDS)}")])
     if not isinstance(kind, str) or kind not in KINDS:
@@ -256,7 +262,18 @@ def _unknown(model: type[BaseModel], loc: Loc) -> str:
     if piece is not None and issubclass(piece, Strict) and key in piece.former:
         return piece.former[key]
     known = checks.keys_at(model, loc[:-1])
+    if (home := _home(piece, key)) is not None:
+        return f"belongs in {home}: write `{home}: {{{key}: …}}`"
     return f"unknown key{nearest(key, known)}. Known: {', '.join(known)}" if known else "unknown key"
+
+
+def _home(piece: type[BaseModel] | None, key: str) -> str | None:
+    """The field of a piece in which a key stands that was written beside it, as `learning_rate` beside `trainer`."""
+    if piece is None:
+        return None
+    if issubclass(piece, StageConfig) and piece.trainer_class and key in trainer_fields.fields(piece.trainer_class):
+        return "trainer"
+    return next((name for name in piece.model_fields if key in checks.keys_at(piece, (name,))), None)
 
 
 def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefix: Loc) -> list[Issue]:

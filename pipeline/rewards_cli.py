@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.chat_cli import fail
+
 app = typer.Typer(no_args_is_help=True, help="List, show, try and audit rewards.")
 
 Name = Annotated[str, typer.Argument(help="A reward: a name, package.module:attribute, or file.py:attribute.")]
@@ -109,7 +111,7 @@ def _checked(call: Any, *arguments: Any) -> Any:
     try:
         return call(*arguments)
     except RewardError as error:
-        raise typer.BadParameter(str(error)) from error
+        fail(str(error), code=2)
 
 
 def _pairs(texts: list[str] | None) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def _pairs(texts: list[str] | None) -> dict[str, Any]:
     for text in texts or []:
         key, equals, value = text.partition("=")
         if not equals:
-            raise typer.BadParameter(f"{text!r} is not key=value")
+            fail(f"{text!r} is not key=value", code=2)
         try:
             result[key] = json.loads(value)
         except json.JSONDecodeError:
@@ -130,17 +132,17 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     from pipeline.rows import RowError, read_rows
 
     if not path.is_file():
-        raise typer.BadParameter(f"there is no file {path}")
+        fail(f"there is no file {path}", code=2)
     try:
         if path.suffix == ".jsonl":
             return [row for _, row in read_rows(path)]
         rows = json.loads(path.read_text(encoding="utf-8"))
     except RowError as error:
-        raise typer.BadParameter(str(error)) from error
+        fail(str(error), code=2)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{path} is not JSON: {error}") from error
+        fail(f"{path} is not JSON: {error}", code=2)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise typer.BadParameter(f"{path} does not hold a list of rows")
+        fail(f"{path} does not hold a list of rows", code=2)
     return rows
 
 

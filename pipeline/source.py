@@ -200,7 +200,11 @@ def _parsed(text: str, see: Callable[[yaml.Node], None] = lambda node: None) -> 
         return _unshared(loader.construct_document(node))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise _UnfitError(f"not YAML: {_reason(error)}", mark.line + 1 if mark else 1) from error
+        line = mark.line if mark else 0
+        read = text.splitlines()[line : line + 1]
+        tabbed = any("\t" in one[: len(one) - len(one.lstrip())] for one in read)
+        reason = "the line begins with a tab: indent with spaces" if tabbed else _reason(error)
+        raise _UnfitError(f"not YAML: {reason}", line + 1) from error
     except yaml.YAMLError as error:
         raise _UnfitError(f"not YAML: {_reason(error)}") from error
     except (RecipeError, _UnfitError):

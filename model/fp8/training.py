@@ -36,7 +36,7 @@ def usable_backend() -> Backend:
     if torch.cuda.get_device_capability()[0] != HOPPER:
         raise RuntimeError("FP8 training needs a GPU of compute capability 9.0 (H100, H200)")
     if find_spec("torchao") is None:
-        raise RuntimeError("FP8 training needs torchao: pip install 'zero2r1[fp8]'")
+        raise RuntimeError("FP8 training needs torchao: pip install 'torchao==0.18.*'")
     return "torchao"
 
 

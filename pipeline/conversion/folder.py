@@ -16,11 +16,17 @@ from typing import Any
 
 WEIGHTS = ".safetensors"
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 GENERATION = "generation_config.json"
 INDEX = ".index.json"
 """How a file ends that says which weights lie in which file."""
 KEPT = (".json", ".txt", ".model", ".jinja", ".tiktoken", WEIGHTS)
 """Endings of what belongs to a model: weights as safetensors, configs, tokenizer; no code and no pickles."""
+TOKENIZERS = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"),
+    *("sentencepiece.bpe.model", "tekken.json"),
+)
+"""Files of which a tokenizer has one at least."""
 METADATA = ".metadata"
 """The index of torch's distributed checkpoints."""
 READ = (*KEPT, ".bin", ".gguf", ".distcp", METADATA)
@@ -63,6 +69,28 @@ def check(folder: Path) -> None:
     check_data(folder)
     if not (folder / CONFIG).is_file():
         raise ModelFolderError(f"{folder} holds no model: there is no {CONFIG} in it")
+
+
+def lacking(folder: Path) -> list[str]:
+    """The parts of a model that a folder does not have: config, weights, tokenizer."""
+    names = [path.name for path in folder.iterdir()]
+    if ADAPTER in names:
+        return []  # it names its base, which has all of these
+    parts = {
+        CONFIG: CONFIG in names,
+        f"weights (*{WEIGHTS})": any(name.endswith((WEIGHTS, ".bin", ".gguf", METADATA)) for name in names),
+        f"tokenizer ({TOKENIZERS[0]})": not {*TOKENIZERS}.isdisjoint(names) or any(".tiktoken" in n for n in names),
+    }
+    return [part for part, there in parts.items() if not there]
+
+
+def unread(path: str, error: Exception) -> str:
+    """Why a model's tokenizer could not be read, in one line; libraries say it in several."""
+    if Path(path).is_dir() and (absent := lacking(Path(path))):
+        return f"the folder has no {', and no '.join(absent)}"
+    if "connect" in str(error).lower() or "offline" in str(error).lower():
+        return "there is no such folder here, and the hub cannot be reached: download it first, or name a local folder"
+    return " ".join(str(error).split())
 
 
 def check_data(folder: Path) -> None:

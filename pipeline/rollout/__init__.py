@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.rollout.base import Engine, RolloutError, Sampling, Updatable
 from pipeline.rollout.speculative import vllm_options
+from pipeline.schema import extras
 from pipeline.schema.pieces import RolloutSpec
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def open_updatable(
     if engine_name(spec) == VLLM_SERVER:
         return _open_server(spec, model_path, seed, logprobs, for_trainer)
     if find_spec("vllm") is None:
-        raise RolloutError("vLLM is not installed: pip install 'zero2r1[vllm]', or choose `engine: transformers`")
+        raise RolloutError(f"vLLM is not installed: {extras.install('vllm')}, or choose `engine: transformers`")
     from pipeline.rollout.vllm.engine import VllmEngine, check_sampling
 
     check_sampling(spec)

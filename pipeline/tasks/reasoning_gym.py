@@ -16,6 +16,7 @@ from itertools import count
 from random import Random
 from typing import Any
 
+from pipeline.schema import extras
 from pipeline.tasks.base import Problem, Split, Task, TaskError
 from pipeline.tasks.generated import draw, problem_id, stable_hash
 from rewards.reasoning_gym import EXECUTING, OWN_SCORER, gold_of
@@ -100,7 +101,7 @@ def _checked(names: Sequence[str], config: Mapping[str, Any]) -> dict[str, dict[
     try:
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        raise TaskError("reasoning_gym: pip install 'zero2r1[puzzles]'") from error
+        raise TaskError(f"reasoning_gym: {extras.install('reasoning-gym')}") from error
     if not names:
         raise TaskError("reasoning_gym: dataset names no dataset")
     configs, known = {}, set[str]()

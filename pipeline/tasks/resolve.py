@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 HUB = "hub"
 """The task that reads any data set on the hub."""
+_DATA_FILE = re.compile(r"(.+\.(?:jsonl?|csv|parquet))(?:/(?:train|test))?", re.IGNORECASE)
 SPLITS: tuple[str, ...] = get_args(Split)
 ROW_KEYS = ("prompt", "answer", "task", "id", "question")
 """Keys that every prompt row has."""
@@ -62,6 +64,12 @@ def parse(value: Any, split: Split = "train") -> Any:
         return _named({"split": split, **with_options(value)})
     if not isinstance(value, str):
         return value
+    if (found := _DATA_FILE.fullmatch(value)) is not None:
+        raise ValueError(
+            f"{found[1]} is a data file, and no task: the task jsonl reads it."
+            f" In a recipe write `{{use: jsonl, options: {{path: {found[1]}}}}}`,"
+            f" on the command line `jsonl -o path={found[1]}`"
+        )
     use, slash, tail = value.rpartition("/")
     if slash and tail in SPLITS:
         return {"use": use, "split": tail}

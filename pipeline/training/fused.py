@@ -14,6 +14,7 @@ import torch
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
+from pipeline.schema import extras
 from pipeline.schema.efficiency import OUR_CLASSES, own_class
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def check(config: Any) -> None:
     if not torch.cuda.is_available():
         raise RuntimeError("efficiency.fused_kernels: Liger's kernels need a GPU, and there is none; set it to false")
     if not is_liger_kernel_available():
-        raise RuntimeError("efficiency.fused_kernels needs liger-kernel: pip install 'zero2r1[kernels]'")
+        raise RuntimeError("efficiency.fused_kernels needs liger-kernel: " + extras.install("liger-kernel"))
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:

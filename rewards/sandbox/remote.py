@@ -136,7 +136,7 @@ class E2B(RemoteSandbox):
         try:
             import e2b
         except ImportError as error:
-            raise SandboxError("backend e2b needs its client: pip install 'zero2r1[e2b]'") from error
+            raise SandboxError("backend e2b needs its client: pip install 'e2b>=2.0'") from error
         self._e2b: Any = e2b
 
     def execute(self, code: str, stdin: str) -> Outcome:

@@ -69,8 +69,8 @@ def test_on_a_gpu_the_packages_for_it_are_named(monkeypatch: pytest.MonkeyPatch)
     findings = list(doctor._device())
     assert of(findings, "cuda:0").message == "NVIDIA H200, 141 GiB"
     assert of(findings, "vllm") == Finding(Level.OK, "vllm", "0.26.0")
-    assert "zero2r1[kernels]" in of(findings, "liger-kernel").message
-    assert "zero2r1[fp8]" in of(findings, "torchao").message
+    assert "pip install 'liger-kernel>=0.8'" in of(findings, "liger-kernel").message
+    assert "pip install 'torchao==0.18.*'" in of(findings, "torchao").message
     versions.clear()
     assert of(doctor._device(), "vllm").level is Level.WARNING
 
