@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from benchmarks import planner
 from pipeline.cli import app
 from pipeline.cost import memory, models
-from pipeline.planner import fits, sizes
+from pipeline.planner import fits, found, sizes
 from pipeline.recipe import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -329,8 +329,9 @@ def test_a_probe_measures_this_processor(recipe: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(found.gpus() is None, reason="no GPU")
 def test_a_probe_measures_a_gpu_near_its_data_sheet() -> None:
-    from pipeline.planner import found, probe
+    from pipeline.planner import probe
 
     here = found.gpus()
     assert here is not None
