@@ -159,7 +159,7 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
         raise ValueError("rollout.speculative has no effect here with vLLM: set rollout.engine: transformers")
     with adapters.carried(adapter, args) as more:
         trainer = DistillTrainer(
-            model=models.policy(model, args),
+            model=models.policy(model, args, adapters.quantizes(adapter)),
             teacher_model=teacher,
             args=args,
             train_dataset=Dataset.from_list(prompts),

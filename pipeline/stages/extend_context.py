@@ -147,7 +147,7 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
     trainer = sft.build(
         config,
         adapter,
-        model=models.policy(path, args),
+        model=models.policy(path, args, adapters.quantizes(adapter)),
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,

@@ -291,10 +291,10 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     left_out |= room.left_out(len(every) - len(rows))
     check_problems(rows, config.rewards, args)
     check_columns(config.rewards, rows, context.base)
-    with reference.sharded_by_layers(), adapters.carried(adapter, args) as more:
+    with reference.of_ranks(args), adapters.carried(adapter, args) as more:
         trainer = GrpoTrainer(
             sampler=sampler(context, args),
-            model=models.policy(model, args),
+            model=models.policy(model, args, adapters.quantizes(adapter)),
             reward_funcs=reward,
             args=args,
             train_dataset=Dataset.from_list(rows),

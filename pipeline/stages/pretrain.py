@@ -132,7 +132,8 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     else:
         tokenizer = setup.load_tokenizer(context.model_path(str(config.tokenizer)))
     shape = presets.load(config.model)
-    model = factory.build(shape, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, context.seed)
+    ids = (len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    model = models.fresh(lambda: factory.build(shape, *ids, context.seed))
     fixed = {"max_length": config.length, "packing": True, "packing_strategy": "wrapped"}
     args = setup.arguments(SFTConfig, context, DEFAULTS, fixed)
 

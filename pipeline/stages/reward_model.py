@@ -82,8 +82,9 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     from pipeline.training import setup
 
     setup.prepare()
-    from transformers import set_seed
+    from transformers import AutoModelForSequenceClassification, set_seed
     from trl import RewardConfig
+    from trl.trainer.reward_trainer import suppress_seqcls_warning
 
     from pipeline.data import mixture, pairs
     from pipeline.rendering import Renderer
@@ -103,10 +104,11 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     dataset, account = pairs.tokenised(reader, rows, config.max_length or setup.context_length(model), renderer)
     set_seed(context.seed)  # the head starts at random, before the trainer seeds anything
     args = setup.arguments(RewardConfig, context, DEFAULTS, {"max_length": None})
-    models.keep_on_own_device(args)
-    with adapters.carried(adapter, args) as more:
+    with adapters.carried(adapter, args) as more, suppress_seqcls_warning():
         trainer = RewardTrainer(
-            model=model,
+            model=models.policy(
+                model, args, adapters.quantizes(adapter), AutoModelForSequenceClassification, num_labels=1
+            ),
             args=args,
             train_dataset=dataset,
             processing_class=tokenizer,

@@ -234,6 +234,11 @@ def quantisation(spec: AdapterSpec, args: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------------ the model
 
 
+def quantizes(adapter: Prepared | None) -> bool:
+    """Whether the base of an adapter is quantised."""
+    return adapter is not None and adapter.spec.quantize != "none"
+
+
 @contextmanager
 def carried(adapter: Prepared | None, args: Any) -> Iterator[dict[str, Any]]:
     """While a TRL trainer is made: what it is given besides, so that its model carries an adapter, if it is to.
@@ -246,7 +251,7 @@ def carried(adapter: Prepared | None, args: Any) -> Iterator[dict[str, Any]]:
         yield {}
         return
     more = {"peft_config": adapter.lora}
-    if adapter.spec.quantize != "none":
+    if quantizes(adapter):
         more["quantization_config"] = quantisation(adapter.spec, args)
     with as_given():
         yield more

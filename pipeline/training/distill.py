@@ -22,6 +22,7 @@ class DistillTrainer(MultiToken, Resumable, DistillationTrainer):  # type: ignor
 
     def __init__(self, *args: Any, stop: Sequence[str | int] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.teacher_model.to(self.accelerator.device)  # under FSDP, accelerate leaves it to whoever shards it
         self.stops = Stops.of(self._tokenizer, stop)
         stopping.prepare(self, self.stops)
 

@@ -12,7 +12,6 @@ from transformers import TrainerCallback
 from model.balance import configure, max_violation, routers, update_bias
 from model.balance_loss import Balance, BalanceLoss
 from pipeline.schema.routing import Routing
-from pipeline.training.sharding import keep_gates_exact
 
 METRIC = "routing/max_violation"
 """Mean over the layers; those of single layers have the layer's number behind it."""
@@ -20,7 +19,6 @@ METRIC = "routing/max_violation"
 
 def balance(trainer: Any, routing: Routing) -> None:
     """Balance the experts of a trainer's model as the stage says; a model without our gates is left alone."""
-    keep_gates_exact(trainer.model, trainer.accelerator)
     if routers(trainer.model):
         trainer.expert_balance = ExpertBalance(trainer, routing)
         trainer.add_callback(trainer.expert_balance)

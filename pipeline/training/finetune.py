@@ -111,7 +111,7 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
     trainer = sft.build(
         config,
         adapter,
-        model=models.policy(model, args),
+        model=models.policy(model, args, adapters.quantizes(adapter)),
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,

@@ -2,50 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from trl.trainer.utils import create_model_from_path
 
 from model.modeling import is_ours, load
 from pipeline.training.expert_parallel import division, expert_ranks
-from pipeline.training.sharding import launched
+from pipeline.training.sharding import keeps_masters, launched, reads_weights
 
 
-def policy(path: str, args: Any) -> Any:
+def policy(path: str, args: Any, quantized: bool = False, architecture: Any = None, **options: Any) -> Any:
     """What to give to a TRL trainer as `model`.
 
     Args:
         path: a folder, or a hub id.
-        args: the trainer's arguments; their `model_init_kwargs` are used here, and taken out.
+        args: the trainer's arguments; if their `model_init_kwargs` are used here, they are taken out.
+        quantized: whether TRL is to quantise it; every rank then reads it.
+        architecture: an auto class of transformers; the class that the model's config names if not given.
+        options: further arguments of `from_pretrained`.
 
     Returns:
-        A DeepSeek-V3 or V2 model as an instance of our class, in float32 unless asked otherwise (as TRL does it), its
-        experts divided among the processes if the accelerate config says so; the path itself for all other models.
+        A model in float32 unless asked otherwise, as TRL does it. DeepSeek-V3 and V2 are instances of our class, their
+        experts divided among the processes if the accelerate config says so. The path itself where one process trains
+        another model, or quantised weights are trained upon: TRL loads those.
 
     Raises:
         ValueError: experts are to be divided, and the model is no DeepSeek-V3 or V2.
     """
-    keep_on_own_device(args)
-    if not is_ours(path):
-        if expert_ranks() > 1:
-            raise ValueError(f"{path}: experts are divided among processes for DeepSeek-V3 and V2 models alone")
+    ours = architecture is None and is_ours(path)
+    if expert_ranks() > 1 and not ours:
+        raise ValueError(f"{path}: experts are divided among processes for DeepSeek-V3 and V2 models alone")
+    if not launched() and not ours:
         return path
-    options = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
-    # What is left is for GRPO's reference; TRL would warn of anything more that it is ignored.
-    args.model_init_kwargs = {"device_map": None} if launched() and hasattr(args, "sync_ref_model") else None
-    return load(path, **options, **division())
+    if quantized and not ours:
+        args.model_init_kwargs = {**(args.model_init_kwargs or {}), "device_map": None}
+        return path
+    if hasattr(args, "teacher_model_init_kwargs"):  # each rank has its own, whole
+        args.teacher_model_init_kwargs = {**(args.teacher_model_init_kwargs or {}), "device_map": None}
+    options |= {**(args.model_init_kwargs or {}), **placement(args)}
+    args.model_init_kwargs = None  # TRL would warn that they are ignored
+    if ours:
+        return load(path, **{"dtype": torch.float32, **options}, **division())
+    return create_model_from_path(path, architecture, **options)
 
 
-def keep_on_own_device(args: Any) -> None:
-    """Let TRL load every model of a rank, which it gets as a path, for the device of that rank alone.
+def placement(args: Any) -> dict[str, Any]:
+    """Where `from_pretrained` has to put a model that several processes train.
 
-    Left alone, it spreads a model over all GPUs (`device_map="auto"`), unless ranks train by DDP or DeepSpeed: under
-    FSDP, layers of one rank then lie on another rank's GPU.
+    TRL says `auto` under FSDP: it spreads each rank's model over all GPUs. And it says nothing of DDP, so that all
+    ranks hold whole models in host memory at once.
+
+    Args:
+        args: a trainer's arguments.
     """
-    if launched():
-        for name in {"model_init_kwargs", "teacher_model_init_kwargs"} & vars(args).keys():
-            setattr(args, name, {**(getattr(args, name) or {}), "device_map": None})
+    if not launched():
+        return {}
+    if not reads_weights():
+        return {"device_map": "meta"}
+    moved_later = keeps_masters() or expert_ranks() > 1
+    return {"device_map": None if moved_later else {"": str(args.device)}}
+
+
+def fresh(build: Callable[[], Any]) -> Any:
+    """A model with random weights; without any on a rank that is handed its weights later."""
+    with nullcontext() if reads_weights() else torch.device("meta"):
+        return build()
 
 
 def divided(model: Any, scratch: Path) -> Any:

@@ -16,7 +16,8 @@ import torch
 from trl.trainer import grpo_trainer
 from trl.trainer.callbacks import SyncRefModelCallback
 
-from pipeline.training.sharding import shard_layers
+from pipeline.training.models import placement
+from pipeline.training.sharding import Weights, shard_layers
 
 REFERENCE = "reference.pt"
 """File of a checkpoint."""
@@ -66,24 +67,37 @@ def load_reference(trainer: Any, folder: Path) -> None:
         path = folder / REFERENCE
         if not path.is_file():
             raise ValueError(f"{folder} lacks the reference model that the policy was compared with")
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # ranks of a host share it
         set_model_state_dict(trainer.ref_model, weights, options=StateDictOptions(full_state_dict=True))
 
 
 @contextmanager
-def sharded_by_layers() -> Iterator[None]:
-    """While a `GRPOTrainer` is built, FSDP2 shards its reference layer by layer.
+def of_ranks(args: Any) -> Iterator[None]:
+    """While a `GRPOTrainer` is built, its reference is loaded as the policy is, and FSDP2 shards it layer by layer.
 
-    TRL makes it one unit, all of which every forward pass gathers at once, and offers no other way.
+    TRL offers no way to either: it loads a reference by `model_init_kwargs`, which it warns of if the policy is loaded
+    already, and makes it one unit, all of which every forward pass gathers at once.
+
+    Args:
+        args: the trainer's arguments, with the `model_init_kwargs` that the policy is loaded by.
     """
-    whole = grpo_trainer.prepare_fsdp
+    options, on = dict(args.model_init_kwargs or {}), placement(args)
+    load, shard = grpo_trainer.create_model_from_path, grpo_trainer.prepare_fsdp
 
     def by_layers(model: Any, accelerator: Any) -> Any:
+        weights = Weights(model)
         shard_layers(model, accelerator)
-        return whole(model, accelerator)
+        sharded = shard(model, accelerator)
+        weights.hand_out(accelerator.device)
+        return sharded
 
+    def as_policy(path: str, **given: Any) -> Any:
+        where = {} if "quantization_config" in given else on  # of a quantised policy, which has no other reference
+        return load(path, **{**given, **options, **where})
+
+    grpo_trainer.create_model_from_path = as_policy
     grpo_trainer.prepare_fsdp = by_layers
     try:
         yield
     finally:
-        grpo_trainer.prepare_fsdp = whole
+        grpo_trainer.create_model_from_path, grpo_trainer.prepare_fsdp = load, shard

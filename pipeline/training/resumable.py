@@ -24,6 +24,7 @@ from pipeline.rollout.merging import as_given
 from pipeline.training import checkpoints
 from pipeline.training.expert_parallel import division
 from pipeline.training.finite import Watched
+from pipeline.training.sharding import Weights, keep_gates_exact
 
 
 class EpochSampler(Sampler[int]):
@@ -62,6 +63,16 @@ class Resumable(Watched):
         if sampler is None:
             return None
         return EpochSampler(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        self.weights = Weights(self.model)
+        keep_gates_exact(self.model, self.accelerator)
+        return super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Called in `_prepare_for_training` when the model is sharded, and before a checkpoint is loaded."""
+        self.weights.hand_out(self.accelerator.device)
+        return super().create_scheduler(*args, **kwargs)  # type: ignore[misc]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # killed between the last step and the published model

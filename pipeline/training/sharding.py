@@ -1,11 +1,14 @@
-"""FSDP2 as accelerate arranges it, made as exact as one process: what its policy rounds, and what TRL gathers whole.
+"""FSDP2 as accelerate arranges it, made as exact as one process, and with one copy of a model in host memory.
 
-Three things differ from the same training in one process:
+Four things differ from the same training in one process:
 
 * with bf16, accelerate rounds what a model returns, and the sums of gradients, to bf16 as well, so that
   log-probabilities, entropies and importance ratios have three digits (`exact_policy`);
 * the gates of a DeepSeek-V3 compute in float32, but on weights that were rounded on their way (`keep_gates_exact`);
-* a reference model is one unit, gathered whole in every forward pass (`shard_layers`).
+* a reference model is one unit, gathered whole in every forward pass (`shard_layers`);
+* every rank reads every weight into host memory: 450 GB for a 7B policy and its reference on eight ranks (`Weights`).
+  accelerate's `cpu_ram_efficient_loading` is switched off: with transformers 5 the other ranks still fill whole models,
+  with zeros; it fails on buffers such as DeepSeek-V3's routing bias, and TRL's reference would keep the zeros.
 """
 
 from __future__ import annotations
@@ -16,6 +19,13 @@ from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils import swap_tensors
+
+from pipeline.training.expert_parallel import expert_ranks
+
+EVERY_RANK_FILLS = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+"""Environment variable of accelerate and transformers; `accelerate launch` sets it to true if its config is silent."""
 
 
 def launched() -> bool:
@@ -50,15 +60,83 @@ def plugin_arguments(args: Any) -> dict[str, Any] | None:
             environment.
     """
     given: dict[str, Any] | None = args.fsdp_plugin_args
-    by_fsdp2 = launched_by_fsdp2() if given is None else given.get("fsdp_version") == 2
-    if not by_fsdp2 or not (args.bf16 or args.fp16):
+    if not (launched_by_fsdp2() if given is None else given.get("fsdp_version") == 2):
         return given
-    return {**(given or {}), "mixed_precision_policy": exact_policy(args)}
+    os.environ[EVERY_RANK_FILLS] = "false"  # transformers reads this, before accelerate has read the plugin
+    policy = {"mixed_precision_policy": exact_policy(args)} if args.bf16 or args.fp16 else {}
+    return {**(given or {}), **policy, "cpu_ram_efficient_loading": False}
 
 
 def launched_by_fsdp2() -> bool:
     """Whether the accelerate config that launched this process shards by FSDP2."""
     return _said("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") == "2"
+
+
+def reads_weights() -> bool:
+    """Whether this rank reads a model's weights; under FSDP2 the first one alone does, and `Weights` has the others'.
+
+    Where experts are divided as well, or weights quantised, every rank reads its own.
+    """
+    return not _first_reads() or os.environ.get("RANK", "0") == "0"
+
+
+def _first_reads() -> bool:
+    return launched() and launched_by_fsdp2() and expert_ranks() == 1
+
+
+class Weights:
+    """The weights of a model that is about to be sharded, where the first rank alone has read them.
+
+    Args:
+        model: as `from_pretrained` or a constructor made it, on the `meta` device on ranks that have read nothing. It
+            is given memory there that nobody writes to, so that the system does not have to provide it.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_meta:
+                swap_tensors(tensor, _unwritten(tensor))  # type: ignore[no-untyped-call]  # so that weights which are tied remain so
+        self.first_reads = _first_reads() and getattr(model, "hf_quantizer", None) is None
+        self.whole = [weight.data for weight in model.parameters()] if self.first_reads and reads_weights() else []
+
+    @torch.no_grad()
+    def hand_out(self, device: torch.device) -> None:
+        """Give every rank its shards of the first rank's weights, and all of its buffers. Call it once it is sharded.
+
+        Args:
+            device: that this rank computes on; collectives run there.
+        """
+        if not self.first_reads:
+            return
+        for number, weight in enumerate(self.model.parameters()):
+            if isinstance(weight, DTensor):
+                _scatter(weight, self.whole[number] if self.whole else None, device)
+            else:
+                _broadcast(weight, device)
+        for buffer in self.model.buffers():
+            _broadcast(buffer, device)
+        self.whole = []
+
+
+def _unwritten(tensor: torch.Tensor) -> torch.Tensor:
+    """The same weight or buffer in host memory, with whatever was there."""
+    blank = torch.empty_like(tensor, device="cpu")
+    return torch.nn.Parameter(blank, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else blank
+
+
+def _scatter(weight: DTensor, whole: torch.Tensor | None, device: torch.device) -> None:
+    """Copy this rank's shard of the first rank's whole weight into its own."""
+    if whole is None:
+        whole = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+    sent = distribute_tensor(whole.to(device, weight.dtype), weight.device_mesh, weight.placements)
+    weight.to_local().copy_(sent.to_local())
+
+
+def _broadcast(tensor: torch.Tensor, device: torch.device) -> None:
+    sent = tensor.to(device)
+    torch.distributed.broadcast(sent, src=0)
+    tensor.copy_(sent)
 
 
 def accumulation() -> dict[str, Any]:

@@ -113,16 +113,8 @@ def test_two_stages_that_start_at_once_meet_at_different_ports(name: str) -> Non
     assert launched(name)[1] != launched(name)[1]
 
 
-def rank_with_experts(number: int, context: StageContext, processes: int, port: int, told: Mapping[str, str]) -> None:
+def run_and_resume(number: int, context: StageContext) -> None:
     """Run the stage, then resume it from the middle."""
-    from accelerate import Accelerator
-    from accelerate.state import PartialState
-
-    join_ranks(number, processes, port)
-    os.environ.update(told)
-    Accelerator.multi_device = property(lambda self: True)  # accelerate divides no model on CPUs ...
-    # ... and calls the CPU of several ranks cpu:0, which torch.load does not know.
-    PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     run_function("pretrain")(context)
     resumed = dataclasses.replace(
         context,
@@ -134,6 +126,18 @@ def rank_with_experts(number: int, context: StageContext, processes: int, port: 
     torch.distributed.barrier()
     run_function("pretrain")(resumed)
     torch.distributed.destroy_process_group()
+
+
+def rank_with_experts(number: int, context: StageContext, processes: int, port: int, told: Mapping[str, str]) -> None:
+    from accelerate import Accelerator
+    from accelerate.state import PartialState
+
+    join_ranks(number, processes, port)
+    os.environ.update(told)
+    Accelerator.multi_device = property(lambda self: True)  # accelerate divides no model on CPUs ...
+    # ... and calls the CPU of several ranks cpu:0, which torch.load does not know.
+    PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+    run_and_resume(number, context)
 
 
 @pytest.mark.slow
@@ -214,8 +218,7 @@ def fsdp_settings() -> dict[str, str]:
 def sharded_rank(number: int, context: StageContext, processes: int, port: int) -> None:
     join_ranks(number, processes, port)
     sharded_environment()
-    run_function("pretrain")(context)
-    torch.distributed.destroy_process_group()
+    run_and_resume(number, context)
 
 
 @pytest.mark.slow
@@ -224,3 +227,5 @@ def test_two_sharded_cpu_processes_publish_what_one_does(tmp_path: Path, alone: 
     shared = context_of(tmp_path, "two", stage(2), {})
     torch.multiprocessing.spawn(sharded_rank, (shared, 2, free_port), nprocs=2)
     assert_alike(weights(alone), weights(shared), tolerance=1e-3)
+    resumed = dataclasses.replace(shared, output=shared.output.with_name("resumed"))
+    assert_alike(weights(shared), weights(resumed), tolerance=1e-6)

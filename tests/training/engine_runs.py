@@ -15,6 +15,7 @@ from pipeline.schema.efficiency import STOCK, LengthChange
 from pipeline.training.grpo.engines import EngineSampler
 from pipeline.training.grpo.judging import Samples
 from pipeline.training.grpo.trainer import GrpoTrainer
+from tests.training.replay import whole
 
 STEPS, GROUP, PROMPTS = 5, 4, 2
 PROBLEMS = [{"prompt": f"User: {a} + {b} =\nAssistant:\n"} for a, b in [(1, 2), (3, 1), (0, 0), (4, 4), (2, 2), (1, 0)]]
@@ -80,7 +81,7 @@ class Run:
             length_schedule=length_schedule,
         )
         self.trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-        self.weights = {name: tensor.clone() for name, tensor in self.trainer.model.state_dict().items()}
+        self.weights = {name: whole(tensor).clone() for name, tensor in self.trainer.model.state_dict().items()}
         self.logs = [entry for entry in self.trainer.state.log_history if "loss" in entry]
 
     def logged(self, metric: str) -> list[float]:

@@ -17,11 +17,12 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.grpo_replay import Elsewhere, Replayed
 from pipeline.schema.efficiency import Efficiency
 from pipeline.stages.registry import config_class
-from pipeline.training import adapters
+from pipeline.training import adapters, models, reference
 from pipeline.training.grpo.judging import Samples
 from pipeline.training.grpo.sampling import TrlSampler
 from pipeline.training.grpo.schedule import merged
 from pipeline.training.grpo.trainer import GrpoTrainer
+from pipeline.training.sharding import launched
 
 GROUP, BATCH = 4, 8
 LONGEST = 24
@@ -46,10 +47,10 @@ class History:
         return [entry["loss"] for entry in self.logs if "loss" in entry]
 
 
-def _whole(gradient: Any) -> torch.Tensor:
-    """A gradient on the CPU, gathered from its shards; collective."""
-    whole: torch.Tensor = (gradient.full_tensor() if isinstance(gradient, DTensor) else gradient).cpu()
-    return whole
+def whole(tensor: Any) -> torch.Tensor:
+    """A weight or its gradient on the CPU, gathered from its shards; collective."""
+    gathered: torch.Tensor = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+    return gathered
 
 
 class _Recorder(TrainerCallback):
@@ -57,7 +58,7 @@ class _Recorder(TrainerCallback):
         self.history = history
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        grads = [_whole(p.grad).flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()]
+        grads = [whole(p.grad).flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()]
         self.history.gradients.append(torch.cat(grads).clone())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -166,7 +167,9 @@ def trainer_of(
             trainer.use_vllm, trainer._last_loaded_step = True, 0
             trainer.vllm_generation = Elsewhere()
         return trainer
-    with adapters.carried(prepared(model, adapter), args) as more:
+    with reference.of_ranks(args), adapters.carried(prepared(model, adapter), args) as more:
+        if launched():
+            arguments["model"] = models.policy(str(model), args)
         ours = GrpoTrainer(
             **arguments,
             **more,

@@ -5,15 +5,14 @@ On a machine with two GPUs the ranks are on them; elsewhere they are CPU process
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from torch.distributed.tensor import DTensor
 
 from model.modeling import load
 from pipeline.rollout.process import ProcessEngine
@@ -21,20 +20,10 @@ from pipeline.rollout.weights import official_weights
 from pipeline.schema.efficiency import Efficiency
 from pipeline.schema.pieces import RolloutSpec
 from tests.training import engine_runs
+from tests.training.ranks import RANK_SECONDS, RANKS, join, on_gpus, started
 from tests.training.replay import distance, graded, history_of, trainer_of
 
-RANKS = 2
-RANK_SECONDS = 280
-"""A process that takes longer waits for ever; on an idle machine it is a matter of seconds."""
 PROMPTS = ["what is 2", "you are kind what is 2 + two", "hello", "what four you are you are you are"] * 2
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-}
-"""What `accelerate launch` tells its processes of configs/accelerate/fsdp2-1node.yaml."""
 PACKED = Efficiency(tokens_per_pass=40, drop_dead_groups="auto", background_rewards=False)
 """Passes of one or two rows, so that the ranks need different numbers of them."""
 KL = {"beta": 0.1, "num_iterations": 2, "learning_rate": 0.1, "max_steps": 2}
@@ -56,12 +45,7 @@ def hopeless(prompts: Sequence[str], completion_ids: Sequence[Sequence[int]], **
 
 def rank(number: int, port: int, model: Path, folder: Path, sharded: bool) -> None:
     """One of two processes: stock and our runs of every case on its share of the rollouts."""
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(RANKS), "MASTER_PORT": str(port)}
-    os.environ |= {"MASTER_ADDR": "localhost", "OMP_NUM_THREADS": "1", **(FSDP2 if sharded else {})}
-    on_gpus = torch.cuda.device_count() >= RANKS
-    if not on_gpus:
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    torch.set_num_threads(1)
+    join(number, port, sharded)
     for case, (fields, dead) in CASES.items():
         for kind, switches in {"stock": None, "ours": PACKED}.items():
             output = folder / f"{case}-{kind}-{number}"
@@ -72,33 +56,18 @@ def rank(number: int, port: int, model: Path, folder: Path, sharded: bool) -> No
                 PROMPTS,
                 hopeless if dead else graded,
                 rollout_seed=number,
-                use_cpu=not on_gpus,
+                use_cpu=not on_gpus(),
                 model_init_kwargs={"device_map": None, "dtype": "float32"},
                 **fields,
             )
             history = history_of(trainer)
+            assert not sharded or all(isinstance(weight, DTensor) for weight in trainer.model.parameters())
             torch.save((history.gradients, history.logs), folder / f"{case}-{kind}-{number}.pt")
     # The last one carries an adapter: merged and gathered by us, and alone by PEFT.
     merged = {name: weight.cpu() for name, weight in official_weights(trainer.accelerator.unwrap_model(trainer.model))}
     torch.save(merged, folder / f"merged-{number}.pt")
     trainer.save_model(str(folder / "adapter"))
     torch.distributed.destroy_process_group()
-
-
-def started(target: Callable[..., None], *arguments: Any) -> None:
-    """Run a function in every rank, and make sure that all of them end, and well."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.replay"])
-    processes = [context.Process(target=target, args=(number, *arguments)) for number in range(RANKS)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(RANK_SECONDS)
-    hung = [process for process in processes if process.is_alive()]
-    for process in hung:
-        process.kill()
-    assert not hung
-    assert [process.exitcode for process in processes] == [0] * RANKS
 
 
 @pytest.mark.timeout(2 * RANK_SECONDS + 60)
@@ -138,10 +107,7 @@ def test_two_ranks_train_as_stock_trl_does(models: Path, tmp_path: Path, free_po
 
 def engine_rank(number: int, port: int, model: Path, folder: Path, sharded: bool) -> None:
     """One of two trainers whose rollouts come from an engine that the first one holds, one batch ahead."""
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(RANKS), "MASTER_PORT": str(port)}
-    os.environ |= {"MASTER_ADDR": "localhost", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    os.environ |= FSDP2 if sharded else {}
-    torch.set_num_threads(1)
+    join(number, port, sharded)
     spec = RolloutSpec(engine="transformers")
     engine = ProcessEngine(spec, str(model), logprobs=True, for_trainer=True) if number == 0 else None
     share = {"per_device_train_batch_size": engine_runs.GROUP * engine_runs.PROMPTS // RANKS, "save_steps": 3}

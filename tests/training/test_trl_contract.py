@@ -59,6 +59,13 @@ HOOKS = [
     (GRPOTrainer, "_log_metric", ["name", "value"], "grpo.trainer"),
     (GRPOTrainer, "get_high_entropy_mask", ["entropies", "mask", "threshold"], "grpo.trainer, which calls it"),
     (Trainer, "_clip_grad_norm", ["model"], "mtp.BlockTraining"),
+    (Trainer, "create_scheduler", ["num_training_steps", "optimizer"], "resumable.Resumable"),
+    (
+        Trainer,
+        "_prepare_for_training",
+        ["max_steps", "train_dataloader", "resume_from_checkpoint"],
+        "resumable.Resumable",
+    ),
     (Trainer, "create_optimizer", ["model"], "expert_parallel.Divided"),
     (Trainer, "save_model", ["output_dir", "_internal_call"], "expert_parallel.Divided"),
 ]
