@@ -23,10 +23,12 @@ from model import V3Config, V3ForCausalLM  # noqa: E402
 from pipeline.data.vocabulary import VocabularySpec, build  # noqa: E402
 from pipeline.schema.pieces import RolloutSpec  # noqa: E402
 from pipeline.stages.registry import run_function  # noqa: E402
+from pipeline.training import adapters  # noqa: E402
 from pipeline.training.grpo.judging import Samples  # noqa: E402
 from pipeline.training.grpo.sampling import VllmSampler  # noqa: E402
 from pipeline.training.grpo.trainer import GrpoTrainer  # noqa: E402
 from tests.stages.driving import context_of  # noqa: E402
+from tests.training.replay import prepared  # noqa: E402
 
 STEPS, GROUP = 3, 4
 ROUNDING = 1e-4
@@ -67,7 +69,7 @@ def trainer(tmp_path: Path) -> Any:
     """Makes trainers; their engines are shut down in the end."""
     made: list[GrpoTrainer] = []
 
-    def make(folder: Path, **changes: Any) -> GrpoTrainer:
+    def make(folder: Path, adapter: dict[str, Any] | None = None, **changes: Any) -> GrpoTrainer:
         arguments = {
             "output_dir": str(tmp_path / "out"),
             "vllm_importance_sampling_mode": "token_truncate",
@@ -89,18 +91,22 @@ def trainer(tmp_path: Path) -> Any:
             "beta": 0.0,
         }
         spec = RolloutSpec(engine="vllm", gpu_memory=0.1, engine_options=OPTIONS)
-        made.append(
-            GrpoTrainer(
-                sampler=lambda trainer: VllmSampler(trainer, spec, str(folder)),
-                samples=Samples(tmp_path / "samples.jsonl", 1, 0),
-                model=model(folder),
-                args=GRPOConfig(**{**arguments, **changes}),
-                reward_funcs=lambda completions, **_: [float(len(text) % 7) for text in completions],
-                train_dataset=Dataset.from_list([{"prompt": f"{i % 5} + {i % 3} ="} for i in range(40)]),
-                processing_class=AutoTokenizer.from_pretrained(folder, padding_side="left"),
-                callbacks=[Shake()],
+        args = GRPOConfig(**{**arguments, **changes})
+        with adapters.carried(prepared(folder, adapter), args) as more:
+            made.append(
+                GrpoTrainer(
+                    sampler=lambda trainer: VllmSampler(trainer, spec, str(folder)),
+                    samples=Samples(tmp_path / "samples.jsonl", 1, 0),
+                    model=model(folder),
+                    args=args,
+                    reward_funcs=lambda completions, **_: [float(len(text) % 7) for text in completions],
+                    train_dataset=Dataset.from_list([{"prompt": f"{i % 5} + {i % 3} ="} for i in range(40)]),
+                    processing_class=AutoTokenizer.from_pretrained(folder, padding_side="left"),
+                    callbacks=[Shake()],
+                    **more,
+                )
             )
-        )
+        adapters.settle(made[-1])
         return made[-1]
 
     yield make
@@ -157,6 +163,23 @@ def test_a_v3_policy_and_its_engine_agree_at_every_step(tiny_v3: Path, trainer: 
         "self_attn.kv_b_proj.weight",
     }
     assert engine_settings(trained) == {**OPTIONS, "dtype": torch.float32, "logprobs_mode": "processed_logprobs"}
+
+
+def test_an_adapter_and_its_engine_agree_at_every_step(tiny_v3: Path, trainer: Callable[..., GrpoTrainer]) -> None:
+    """Latent attention's kv_b_proj and stacks of experts included, which vLLM would ignore or refuse as adapters."""
+    trained = trainer(tiny_v3, adapter={"rank": 4}, beta=0.1)
+    before = {name: tensor.clone() for name, tensor in trained.model.named_parameters()}
+    trained.train()
+    assert len(differences(trained)) == STEPS
+    assert max(differences(trained)) < ROUNDING
+    after = dict(trained.model.named_parameters())
+    moved = {name for name in before if not torch.equal(before[name].cpu(), after[name].cpu())}
+    assert all(".lora_" in name for name in moved), "the base was written"
+    assert {name.partition("layers.1.")[2] for name in moved} >= {
+        "mlp.experts.base_layer.lora_B.default.weight",
+        "self_attn.kv_b_proj.lora_B.default.weight",
+        "mlp.shared_experts.up_proj.lora_B.default.weight",
+    }
 
 
 def test_the_trainers_process_becomes_no_rank(tiny_v3: Path, trainer: Callable[..., GrpoTrainer]) -> None:

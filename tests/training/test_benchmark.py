@@ -6,13 +6,14 @@ import argparse
 import json
 import math
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import grpo, grpo_replay, overlap, scaling
+from benchmarks import grpo, grpo_replay, lora, overlap, scaling
 from benchmarks.counting import FEWEST, MOST, Counting, every_second
 from pipeline.stages.registry import config_class
 
@@ -57,6 +58,28 @@ def test_a_profile_adds_up(config: dict[str, Any], tmp_path: Path) -> None:
     assert seconds == sorted(seconds, reverse=True)
     assert 0 < sum(seconds) <= found["processor_s"] + 0.01
     assert any(name.startswith("aten::") for name, *_ in found["by_processor"])
+
+
+def test_an_adapter_is_measured_as_all_weights_are(config: dict[str, Any], tmp_path: Path) -> None:
+    (problems,) = (task["options"]["path"] for task in config["tasks"])
+    shutil.copyfile(Path(problems) / "train.jsonl", Path(problems) / "test.jsonl")
+    trainer = {**config["trainer"], "max_steps": 2}
+    trainer.pop("shuffle_dataset")
+    runs = {
+        kind: lora.train(lora.of_kind({**config, "trainer": trainer}, kind, 1e-3), 0, tmp_path / kind, 4, None)
+        for kind in ("full", "lora")
+    }
+    assert all(0 <= run["test_accuracy"] <= 1 and len(run["accuracy"]) == 2 for run in runs.values())
+    assert runs["full"]["accuracy"][0] == runs["lora"]["accuracy"][0], "the same policy, problems and seed at first"
+    assert runs["lora"]["trained"] < runs["full"]["trained"]
+
+
+def test_a_recipe_is_held_to_a_smaller_card(calculator: Path, tmp_path: Path) -> None:
+    options = argparse.Namespace(recipe="lora/7b-24gb", steps=2, smoke=True)
+    model = lora.random_model(str(calculator), tmp_path / "model", small=True)
+    found = lora.train(lora.of_recipe(options, model), 0, tmp_path / "run", 0, None)
+    assert found["accuracy"] == [0.5, 0.5], "every second rollout is paid"
+    assert found["seconds_a_step"] > 0
 
 
 def test_the_target_is_reached_by_the_mean_of_several_steps() -> None:
