@@ -38,6 +38,8 @@ PANELS = (
     ("Token accuracy", {"mean_token_accuracy": "accuracy"}, True),
     ("KL to the reference", {"kl": "KL"}, False),
     ("Entropy, nats a token", {"entropy": "entropy"}, False),
+    ("Age of tokens, optimizer steps", {"rollout/staleness": "mean", "rollout/staleness_max": "oldest"}, False),
+    ("Effective sample size, share", {"sampling/effective_sample_size": "of importance weights"}, True),
     ("Signs of trouble", TROUBLE, True),
 )
 """Title, metric -> label, and whether the values are shares."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -212,6 +213,17 @@ def test_curves_of_every_kind(nano: Path) -> None:
 def test_unknown_kinds_get_their_first_series_drawn(hostile: Path) -> None:
     (curves,) = stage_curves(read_run(hostile))
     assert [panel.title for panel in curves.panels] == ["<script>loss</script>", "$x_{", "big"]
+
+
+def test_how_old_rollouts_were_is_drawn_and_what_that_left_of_them(tmp_path: Path) -> None:
+    run = nano_run.build(tmp_path / "run", FEW, unfinished=("zero",), waiting=("score",))
+    ages = [{"rollout/staleness": step / 2, "rollout/staleness_max": step} for step in range(3)]
+    rows = [{"step": step, "sampling/effective_sample_size": 1 - step / 10, **age} for step, age in enumerate(ages)]
+    events = next((run / "scratch").glob("zero-*")) / "events.jsonl"
+    events.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    panels = next(curves for curves in stage_curves(read_run(run)) if curves.stage == "zero").panels
+    assert [panel.title for panel in panels] == ["Age of tokens, optimizer steps", "Effective sample size, share"]
+    assert "oldest" in panels[0].svg and "80 %" in panels[1].svg
 
 
 def test_resumed_steps_count_once_and_broken_lines_are_passed_over(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ import torch
 from trl import GRPOTrainer
 
 from pipeline.rollout.base import Deferred, Finish, Rollout, Sampling, complete
+from pipeline.rollout.engine_pool import EnginePool
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.schema.efficiency import LengthChange
-from pipeline.schema.pieces import RolloutSpec
+from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 from pipeline.stages import grpo
 from pipeline.stages.registry import config_class
 from pipeline.tasks.grading import composite
@@ -220,9 +221,10 @@ def test_a_deeper_queue_asks_as_soon_as_it_may_trains_in_order_and_is_part_of_ch
 
 
 def test_an_engine_that_never_waits_is_killed_and_nothing_is_lost(calculator: Path, tmp_path: Path) -> None:
-    spec = RolloutSpec(engine="transformers", batch_size=3)
-    engine = ProcessEngine(spec, str(calculator), logprobs=True, for_trainer=True)
-    killer = after_steps(engine, 60)
+    """One of two that share the prompts, while weights arrive in the middle of what they sample."""
+    spec = RolloutSpec(engine="transformers", batch_size=3, process=ProcessSpec(devices=["", "-1"]))
+    engine = EnginePool(spec, str(calculator), logprobs=True, for_trainer=True)
+    killer = after_steps(engine._engines[1], 60)
     try:
         run = Run(calculator, tmp_path, engine, max_staleness=2)
     finally:
