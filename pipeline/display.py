@@ -17,30 +17,36 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.artifacts import Artifact
 from pipeline.graph import Node, State, Step
 from pipeline.observer import NOTE, Failure, Observer
+from pipeline.pace import Course, clock
 
 PLAIN_INTERVAL_SECONDS = 5.0
 """Between two lines of one stage where output is no terminal."""
 _QUIET = frozenset({"step", "total", "time", "epoch"})
-_PREFERRED = (
-    "loss",
-    "reward",
-    "rewards/accuracy/score",
-    "completions/mean_length",
-    "frac_reward_zero_std",
-    "kl",
-    "pass@1",
-    "kept",
-    "tokens_per_second",
-)
-"""Metrics shown first, and on a terminal the only ones."""
+_PREFERRED = {
+    "reward": "reward",
+    "rewards/accuracy/score": "acc",
+    "completions/mean_length": "len",
+    "loss": "loss",
+    "frac_reward_zero_std": "dead",
+    "kl": "kl",
+    "pass@1": "pass@1",
+    "kept": "kept",
+    "tokens_per_second": "tok/s",
+}
+"""Metrics shown first, and what they are called in a line of 80 characters."""
+_SHOWN = 3
+"""Metrics of a step that are shown; `events.jsonl` has all of them."""
+_WIDE = 110
+"""Columns from which on a terminal has room for wide bars and the time that has passed."""
+_LONGEST_NAME = 14
+"""Characters of a stage's name beside its bar."""
 _COLOUR = {
     State.FRESH: "green",
     State.INTERRUPTED: "yellow",
@@ -79,18 +85,21 @@ class TerminalObserver:
     """Progress bars with the latest metrics, for a terminal."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
+        self.console, self.course = console, Course()
+        wide = console.width >= _WIDE
+        name = Column(no_wrap=True, overflow="ellipsis", max_width=None if wide else _LONGEST_NAME)
         self.progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}", style="bold", markup=False),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description}", style="bold", markup=False, table_column=name),
+            BarColumn(bar_width=24 if wide else 10),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}", markup=False),
+            *([TimeElapsedColumn()] if wide else []),
+            TextColumn("{task.fields[left]}", style="progress.remaining", markup=False),
+            TextColumn("{task.fields[metrics]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=console,
         )
         self.rows: dict[str, TaskID] = {}
+        self.whole: TaskID | None = None
 
     def __enter__(self) -> TerminalObserver:
         self.progress.start()
@@ -101,24 +110,38 @@ class TerminalObserver:
 
     def planned(self, steps: Sequence[Step]) -> None:
         """Say how much there is to do."""
-        todo = [step for step in steps if step.state is not State.FRESH]
-        self.console.print(f"{len(steps)} stages, {len(todo)} to run" if todo else f"all {len(steps)} stages are fresh")
+        self.console.print(self.course.planned(steps))
+        if self.course.stages > self.course.done:
+            self.whole = self.progress.add_task("the run", total=self.course.stages, left="", metrics="")
+            self._show_course()
 
     def started(self, node: Node, state: State) -> None:
         """Add a row."""
-        self.rows[node.name] = self.progress.add_task(node.name, total=None, metrics="starting")
+        self.rows[node.name] = self.progress.add_task(node.name, total=None, left="", metrics="starting")
+        self.course.started(node.name)
+        self._show_course()
+
+    def _show_course(self) -> None:
+        if self.whole is not None:
+            self.progress.update(self.whole, completed=self.course.done, metrics=str(self.course))
 
     def event(self, node: Node, event: Mapping[str, Any]) -> None:
         """Update a row."""
         if (note := event.get(NOTE)) is not None:
             self._tell("!", "yellow", f"{node.name}  {note}")
             return
-        text = metrics_text(event, _PREFERRED)
-        self.progress.update(self.rows[node.name], completed=event["step"], total=event.get("total"), metrics=text)
+        step, total = event["step"], event.get("total")
+        left = self.course.see(node.name, step, total).left
+        soon = "" if left is None else f"-{clock(left)}"
+        row, text = self.rows[node.name], metrics_text(event)
+        self.progress.update(row, completed=step, total=total, left=soon, metrics=text)
+        self._show_course()
 
     def finished(self, node: Node, artifact: Artifact) -> None:
         """Replace the row by a line that stays."""
         self.progress.remove_task(self.rows.pop(node.name))
+        self.course.ended(node.name, artifact.manifest["seconds"])
+        self._show_course()
         self._tell("✓", "green", f"{node.name}  {artifact.manifest['seconds']:.1f} s  {headline(artifact)}")
 
     def restarted(self, node: Node, message: Failure) -> None:
@@ -130,6 +153,7 @@ class TerminalObserver:
         """Replace the row, if the stage has begun at all, by what went wrong."""
         if (row := self.rows.pop(node.name, None)) is not None:
             self.progress.remove_task(row)
+        self.course.ended(node.name)
         self._tell("✗", "red", node.name)
 
     def _tell(self, mark: str, colour: str, text: str) -> None:
@@ -141,30 +165,33 @@ class PlainObserver:
     """One line a stage every few seconds, for logs."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
+        self.console, self.course = console, Course()
         self.shown: dict[str, float] = {}
 
     def planned(self, steps: Sequence[Step]) -> None:
         """Say how much there is to do."""
-        todo = [step for step in steps if step.state is not State.FRESH]
-        self._print(f"{len(steps)} stages, {len(todo)} to run")
+        self._print(self.course.planned(steps))
 
     def started(self, node: Node, state: State) -> None:
-        """Say so."""
-        self._print(f"{node.name}: {'resumed' if state is State.INTERRUPTED else 'started'}")
+        """Say so, and how far the run is."""
+        self.course.started(node.name)
+        self._print(f"{node.name}: {'resumed' if state is State.INTERRUPTED else 'started'}  {self.course}")
 
     def event(self, node: Node, event: Mapping[str, Any]) -> None:
-        """Print the metrics, unless a line of this stage was printed just now."""
+        """Print the main metrics in a short line, unless one of this stage was printed just now."""
         if (note := event.get(NOTE)) is not None:
             self._print(f"{node.name}: {note}")
             return
+        left = self.course.see(node.name, event["step"], event.get("total")).left
         now, last = time.monotonic(), event["step"] == event.get("total")
         if last or now - self.shown.get(node.name, 0.0) >= PLAIN_INTERVAL_SECONDS:
             self.shown[node.name] = now
-            self._print(f"{node.name}: {event['step']}/{event.get('total') or '?'}  {metrics_text(event)}")
+            soon = "" if not left else f"  {clock(left)} left"
+            self._print(f"{node.name}: {event['step']}/{event.get('total') or '?'}  {metrics_text(event)}{soon}")
 
     def finished(self, node: Node, artifact: Artifact) -> None:
         """Say how long it took and what came out."""
+        self.course.ended(node.name, artifact.manifest["seconds"])
         self._print(f"{node.name}: finished in {artifact.manifest['seconds']:.1f} s  {headline(artifact)}")
 
     def restarted(self, node: Node, message: Failure) -> None:
@@ -173,6 +200,7 @@ class PlainObserver:
 
     def failed(self, node: Node, message: str) -> None:
         """Say so; the error itself is printed at the end."""
+        self.course.ended(node.name)
         self._print(f"{node.name}: failed")
 
     def _print(self, text: str) -> None:
@@ -221,11 +249,21 @@ class JsonObserver:
         self.console.file.flush()
 
 
-def metrics_text(event: Mapping[str, Any], only: Sequence[str] = ()) -> str:
-    """An event's numbers as text: preferred metrics first; with `only`, nothing else."""
-    names = [name for name in (*_PREFERRED, *event) if name in event and name not in _QUIET]
-    shown = [name for name in dict.fromkeys(names) if not only or name in only]
-    return "  ".join(f"{name.rpartition('/')[2] if only else name} {_number(event[name])}" for name in shown)
+def metrics_text(event: Mapping[str, Any]) -> str:
+    """The main numbers of an event as text: preferred ones, or else those that come first."""
+    known = [name for name in _PREFERRED if name in event]
+    others = [
+        name for name in event if name not in _PREFERRED and name not in _QUIET and isinstance(event[name], int | float)
+    ]
+    shown = (known or others)[:_SHOWN]
+    return "  ".join(f"{_PREFERRED.get(name, name.rpartition('/')[2])} {_short(event[name])}" for name in shown)
+
+
+def _short(value: Any) -> str:
+    """A number in a few characters."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def headline(artifact: Artifact) -> str:

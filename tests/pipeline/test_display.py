@@ -1,0 +1,110 @@
+"""A run as people see it: on a terminal of 80 columns, and line by line in a log."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from pipeline import display, graph, pace
+from pipeline.artifacts import Artifact
+from pipeline.recipe import load
+
+GRPO = {
+    "loss": 0.00123,
+    "grad_norm": 1.5,
+    "learning_rate": 1e-6,
+    "reward": 0.8125,
+    "reward_std": 0.1,
+    "rewards/accuracy/score": 0.84375,
+    "completions/mean_length": 1432.25,
+    "completions/clipped_ratio": 0.02,
+    "frac_reward_zero_std": 0.25,
+    "kl": 0.0004,
+    "tokens_per_second": 18250.0,
+}
+STAGES = 14
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> list[graph.Node]:
+    stages = [f"  s{n}: {{kind: import_model, model: some/model}}\n" for n in range(STAGES - 1)]
+    stages.append("  reasoning-oriented-rl: {kind: grpo, model: '@s0', tasks: [countdown], rewards: [accuracy]}\n")
+    (tmp_path / "r.yaml").write_text("name: r\nstages:\n" + "".join(stages))
+    return list(graph.build(load(tmp_path / "r.yaml")).values())
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    at = [1000.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: at[0])
+    return at
+
+
+def finished(seconds: float) -> Artifact:
+    return Artifact(Path("x"), {"seconds": seconds, "metrics": {"parameters": 1000}})
+
+
+def follow(observer: display.Observer, nodes: list[graph.Node], now: list[float]) -> graph.Node:
+    """Two of fourteen stages are done, one begins and makes three of 1600 steps of forty seconds each."""
+    by_name = {node.name: node for node in nodes}
+    observer.planned([graph.Step(node, graph.State.NEW, "has not run yet") for node in nodes])
+    for name in ("s0", "s1"):
+        observer.started(by_name[name], graph.State.NEW)
+        observer.finished(by_name[name], finished(30.0))
+    node = by_name["reasoning-oriented-rl"]
+    observer.started(node, graph.State.NEW)
+    for step in (1, 2, 3):
+        now[0] += 40
+        observer.event(node, {"step": step, "total": 1600, "time": now[0], "epoch": 0.1, **GRPO})
+    return node
+
+
+def test_a_terminal_of_80_columns_shows_bar_count_time_left_three_numbers_and_the_run(
+    nodes: list[graph.Node], now: list[float]
+) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24, color_system=None)
+    observer = display.TerminalObserver(console)  # drawn once, not live
+    follow(observer, nodes, now)
+    with console.capture() as captured:
+        console.print(observer.progress.get_renderable())
+    run, stage = (Text.from_ansi(line).plain for line in captured.get().splitlines())
+    assert len(run) <= 80
+    assert len(stage) <= 80
+    assert "2/14" in run
+    assert run.rstrip().endswith("stage 3 of 14, about 17:50:10 left"), run  # 1597 steps of 40 s, and eleven times 30 s
+    assert "━" in stage
+    for part in ("reasoning-ori…", "3/1600", "-17:44:40", "reward 0.812", "acc 0.844", "len 1,432"):
+        assert part in stage, stage
+    assert "…" not in stage.partition("reasoning-ori…")[2]
+
+
+def test_a_step_in_a_log_is_one_short_line(nodes: list[graph.Node], now: list[float]) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    follow(display.PlainObserver(console), nodes, now)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[:2] == ["14 stages, 14 to run", "s0: started  stage 1 of 14"]
+    assert lines[-4] == "reasoning-oriented-rl: started  stage 3 of 14"
+    assert lines[-3:] == [
+        "reasoning-oriented-rl: 1/1600  reward 0.812  acc 0.844  len 1,432",
+        "reasoning-oriented-rl: 2/1600  reward 0.812  acc 0.844  len 1,432  17:45:20 left",
+        "reasoning-oriented-rl: 3/1600  reward 0.812  acc 0.844  len 1,432  17:44:40 left",
+    ]
+
+
+def test_one_stage_is_no_stages(nodes: list[graph.Node]) -> None:
+    assert pace.Course().planned([graph.Step(nodes[0], graph.State.NEW, "")]) == "1 stage, 1 to run"
+    assert pace.Course().planned([graph.Step(nodes[0], graph.State.FRESH, "")]) == "1 stage, which is fresh"
+    assert (
+        pace.Course().planned([graph.Step(node, graph.State.FRESH, "") for node in nodes]) == "all 14 stages are fresh"
+    )
+
+
+def test_what_other_stages_log_is_shown_as_well() -> None:
+    assert (
+        display.metrics_text({"step": 3, "time": 1.0, "loss": 2.5, "tokens_per_second": 812.5}) == "loss 2.5  tok/s 812"
+    )
+    assert display.metrics_text({"step": 3, "scored": 12, "text": "x", "a/b": 0.25}) == "scored 12  b 0.25"
