@@ -45,7 +45,7 @@ _SHOWN = 3
 """Metrics of a step that are shown; `events.jsonl` has all of them."""
 _WIDE = 110
 """Columns from which on a terminal has room for wide bars and the time that has passed."""
-_LONGEST_NAME = 14
+_LONGEST_NAME = 10
 """Characters of a stage's name beside its bar."""
 _COLOUR = {
     State.FRESH: "green",
@@ -91,7 +91,7 @@ class TerminalObserver:
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", style="bold", markup=False, table_column=name),
-            BarColumn(bar_width=24 if wide else 10),
+            BarColumn(bar_width=24 if wide else 8),
             MofNCompleteColumn(),
             *([TimeElapsedColumn()] if wide else []),
             TextColumn("{task.fields[left]}", style="progress.remaining", markup=False),
