@@ -25,6 +25,19 @@ from pydantic import Field
 from pipeline.schema.pieces import Strict
 
 
+class PoolSpec(Strict):
+    """Problems that teach nothing come up less often: `pool: {solved: 4, failed: 2}`.
+
+    Attributes:
+        solved: a problem whose rollouts were all right comes up again when the others have come up so many times; after
+            a second time in a row twice as many, and four times as many at most.
+        failed: the same of a problem whose rollouts all failed.
+    """
+
+    solved: Annotated[float, Field(ge=1)] = 4.0
+    failed: Annotated[float, Field(ge=1)] = 2.0
+
+
 class Efficiency(Strict):
     """How the work of a GRPO step is arranged.
 
@@ -165,3 +178,13 @@ def check_lengths(max_tokens: int, lengths: Iterable[LengthChange]) -> None:
 
 def _aggregation(trainer: Mapping[str, Any]) -> Any:
     return trainer.get("multi_objective_aggregation", "sum_then_normalize")
+
+
+def check_pool(pool: PoolSpec | None, trainer: Mapping[str, Any]) -> None:
+    """Refuse a pool whose problems would be asked for before the outcomes are known that decide on them.
+
+    Raises:
+        ValueError: the data loader has workers.
+    """
+    if pool is not None and trainer.get("dataloader_num_workers"):
+        raise ValueError("pool: set trainer.dataloader_num_workers to 0: workers ask for problems too early")

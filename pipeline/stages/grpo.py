@@ -25,7 +25,15 @@ from pydantic import BeforeValidator, Field, model_validator
 from pipeline.context import Outputs, StageContext
 from pipeline.samples import SAMPLES
 from pipeline.schema.adapter import POLICY_RANK, AdaptedConfig
-from pipeline.schema.efficiency import Efficiency, LengthChange, check_efficiency, check_lengths, kernels_fault
+from pipeline.schema.efficiency import (
+    Efficiency,
+    LengthChange,
+    PoolSpec,
+    check_efficiency,
+    check_lengths,
+    check_pool,
+    kernels_fault,
+)
 from pipeline.schema.mtp import DraftSpec
 from pipeline.schema.pieces import (
     VISIBLE,
@@ -39,7 +47,7 @@ from pipeline.schema.pieces import (
 from pipeline.schema.reserved import CHOICES, GRPO_RESERVED
 from pipeline.schema.routing import PolicyRouting
 from pipeline.tasks.resolve import TaskField, TestTaskField
-from pipeline.training.generation import check_generation_kwargs, generation_fields, prompted
+from pipeline.training.generation import check_generation_kwargs, check_problems, generation_fields, prompted
 from pipeline.training.grpo.schedule import check_cycle, merged
 from rewards.registry import located
 
@@ -110,6 +118,7 @@ class GrpoConfig(PromptedConfig, AdaptedConfig):
         rewards: what is rewarded; `accuracy` is each task's own grader.
         rollout: how completions are sampled.
         efficiency: how the work of a step is arranged; all switches off is stock TRL.
+        pool: problems that every rollout solves, or none, come up less often; all come up as often if not given.
         length_schedule: steps from which on completions may have another number of tokens than `rollout.max_tokens`,
             such as [{step: 8200, max_tokens: 65536}].
         routing: how the experts are balanced, if the model is a DeepSeek-V3.
@@ -137,6 +146,7 @@ class GrpoConfig(PromptedConfig, AdaptedConfig):
     )
     rollout: TrainingRollout = TrainingRollout()
     efficiency: Efficiency = Efficiency()
+    pool: PoolSpec | None = None
     length_schedule: list[LengthChange] = Field(default_factory=list)
     routing: PolicyRouting = PolicyRouting()
     mtp: DraftSpec | None = None
@@ -169,6 +179,7 @@ class GrpoConfig(PromptedConfig, AdaptedConfig):
         check_cycle(trainer, processes=None if self.launch.accelerate else 1)
         check_efficiency(self.efficiency, trainer, self.learns_from_every_row)
         check_lengths(self.rollout.max_tokens, self.length_schedule)
+        check_pool(self.pool, trainer)
         if trainer.get("sync_ref_model") and trainer["beta"] == 0:
             raise ValueError("trainer.sync_ref_model needs a reference model, and with beta: 0 there is none")
         return self
@@ -302,6 +313,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
             samples=Samples(context.scratch / SAMPLES, config.sample_every, config.samples),
             efficiency=config.switches,
             length_schedule=config.length_schedule,
+            rests=config.pool,
             mtp=config.mtp,
             stop=config.rollout.stop,
             **more,
@@ -328,25 +340,6 @@ def sampler(context: StageContext[GrpoConfig], args: Any) -> Any:
     if engine_name(rollout) == VLLM:
         return lambda trainer: VllmSampler(trainer, rollout, context.model_path(context.config.model))
     return TrlSampler
-
-
-def check_problems(rows: Sequence[Mapping[str, Any]], rewards: Sequence[RewardSpec], args: Any) -> None:
-    """Make sure that there is something to train on: a whole generation batch, and a problem for every reward.
-
-    Raises:
-        ValueError: TRL would drop the only batch, which is not full, or a reward would never be asked.
-    """
-    from rewards.composite import matches
-
-    needed = args.generation_batch_size // args.num_generations
-    if len(rows) < needed:
-        raise ValueError(
-            f"tasks: {len(rows)} problems do not fill a generation batch, which takes {needed}: take more, or lower"
-            " trainer.per_device_train_batch_size or trainer.gradient_accumulation_steps"
-        )
-    for spec in rewards:
-        if not any(all(matches(row.get(column), wanted) for column, wanted in spec.where.items()) for row in rows):
-            raise ValueError(f"rewards: {spec.label!r} is asked about no problem: none has {spec.where}")
 
 
 def arguments(context: StageContext[GrpoConfig]) -> Any:

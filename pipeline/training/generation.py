@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.rendering import Renderer
-from pipeline.schema.pieces import RolloutSpec
+from pipeline.schema.pieces import RewardSpec, RolloutSpec
 from rewards.verdict import PREFILL
 
 if TYPE_CHECKING:
@@ -68,3 +68,22 @@ def generation_fields(rollout: RolloutSpec) -> dict[str, Any]:
     if chosen == VLLM_SERVER:
         raise ValueError("rollout.engine: TRL's trainers sample with transformers, or with vLLM in their own process")
     return fields
+
+
+def check_problems(rows: Sequence[Mapping[str, Any]], rewards: Sequence[RewardSpec], args: Any) -> None:
+    """Make sure that there is something to train on: a whole generation batch, and a problem for every reward.
+
+    Raises:
+        ValueError: TRL would drop the only batch, which is not full, or a reward would never be asked.
+    """
+    from rewards.composite import matches
+
+    needed = args.generation_batch_size // args.num_generations
+    if len(rows) < needed:
+        raise ValueError(
+            f"tasks: {len(rows)} problems do not fill a generation batch, which takes {needed}: take more, or lower"
+            " trainer.per_device_train_batch_size or trainer.gradient_accumulation_steps"
+        )
+    for spec in rewards:
+        if not any(all(matches(row.get(column), wanted) for column, wanted in spec.where.items()) for row in rows):
+            raise ValueError(f"rewards: {spec.label!r} is asked about no problem: none has {spec.where}")

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import GRPOConfig
 
-from pipeline.schema.efficiency import STOCK, LengthChange
+from pipeline.schema.efficiency import STOCK, LengthChange, PoolSpec
 from pipeline.training.grpo.engines import EngineSampler
 from pipeline.training.grpo.judging import Samples
 from pipeline.training.grpo.trainer import GrpoTrainer
@@ -46,6 +46,9 @@ class Run:
         spare: float = 0.0,
         length_schedule: Sequence[LengthChange] = (),
         refill_rounds: int = 0,
+        pool: PoolSpec | None = None,
+        problems: Sequence[dict[str, str]] = PROBLEMS,
+        reward: Any = varied,
         **fields: Any,
     ) -> None:
         settings: dict[str, Any] = {
@@ -71,14 +74,15 @@ class Run:
         }
         self.trainer = GrpoTrainer(
             model=str(model),
-            reward_funcs=varied,
+            reward_funcs=reward,
             args=GRPOConfig(**{**settings, **fields}),
-            train_dataset=Dataset.from_list(PROBLEMS),
+            train_dataset=Dataset.from_list(list(problems)),
             processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
             samples=Samples(output / "samples.jsonl", 1, 0),
             efficiency=STOCK.model_copy(update={"refill_rounds": refill_rounds}),
             sampler=lambda trainer: EngineSampler(trainer, engine, max_staleness, spare),
             length_schedule=length_schedule,
+            rests=pool,
         )
         self.trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         self.weights = {name: whole(tensor).clone() for name, tensor in self.trainer.model.state_dict().items()}

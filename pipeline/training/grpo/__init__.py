@@ -15,6 +15,7 @@ Axes, the capital letters at the end of a tensor's name:
 | `logprobs` | log-probabilities of completions, packed or padded |
 | `micro_batches` | passes of bounded size |
 | `problem_order` | which problems a generation batch holds |
+| `pool` | the same, where solved and hopeless problems come up less often |
 | `schedule` | which numbers fit together: groups, micro-batches, checkpoints |
 | `judging` | rewards in the background, samples, groups without variance |
 | `sampling` | where rollouts come from: the policy itself, or vLLM in this process |

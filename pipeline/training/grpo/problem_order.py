@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from torch import Generator, randperm
@@ -75,6 +76,12 @@ class ProblemOrder:
         """The problems of a generation batch, as rows of the dataset."""
         epoch, at = divmod(number, self.epoch_batches)
         return list(_permuted(self, epoch)[at * self.groups : (at + 1) * self.groups])
+
+    def save(self, folder: Path) -> None:
+        """Keep what the order does not follow from alone: nothing but the seed here."""
+
+    def load(self, folder: Path) -> None:
+        """Take up what a checkpoint has kept."""
 
     def sampler(self, epoch: Callable[[], int]) -> Sampler[int]:
         """What a data loader of the trainer draws from: every row of a batch for each rollout and each use.

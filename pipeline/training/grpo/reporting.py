@@ -45,17 +45,25 @@ def log_rollouts(trainer: Any, sampled: Sampled, rewards_BF: Tensor, weights_F: 
     trainer._pending_metrics.clear()
 
 
-def look_at(trainer: Any, sampled: Sampled, completions: list[Any], rewards_BF: Tensor, weights_F: Tensor) -> None:
-    """Log how many groups teach nothing, and write a few completions where that is due."""
+def look_at(
+    trainer: Any, sampled: Sampled, completions: list[Any], rewards_BF: Tensor, weights_F: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log how many groups teach nothing, and write a few completions where that is due.
+
+    Returns:
+        (G) which groups have an equal reward above zero, and (G) which have one of zero or less.
+    """
     total_B = objective.total(rewards_BF, weights_F)
     same_G = objective.equal_groups(total_B[:, None], trainer.num_generations)
     best_G = total_B.nan_to_num(0.0).view(-1, trainer.num_generations).amax(dim=1)  # the first may have no score
-    failed, solved = ((same_G & (best_G <= 0)).float().mean().item(), (same_G & (best_G > 0)).float().mean().item())
+    solved_G, failed_G = same_G & (best_G > 0), same_G & (best_G <= 0)
+    failed, solved = failed_G.float().mean().item(), solved_G.float().mean().item()
     trainer._metrics["train"]["groups/all_failed"].append(failed)
     trainer._metrics["train"]["groups/all_equal_above_zero"].append(solved)
     trainer.group_watch.add(failed, solved)
     if trainer.accelerator.is_main_process and trainer.samples.due(trainer.state.global_step):
         trainer.samples.add(_sample_rows(trainer, sampled, completions))
+    return solved_G, failed_G
 
 
 def _sample_rows(trainer: Any, sampled: Sampled, completions: list[Any]) -> list[dict[str, Any]]:

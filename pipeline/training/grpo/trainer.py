@@ -24,16 +24,15 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from pipeline.rollout.adapted import base_of
 from pipeline.rollout.stops import FirstLook, Stops
-from pipeline.schema.efficiency import STOCK, Efficiency, LengthChange, drops
+from pipeline.schema.efficiency import STOCK, Efficiency, LengthChange, PoolSpec, drops
 from pipeline.schema.mtp import MtpSpec
 from pipeline.training import adapters, experts, fused, varlen
-from pipeline.training.grpo import judging, logprobs, objective, reporting
+from pipeline.training.grpo import judging, logprobs, objective, pool, reporting
 from pipeline.training.grpo.batch import Batch, Row, of_rows
 from pipeline.training.grpo.drift import DIFFERENCE, Drift
 from pipeline.training.grpo.dynamic_sampling import DynamicSampling
 from pipeline.training.grpo.metrics import Metrics
 from pipeline.training.grpo.micro_batches import FillWatch, passes_of
-from pipeline.training.grpo.problem_order import ProblemOrder
 from pipeline.training.grpo.sampling import Problem, Sampled, Sampler, TrlSampler
 from pipeline.training.grpo.schedule import check_cycle
 from pipeline.training.mtp import BlockTraining, completion_labels
@@ -51,6 +50,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         samples: where completions are written; the arguments that are not named here are TRL's.
         efficiency: how the work of a step is arranged.
         length_schedule: from which steps on completions may be longer.
+        rests: how long problems rest that teach nothing; see `pool`. Problems then have an `id`.
         mtp: how blocks of multi-token prediction follow the policy; they stay as they are if not given.
         sampler: makes the sampler of this trainer; TRL's own ways if not given.
         stop: texts and token ids that end a completion.
@@ -73,6 +73,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         samples: judging.Samples,
         efficiency: Efficiency = STOCK,
         length_schedule: Sequence[LengthChange] = (),
+        rests: PoolSpec | None = None,
         mtp: MtpSpec | None = None,
         sampler: Callable[[Any], Sampler] = TrlSampler,
         stop: Sequence[str | int] = (),
@@ -95,13 +96,13 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
                 varlen.install(plain)
         sync_by_name(self)
         self.blocks = BlockTraining(self, mtp)
-        self.order = ProblemOrder.of(self)
         self.metrics = Metrics()
         self.group_watch, self.drift = judging.GroupWatch(self.num_generations), Drift()
         self.fill_watch = FillWatch(self.args.gradient_accumulation_steps, efficiency.tokens_per_pass)
         self.dynamic_sampling = DynamicSampling(self)
         self.stops, self.first_look = Stops.of(self._tokenizer, stop), FirstLook(self._tokenizer.eos_token)
         self.sampler = sampler(self)
+        self.order = pool.order(self, rests)
         corrected = self.sampler.scored and self.args.vllm_importance_sampling_correction
         if corrected and self.loss_type == "vespo" and self.args.vllm_importance_sampling_mode.startswith("sequence"):
             raise ValueError("trainer.loss_type vespo needs vllm_importance_sampling_mode token_truncate or token_mask")
@@ -162,7 +163,8 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         )
         reporting.log_rollouts(self, sampled, rewards_BF, weights_F)
         if not on_top:
-            reporting.look_at(self, sampled, completions, rewards_BF, weights_F)
+            taught = reporting.look_at(self, sampled, completions, rewards_BF, weights_F)
+            pool.learn(self, sampled.problems, *taught)
         self._pending_extra_logs.clear()
         mine_B = advantages_B.view(self.accelerator.num_processes, -1)[self.accelerator.process_index]
         return batch.knowing(advantages_B=mine_B)
@@ -371,6 +373,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         save_reference(self, Path(output_dir))
         self.dynamic_sampling.save(Path(output_dir))
         self.sampler.save(Path(output_dir))
+        self.order.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -378,3 +381,4 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
             load_reference(self, Path(checkpoint))
             self.dynamic_sampling.load(Path(checkpoint))
             self.sampler.load(Path(checkpoint))
+            self.order.load(Path(checkpoint))
