@@ -116,6 +116,11 @@ class StageContext(Generic[C]):
         """Folder for what is tokenised once and read by all processes and attempts."""
         return self.scratch / "examples"
 
+    @property
+    def unnamed_examples(self) -> Path:
+        """File for these while they are made."""
+        return self.scratch / "examples.arrow"
+
     def note(self, text: str) -> None:
         """Say something that whoever watches the run must see: what was lost, and what is done about it."""
         self.log(0, note=text)

@@ -76,6 +76,7 @@ def completions(
     max_length: int,
     too_long: TooLong,
     renderer: Renderer | None = None,
+    file: Path | None = None,
 ) -> tuple[Dataset, Account]:
     """Tokenise rows of chats, or of prompts and completions; only what the assistant says is trained on.
 
@@ -85,6 +86,7 @@ def completions(
         max_length: longest example, in tokens. A longer one is never cut: it would teach to stop, or not to, at random.
         too_long: what to do with a longer one.
         renderer: how chats are rendered; as the tokenizer itself says if not given.
+        file: where tokens go as they come, so that memory holds some of them; see `_collect`.
 
     Returns:
         Columns `input_ids` and `labels`, and what became of the rows.
@@ -96,10 +98,10 @@ def completions(
     """
     renderer = renderer or Renderer(tokenizer)
     turns = (turn for row in rows for turn in _turns(renderer, row, getattr(row, "place", "")))
-    return _collect(_completion_ids(tokenizer, turns), max_length, too_long)
+    return _collect(_completion_ids(tokenizer, turns), max_length, too_long, file)
 
 
-def documents(tokenizer: Any, texts: Iterable[str]) -> tuple[Dataset, Account]:
+def documents(tokenizer: Any, texts: Iterable[str], file: Path | None = None) -> tuple[Dataset, Account]:
     """Tokenise documents, each begun as the tokenizer begins a text and closed by the end-of-sequence token; everything
     is trained on.
 
@@ -113,7 +115,7 @@ def documents(tokenizer: Any, texts: Iterable[str]) -> tuple[Dataset, Account]:
             for ids in encode(tokenizer, chunk):
                 yield "", [], [*started(starts, ids), tokenizer.eos_token_id]
 
-    return _collect(pairs(), None, "error")
+    return _collect(pairs(), None, "error", file)
 
 
 def shared(folder: Path, args: Any, make: Callable[[], tuple[Dataset, Account]]) -> tuple[Dataset, Account]:
@@ -174,11 +176,21 @@ def started(starts: list[int], ids: list[int]) -> list[int]:
     return ids if ids[: len(starts)] == starts else starts + ids
 
 
-def _collect(pairs: Iterator[Example], max_length: int | None, too_long: TooLong) -> tuple[Dataset, Account]:
-    from datasets import Dataset, Features, List, Value, concatenate_datasets
+def _collect(
+    pairs: Iterator[Example], max_length: int | None, too_long: TooLong, file: Path | None
+) -> tuple[Dataset, Account]:
+    """Examples as a data set, and what became of the rows.
+
+    With a `file`, they are written there and read from it; it has no name any more when this returns, and its space is
+    free again with the data set.
+    """
+    import pyarrow as pa
+    from datasets import Dataset, Features, List, Value
+    from datasets.arrow_writer import ArrowWriter
 
     features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
-    parts: list[Dataset] = []
+    memory = pa.BufferOutputStream()
+    writer = ArrowWriter(features=features, path=file and str(file), stream=None if file else memory)
     tokens = trained = dropped = longest = 0
     for chunk in _chunks(pairs):
         columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
@@ -194,11 +206,16 @@ def _collect(pairs: Iterator[Example], max_length: int | None, too_long: TooLong
             columns["input_ids"].append(before + said)
             columns["labels"].append([IGNORED] * len(before) + said)
             tokens, trained = tokens + length, trained + len(said)
-        parts.append(Dataset.from_dict(columns, features=features))
-    examples = sum(len(part) for part in parts)
+        writer.write_batch(columns)
+    examples = writer.finalize()[0]
     if not examples:
         raise DataError(f"nothing to train on: {dropped} examples are longer than max_length={max_length}")
-    return concatenate_datasets(parts), Account(examples, tokens, trained, dropped, longest)
+    if file is None:
+        dataset = Dataset.from_buffer(memory.getvalue())
+    else:
+        dataset = Dataset.from_file(str(file))
+        file.unlink()
+    return dataset, Account(examples, tokens, trained, dropped, longest)
 
 
 def _chunks(values: Iterable[T]) -> Iterator[list[T]]:

@@ -134,7 +134,9 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
 
     def make() -> tuple[Any, examples.Account]:
         cleaner = contamination(config.decontaminate, context, config.dedup)
-        made, account = examples.documents(tokenizer, corpora.texts(config.corpus, context, cleaner))
+        made, account = examples.documents(
+            tokenizer, corpora.texts(config.corpus, context, cleaner), context.unnamed_examples
+        )
         return made, replace(account, left_out=left_out(cleaner))
 
     dataset, account = examples.shared(context.examples, args, make)

@@ -138,7 +138,7 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     args = setup.arguments(SFTConfig, context, DEFAULTS, fixed)
 
     def make() -> tuple[Any, examples.Account]:
-        made, account = examples.documents(tokenizer, texts)
+        made, account = examples.documents(tokenizer, texts, context.unnamed_examples)
         return made, replace(account, left_out=left_out(cleaner))
 
     dataset, account = examples.shared(context.examples, args, make)

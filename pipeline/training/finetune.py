@@ -99,7 +99,8 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
     def make() -> tuple[Any, examples.Account]:
         cleaner = contamination(config.decontaminate, context, config.dedup)
         rows = mixture.mixed(data, context, cleaner)
-        made, account = examples.completions(tokenizer, rows, max_length, config.too_long, renderer)
+        file = context.unnamed_examples
+        made, account = examples.completions(tokenizer, rows, max_length, config.too_long, renderer, file)
         return made, replace(account, left_out=left_out(cleaner))
 
     dataset, account = examples.shared(

@@ -147,3 +147,13 @@ def test_examples_are_tokenised_once_and_never_half(tokenizer: Any, tmp_path: Pa
     assert first[0].to_list() == again[0].to_list() == expected.to_list()
     assert first[1] == again[1] == account
     assert {path.name for path in tmp_path.iterdir()} == {"examples"}
+
+
+def test_tokens_that_go_to_disk_are_the_same_and_leave_nothing(tmp_path: Path) -> None:
+    tokenizer = build(VocabularySpec(kind="words"), ["one two three four <eos>"])
+    rows = [{"prompt": "one two", "completion": " three"}] * 5000 + [{"prompt": "two", "completion": " three four"}] * 3
+    kept, account = completions(tokenizer, rows, 4, "drop")
+    written, other = completions(tokenizer, rows, 4, "drop", file=tmp_path / "tokens.arrow")
+    assert written.to_list() == kept.to_list() and len(written) > 5000 - 1
+    assert account == other and account.examples == len(kept)
+    assert not list(tmp_path.iterdir())
