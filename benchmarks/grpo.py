@@ -197,7 +197,10 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
         "tasks": [task],
         "rewards": [reward],
         "rollout": rollout,
-        "efficiency": {"tokens_per_pass": options.tokens_per_pass, "refill_rounds": options.refill_rounds},
+        "efficiency": {
+            "tokens_per_pass": options.tokens_per_pass,
+            "dynamic_sampling_rounds": options.dynamic_sampling_rounds,
+        },
         "trainer": trainer,
     }
 
@@ -358,7 +361,7 @@ def main() -> None:
     parser.add_argument("--beta", type=float, default=0.0)
     parser.add_argument("--gpu-memory", type=float, default=0.15, help="vLLM's share of the GPU, for both")
     parser.add_argument("--tokens-per-pass", type=int, default=8192)
-    parser.add_argument("--refill-rounds", type=int, default=0)
+    parser.add_argument("--dynamic-sampling-rounds", type=int, default=0)
     parser.add_argument("--target", type=float, default=0.35, help="accuracy whose time is told")
     parser.add_argument("--one-micro-batch", action=argparse.BooleanOptionalAction, default=True, help="ours only")
     parser.add_argument("--engines", type=int, default=0, help="ours only: engines in processes of their own")

@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--weights-mb", type=int, default=1000, help="size of the pushed weights")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    options.learning_rate, options.beta, options.refill_rounds = 5e-6, 0.0, 0
+    options.learning_rate, options.beta, options.dynamic_sampling_rounds = 5e-6, 0.0, 0
     if options.smoke:
         options.steps = 4
     else:

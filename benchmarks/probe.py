@@ -63,7 +63,13 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    usual = {"learning_rate": 5e-6, "beta": 0.0, "gpu_memory": 0.1, "tokens_per_pass": 12_288, "refill_rounds": 0}
+    usual = {
+        "learning_rate": 5e-6,
+        "beta": 0.0,
+        "gpu_memory": 0.1,
+        "tokens_per_pass": 12_288,
+        "dynamic_sampling_rounds": 0,
+    }
     usual |= {"long": False, "engines": 0, "engine_options": {}, "fused_kernels": not options.smoke}
     settings = argparse.Namespace(**vars(options), **usual, one_micro_batch=True)
     settings.steps = 2 if options.smoke else options.steps

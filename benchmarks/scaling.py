@@ -319,7 +319,7 @@ def main() -> None:
         return
     if Path(options.model).exists():
         options.model = str(Path(options.model).resolve())  # the server is asked for it by this name
-    options.beta, options.refill_rounds, options.long = 0.0, 0, False
+    options.beta, options.dynamic_sampling_rounds, options.long = 0.0, 0, False
     if options.smoke:
         options.steps, options.engine_options = WARM_UP + 2, {}
     enough = [way for way in [*WAYS, *MORE] if parts(way)[0] <= (2 if options.smoke else len(options.gpus))]

@@ -10,7 +10,7 @@ scheduling, once without. The same 64 prompts are asked for 8 completions each, 
 |---|---|---|
 | `vllm` | no | nothing |
 | `written` | no | tokens that only make a sequence longer are written down (`patches.scheduler`) |
-| `fast_path` | no | these sequences are counted together, too (`patches.lockstep`) |
+| `fast_path` | no | these sequences are counted together, too (`patches.decode_batch`) |
 | `vllm_logprobs` | yes | nothing |
 | `step_logprobs` | yes | log-probabilities are read once a step (`patches.logprobs`) |
 | `fast_path_logprobs` | yes | all of them: what training runs |

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.rendering import Renderer
 from pipeline.rollout.base import Sampling
-from pipeline.rollout.room import Room, context_of
+from pipeline.rollout.context_limit import ContextLimit, context_of
 from pipeline.rollout.stops import Stops
 from pipeline.templates import Chat, prompt_template
 
@@ -45,7 +45,7 @@ class Conversation:
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self.model = load(path, dtype="auto").to(self.device).eval()
         self.stops = Stops.of(self.tokenizer, sampling.stop)
-        self.room = Room(context_of(path), sampling.max_tokens)
+        self.limit = ContextLimit(context_of(path), sampling.max_tokens)
         self.renderer = Renderer(self.tokenizer, template_kwargs, prefill)
         self.chat: Chat = []
         torch.manual_seed(sampling.seed)
@@ -64,7 +64,7 @@ class Conversation:
         turn = self.template(question)
         self.chat += [message for message in turn if message["role"] != "system" or not self.chat]
         (prompt,) = self.renderer.prompts([self.chat])
-        self.room.fitting(self.tokenizer, [prompt.text], [{"task": "the chat", "question": question}])
+        self.limit.fitting(self.tokenizer, [prompt.text], [{"task": "the chat", "question": question}])
         inputs = self.tokenizer(prompt.text, add_special_tokens=False, return_tensors="pt").to(self.device)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         answer = ""

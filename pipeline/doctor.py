@@ -198,10 +198,10 @@ def _ends_turns(path: str) -> Iterator[Finding]:
     if (reason := _too_large(Path(path))) is not None:
         yield Finding(Level.OK, "end of turn", f"not tried whether the model has learnt it: {reason}")
         return
-    from pipeline.rollout.turns import try_turns
+    from pipeline.rollout.turn_ends import probe_turn_ends
 
     try:
-        tried = try_turns(path)
+        tried = probe_turn_ends(path)
     except (MessageError, TemplateError, OSError, ValueError, RuntimeError) as error:
         yield Finding(Level.WARNING, "end of turn", f"could not be tried: {error}")
         return

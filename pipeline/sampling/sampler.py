@@ -18,7 +18,7 @@ from pipeline import durable
 from pipeline.rendering import Prompt, Renderer
 from pipeline.rollout import TRANSFORMERS, VLLM_SERVER, engine_name, open_engine, sampling
 from pipeline.rollout.base import Engine, Finish, Rollout, RolloutError, derived_seed
-from pipeline.rollout.room import Room, context_of
+from pipeline.rollout.context_limit import ContextLimit, context_of
 from pipeline.rollout.speculative import facts
 from pipeline.rollout.stops import FirstLook
 from pipeline.rows import read_rows, write_rows
@@ -125,8 +125,8 @@ class Sampler:
                     f"at {ends}: import the model with that chat template instead"
                 )
         self.renderer = Renderer(self.tokenizer, template_kwargs, prefill)
-        self.room = Room(context_of(model, rollout.engine_options), rollout.max_tokens, rollout.too_long)
-        self.room.check()
+        self.limit = ContextLimit(context_of(model, rollout.engine_options), rollout.max_tokens, rollout.too_long)
+        self.limit.check()
         self._engine: Engine | None = None
         self.speculation: dict[str, float] = {}
         self.left_out = 0
@@ -177,7 +177,7 @@ class Sampler:
             TemplateError: the chat template cannot take a prompt, or the tokenizer has none.
         """
         texts = [prompt.text for prompt in self.renderer.prompts([row["prompt"] for row in rows])]
-        return [rows[at] for at in self.room.fitting(self.tokenizer, texts, rows)]
+        return [rows[at] for at in self.limit.fitting(self.tokenizer, texts, rows)]
 
     def close(self) -> None:
         """Free the model, if it was loaded."""

@@ -5,7 +5,7 @@
       tokens_per_pass: 8192
       merge_micro_batches: true  # all rows of a step fill these passes together
       drop_dead_groups: auto   # what teaches nothing is left out of the forward and backward passes
-      refill_rounds: 0         # or replaced by groups that are sampled on top (DAPO's dynamic sampling)
+      dynamic_sampling_rounds: 0  # or replaced by groups that are sampled on top (DAPO)
       reuse_logprobs: true     # no pass of its own for log-probabilities that the training pass computes anyway
       background_rewards: true # rewards are judged while log-probabilities are computed
       fused_kernels: false     # norms, rotary positions and MLPs of the trained model are Liger's kernels
@@ -55,10 +55,10 @@ class Efficiency(Strict):
         drop_dead_groups: rows whose advantage is zero are left out of the training passes. Exact where nothing else
             gives them a gradient (beta 0, no entropy bonus); `auto` drops them there and nowhere else. The logged
             entropy and clip ratios are then those of the rows that are left.
-        refill_rounds: how often more prompts are sampled, at most, to replace groups without variance by groups with
-            some (dynamic sampling, DAPO, arXiv 2503.14476). 0: dead groups stay. It costs sampling and buys signal.
-        refill_queue: groups with variance that were sampled beyond need and wait for a later batch, at most, per
-            process. They keep the log-probabilities of the policy that sampled them.
+        dynamic_sampling_rounds: how often more prompts are sampled, at most, to replace groups without variance by
+            groups with some (DAPO, arXiv 2503.14476). 0: dead groups stay. It costs sampling and buys signal.
+        dynamic_sampling_queue: groups with variance that were sampled beyond need and wait for a later batch, at most,
+            per process. They keep the log-probabilities of the policy that sampled them.
         reuse_logprobs: where no optimizer step lies between sampling and training, the old log-probabilities are the
             new ones, and the importance weights against vLLM's are taken from them in the training pass. Exact where
             stock TRL's extra pass gives the same numbers twice, which it does up to rounding.
@@ -70,6 +70,8 @@ class Efficiency(Strict):
 
     former: ClassVar[Mapping[str, str]] = {
         "fold_old_logprobs": "is called reuse_logprobs now",
+        "refill_rounds": "is called dynamic_sampling_rounds now",
+        "refill_queue": "is called dynamic_sampling_queue now",
         "overlap_rewards": "is called background_rewards now",
         "plain_steps": "is called rollout.scheduler_fast_path now",
         "whole_groups": "is gone: vLLM in the trainer's process always samples a group as one request",
@@ -80,8 +82,8 @@ class Efficiency(Strict):
     tokens_per_pass: Annotated[int, Field(gt=0)] = 8192
     merge_micro_batches: bool = True
     drop_dead_groups: bool | Literal["auto"] = "auto"
-    refill_rounds: Annotated[int, Field(ge=0)] = 0
-    refill_queue: Annotated[int, Field(ge=0)] = 64
+    dynamic_sampling_rounds: Annotated[int, Field(ge=0)] = 0
+    dynamic_sampling_queue: Annotated[int, Field(ge=0)] = 64
     reuse_logprobs: bool = True
     background_rewards: bool = True
     fused_kernels: bool = False
@@ -118,11 +120,13 @@ def check_efficiency(efficiency: Efficiency, trainer: Mapping[str, Any], besides
     """
     if efficiency.drop_dead_groups is True and (why := besides or dead_rows_count(trainer)):
         raise ValueError(f"efficiency.drop_dead_groups would change the gradient: {why}")
-    if efficiency.refill_rounds:
+    if efficiency.dynamic_sampling_rounds:
         if trainer.get("scale_rewards") in ("batch",):
-            raise ValueError("efficiency.refill_rounds: with scale_rewards=batch, advantages depend on replaced groups")
+            raise ValueError(
+                "efficiency.dynamic_sampling_rounds: with scale_rewards=batch, advantages depend on replaced groups"
+            )
         if _aggregation(trainer) != "sum_then_normalize":
-            raise ValueError("efficiency.refill_rounds needs multi_objective_aggregation: sum_then_normalize")
+            raise ValueError("efficiency.dynamic_sampling_rounds needs multi_objective_aggregation: sum_then_normalize")
 
 
 def kernels_fault(folder: Path) -> str | None:

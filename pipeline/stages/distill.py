@@ -133,7 +133,7 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
     from datasets import Dataset
     from trl import DistillationConfig
 
-    from pipeline.rollout.room import Room, context_of
+    from pipeline.rollout.context_limit import ContextLimit, context_of
     from pipeline.training import adapters, experts, models
     from pipeline.training.decontaminate import clean_prompts
     from pipeline.training.distill import DistillTrainer
@@ -149,10 +149,12 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
             " compared: distil through `data`, or choose a teacher of the same family"
         )
     renderer = setup.renderer(model, tokenizer, config)
-    room = Room(context_of(model, config.rollout.engine_options), config.rollout.max_tokens, config.rollout.too_long)
+    limit = ContextLimit(
+        context_of(model, config.rollout.engine_options), config.rollout.max_tokens, config.rollout.too_long
+    )
     rows, left_out = clean_prompts(config.tasks, config.decontaminate, context, config.dedup)
-    every, rows = rows, prompted(rows, renderer, room)
-    left_out |= room.left_out(len(every) - len(rows))
+    every, rows = rows, prompted(rows, renderer, limit)
+    left_out |= limit.left_out(len(every) - len(rows))
     prompts = [{"prompt": row["prompt"]} for row in rows]
     args = setup.arguments(DistillationConfig, context, ON_POLICY_DEFAULTS, generation_fields(config.rollout))
     if config.rollout.speculative is not None and args.use_vllm:

@@ -125,7 +125,7 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
             for task, rows in rows_by_task.items():
                 groups = list(sampler.groups(rows, judge, task, progress.of(label, task)))
                 scores[label][task] = entry = score(groups, config.samples, LABELS, same[task])
-                entry |= sampler.room.left_out(len(rows) - len(groups))
+                entry |= sampler.limit.left_out(len(rows) - len(groups))
                 logger.info("%s", sentence(label, task, entry, sampling_facts(context)))
                 saved += _records(groups[: config.save], label)
             if sampler.renderer.told:

@@ -281,7 +281,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     """The trainer of a stage, with its model, its problems and this reward."""
     from datasets import Dataset
 
-    from pipeline.rollout.room import Room, context_of
+    from pipeline.rollout.context_limit import ContextLimit, context_of
     from pipeline.tasks.grading import check_columns
     from pipeline.training import adapters, experts, models, reference, setup
     from pipeline.training.decontaminate import clean_prompts
@@ -297,9 +297,9 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     renderer = setup.renderer(model, tokenizer, config)
     longest = max([config.rollout.max_tokens, *(change.max_tokens for change in config.length_schedule)])
     options = {"max_model_len": getattr(args, "vllm_max_model_length", None), **config.rollout.engine_options}
-    room = Room(context_of(model, options), longest, config.rollout.too_long)
-    every, rows = rows, prompted(rows, renderer, room)
-    left_out |= room.left_out(len(every) - len(rows))
+    limit = ContextLimit(context_of(model, options), longest, config.rollout.too_long)
+    every, rows = rows, prompted(rows, renderer, limit)
+    left_out |= limit.left_out(len(every) - len(rows))
     check_problems(rows, config.rewards, args)
     check_columns(config.rewards, rows, context.base)
     with reference.of_ranks(args), adapters.carried(adapter, args) as more:

@@ -88,7 +88,7 @@ def run(context: StageContext[PassRateConfig]) -> Outputs:
         judge.close()
     write_rows(context.output / SAMPLES, kept)
     write_rows(context.output / "data.jsonl", rows)
-    return Outputs(account(rows) | sampler.speculation | sampler.room.left_out(sampler.left_out))
+    return Outputs(account(rows) | sampler.speculation | sampler.limit.left_out(sampler.left_out))
 
 
 def measured(group: Group) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
     dataset, account = examples.shared(context.examples, args, make)
     trainer = sft.build(
         config,
-        model=models.divided(model, context.scratch / "undivided"),
+        model=models.expert_parallel(model, context.scratch / "undivided"),
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,

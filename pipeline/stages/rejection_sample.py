@@ -145,7 +145,7 @@ def run(context: StageContext[RejectionSampleConfig]) -> Outputs:
     finally:
         sampler.close()
         judge.close()
-    metrics = account.metrics() | sampler.speculation | left_out | sampler.room.left_out(sampler.left_out)
+    metrics = account.metrics() | sampler.speculation | left_out | sampler.limit.left_out(sampler.left_out)
     logger.info("%s", metrics)
     write_rows(context.output / SAMPLES, account.examples)
     if not account.rows:

@@ -30,7 +30,7 @@ def division() -> dict[str, Any]:
     return {"distributed_config": DistributedConfig(tp_size=expert_ranks(), enable_expert_parallel=True)}
 
 
-class Divided:
+class ExpertParallel:
     """Mixin for trainers, to be named before TRL's; without divided experts it changes nothing."""
 
     args: Any

@@ -11,17 +11,17 @@ from pipeline.schema.pieces import RewardSpec, RolloutSpec
 from rewards.verdict import PREFILL
 
 if TYPE_CHECKING:
-    from pipeline.rollout.room import Room
+    from pipeline.rollout.context_limit import ContextLimit
 
 
-def prompted(rows: Sequence[Mapping[str, Any]], renderer: Renderer, room: Room) -> list[dict[str, Any]]:
+def prompted(rows: Sequence[Mapping[str, Any]], renderer: Renderer, limit: ContextLimit) -> list[dict[str, Any]]:
     """The rows whose prompts fit, each with what the assistant is made to begin with, for rewards.
 
     Raises:
-        RolloutError: see `Room.fitting`.
+        RolloutError: see `ContextLimit.fitting`.
     """
     prompts = renderer.prompts([row["prompt"] for row in rows])
-    fitting = room.fitting(renderer.tokenizer, [prompt.text for prompt in prompts], rows)
+    fitting = limit.fitting(renderer.tokenizer, [prompt.text for prompt in prompts], rows)
     return [{**rows[at], PREFILL: prompts[at].begun} for at in fitting]
 
 

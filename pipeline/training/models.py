@@ -73,7 +73,7 @@ def fresh(build: Callable[[], Any]) -> Any:
         return build()
 
 
-def divided(model: Any, scratch: Path) -> Any:
+def expert_parallel(model: Any, scratch: Path) -> Any:
     """A new model with its experts divided among the processes, if the accelerate config says so.
 
     Args:

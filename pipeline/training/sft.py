@@ -8,12 +8,12 @@ from trl import SFTTrainer
 
 from pipeline.rollout.adapted import base_of
 from pipeline.training import adapters, experts, setup, varlen
-from pipeline.training.expert_parallel import Divided
+from pipeline.training.expert_parallel import ExpertParallel
 from pipeline.training.mtp import MultiToken
 from pipeline.training.resumable import Resumable
 
 
-class SftTrainer(MultiToken, Resumable, Divided, SFTTrainer):  # type: ignore[misc]
+class SftTrainer(MultiToken, Resumable, ExpertParallel, SFTTrainer):  # type: ignore[misc]
     """`trl.SFTTrainer`, resumable to the bit on one device, with multi-token prediction and experts on several."""
 
 

@@ -59,7 +59,7 @@ STAGES: Mapping[str, Mapping[str, Any]] = {
         "rollout": {"max_tokens": 6},
         "sample_every": 1,
         "samples": 2,
-        "efficiency": {"refill_rounds": 1},
+        "efficiency": {"dynamic_sampling_rounds": 1},
         "trainer": {
             **OFTEN,
             "num_generations": 4,

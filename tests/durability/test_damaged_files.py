@@ -51,7 +51,10 @@ DAMAGES: tuple[Damage, ...] = (flip, zeros, cut, gone)
 CHECKPOINT = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "complete")
 KINDS = [
     *(("sft", f"checkpoints/checkpoint-6/{name}") for name in CHECKPOINT),
-    *(("grpo", f"checkpoints/checkpoint-4/{name}") for name in ("refill-0.pt", "samples.jsonl", "events.jsonl")),
+    *(
+        ("grpo", f"checkpoints/checkpoint-4/{name}")
+        for name in ("dynamic-sampling-0.pt", "samples.jsonl", "events.jsonl")
+    ),
     ("sft", "examples/data-*.arrow"),
     ("sft", "examples/account.json"),
     ("grpo", "samples.jsonl"),

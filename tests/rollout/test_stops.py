@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.chat import Conversation
 from pipeline.rollout import open_engine, sampling
 from pipeline.rollout.base import Finish, RolloutError, Sampling
-from pipeline.rollout.room import Room, context_of
+from pipeline.rollout.context_limit import ContextLimit, context_of
 from pipeline.rollout.stops import Stops
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.schema.pieces import RolloutSpec
@@ -113,20 +113,20 @@ def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_sampled(calcul
     assert limit == 64
     texts = ["1 + 2 =", "1 " * 40, "1 " * 56, "1 " * 57, "1 " * 2_500_000]
     rows = [{"task": "sums", "id": f"s{n}", "question": text} for n, text in enumerate(texts)]
-    assert Room(limit, 8).fitting(made, texts[:3], rows) == [0, 1, 2]
+    assert ContextLimit(limit, 8).fitting(made, texts[:3], rows) == [0, 1, 2]
     message = (
         r"2 of 5 prompts are too long for the model's context of 64 tokens with rollout.max_tokens 8. The first is row"
         r" 4, problem s3 of sums \('1 1 .*'\), with 57 tokens. Lower rollout.max_tokens, or .*rollout.too_long: filter"
     )
     with pytest.raises(RolloutError, match=message):
-        Room(limit, 8).fitting(made, texts, rows)
-    assert Room(limit, 8, "filter").fitting(made, texts, rows) == [0, 1, 2]
-    assert Room(limit, 30, "filter").fitting(made, texts, rows) == [0]
+        ContextLimit(limit, 8).fitting(made, texts, rows)
+    assert ContextLimit(limit, 8, "filter").fitting(made, texts, rows) == [0, 1, 2]
+    assert ContextLimit(limit, 30, "filter").fitting(made, texts, rows) == [0]
     with pytest.raises(RolloutError, match="2 of 2 prompts"):
-        Room(limit, 8, "filter").fitting(made, texts[3:], rows[3:])
+        ContextLimit(limit, 8, "filter").fitting(made, texts[3:], rows[3:])
     for tokens in (64, 100_000):
         with pytest.raises(RolloutError, match=f"max_tokens is {tokens}, and the model's context has 64 tokens"):
-            Room(limit, tokens).check()
+            ContextLimit(limit, tokens).check()
     with pytest.raises(RolloutError, match="the chat"):
         list(Conversation(str(calculator), "plain", Sampling(max_tokens=12)).ask("1 " * 60))
 

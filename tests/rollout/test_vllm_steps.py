@@ -149,7 +149,7 @@ class Seen:
         def spy(*args: Any, **others: Any) -> Any:
             scheduled = schedule(*args, **others)
             self.steps.append(self._told(scheduled))
-            step = getattr(scheduled, "lockstep", None)
+            step = getattr(scheduled, "decode_batch", None)
             self.together += 0 if step is None else len(step.names)
             return scheduled
 

@@ -94,7 +94,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "grpo-refilled": {
         **GRPO,
         "rewards": ["sums.py:rare"],
-        "efficiency": {"refill_rounds": 2, "tokens_per_pass": 100},
+        "efficiency": {"dynamic_sampling_rounds": 2, "tokens_per_pass": 100},
         "length_schedule": [{"step": 4, "max_tokens": 12}, {"step": 9, "max_tokens": 6}],
         "trainer": {**GROUPS, "gradient_accumulation_steps": 2, "beta": 0.0, "max_steps": 12, "save_steps": 3},
     },

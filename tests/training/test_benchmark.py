@@ -24,7 +24,7 @@ OPTIONS = argparse.Namespace(
     beta=0.0,
     gpu_memory=0.1,
     tokens_per_pass=512,
-    refill_rounds=0,
+    dynamic_sampling_rounds=0,
     long=False,
     smoke=True,
 )

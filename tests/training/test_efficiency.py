@@ -109,7 +109,7 @@ def batches(trainer: Any, steps: int) -> list[Any]:
 
 
 def test_refilling_replaces_dead_groups_and_says_what_it_took(models: Path, tmp_path: Path) -> None:
-    switches = but(refill_rounds=4, refill_queue=8)
+    switches = but(dynamic_sampling_rounds=4, dynamic_sampling_queue=8)
     trainer = trainer_of(models / "dense", tmp_path, switches, PROMPTS, hopeless, max_steps=4)
     for batch in batches(trainer, 4):
         groups_GK = batch.advantages_B.view(-1, GROUP)
@@ -117,26 +117,26 @@ def test_refilling_replaces_dead_groups_and_says_what_it_took(models: Path, tmp_
         assert groups_GK.any(dim=1).all()
         assert batch.tokens == batch.mask_BC.sum()
     logs = [entry for entry in trainer.history.logs if "loss" in entry]
-    assert [entry["refill/dead"] for entry in logs] == [0.0] * 4
-    sampled, queued = sum(entry["refill/sampled"] for entry in logs), logs[-1]["refill/queued"]
+    assert [entry["dynamic_sampling/dead"] for entry in logs] == [0.0] * 4
+    sampled, queued = sum(entry["dynamic_sampling/sampled"] for entry in logs), logs[-1]["dynamic_sampling/queued"]
     assert sampled == 4 * 4 + trainer.dynamic_sampling.drawn
-    assert sum(entry["refill/rounds"] for entry in logs) > 0
+    assert sum(entry["dynamic_sampling/rounds"] for entry in logs) > 0
     assert queued == len(trainer.dynamic_sampling.queue) <= 8
 
 
 def test_refilling_gives_up_after_its_rounds(models: Path, tmp_path: Path) -> None:
     nothing = lambda prompts, **_: [0.0] * len(prompts)  # noqa: E731
-    trainer = trainer_of(models / "dense", tmp_path, but(refill_rounds=2), PROMPTS, nothing, max_steps=1)
+    trainer = trainer_of(models / "dense", tmp_path, but(dynamic_sampling_rounds=2), PROMPTS, nothing, max_steps=1)
     (batch,) = batches(trainer, 1)
     assert not batch.advantages_B.any()
-    assert trainer.history.logs[0]["refill/rounds"] == 2
-    assert trainer.history.logs[0]["refill/dead"] == 4
-    assert trainer.history.logs[0]["refill/sampled"] == 4 + 2 * 4
+    assert trainer.history.logs[0]["dynamic_sampling/rounds"] == 2
+    assert trainer.history.logs[0]["dynamic_sampling/dead"] == 4
+    assert trainer.history.logs[0]["dynamic_sampling/sampled"] == 4 + 2 * 4
 
 
 def test_the_queue_is_first_in_first_out(models: Path, tmp_path: Path) -> None:
     nothing = lambda prompts, **_: [0.0] * len(prompts)  # noqa: E731
-    trainer = trainer_of(models / "dense", tmp_path, but(refill_rounds=1), PROMPTS, nothing, max_steps=1)
+    trainer = trainer_of(models / "dense", tmp_path, but(dynamic_sampling_rounds=1), PROMPTS, nothing, max_steps=1)
     row = {"prompt_ids": torch.tensor([5, 6]), "mask": torch.ones(3, dtype=torch.long)}
     waiting = [
         [
@@ -149,7 +149,7 @@ def test_the_queue_is_first_in_first_out(models: Path, tmp_path: Path) -> None:
     (batch,) = batches(trainer, 1)
     assert batch.completion_ids_BC[::GROUP, 0].tolist() == [4, 5, 6, 7]
     assert [group[0]["completion_ids"][0].item() for group in trainer.dynamic_sampling.queue] == [8, 9]
-    assert trainer.history.logs[0]["refill/from_queue"] == 4
+    assert trainer.history.logs[0]["dynamic_sampling/from_queue"] == 4
 
 
 @pytest.mark.parametrize("fields", [{}, {"vllm": True, "vllm_importance_sampling_correction": False}], ids=str)
@@ -161,13 +161,13 @@ def test_a_group_from_the_queue_keeps_its_policys_log_probabilities(
     The reference is stock TRL on the same batches, with what is unknown computed in a pass of its own.
     """
     fields = {"max_steps": 6, "learning_rate": 1.0, **fields}
-    switches = but(refill_rounds=1, refill_queue=8, packing=True)
+    switches = but(dynamic_sampling_rounds=1, dynamic_sampling_queue=8, packing=True)
     trainer = trainer_of(models / "dense", tmp_path, switches, PROMPTS, hopeless, **fields)
     sampled = batches(trainer, 6)
     unknown = [batch.old_BC.isnan().any(dim=1) for batch in sampled if batch.old_BC is not None]
     assert any(row.any() and not row.all() for row in unknown)
     steps = [entry for entry in trainer.history.logs if "loss" in entry]
-    assert any(entry["refill/from_queue"] for entry in steps)
+    assert any(entry["dynamic_sampling/from_queue"] for entry in steps)
 
     stock = trainer_of(models / "dense", tmp_path, None, PROMPTS, hopeless, **fields)
     of_step = iter(sampled)
@@ -299,7 +299,7 @@ def test_the_length_follows_the_step(models: Path, tmp_path: Path) -> None:
         ({"efficiency": {"drop_dead_groups": True}, "trainer": {"beta": 0.0, "entropy_coef": 0.1}}, "entropy bonus"),
         ({"efficiency": {"drop_dead_groups": True}, "trainer": {"beta": 0.0, "top_entropy_quantile": 0.2}}, "quantile"),
         ({"efficiency": {"drop_dead_groups": True}, "mtp": {}, "trainer": {"beta": 0.0}}, "mtp. learns from every row"),
-        ({"efficiency": {"refill_rounds": 1}, "trainer": {"scale_rewards": "batch"}}, "scale_rewards=batch"),
+        ({"efficiency": {"dynamic_sampling_rounds": 1}, "trainer": {"scale_rewards": "batch"}}, "scale_rewards=batch"),
         ({"efficiency": {"tokens_per_pass": 0}}, "greater than 0"),
         ({"efficiency": {"pack": True}}, "pack"),
         ({"length_schedule": [{"step": 5, "max_tokens": 64}, {"step": 5, "max_tokens": 65}]}, "does not come after"),

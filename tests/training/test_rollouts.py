@@ -115,7 +115,7 @@ def test_without_learning_it_makes_no_difference_to_be_ahead_and_to_sample_more_
     ):
         assert ours.logged(metric) == on_policy.logged(metric)
     assert ours.logged("rollout/staleness") == [0, 1, 1, 1]
-    refilled = Run(calculator, tmp_path / "refilled", engine, max_staleness=1, refill_rounds=1, **still)
+    refilled = Run(calculator, tmp_path / "refilled", engine, max_staleness=1, dynamic_sampling_rounds=1, **still)
     assert refilled.logged("rollout/staleness") == [0, 1, 1, 1]
 
 

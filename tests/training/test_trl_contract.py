@@ -66,8 +66,8 @@ HOOKS = [
         ["max_steps", "train_dataloader", "resume_from_checkpoint"],
         "resumable.Resumable",
     ),
-    (Trainer, "create_optimizer", ["model"], "expert_parallel.Divided"),
-    (Trainer, "save_model", ["output_dir", "_internal_call"], "expert_parallel.Divided"),
+    (Trainer, "create_optimizer", ["model"], "expert_parallel.ExpertParallel"),
+    (Trainer, "save_model", ["output_dir", "_internal_call"], "expert_parallel.ExpertParallel"),
 ]
 IMAGES = {"pixel_values", "pixel_attention_mask", "spatial_shapes", "num_tiles", "token_type_ids", "mm_token_type_ids"}
 """Arguments that only models with images have."""

@@ -27,7 +27,7 @@ _LEAST_LIVE = 0.25
 
 
 class DynamicSampling:
-    """`efficiency.refill_rounds` and `refill_queue`.
+    """`efficiency.dynamic_sampling_rounds` and `dynamic_sampling_queue`.
 
     Args:
         trainer: a `GrpoTrainer`.
@@ -43,15 +43,15 @@ class DynamicSampling:
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.queue, self.drawn = trainer, list[list[Row]](), 0
         efficiency: Efficiency = trainer.efficiency
-        self.rounds, self.longest_queue = efficiency.refill_rounds, efficiency.refill_queue
+        self.rounds, self.longest_queue = efficiency.dynamic_sampling_rounds, efficiency.dynamic_sampling_queue
         rows = trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation
         if self.rounds and rows % trainer.num_generations:
             raise ValueError(
-                f"efficiency.refill_rounds: the {rows} rollouts that a process samples at a time are not whole groups"
-                f" of num_generations={trainer.num_generations}"
+                f"efficiency.dynamic_sampling_rounds: the {rows} rollouts that a process samples at a time are not"
+                f" whole groups of num_generations={trainer.num_generations}"
             )
 
-    def refilled(self, batch: Batch, scored: Callable[[list[Any]], Batch]) -> Batch:
+    def filled(self, batch: Batch, scored: Callable[[list[Any]], Batch]) -> Batch:
         """A batch with as many live groups as can be had. Collective.
 
         Args:
@@ -75,8 +75,8 @@ class DynamicSampling:
         chosen = live[:wanted] + dead[: max(0, wanted - len(live))]
         counts = {"sampled": sampled, "from_queue": from_queue, "dead": max(0, wanted - len(live))}
         self._log(rounds, **counts, queued=len(self.queue))
-        refilled: Batch = self.trainer.counted([row for group in chosen for row in group])
-        return refilled
+        filled: Batch = self.trainer.counted([row for group in chosen for row in group])
+        return filled
 
     def save(self, folder: Path) -> None:
         """Keep the queue of this process."""
@@ -90,7 +90,7 @@ class DynamicSampling:
             self.queue, self.drawn = saved["queue"], saved["drawn"]
 
     def _file(self, folder: Path) -> Path:
-        return folder / f"refill-{self.trainer.accelerator.process_index}.pt"
+        return folder / f"dynamic-sampling-{self.trainer.accelerator.process_index}.pt"
 
     def _draw(self, groups: int) -> list[Any]:
         """Problems that the batch did not ask for, as many in each process, once for each rollout."""
@@ -110,7 +110,7 @@ class DynamicSampling:
         mine = torch.tensor([list(prompts.values())], device=accelerator.device)
         counts = {"rounds": rounds} | dict(zip(prompts, accelerator.gather(mine).sum(0).tolist(), strict=True))
         for name, count in counts.items():
-            self.trainer._metrics["train"][f"refill/{name}"].append(float(count))
+            self.trainer._metrics["train"][f"dynamic_sampling/{name}"].append(float(count))
 
 
 def extra_prompts(numbers: Sequence[int], problems: int, seed: int) -> list[int]:

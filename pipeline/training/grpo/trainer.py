@@ -131,7 +131,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         with self._without_gradient():
             batch = self.scored(self.sampler.batch(number, problems))
             more = lambda extra: self.scored(self.sampler.extra(extra), on_top=True)  # noqa: E731
-            return self.dynamic_sampling.refilled(batch, more)
+            return self.dynamic_sampling.filled(batch, more)
 
     @contextmanager
     def _without_gradient(self) -> Iterator[None]:

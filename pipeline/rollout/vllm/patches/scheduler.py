@@ -9,9 +9,10 @@ for that.
 
 From then on a token that does not end its sequence is written down, and handed on with the one that does; blocks are
 hashed when they are full, and looked for and filed when the next one is begun. Sequences that only decode are counted
-together (`lockstep`), and vLLM schedules a step for the others alone, with what these leave of its budgets. Everything
-else takes vLLM's own way: prompts, speculation, preemption, structured output, stop words, log-probabilities that vLLM
-has to pass on (see `logprobs`). Which tokens are sampled does not change, and neither does what a step is made of.
+together (`decode_batch`), and vLLM schedules a step for the others alone, with what these leave of its budgets.
+Everything else takes vLLM's own way: prompts, speculation, preemption, structured output, stop words, log-probabilities
+that vLLM has to pass on (see `logprobs`). Which tokens are sampled does not change, and neither does what a step is
+made of.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
-from pipeline.rollout.vllm.patches.lockstep import Lockstep, Step
+from pipeline.rollout.vllm.patches.decode_batch import DecodeBatch, Step
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class SchedulerFastPath:
         self._allocate = scheduler.kv_cache_manager.allocate_slots
         scheduler.add_request, scheduler.update_from_output = self._added, self._updated
         scheduler.kv_cache_manager.allocate_slots = self._allocated
-        self._together = Lockstep(self._block, self._files, isinstance(scheduler, AsyncScheduler))
+        self._together = DecodeBatch(self._block, self._files, isinstance(scheduler, AsyncScheduler))
         self._schedule, self._finish = scheduler.schedule, scheduler.finish_requests
         self._reset = scheduler.reset_prefix_cache
         if not special(scheduler):
@@ -198,7 +199,7 @@ class SchedulerFastPath:
             scheduled.num_common_prefix_blocks = scheduler.kv_cache_manager.get_num_common_prefix_blocks(first)
         if not scheduler.use_v2_model_runner:
             scheduler.prev_step_scheduled_req_ids.update(step.names)
-        scheduled.lockstep = step
+        scheduled.decode_batch = step
 
     def _join(self, scheduled: Any) -> None:
         """Count those together that only decode from now on, and come next to those that are."""
@@ -236,7 +237,7 @@ class SchedulerFastPath:
         if not output.sampled_token_ids or any(getattr(output, name, None) for name in PASSED_ON):
             together.dissolve()
             return self._told(self._update(scheduled, output))
-        step: Step | None = getattr(scheduled, "lockstep", None)
+        step: Step | None = getattr(scheduled, "decode_batch", None)
         if step is not None:
             left_over = together.write(step, output.sampled_token_ids, output.req_id_to_index)
             counts = self.others = dict.fromkeys(left_over, 1) | dict(islice(counts.items(), len(step.names), None))

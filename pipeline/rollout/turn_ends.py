@@ -13,7 +13,7 @@ import torch
 from pipeline.messages import Conversation
 from pipeline.rendering import Renderer
 from pipeline.rollout.base import Finish, Sampling
-from pipeline.rollout.room import context_of
+from pipeline.rollout.context_limit import context_of
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.templates import encode
 
@@ -49,7 +49,7 @@ class TurnEnds:
         return self.sampled >= ENDS_OFTEN or self.answered >= ENDS_SURELY
 
 
-def try_turns(path: str) -> TurnEnds:
+def probe_turn_ends(path: str) -> TurnEnds:
     """Ask a model, as its tokenizer prompts it.
 
     Raises:

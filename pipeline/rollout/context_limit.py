@@ -23,7 +23,7 @@ SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class ContextLimit:
     """What a model can read.
 
     Attributes:

@@ -61,7 +61,7 @@ class Step:
     lengths: Ints
 
 
-class Lockstep:
+class DecodeBatch:
     """The sequences that are counted together, in the order in which vLLM runs them.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.rollout.vllm.patches.lockstep import Lockstep, Step
+from pipeline.rollout.vllm.patches.decode_batch import DecodeBatch, Step
 
 BLOCK, END = 4, 9
 FIELDS = ("num_computed_tokens", "num_in_flight_tokens", "num_output_placeholders")
@@ -75,10 +75,10 @@ class OneByOne:
 
 
 class Both:
-    """A sequence as `Lockstep` has it, and as `OneByOne` has it; held against each other."""
+    """A sequence as `DecodeBatch` has it, and as `OneByOne` has it; held against each other."""
 
     def __init__(self, files: bool, overlaps: bool) -> None:
-        self.together, self.apart = Lockstep(BLOCK, files, overlaps), OneByOne(files, overlaps)
+        self.together, self.apart = DecodeBatch(BLOCK, files, overlaps), OneByOne(files, overlaps)
         self.files, self.overlaps = files, overlaps
         self.ours: dict[str, Request] = {}
         self.held: dict[str, list[int]] = {}
@@ -162,7 +162,7 @@ def test_numbers_are_those_of_sequences_counted_one_by_one(files: bool, overlaps
 
 
 def test_sequences_that_end_otherwise_stay_outside() -> None:
-    together = Lockstep(BLOCK, files=False, overlaps=True)
+    together = DecodeBatch(BLOCK, files=False, overlaps=True)
     first, second = (Request(name, 20, 3, 0, 1, [1, 2, 3]) for name in "ab")
     assert together.join(first, 20, frozenset({END}), [])
     assert not together.join(second, 20, frozenset({END, 8}), [])
