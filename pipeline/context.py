@@ -28,6 +28,21 @@ class Outputs:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Work:
+    """How long a stage has done what it is for: trained and sampled, rather than started, loaded and saved.
+
+    Attributes:
+        seconds: so far.
+    """
+
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """So many more."""
+        self.seconds += seconds
+
+
 @dataclass(frozen=True)
 class StageContext(Generic[C]):
     """What a stage runs with.
@@ -43,6 +58,7 @@ class StageContext(Generic[C]):
         events: file that progress and metrics are appended to.
         tasks: the recipe's `tasks:` definitions, for resolving names.
         evaluated: the tasks that the recipe's `evaluate` stages score: what no stage is to learn.
+        work: how long it has trained or sampled.
     """
 
     name: str
@@ -55,6 +71,7 @@ class StageContext(Generic[C]):
     events: Path
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     evaluated: Sequence[TaskSpec] = ()
+    work: Work = field(default_factory=Work)
 
     def model_path(self, ref: str) -> str:
         """What to give to `from_pretrained`: the folder behind `@stage`, a local folder, or the hub id as it is.

@@ -14,6 +14,7 @@ from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.display import headline, metrics_text
 from pipeline.observer import NOTE
+from pipeline.report.timeline import work_share
 from pipeline.starting import PLACED
 
 
@@ -29,6 +30,8 @@ def status(run: Path) -> list[dict[str, Any]]:
         scratch = artifacts.scratch(run, stage["name"], stage["fingerprint"])
         if artifact is not None:
             row |= {"state": "finished", "seconds": artifact.manifest["seconds"], "path": str(artifact.path)}
+            if (work := artifact.manifest.get("work_seconds")) is not None:
+                row["work_seconds"] = work
             row |= {"metrics": artifact.manifest["metrics"], "summary": headline(artifact)}
         elif scratch.exists():
             event = _last_event(scratch / "events.jsonl")
@@ -53,6 +56,9 @@ def status_table(rows: list[dict[str, Any]]) -> Table:
         gpus = row.get("gpus", "")
         where = [Text(gpus if isinstance(gpus, str) else ", ".join(gpus))] if placed else []
         table.add_row(Text(row["stage"]), Text(row["kind"]), *where, state, seconds, Text(row.get("summary", "")))
+    if (share := work_share(rows)) is not None:
+        table.caption = f"{share:.0%} of the time of finished stages in training steps and sampling"
+        table.caption_justify = "left"
     return table
 
 

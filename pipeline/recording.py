@@ -74,6 +74,7 @@ def manifest(process: StageProcess, outcome: Mapping[str, Any], finished: float)
         "started": _iso(process.started),
         "finished": _iso(finished),
         "seconds": round(finished - process.started, 3),
+        "work_seconds": outcome.get("work"),
         "resumed": process.attempt - 1,
         "device": outcome["device"],
         "packages": outcome["packages"],

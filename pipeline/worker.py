@@ -112,7 +112,8 @@ def _run(job: Job, scratch: Path) -> None:
     outputs = run(context)
     if int(os.environ.get("RANK", "0")) == 0:
         device, packages = _surroundings()
-        outcome = {"metrics": dict(outputs.metrics), "device": device, "packages": packages}
+        work = round(context.work.seconds, 3)
+        outcome = {"metrics": dict(outputs.metrics), "device": device, "packages": packages, "work": work}
         durable.write(scratch / OUTCOME, json.dumps(outcome))
 
 

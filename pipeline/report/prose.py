@@ -11,7 +11,7 @@ from collections import Counter
 from pipeline.report.run_data import Run, Stage, State, parameters
 from pipeline.report.scores import Group, Score, Table
 from pipeline.report.text import clean, duration, interval, percent
-from pipeline.report.timeline import busy_seconds
+from pipeline.report.timeline import busy_seconds, work_share
 
 SAME_LENGTH = 0.05  # a change of length below 5 % is called none
 MODEL_KINDS = ("grpo", "sft", "distill")
@@ -33,6 +33,8 @@ def progress(run: Run) -> str:
     stages = list(run.stages.values())
     done = [stage for stage in stages if stage.state is State.FINISHED]
     took = f" in {duration(busy_seconds(run))}" if done else ""
+    if (share := work_share(stage.manifest for stage in done)) is not None:
+        took += f", {percent(share, 0)} % of it in training steps and sampling"
     if len(done) == len(stages):
         return f"{'All' if len(stages) > 1 else 'The'} {_count(len(stages))} finished{took}."
     text = f"{len(done)} of {_count(len(stages))} finished{took}."

@@ -9,6 +9,7 @@ from pipeline.report.prose import paragraph
 from pipeline.report.run_data import Run, State, read_run
 from pipeline.report.scores import Table, build_table
 from pipeline.report.text import clean, duration, finite, interval, number, sampling
+from pipeline.report.timeline import work_share
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,8 +20,9 @@ METRICS_IN_TERMINAL = 4  # a stage
 def summarise(run: Path) -> dict[str, Any]:
     """The numbers of a run: `{"stages": {name: {"kind", "metrics", "seconds"}}, "table": {model: {task: scores}}}`.
 
-    Only finished stages are in it. Scores without n or without sampling settings are left out of the table. Where a
-    model was measured on a task in several ways, the later ones carry the stage's name: `chain/test (greedy)`.
+    Only finished stages are in it. `work_share` is the share of their time that went into training steps and sampling.
+    Scores without n or without sampling settings are left out of the table. Where a model was measured on a task in
+    several ways, the later ones carry the stage's name: `chain/test (greedy)`.
 
     Raises:
         FileNotFoundError: the folder holds no run.
@@ -31,7 +33,8 @@ def summarise(run: Path) -> dict[str, Any]:
         for name, stage in found.stages.items()
         if stage.state is State.FINISHED
     }
-    return {"stages": stages, "table": _scores(build_table(found))}
+    share = work_share(stage.manifest for stage in found.stages.values())
+    return {"stages": stages, "table": _scores(build_table(found)), **({} if share is None else {"work_share": share})}
 
 
 def terminal_table(run: Path) -> RenderableType:

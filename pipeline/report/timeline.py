@@ -5,8 +5,10 @@ Long pauses (a run resumed the next morning) are squeezed, and marked.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from pipeline.report.run_data import Run, State
 from pipeline.report.text import HOUR, MINUTE, duration
@@ -50,6 +52,17 @@ def busy_seconds(run: Run) -> float:
     if spans:
         return sum(end - start for start, end in spans)
     return sum(stage.seconds or 0.0 for stage in run.stages.values())
+
+
+def work_share(manifests: Iterable[Mapping[str, Any]]) -> float | None:
+    """The share of stages' time in which they trained or sampled, rather than started, loaded and saved.
+
+    Stages that do neither count with all of their time; `None` where no stage has said how long it did.
+    """
+    known = [manifest for manifest in manifests if manifest.get("work_seconds") is not None]
+    seconds = sum(float(manifest["seconds"]) for manifest in known)
+    work = sum(float(manifest["work_seconds"]) for manifest in known)
+    return min(1.0, work / seconds) if seconds and work else None
 
 
 def timeline(run: Run) -> Timeline:

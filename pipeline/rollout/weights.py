@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,6 +55,17 @@ def official_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Iter
     tensors = sorted(_tensors(model), key=lambda item: _layer(item[0]))  # stable, and nothing is gathered yet
     for _, members in groupby(tensors, key=lambda item: _layer(item[0])):
         yield from revert_weight_conversion(base, {name: read(dtype) for name, read in members}).items()
+
+
+def weights_of_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a model's folder under their names there, one layer at a time, as the CPU reads them."""
+    from safetensors import safe_open
+
+    with ExitStack() as opened:
+        files = [opened.enter_context(safe_open(path, "pt")) for path in sorted(folder.glob("*.safetensors"))]
+        places = [(name, file) for file in files for name in file.keys()]  # noqa: SIM118 - it is no mapping
+        for name, file in sorted(places, key=lambda place: _layer(place[0])):
+            yield name, file.get_tensor(name)
 
 
 def load_weights(llm: Any, weights: Iterable[tuple[str, Tensor]]) -> None:

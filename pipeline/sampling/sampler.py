@@ -16,13 +16,14 @@ from typing import Any
 
 from pipeline import durable
 from pipeline.rendering import Prompt, Renderer
-from pipeline.rollout import TRANSFORMERS, VLLM_SERVER, engine_name, open_engine, sampling
-from pipeline.rollout.base import Engine, Finish, Rollout, RolloutError, derived_seed
+from pipeline.rollout import TRANSFORMERS, VLLM_SERVER, engine_name, sampling
+from pipeline.rollout.base import Finish, Rollout, RolloutError, derived_seed
 from pipeline.rollout.context_limit import ContextLimit, context_of
 from pipeline.rollout.speculative import facts
 from pipeline.rollout.stops import FirstLook
 from pipeline.rows import read_rows, write_rows
 from pipeline.samples import Judgement, sample_row
+from pipeline.sampling.engines import Engines
 from pipeline.schema.pieces import RolloutSpec
 from pipeline.templates import TemplateError, encode, set_chat_template
 from rewards import Batch, Composite
@@ -91,9 +92,11 @@ class Sampler:
         scratch: folder for finished chunks.
         chat_template: chat template to use instead of the tokenizer's own.
         template_kwargs, prefill: see `pipeline.rendering.Renderer`.
+        engines: what opens the engine, if other samplers use it before or after this one.
 
     Attributes:
         left_out: rows so far that did not fit into the model's context.
+        seconds: spent on sampling so far.
 
     Raises:
         RolloutError: completions could be longer than the model's context.
@@ -110,6 +113,7 @@ class Sampler:
         chat_template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         prefill: str | None = None,
+        engines: Engines | None = None,
     ) -> None:
         from transformers import AutoTokenizer
 
@@ -127,9 +131,10 @@ class Sampler:
         self.renderer = Renderer(self.tokenizer, template_kwargs, prefill)
         self.limit = ContextLimit(context_of(model, rollout.engine_options), rollout.max_tokens, rollout.too_long)
         self.limit.check()
-        self._engine: Engine | None = None
+        self._engines = engines or Engines(rollout, seed)
         self.speculation: dict[str, float] = {}
         self.left_out = 0
+        self.seconds = 0.0
         self._first_look = FirstLook(self.tokenizer.eos_token)
 
     def groups(
@@ -181,17 +186,15 @@ class Sampler:
 
     def close(self) -> None:
         """Free the model, if it was loaded."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        self._engines.close()
 
     def _rollouts(self, prompts: Sequence[Prompt], seed: int, progress: Report) -> list[list[Rollout]]:
-        if self._engine is None:
-            logger.info("loading %s with %s", self.model, self.engine_name)
-            self._engine = open_engine(self.rollout, self.model, self.seed)
+        engine = self._engines.of(self.model)
         ids = encode(self.tokenizer, [prompt.text for prompt in prompts])
-        groups = self._engine.generate(ids, sampling(self.rollout, self.n, seed), progress)
-        self.speculation = facts(getattr(self._engine, "speculation", None))
+        started = time.perf_counter()
+        groups = engine.generate(ids, sampling(self.rollout, self.n, seed), progress)
+        self.seconds += time.perf_counter() - started
+        self.speculation = facts(getattr(engine, "speculation", None))
         cut = [rollout.finish is Finish.LENGTH for group in groups for rollout in group]
         self._first_look.look(sum(cut) / len(cut), len(cut), self.rollout.max_tokens)
         if aborted := sum(rollout.finish is Finish.ABORT for group in groups for rollout in group):

@@ -25,6 +25,7 @@ from pipeline.context import Outputs, StageContext
 from pipeline.rollout import engine_name
 from pipeline.rows import write_rows
 from pipeline.samples import SAMPLES
+from pipeline.sampling.engines import Engines
 from pipeline.sampling.sampler import Group, Sampler, record
 from pipeline.sampling.scores import Labels, same_spelling, score, sentence
 from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec, TaskSpec
@@ -110,13 +111,14 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
     judge = _judge(tasks, [row for rows in rows_by_task.values() for row in rows], context)
     judge.prepare()
     same = {task.label: same_answers(task.task, context.base) or same_spelling for task in tasks}
+    engines = Engines(context.rollout(config.rollout), context.seed)
     progress = _Progress(context, list(labels), rows_by_task)
     scores: dict[str, dict[str, Any]] = {}
     speculation: dict[str, Any] = {}
     prompting: dict[str, Any] = {}
     saved: list[dict[str, Any]] = []
     try:
-        samplers = {label: _sampler(context, label, reference) for label, reference in labels.items()}
+        samplers = {label: _sampler(context, label, reference, engines) for label, reference in labels.items()}
         for sampler in samplers.values():  # before the first of them samples anything
             for rows in rows_by_task.values():
                 sampler.fitting(rows)
@@ -132,8 +134,9 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
                 prompting[label] = sampler.renderer.told
             if sampler.speculation:
                 speculation[label] = sampler.speculation
-            sampler.close()
+            context.work.add(sampler.seconds)
     finally:
+        engines.close()
         judge.close()
     write_rows(context.output / SAMPLES, saved)
     told = {"speculation": speculation, "prompting": prompting}
@@ -141,7 +144,7 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
     return Outputs({"sampling": sampling_facts(context), "scores": scores, **told})
 
 
-def _sampler(context: StageContext[EvaluateConfig], label: str, reference: str) -> Sampler:
+def _sampler(context: StageContext[EvaluateConfig], label: str, reference: str, engines: Engines) -> Sampler:
     config = context.config
     return Sampler(
         context.model_path(reference),
@@ -152,6 +155,7 @@ def _sampler(context: StageContext[EvaluateConfig], label: str, reference: str) 
         config.chat_template,
         config.chat_template_kwargs,
         config.prefill,
+        engines,
     )
 
 

@@ -85,6 +85,7 @@ def run(context: StageContext[PassRateConfig]) -> Outputs:
                 kept += [record(group, sample, ACCURACY) for sample in group.samples]
     finally:
         sampler.close()
+        context.work.add(sampler.seconds)
         judge.close()
     write_rows(context.output / SAMPLES, kept)
     write_rows(context.output / "data.jsonl", rows)

@@ -144,6 +144,7 @@ def run(context: StageContext[RejectionSampleConfig]) -> Outputs:
                 break
     finally:
         sampler.close()
+        context.work.add(sampler.seconds)
         judge.close()
     metrics = account.metrics() | sampler.speculation | left_out | sampler.limit.left_out(sampler.left_out)
     logger.info("%s", metrics)

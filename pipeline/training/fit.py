@@ -21,6 +21,7 @@ from transformers import PrinterCallback, TrainerCallback
 from pipeline.context import StageContext
 from pipeline.training import adapters, checkpoints
 from pipeline.training.checkpoints import TRAINED
+from pipeline.training.clock import Pace
 from pipeline.training.finite import SKIPPED, Watch, local_part
 
 log = logging.getLogger(__name__)
@@ -30,16 +31,21 @@ SUMMARY = "summary.json"
 
 
 class Events(TrainerCallback):  # type: ignore[misc]
-    """Hands every logged metric to `context.log`, under TRL's own names."""
+    """Hands every logged metric to `context.log`, under TRL's own names, with where the time went beside them."""
 
-    def __init__(self, context: StageContext[Any]) -> None:
-        self.context = context
+    def __init__(self, context: StageContext[Any], trainer: Any) -> None:
+        self.context, self.pace = context, Pace(trainer)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.pace.begin(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
+        if logs is None or "train_runtime" in logs:
             return
-        numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
-        self.context.log(state.global_step, state.max_steps, **numbers)
+        pace = self.pace.read(state.global_step, logs)
+        if state.is_world_process_zero:
+            numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
+            self.context.log(state.global_step, state.max_steps, **{**pace, **numbers})
 
 
 class SavedOnce(TrainerCallback):  # type: ignore[misc]
@@ -90,14 +96,17 @@ def _train(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
     try_saving(trainer, context.scratch)
     trainer.remove_callback(PrinterCallback)
     watch = Watch(trainer, context.config.non_finite, context.scratch)
-    for callback in (Events(context), SavedOnce(), watch):
+    for callback in (Events(context, trainer), SavedOnce(), watch):
         trainer.add_callback(callback)
     checkpoint = checkpoints.resume(context, trainer.accelerator)
     if checkpoint is not None:
         log.info("resuming after step %d", checkpoints.step_of(checkpoint))
+    if (sampler := getattr(trainer, "sampler", None)) is not None:
+        sampler.ready()  # an engine that starts is no step
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - started
+    context.work.add(seconds - trainer.saving_seconds)
     if not trainer.state.global_step:
         raise ValueError("not one step was trained: the data does not fill a batch, or there are to be no steps")
     watch.check_weights()

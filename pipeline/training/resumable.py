@@ -13,6 +13,7 @@ Five things go wrong in a stock trainer that was killed and resumed; they are pu
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ class Resumable(Watched):
     control: Any
     accelerator: Any
     is_fsdp_enabled: bool
+    saving_seconds: float = 0.0
+    """Spent on checkpoints so far."""
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         sampler = super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
@@ -81,11 +84,13 @@ class Resumable(Watched):
         super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        started = time.perf_counter()
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         self.accelerator.wait_for_everyone()  # every rank writes the state of its random numbers
         if self.args.should_save:
             checkpoints.mark_complete(Path(self.args.output_dir) / f"{checkpoints.PREFIX}{self.state.global_step}")
             checkpoints.rotate(Path(self.args.output_dir))
+        self.saving_seconds += time.perf_counter() - started
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         sharded = self.is_fsdp_enabled or (Path(resume_from_checkpoint) / "adapter_config.json").exists()

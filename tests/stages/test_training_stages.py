@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from pipeline.context import Outputs
 from pipeline.stages.registry import config_class
+from pipeline.training.clock import PARTS, REST
 from pipeline.training.grpo.judging import explain_dead_groups
 from tests.stages.driving import Drive
 
@@ -133,6 +135,21 @@ def test_grpo_raises_the_reward_and_shows_samples_with_their_verdicts(chain: Dri
         assert row["score"] == pytest.approx(len(row["completion"].split()) / 10)
         assert row["finish"] == ("stop" if row["tokens"] < 8 else row["finish"])
         assert row["status"] == ("correct" if row["score"] >= 1 else "wrong")
+
+
+def test_a_step_says_where_its_time_went(chain: Drive) -> None:
+    """Of another GRPO stage: parts of a step make up the whole, which is what the events are apart."""
+    chain("timed", GRPO)
+    lines = (chain.folder / "timed-scratch" / "events.jsonl").read_text().splitlines()  # type: ignore[attr-defined]
+    events = [event for event in map(json.loads, lines) if "loss" in event]
+    for before, event in pairwise(events):
+        parts = {name: value for name, value in event.items() if name.startswith("seconds/")}
+        assert parts.keys() == {f"seconds/{name}" for name in (*PARTS, REST)}
+        steps = event["step"] - before["step"]
+        assert sum(parts.values()) * steps == pytest.approx(event["time"] - before["time"], abs=0.05, rel=0.1)
+        assert parts["seconds/sampling"] > 0 and parts["seconds/training"] > 0
+        assert event["samples_per_second"] > 0 and event["tokens_per_second"] > event["samples_per_second"]
+        assert "mfu" not in event  # of a CPU nobody knows the peak
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,8 @@ class VllmEngine:
         check_options(options or {})
         vllm = imported()
         settings = {"gpu_memory_utilization": gpu_memory, "generation_config": "vllm", **(options or {})}
+        keep_weights_loadable()
         if for_trainer:
-            keep_weights_loadable()
             settings["logprobs_mode"] = "processed_logprobs"
         self.decodes = not for_trainer
         with ExitStack() as held:

@@ -120,7 +120,8 @@ class EngineSampler(Sampler):
         )
         self._admit([number, *(later if self.max_staleness > EXACT else ())])
         ahead = self.queue.popleft()
-        groups = self._finish(ahead)
+        with trainer.clock.part("waiting" if self.max_staleness else "sampling"):
+            groups = self._finish(ahead)
         waited = time.perf_counter() - started
         self._others = 0
         if self.max_staleness == EXACT:
@@ -172,6 +173,11 @@ class EngineSampler(Sampler):
             if groups is not None:
                 groups = [[_rollout(rollout) for rollout in group] for group in groups]
             self.queue.append(Ahead(one["number"], one["rows"], groups is not None, groups))
+
+    def ready(self) -> None:
+        """See `Sampler`."""
+        if self.engine is not None:
+            _ = self.engine.dtype
 
     def close(self) -> None:
         """End the engines' processes."""
@@ -227,6 +233,11 @@ class EngineSampler(Sampler):
         trainer = self.trainer
         if self._weights_of == trainer.state.global_step:
             return
+        with trainer.clock.part("sync"):
+            self._sync()
+
+    def _sync(self) -> None:
+        trainer = self.trainer
         self._dtype = self._dtype or self._handed_out(lambda: self.engine.dtype)
         weights = official_weights(trainer.accelerator.unwrap_model(trainer.model), getattr(torch, self._dtype))
         if self.engine is not None:

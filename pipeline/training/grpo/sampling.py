@@ -95,6 +95,9 @@ class Sampler(ABC):
     def load(self, folder: Path) -> None:  # noqa: B027
         """Take up what a checkpoint holds."""
 
+    def ready(self) -> None:  # noqa: B027
+        """Wait until engines have started."""
+
     def close(self) -> None:  # noqa: B027
         """Free engines."""
 
@@ -186,7 +189,8 @@ class VllmSampler(Sampler):
     def _sample(self, problems: list[Problem], *parts: object) -> Sampled:
         trainer, n = self.trainer, self.trainer.num_generations
         prompts = self.prompts(problems)
-        self._wake()
+        with trainer.clock.part("sync"):
+            self._wake()
         seed = derived_seed(trainer.args.seed, *parts, trainer.accelerator.process_index)
         groups = [(tuple(prompt), len(list(group))) for prompt, group in groupby(prompts)]
         if all(count % n == 0 for _, count in groups):

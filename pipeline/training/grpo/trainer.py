@@ -27,6 +27,7 @@ from pipeline.rollout.stops import FirstLook, Stops
 from pipeline.schema.efficiency import STOCK, Efficiency, LengthChange, PoolSpec, drops
 from pipeline.schema.mtp import MtpSpec
 from pipeline.training import adapters, experts, fused, varlen
+from pipeline.training.clock import Clock, shape_of
 from pipeline.training.grpo import judging, logprobs, objective, pool, reporting
 from pipeline.training.grpo.batch import Batch, Row, of_rows
 from pipeline.training.grpo.drift import DIFFERENCE, Drift
@@ -101,6 +102,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         self.fill_watch = FillWatch(self.args.gradient_accumulation_steps, efficiency.tokens_per_pass)
         self.dynamic_sampling = DynamicSampling(self)
         self.stops, self.first_look = Stops.of(self._tokenizer, stop), FirstLook(self._tokenizer.eos_token)
+        self.clock = Clock(shape_of(base_of(self.accelerator.unwrap_model(self.model)).config))
         self.sampler = sampler(self)
         self.order = pool.order(self, rests)
         corrected = self.sampler.scored and self.args.vllm_importance_sampling_correction
@@ -129,9 +131,15 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
             self.max_completion_length = self.length_at(self.state.global_step)
             self._metrics["train"]["max_tokens"].append(self.max_completion_length)
         with self._without_gradient():
-            batch = self.scored(self.sampler.batch(number, problems))
-            more = lambda extra: self.scored(self.sampler.extra(extra), on_top=True)  # noqa: E731
-            return self.dynamic_sampling.filled(batch, more)
+            with self.clock.part("sampling"):
+                sampled = self.sampler.batch(number, problems)
+            return self.dynamic_sampling.filled(self.scored(sampled), self._more)
+
+    def _more(self, problems: list[Problem]) -> Batch:
+        """Further rollouts in place of those that teach nothing. Collective."""
+        with self.clock.part("sampling"):
+            sampled = self.sampler.extra(problems)
+        return self.scored(sampled, on_top=True)
 
     @contextmanager
     def _without_gradient(self) -> Iterator[None]:
@@ -151,12 +159,15 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         completions = self._decoded(sampled)
         self._start_judging(sampled, completions)  # in the background, while the models are at work
         batch = self.counted(self._rows(sampled))
-        if self._needs_old(on_top):
-            batch = batch.knowing(old_BC=self.old_logprobs(batch))
-        if self.beta:
-            batch = batch.knowing(reference_BC=self.reference_logprobs(batch))
+        with self.clock.part("scoring"):
+            if self._needs_old(on_top):
+                batch = batch.knowing(old_BC=self.old_logprobs(batch))
+            if self.beta:
+                batch = batch.knowing(reference_BC=self.reference_logprobs(batch))
         prompts = [problem["prompt"] for problem in sampled.problems]
-        rewards_BF = self._calculate_rewards(list(sampled.problems), prompts, completions, sampled.completion_ids)
+        with self.clock.part("rewards"):
+            rewards_BF = self._calculate_rewards(list(sampled.problems), prompts, completions, sampled.completion_ids)
+        self.clock.counts["samples"] += len(sampled.problems)
         weights_F = self.reward_weights.to(rewards_BF.device)
         advantages_B = objective.advantages(
             rewards_BF, weights_F, self.num_generations, self.scale_rewards, self.multi_objective_aggregation
@@ -236,7 +247,8 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         """The loss of a micro-batch, in passes of bounded size; each but the last has its backward pass here."""
         batch = inputs.knowing(weights_BC=self._token_weights(inputs))  # before anything is left out
         with self.blocks.trained(completion_labels(batch.prompt_ids_BP, batch.completion_ids_BC, batch.mask_BC)):
-            *others, last = self._passes(batch)
+            *others, last = parts = self._passes(batch)
+            self.clock.trained(parts, adapters.trained_by(self))
             done = torch.zeros((), device=self.accelerator.device)
             for part in others:
                 with between_micro_batches(self.accelerator, model):

@@ -1,0 +1,82 @@
+"""Several models in one vLLM engine, one after another: each answers as in an engine of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline.rollout import open_engine
+from pipeline.rollout.base import Rollout, Sampling
+from pipeline.sampling.engines import Engines
+from pipeline.schema.pieces import ProcessSpec, RolloutSpec
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
+
+SPEC = RolloutSpec(
+    engine="vllm",
+    gpu_memory=0.1,
+    engine_options={"dtype": "float32", "enforce_eager": True, "max_model_len": 64},
+)
+PROMPTS = [[7, 8, 9], [5], [6, 7], [9, 9, 5, 4]] * 4
+SAMPLING = Sampling(n=4, max_tokens=20, temperature=1.3, seed=3)
+
+
+@pytest.fixture(scope="module")
+def other(calculator: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same shape with other weights."""
+    folder = tmp_path_factory.mktemp("other") / "model"
+    shutil.copytree(calculator, folder)
+    policy = AutoModelForCausalLM.from_pretrained(calculator, dtype=torch.float32)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            weight.mul_(1.2 if "proj" in name else 1.0)
+    policy.save_pretrained(folder)
+    return folder
+
+
+def answers(engine: Any) -> list[list[Rollout]]:
+    groups: list[list[Rollout]] = engine.generate(PROMPTS, SAMPLING)
+    return groups
+
+
+@pytest.mark.parametrize("process", [None, ProcessSpec()], ids=["here", "in a process"])
+def test_models_answer_as_in_engines_of_their_own(process: ProcessSpec | None, calculator: Path, other: Path) -> None:
+    spec = SPEC.model_copy(update={"process": process})
+    engines = Engines(spec, seed=0)
+    try:
+        first, second, again = (answers(engines.of(str(model))) for model in (calculator, other, calculator))
+        assert engines.started == 1
+    finally:
+        engines.close()
+    fresh = open_engine(spec, str(other), seed=0)
+    try:
+        assert texts(answers(fresh)) == texts(second) != texts(first) == texts(again)
+    finally:
+        fresh.close()
+
+
+def texts(groups: list[list[Rollout]]) -> list[list[tuple[str, tuple[int, ...]]]]:
+    return [[(rollout.text, rollout.token_ids) for rollout in group] for group in groups]
+
+
+def test_a_model_that_ends_otherwise_has_an_engine_of_its_own(calculator: Path, other: Path, tmp_path: Path) -> None:
+    """Its tokens that end a completion lie in the engine, and not in the weights."""
+    folder = tmp_path / "ends"
+    shutil.copytree(other, folder)
+    generation = folder / "generation_config.json"
+    generation.write_text(json.dumps({**json.loads(generation.read_text()), "eos_token_id": [0, 9]}))
+    engines = Engines(SPEC, seed=0)
+    try:
+        answers(engines.of(str(calculator)))
+        ends = answers(engines.of(str(folder)))
+        assert engines.started == 2
+    finally:
+        engines.close()
+    assert any(rollout.token_ids[-1] == 9 for group in ends for rollout in group)
