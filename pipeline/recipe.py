@@ -26,6 +26,7 @@ from pipeline import checks, source
 from pipeline.durable import LONGEST_NAME
 from pipeline.schema import trainer_fields
 from pipeline.schema.environment import HIDDEN
+from pipeline.schema.hub import FILE_ARM, HUB_ARM
 from pipeline.schema.pieces import Launch, Seed, StageConfig, Strict, TaskFilter, TaskSpec
 from pipeline.schema.walk import replaced
 from pipeline.source import Issue, Loc, RecipeError, Source, brief
@@ -280,7 +281,7 @@ def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefi
     """Pydantic's errors in our words: with the line, and the nearest valid key for an unknown one."""
     issues = []
     for item in error.errors(include_url=False):
-        loc = item["loc"]
+        loc = tuple(part for part in item["loc"] if part not in (FILE_ARM, HUB_ARM))
         message = item["msg"]
         if item["type"] == "extra_forbidden":
             message = _unknown(model, loc)

@@ -13,6 +13,8 @@ from pipeline.schema.pieces import DataRef, Strict
 _NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 
 
+FILE_ARM, HUB_ARM = "(file)", "(hub)"
+"""What pydantic calls the two forms of a source; no keys, and told to nobody."""
 PRESETS: Mapping[str, Mapping[str, str]] = {
     "mixture_of_thoughts": {"hub": "open-r1/Mixture-of-Thoughts", "config": "all"},
     "openr1_math": {"hub": "open-r1/OpenR1-Math-220k", "config": "default"},
@@ -64,10 +66,10 @@ class HubSource(Strict):
 
 
 def _kind(value: Any) -> str:
-    return "hub" if isinstance(value, Mapping | HubSource) else "file"
+    return HUB_ARM if isinstance(value, Mapping | HubSource) else FILE_ARM
 
 
-RowsRef = Annotated[Annotated[DataRef, Tag("file")] | Annotated[HubSource, Tag("hub")], Discriminator(_kind)]
+RowsRef = Annotated[Annotated[DataRef, Tag(FILE_ARM)] | Annotated[HubSource, Tag(HUB_ARM)], Discriminator(_kind)]
 """Where rows come from: `@stage`, files beside the recipe (see `pipeline.files`), or `{hub: …}`."""
 
 

@@ -93,6 +93,9 @@ def with_options(value: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a task whose options may stand beside `use`.
 
     The split of a data set on the hub is an option, too.
+
+    Raises:
+        ValueError: a key is nearly an option.
     """
     given = dict(value)
     use, options = given.get("use"), given.get("options", {})
@@ -102,6 +105,9 @@ def with_options(value: Mapping[str, Any]) -> dict[str, Any]:
     if beside:
         known = inspect.signature(check(use, {})).parameters
         options = {**options, **{key: given.pop(key) for key in beside if key in known}}
+        for key in given.keys() - TaskSpec.model_fields.keys():
+            if (hint := nearest(key, known)) and not nearest(key, TaskSpec.model_fields):
+                raise ValueError(f"task {use!r} has no option {key!r}{hint}")
     if use == HUB and "split" not in options:
         options = {**options, "split": given.pop("split", None)}
     return {**given, "options": options} if options else given

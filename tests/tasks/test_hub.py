@@ -17,6 +17,7 @@ from pipeline.data.mixture import DataSource, mixed
 from pipeline.hub import HubError
 from pipeline.recipe import load as load_recipe
 from pipeline.schema.hub import HubSource
+from pipeline.source import RecipeError
 from pipeline.tasks.base import TaskError, load
 from pipeline.tasks.resolve import TaskField
 from tests.hub import Hub
@@ -96,7 +97,7 @@ def test_what_stands_beside_use_are_options() -> None:
     assert adapter.validate_python(spec.model_dump()) == spec, "as a stage's process reads it"
     both = adapter.validate_python({"use": "hub", **SUMS})
     assert adapter.validate_python(both.model_dump()) == both
-    with pytest.raises(ValueError, match="anwser"):
+    with pytest.raises(ValueError, match=r"task 'hub' has no option 'anwser' .did you mean 'answer'"):
         adapter.validate_python({"use": "hub", "path": "someone/sums", "anwser": "x"})
 
 
@@ -207,3 +208,17 @@ def test_streaming_gives_the_same_rows() -> None:
     )
     assert kept == streamed
     assert len(kept) == 40
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{hub: someone/sums, splt: test}", r"data.0.from.splt: unknown key \(did you mean 'split'\?\)"),
+        ("{split: test}", "data.0.from.hub: is required"),
+        ("{hub: 'no name'}", "'no name' is not the name of a data set"),
+        ("nothing/*.parquet", r"data.0.from: there is no file or folder .*/nothing/\*.parquet"),
+    ],
+)
+def test_a_source_that_cannot_be_is_told_with_its_key(source: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=words):
+        recipe(tmp_path, source=source)
