@@ -213,4 +213,9 @@ def summarise(
         "accuracy": [round(entry["reward"], 4) for entry in logs if entry.get("reward") is not None],
         "length": [round(entry["completions/mean_length"], 1) for entry in logs if "completions/mean_length" in entry],
         "elapsed": [round(value, 2) for value in elapsed],
+        **{
+            name: [round(entry[metric], 4) for entry in logs if metric in entry]
+            for name, metric in (("age", "rollout/staleness"), ("effective", "sampling/effective_sample_size"))
+            if any(metric in entry for entry in logs)
+        },
     }

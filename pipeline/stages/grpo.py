@@ -159,6 +159,8 @@ class GrpoConfig(PromptedConfig, AdaptedConfig):
         check_generation_kwargs(self.trainer)
         if rollout.temperature == 0:
             raise ValueError("rollout.temperature is 0: all rollouts of a group would be the same, and nothing learnt")
+        if rollout.spare and (rollout.engine == "vllm_server" or rollout.server is not None):
+            raise ValueError("rollout.spare: a vLLM server is not told to give completions up")
         if rollout.server is not None and rollout.process is not None and rollout.process.devices:
             raise ValueError("rollout.process.devices: the server at rollout.server has its GPUs already")
         if rollout.max_staleness and not self.trainer.get("vllm_importance_sampling_correction", True):

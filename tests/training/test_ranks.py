@@ -106,14 +106,21 @@ def test_two_ranks_train_as_stock_trl_does(models: Path, tmp_path: Path, free_po
 
 
 def engine_rank(number: int, port: int, model: Path, folder: Path, sharded: bool) -> None:
-    """One of two trainers whose rollouts come from an engine that the first one holds, one batch ahead."""
+    """One of two trainers whose rollouts come from an engine that the first one holds: one batch ahead, the same again
+    from a checkpoint, and two batches ahead."""
     join(number, port, sharded)
     spec = RolloutSpec(engine="transformers")
     engine = ProcessEngine(spec, str(model), logprobs=True, for_trainer=True) if number == 0 else None
     share = {"per_device_train_batch_size": engine_runs.GROUP * engine_runs.PROMPTS // RANKS, "save_steps": 3}
     run = engine_runs.Run(model, folder / "shared", engine, max_staleness=1, spare=0.5, **share)
-    torch.save((run.weights, run.logs), folder / f"{number}.pt")
+    checkpoint = folder / "shared" / "checkpoint-3"
+    ahead = {"resume": checkpoint, "max_staleness": 1, "spare": 0.5}
+    resumed = engine_runs.Run(model, folder / "resumed", engine, **ahead, **share)
+    torch.save((run.weights, run.logs, resumed.equals(run)), folder / f"{number}.pt")
+    deep = engine_runs.Run(model, folder / "deep", engine, max_staleness=2, **share)
+    assert deep.trainer.state.global_step == engine_runs.STEPS
     if engine is not None:
+        assert max(deep.logged("rollout/staleness_max")) <= 2
         engine.close()
     torch.distributed.destroy_process_group()
 
@@ -131,7 +138,8 @@ def test_two_ranks_share_an_engine_as_one_process_uses_it(
     finally:
         engine.close()
     for number in range(RANKS):
-        weights, logs = torch.load(tmp_path / f"{number}.pt")
+        weights, logs, resumed = torch.load(tmp_path / f"{number}.pt")
+        assert resumed, "to the bit, from a checkpoint with the batch that was sampled ahead"
         for name, weight in alone.weights.items():
             assert torch.allclose(weight, weights[name], rtol=1e-4, atol=1e-5), name
         assert [at["reward"] for at in logs] == pytest.approx(alone.logged("reward"))

@@ -315,6 +315,7 @@ def test_a_stage_opens_what_its_recipe_says(calculator: Path, tmp_path: Path) ->
     ("changes", "words"),
     [
         ({"rollout": {"server": "http://x", "process": {"devices": [1]}}}, "has its GPUs already"),
+        ({"rollout": {"engine": "vllm_server", "spare": 0.5}}, "is not told to give completions up"),
         ({"rollout": {"server": "http://x", "engine_options": {"dtype": "float32"}}}, "or a server by address"),
         (
             {"rollout": {"process": {"devices": [[2, 3]]}, "engine_options": {"tensor_parallel_size": 4}}},

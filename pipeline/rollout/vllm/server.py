@@ -55,8 +55,6 @@ TIMEOUT_SECONDS = 3600.0
 """Longest wait for one prompt's completions: long thoughts on a busy server take long."""
 LOOK_SECONDS = 1.0
 """Time between two looks at whether a server that has answered nothing moves at all."""
-
-
 COUNTERS = ("vllm:generation_tokens", "vllm:prompt_tokens")
 """What a server that does something counts up."""
 
@@ -220,7 +218,7 @@ class VllmServerEngine:
         self.ask("/pause?mode=abort", {})
         while self._running:  # each returns what it has
             done, _ = wait(self._running, LOOK_SECONDS, FIRST_COMPLETED)
-            self._take(done)
+            self._take(done, paused=True)
             self.tick()
         for asked in self._asked.values():
             for one in (one for group in asked.groups for one in group if one.finish is None):
@@ -283,8 +281,8 @@ class VllmServerEngine:
             raise RolloutError(f"{self.server} gave no token ids with its completions: it must be vLLM, 0.11 or newer")
         return choices
 
-    def _take(self, done: Iterable[Future[Any]]) -> None:
-        """Add what came back to its sequences; those that the server gave up go on later."""
+    def _take(self, done: Iterable[Future[Any]], paused: bool = False) -> None:
+        """Add what came back to its sequences; those that were given up since the server was paused go on later."""
         for future in done:
             call = self._running.pop(future)
             asked = self._asked.get(call.ticket)
@@ -298,7 +296,7 @@ class VllmServerEngine:
                     one.logprobs += choice["logprobs"]["token_logprobs"]
                 one.finish = finish_reason(choice["finish_reason"])
                 left = asked.sampling.max_tokens - len(one.ids)
-                if one.finish is Finish.ABORT and self._transfer is not None and left > 0:
+                if one.finish is Finish.ABORT and paused and left > 0:
                     one.finish = None
                     self._waiting.appendleft(Call(call.ticket, call.prompt, (member,)))
                 asked.finished += one.finish is not None
