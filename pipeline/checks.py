@@ -29,9 +29,9 @@ from pipeline.schema.pieces import (
     RewardSpec,
     RolloutSpec,
     StageConfig,
-    TaskSpec,
 )
 from pipeline.schema.reserved import FOLLOW_EVALUATIONS, NO_EVALUATION, TRAINER_FILES
+from pipeline.schema.task import TaskSpec
 from pipeline.schema.walk import Leaf, walk
 from pipeline.source import Issue, Loc, Source
 from pipeline.tasks import base as tasks

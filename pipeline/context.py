@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipeline.adapter_folders import is_adapter, merged_path
-from pipeline.schema.pieces import RolloutSpec, StageConfig, TaskSpec
+from pipeline.schema.pieces import RolloutSpec, StageConfig
+from pipeline.schema.task import TaskSpec
 from rewards.registry import located
 
 C = TypeVar("C", bound=StageConfig)

@@ -247,7 +247,7 @@ def recipe(checked: Recipe, limit: int = 2000) -> Iterator[Finding]:
     """
     from pipeline import needs
     from pipeline.doctor_rewards import own_rewards
-    from pipeline.schema.pieces import TaskSpec
+    from pipeline.schema.task import TaskSpec
     from pipeline.schema.walk import walk
     from pipeline.tasks.base import TaskError
     from pipeline.tasks.resolve import resolve

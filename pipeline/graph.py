@@ -21,7 +21,8 @@ from pipeline import artifacts, checks, durable, files, hub
 from pipeline.recipe import Recipe
 from pipeline.schema.environment import recorded
 from pipeline.schema.hub import HubSource
-from pipeline.schema.pieces import StageConfig, TaskSpec
+from pipeline.schema.pieces import StageConfig
+from pipeline.schema.task import TaskSpec
 from pipeline.schema.walk import replaced, walk
 from pipeline.tasks.resolve import repository
 

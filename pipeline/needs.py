@@ -25,7 +25,8 @@ from pipeline.rows import RowError
 from pipeline.schema import extras
 from pipeline.schema.adapter import AdapterSpec
 from pipeline.schema.hub import HubSource
-from pipeline.schema.pieces import Fault, Product, Ref, RewardSpec, RolloutSpec, StageConfig, TaskSpec
+from pipeline.schema.pieces import Fault, Product, Ref, RewardSpec, RolloutSpec, StageConfig
+from pipeline.schema.task import TaskSpec
 from pipeline.schema.walk import walk
 from pipeline.tasks import base as tasks
 from pipeline.tasks.resolve import merged, repository, resolve

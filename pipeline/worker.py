@@ -24,7 +24,8 @@ from pipeline.artifacts import MANIFEST
 from pipeline.context import StageContext
 from pipeline.locks import stage_lock
 from pipeline.schema import environment
-from pipeline.schema.pieces import StageConfig, TaskSpec, TrainingConfig
+from pipeline.schema.pieces import StageConfig, TrainingConfig
+from pipeline.schema.task import TaskSpec
 from pipeline.stages.registry import config_class, run_function
 from rewards.parent import end_with_parent, guard_group
 

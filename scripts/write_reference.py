@@ -23,9 +23,9 @@ from pipeline.schema.pieces import (
     RolloutSpec,
     StageConfig,
     Strict,
-    TaskSpec,
     TrainingConfig,
 )
+from pipeline.schema.task import TaskSpec
 from pipeline.stages.registry import KINDS, config_class
 from pipeline.tasks.base import BUILTIN as TASKS
 from pipeline.tasks.base import check as task_class

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import Recipe
-from pipeline.schema.pieces import TaskSpec
+from pipeline.schema.task import TaskSpec
 from pipeline.tasks.base import BUILTIN
 from pipeline.tasks.resolve import merged
 from rewards.registry import located

@@ -28,7 +28,8 @@ from pipeline.samples import SAMPLES
 from pipeline.sampling.engines import Engines
 from pipeline.sampling.sampler import Group, Sampler, record
 from pipeline.sampling.scores import Labels, same_spelling, score, sentence
-from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec, TaskSpec
+from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec
+from pipeline.schema.task import TaskSpec
 from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part, same_answers
 from pipeline.tasks.resolve import Resolved, TestTaskField, problem_rows, resolve
 from pipeline.templates import ChatTemplateName

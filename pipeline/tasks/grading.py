@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.context import StageContext
-from pipeline.schema.pieces import RewardSpec, TaskSpec
+from pipeline.schema.pieces import RewardSpec
+from pipeline.schema.task import TaskSpec
 from pipeline.tasks.base import Task, TaskError
 from pipeline.tasks.resolve import ROW_KEYS, STAGE_KEYS, Resolved, resolve
 from pipeline.tasks.rows import RowsTask

@@ -25,7 +25,7 @@ from pipeline.columns import FieldError, passes
 from pipeline.context import StageContext
 from pipeline.rows import RowError
 from pipeline.schema.hub import HubSource
-from pipeline.schema.pieces import TaskSpec
+from pipeline.schema.task import TaskSpec
 from pipeline.tasks.base import BUILTIN, Problem, Split, Task, TaskError, check, load
 from pipeline.tasks.hub import part_of
 from pipeline.tasks.rows import RowsTask

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.context import StageContext
 from pipeline.data.cleaning import LEFT_OUT, Cleaner, Reason, Seen
 from pipeline.data.filters import Contamination
-from pipeline.schema.pieces import TaskSpec
+from pipeline.schema.task import TaskSpec
 from pipeline.tasks.base import TaskError
 from pipeline.tasks.resolve import problem_rows, prompt_rows, resolve
 

@@ -13,7 +13,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.context import StageContext
-from pipeline.schema.pieces import RewardSpec, StageConfig, TaskSpec
+from pipeline.schema.pieces import RewardSpec, StageConfig
+from pipeline.schema.task import TaskSpec
 from pipeline.tasks.base import TaskError
 from pipeline.tasks.grading import Accuracy, accuracy_options, composite
 from pipeline.tasks.resolve import TaskField, TestTaskField, prompt_rows, resolve
