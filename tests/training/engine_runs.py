@@ -12,10 +12,11 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig
 
 from pipeline.schema.efficiency import STOCK, LengthChange, PoolSpec
+from pipeline.training import adapters
 from pipeline.training.grpo.engines import EngineSampler
 from pipeline.training.grpo.judging import Samples
 from pipeline.training.grpo.trainer import GrpoTrainer
-from tests.training.replay import whole
+from tests.training.replay import prepared, whole
 
 STEPS, GROUP, PROMPTS = 5, 4, 2
 PROBLEMS = [{"prompt": f"User: {a} + {b} =\nAssistant:\n"} for a, b in [(1, 2), (3, 1), (0, 0), (4, 4), (2, 2), (1, 0)]]
@@ -49,6 +50,7 @@ class Run:
         pool: PoolSpec | None = None,
         problems: Sequence[dict[str, str]] = PROBLEMS,
         reward: Any = varied,
+        adapter: dict[str, Any] | None = None,
         **fields: Any,
     ) -> None:
         settings: dict[str, Any] = {
@@ -72,18 +74,22 @@ class Run:
             "vllm_importance_sampling_mode": "token_truncate",
             "vllm_importance_sampling_clip_max": 2.0,
         }
-        self.trainer = GrpoTrainer(
-            model=str(model),
-            reward_funcs=reward,
-            args=GRPOConfig(**{**settings, **fields}),
-            train_dataset=Dataset.from_list(list(problems)),
-            processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
-            samples=Samples(output / "samples.jsonl", 1, 0),
-            efficiency=STOCK.model_copy(update={"dynamic_sampling_rounds": dynamic_sampling_rounds}),
-            sampler=lambda trainer: EngineSampler(trainer, engine, max_staleness, spare),
-            length_schedule=length_schedule,
-            rests=pool,
-        )
+        args = GRPOConfig(**{**settings, **fields})
+        with adapters.carried(prepared(model, adapter), args) as more:
+            self.trainer = GrpoTrainer(
+                model=str(model),
+                reward_funcs=reward,
+                args=args,
+                train_dataset=Dataset.from_list(list(problems)),
+                processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
+                samples=Samples(output / "samples.jsonl", 1, 0),
+                efficiency=STOCK.model_copy(update={"dynamic_sampling_rounds": dynamic_sampling_rounds}),
+                sampler=lambda trainer: EngineSampler(trainer, engine, max_staleness, spare),
+                length_schedule=length_schedule,
+                rests=pool,
+                **more,
+            )
+        adapters.settle(self.trainer)
         self.trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         self.weights = {name: whole(tensor).clone() for name, tensor in self.trainer.model.state_dict().items()}
         self.logs = [entry for entry in self.trainer.state.log_history if "loss" in entry]

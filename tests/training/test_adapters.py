@@ -18,7 +18,7 @@ from pipeline.rollout.adapted import base_of
 from pipeline.rollout.weights import official_weights
 from pipeline.schema.efficiency import STOCK, Efficiency
 from pipeline.training import sft
-from tests.training.replay import distance, history_of, lora, prepared, trainer_of
+from tests.training.replay import distance, half_dead, history_of, lora, prepared, trainer_of
 
 PROMPTS = ["what is 2", "you are kind what is 2 + two", "hello", "what four you are you are you are"] * 2
 ADAPTER = {"rank": 4, "alpha": 32}
@@ -33,18 +33,24 @@ def perturbed(model: Any, scale: float = 0.05) -> None:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
 
 
-@pytest.mark.parametrize("switches", [STOCK, Efficiency(tokens_per_pass=60)], ids=["stock", "packed"])
+@pytest.mark.parametrize(
+    ("switches", "beta"),
+    [(STOCK, 0.1), (Efficiency(tokens_per_pass=60), 0.1), (Efficiency(tokens_per_pass=60, drop_dead_groups=True), 0.0)],
+    ids=["stock", "packed", "dropped"],
+)
 def test_losses_and_gradients_are_those_of_peft_under_stock_trl(
-    models: Path, tmp_path: Path, switches: Efficiency
+    models: Path, tmp_path: Path, switches: Efficiency, beta: float
 ) -> None:
-    fields = {"beta": 0.1, "max_steps": 3, "learning_rate": 0.5, "vllm": True, "adapter": ADAPTER}
+    fields: dict[str, Any] = {"beta": beta, "max_steps": 3, "learning_rate": 0.5, "vllm": True, "adapter": ADAPTER}
+    fields["reward"] = half_dead
     stock = trainer_of(models / "dense", tmp_path, None, PROMPTS, **fields)
     ours = trainer_of(models / "dense", tmp_path, switches, PROMPTS, **fields)
     before = {name: weight.clone() for name, weight in base_of(ours.model).named_parameters() if "lora" not in name}
     theirs, mine = history_of(stock), history_of(ours)
     assert all(distance(a, b) < 1e-6 for a, b in zip(theirs.gradients, mine.gradients, strict=True))
     assert mine.losses == pytest.approx(theirs.losses, rel=1e-6, abs=1e-7)
-    assert [entry["kl"] for entry in mine.logs if "kl" in entry][-1] > 0, "the adapter moved away from its base"
+    moved = [entry["kl"] for entry in mine.logs if "kl" in entry]
+    assert not beta or moved[-1] > 0, "the adapter moved away from its base"
     after = dict(base_of(ours.model).named_parameters())
     assert all(torch.equal(weight, after[name]) for name, weight in before.items()), "the base was written"
 

@@ -129,6 +129,21 @@ def test_a_resumed_run_takes_up_what_was_sampled_ahead(
     assert resumed.logged("rollout/staleness")[-2:] == [1, 1]
 
 
+def test_an_adapter_is_sampled_ahead_refilled_and_resumed(
+    calculator: Path, engine: ProcessEngine, tmp_path: Path
+) -> None:
+    """The engine holds base and adapter merged; the policy agrees with what it sampled wherever it is not ahead."""
+    settings: dict[str, Any] = {"adapter": {"rank": 4}, "save_steps": 3, "beta": 0.05, "learning_rate": 2e-2}
+    on_policy = Run(calculator, tmp_path / "on-policy", engine, **settings)
+    assert all(abs(ratio - 1) < 1e-5 for ratio in on_policy.logged("sampling/importance_sampling_ratio/mean"))
+    assert on_policy.logged("kl")[-1] > 0
+    whole = Run(calculator, tmp_path / "whole", engine, max_staleness=1, refill_rounds=1, **settings)
+    assert not whole.equals(on_policy)
+    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    resumed = Run(calculator, tmp_path / "r", engine, checkpoint, max_staleness=1, refill_rounds=1, **settings)
+    assert resumed.equals(whole)
+
+
 def test_an_engine_killed_while_it_samples_changes_nothing(
     calculator: Path, engine: ProcessEngine, ahead: Run, tmp_path: Path
 ) -> None:
