@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.modeling import is_ours
 from pipeline.adapter_folders import BASE, CONFIG
 from pipeline.context import StageContext
 from pipeline.rollout.adapted import base_of
@@ -76,6 +77,11 @@ def prepare(config: AdaptedConfig, path: str, task: str) -> Prepared | None:
         field = "dropout" if spec.dropout else "use_dora"
         names = ", ".join(sorted({name.rpartition(".")[2] for name in found.linear}))
         raise ValueError(f"adapter.{field}: stacks of experts cannot have it: leave it out, or set targets: [{names}]")
+    if spec.quantize != "none" and task == CAUSAL and is_ours(path):
+        raise ValueError(
+            f"adapter.quantize: {path} is a DeepSeek-V3 or V2, whose experts are stacks that bitsandbytes leaves as"
+            " they are: set it to none"
+        )
     log.info("adapters on %d linear layers and %d stacks of experts", len(found.linear), len(found.stacks))
     alpha = int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha
     lora = LoraConfig(
@@ -111,7 +117,7 @@ def skeleton(path: str, task: str) -> Any:
     """A model without its weights."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from model.modeling import is_ours, model_class
+    from model.modeling import model_class
 
     with torch.device("meta"):
         if task == CAUSAL and is_ours(path):

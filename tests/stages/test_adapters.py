@@ -19,6 +19,13 @@ from tests.stages.driving import Drive
 
 ROWS = [{"prompt": f"User: {n}", "completion": "<answer> 4 </answer>"} for n in range(5)] * 4
 PAIRS = [{"prompt": "User: 1", "chosen": " <answer> 4 </answer>", "rejected": " <answer> 2 </answer>"}] * 8
+TASK = """
+from pipeline.tasks.base import Problem, Task
+
+class Ask(Task):
+    def problems(self, split, n=None, seed=0):
+        return [Problem(str(n), f"User: {n}", "4") for n in range(16)]
+"""
 TRAINER = {"num_train_epochs": 6, "logging_steps": 1, "learning_rate": 1e-2}
 
 
@@ -105,6 +112,32 @@ def test_export_writes_either(chain: Drive, trained: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"@base has no adapter beside its model"):
         chain("none", {"kind": "export", "model": "@base", "format": "adapter"})
+
+
+def test_a_student_learns_on_policy_by_an_adapter(chain: Drive, trained: Path) -> None:
+    folder: Path = chain.folder  # type: ignore[attr-defined]
+    (folder / "ask.py").write_text(TASK)
+    trainer = {**TRAINER, "max_steps": 3, "per_device_train_batch_size": 4, "beta": 0.5}
+    config = {
+        "kind": "distill",
+        "model": "@base",
+        "teacher": "@adapted",
+        "tasks": ["ask.py:Ask"],
+        "adapter": {"rank": 4},
+    }
+    out, outputs = chain("student", {**config, "rollout": {"max_tokens": 6}, "trainer": trainer})
+    assert outputs.metrics["steps"] == 3
+    assert (out / "adapter" / "adapter_config.json").is_file()
+
+
+def test_a_context_is_extended_by_an_adapter(chain: Drive, base: Path) -> None:
+    trainer = {**TRAINER, "max_steps": 2, "per_device_train_batch_size": 2}
+    corpus = {"use": "corpus.py:Sums", "documents": 60}
+    config = {"kind": "extend_context", "model": "@base", "context": 256, "length": 32, "corpus": corpus}
+    out, outputs = chain("longer", {**config, "adapter": {"rank": 4}, "trainer": trainer})
+    said = json.loads((out / "model" / "config.json").read_text())
+    assert said["max_position_embeddings"] == 256, "the published config carries the new positions"
+    assert outputs.metrics["context"] == 256
 
 
 def test_a_reward_model_trains_its_head_beside_the_adapter(chain: Drive, base: Path) -> None:

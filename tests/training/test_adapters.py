@@ -42,7 +42,7 @@ def test_losses_and_gradients_are_those_of_peft_under_stock_trl(
     models: Path, tmp_path: Path, switches: Efficiency, beta: float
 ) -> None:
     fields: dict[str, Any] = {"beta": beta, "max_steps": 3, "learning_rate": 0.5, "vllm": True, "adapter": ADAPTER}
-    fields["reward"] = half_dead
+    fields |= {"reward": half_dead, "gradient_checkpointing": switches.packing}
     stock = trainer_of(models / "dense", tmp_path, None, PROMPTS, **fields)
     ours = trainer_of(models / "dense", tmp_path, switches, PROMPTS, **fields)
     before = {name: weight.clone() for name, weight in base_of(ours.model).named_parameters() if "lora" not in name}
@@ -143,6 +143,11 @@ def test_a_quantised_base_is_merged_through_the_values_that_it_computes_with(mod
     quantised = dict(official_weights(bare.model, torch.float32))  # its adapter changes nothing yet
     into_whole = {name: base[name] + weight - quantised[name] for name, weight in exact.items()}
     assert loss_of(into_whole) > 10 * loss_of(rounded)
+
+
+def test_a_deepseek_v3_is_not_quantised(models: Path) -> None:
+    with pytest.raises(ValueError, match=r"adapter\.quantize: .* experts are stacks .* set it to none"):
+        prepared(models / "v3", {"quantize": "4bit"})
 
 
 def test_what_fine_tuning_trains_is_what_stock_trl_trains(models: Path, tmp_path: Path) -> None:
