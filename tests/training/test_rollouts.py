@@ -137,10 +137,10 @@ def test_an_adapter_is_sampled_ahead_refilled_and_resumed(
     on_policy = Run(calculator, tmp_path / "on-policy", engine, **settings)
     assert all(abs(ratio - 1) < 1e-5 for ratio in on_policy.logged("sampling/importance_sampling_ratio/mean"))
     assert on_policy.logged("kl")[-1] > 0
-    whole = Run(calculator, tmp_path / "whole", engine, max_staleness=1, refill_rounds=1, **settings)
+    whole = Run(calculator, tmp_path / "whole", engine, max_staleness=1, dynamic_sampling_rounds=1, **settings)
     assert not whole.equals(on_policy)
     checkpoint = tmp_path / "whole" / "checkpoint-3"
-    resumed = Run(calculator, tmp_path / "r", engine, checkpoint, max_staleness=1, refill_rounds=1, **settings)
+    resumed = Run(calculator, tmp_path / "r", engine, checkpoint, max_staleness=1, dynamic_sampling_rounds=1, **settings)
     assert resumed.equals(whole)
 
 
