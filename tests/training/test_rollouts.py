@@ -140,7 +140,9 @@ def test_an_adapter_is_sampled_ahead_refilled_and_resumed(
     whole = Run(calculator, tmp_path / "whole", engine, max_staleness=1, dynamic_sampling_rounds=1, **settings)
     assert not whole.equals(on_policy)
     checkpoint = tmp_path / "whole" / "checkpoint-3"
-    resumed = Run(calculator, tmp_path / "r", engine, checkpoint, max_staleness=1, dynamic_sampling_rounds=1, **settings)
+    resumed = Run(
+        calculator, tmp_path / "r", engine, checkpoint, max_staleness=1, dynamic_sampling_rounds=1, **settings
+    )
     assert resumed.equals(whole)
 
 
