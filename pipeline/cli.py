@@ -92,10 +92,11 @@ def _execute(recipe: Recipe, folder: Path, jobs: int | None, console: Console, j
     import signal
 
     from pipeline import display, runner
+    from pipeline.planner import fits
     from pipeline.report import summary
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with display.observer(console, json) as observer:
+    with display.observer(console, json, {} if json else fits.step_seconds(recipe)) as observer:
         done = runner.execute(recipe, folder, observer, jobs)
     if done.ran or not (folder / "report.html").exists():
         from pipeline.report.page import write_report  # brings matplotlib along: not for a run with nothing to do

@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -70,22 +71,30 @@ def plan_table(steps: Sequence[Step], gpus: Mapping[str, object] | None = None) 
 
 
 @contextlib.contextmanager
-def observer(console: Console, as_json: bool) -> Iterator[Observer]:
-    """The observer that suits where the output goes: JSON lines, a live terminal, or a log."""
+def observer(
+    console: Console, as_json: bool, expected: Mapping[str, float] = MappingProxyType({})
+) -> Iterator[Observer]:
+    """The observer that suits where the output goes: JSON lines, a live terminal, or a log.
+
+    Args:
+        console: where it goes.
+        as_json: whether as JSON lines.
+        expected: seconds of a step of stages of which that is known beforehand.
+    """
     if as_json:
         yield JsonObserver(console)
     elif console.is_terminal:
-        with TerminalObserver(console) as live:
+        with TerminalObserver(console, expected) as live:
             yield live
     else:
-        yield PlainObserver(console)
+        yield PlainObserver(console, expected)
 
 
 class TerminalObserver:
     """Progress bars with the latest metrics, for a terminal."""
 
-    def __init__(self, console: Console) -> None:
-        self.console, self.course = console, Course()
+    def __init__(self, console: Console, expected: Mapping[str, float] = MappingProxyType({})) -> None:
+        self.console, self.course, self.expected = console, Course(), expected
         wide = console.width >= _WIDE
         name = Column(no_wrap=True, overflow="ellipsis", max_width=None if wide else _LONGEST_NAME)
         self.progress = Progress(
@@ -120,6 +129,8 @@ class TerminalObserver:
         self.rows[node.name] = self.progress.add_task(node.name, total=None, left="", metrics="starting")
         self.course.started(node.name)
         self._show_course()
+        if text := _outlook(node, self.expected):
+            self._tell("·", "cyan", f"{node.name}  {text}")
 
     def _show_course(self) -> None:
         if self.whole is not None:
@@ -131,7 +142,7 @@ class TerminalObserver:
             self._tell("!", "yellow", f"{node.name}  {note}")
             return
         step, total = event["step"], event.get("total")
-        left = self.course.see(node.name, step, total).left
+        left = self.course.see(node.name, event)
         soon = "" if left is None else f"-{clock(left)}"
         row, text = self.rows[node.name], metrics_text(event)
         self.progress.update(row, completed=step, total=total, left=soon, metrics=text)
@@ -164,8 +175,8 @@ class TerminalObserver:
 class PlainObserver:
     """One line a stage every few seconds, for logs."""
 
-    def __init__(self, console: Console) -> None:
-        self.console, self.course = console, Course()
+    def __init__(self, console: Console, expected: Mapping[str, float] = MappingProxyType({})) -> None:
+        self.console, self.course, self.expected = console, Course(), expected
         self.shown: dict[str, float] = {}
 
     def planned(self, steps: Sequence[Step]) -> None:
@@ -176,13 +187,15 @@ class PlainObserver:
         """Say so, and how far the run is."""
         self.course.started(node.name)
         self._print(f"{node.name}: {'resumed' if state is State.INTERRUPTED else 'started'}  {self.course}")
+        if text := _outlook(node, self.expected):
+            self._print(f"{node.name}: {text}")
 
     def event(self, node: Node, event: Mapping[str, Any]) -> None:
         """Print the main metrics in a short line, unless one of this stage was printed just now."""
         if (note := event.get(NOTE)) is not None:
             self._print(f"{node.name}: {note}")
             return
-        left = self.course.see(node.name, event["step"], event.get("total")).left
+        left = self.course.see(node.name, event)
         now, last = time.monotonic(), event["step"] == event.get("total")
         if last or now - self.shown.get(node.name, 0.0) >= PLAIN_INTERVAL_SECONDS:
             self.shown[node.name] = now
@@ -247,6 +260,17 @@ class JsonObserver:
     def _emit(self, event: str, **values: Any) -> None:
         self.console.file.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
         self.console.file.flush()
+
+
+def _outlook(node: Node, expected: Mapping[str, float]) -> str:
+    """What a stage is about to do, and how long a step of it should take."""
+    launch = node.config.launch
+    processes = launch.gpus if launch.accelerate and isinstance(launch.gpus, int) and launch.gpus else 1
+    text = node.config.outlook(processes)
+    if text and launch.accelerate and processes == 1:
+        text = f"each process: {text}"
+    seconds = expected.get(node.name)
+    return f"{text}. A step should take about {seconds:.3g} s" if text and seconds else text
 
 
 def metrics_text(event: Mapping[str, Any]) -> str:

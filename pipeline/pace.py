@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from pipeline.graph import State, Step
 
@@ -20,13 +21,14 @@ class Pace:
         self.left: float | None = None
         """Seconds, or `None` before two steps were seen or if nobody knows how many there are."""
 
-    def see(self, step: int, total: int | None) -> None:
-        """A step is done."""
+    def see(self, step: int, total: int | None, seconds: float | None = None) -> None:
+        """A step is done; it took so many seconds, if it says so."""
         now = time.monotonic()
         if self._first is None or step <= self._first[0]:
             self._first = step, now
         done = step - self._first[0]
-        self.left = (now - self._first[1]) / done * (total - step) if done and total else None
+        each = (now - self._first[1]) / done if done else seconds
+        self.left = each * (total - step) if each is not None and total else None
 
 
 class Course:
@@ -55,11 +57,11 @@ class Course:
         """A stage begins."""
         self._running[stage] = Pace()
 
-    def see(self, stage: str, step: int, total: int | None) -> Pace:
-        """A stage has done a step."""
+    def see(self, stage: str, event: Mapping[str, Any]) -> float | None:
+        """A stage has done a step; returns the seconds that are left of it, if they can be told."""
         pace = self._running.setdefault(stage, Pace())
-        pace.see(step, total)
-        return pace
+        pace.see(event["step"], event.get("total"), event.get("step_time"))
+        return pace.left
 
     def ended(self, stage: str, seconds: float | None = None) -> None:
         """A stage has ended; with its seconds if it is finished."""

@@ -29,6 +29,18 @@ def on_this_machine(recipe: Recipe, waiting: Collection[str] | None = None) -> I
             yield each, sentence(each, here)
 
 
+def step_seconds(recipe: Recipe) -> dict[str, float]:
+    """What a step of each stage should take on the GPUs here; empty where there are none whose speed is known."""
+    if (here := found.gpus()) is None:
+        return {}
+    try:
+        cluster = here.cluster()
+    except HardwareError:
+        return {}
+    works = stages.works(recipe, Given(here.count, here.bytes))
+    return {work.stage: estimate(work, cluster).seconds.get("step", 0.0) for work in works if not work.unknown}
+
+
 def sentence(each: Estimate, here: Found) -> str:
     """What is said of a stage: how much of the GPU it takes, or that it does not fit, and what would."""
     if (lacking := each.over.get("GPUs")) is not None:

@@ -148,6 +148,14 @@ class StageConfig(Strict):
     seed: Seed | None = None
     launch: Launch = Launch()
 
+    def outlook(self, processes: int) -> str:
+        """What the stage is about to do, in a line for whoever watches; empty if there is nothing to say.
+
+        Args:
+            processes: how many share its work.
+        """
+        return ""
+
     @property
     def stall(self) -> float:
         """Seconds for which none of its processes may move; see `Launch`."""

@@ -48,7 +48,7 @@ from pipeline.schema.reserved import CHOICES, GRPO_RESERVED
 from pipeline.schema.routing import PolicyRouting
 from pipeline.tasks.resolve import TaskField, TestTaskField
 from pipeline.training.generation import check_generation_kwargs, check_problems, generation_fields, prompted
-from pipeline.training.grpo.schedule import check_cycle, merged
+from pipeline.training.grpo.schedule import check_cycle, merged, outlook
 from rewards.registry import located
 
 DEFAULTS: Mapping[str, Any] = {
@@ -191,6 +191,10 @@ class GrpoConfig(PromptedConfig, AdaptedConfig):
         yield from super().faults(base)
         if self.efficiency.fused_kernels and (why := kernels_fault(located(self.model, base))) is not None:
             yield ("efficiency", "fused_kernels"), why
+
+    def outlook(self, processes: int) -> str:
+        """Rollouts, groups and passes of a step."""
+        return outlook({**DEFAULTS, **self.trainer}, self.rollout.max_tokens, processes)
 
     @property
     def switches(self) -> Efficiency:

@@ -84,10 +84,14 @@ def test_a_terminal_of_80_columns_shows_bar_count_time_left_three_numbers_and_th
 
 def test_a_step_in_a_log_is_one_short_line(nodes: list[graph.Node], now: list[float]) -> None:
     console = Console(file=io.StringIO(), width=120)
-    follow(display.PlainObserver(console), nodes, now)
+    follow(display.PlainObserver(console, {"reasoning-oriented-rl": 42.5}), nodes, now)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert lines[:2] == ["14 stages, 14 to run", "s0: started  stage 1 of 14"]
-    assert lines[-4] == "reasoning-oriented-rl: started  stage 3 of 14"
+    assert lines[-5:-3] == [
+        "reasoning-oriented-rl: started  stage 3 of 14",
+        "reasoning-oriented-rl: a step: 128 rollouts of at most 1,024 tokens (8 groups of 16), trained on once;"
+        " a step takes 8 passes of 16. All problems are asked once. A step should take about 42.5 s",
+    ]
     assert lines[-3:] == [
         "reasoning-oriented-rl: 800/1600  reward 0.812  acc 0.844  len 1,432",
         "reasoning-oriented-rl: 801/1600  reward 0.812  acc 0.844  len 1,432  8:52:40 left",

@@ -9,7 +9,7 @@ import pytest
 from trl import GRPOConfig
 
 from pipeline.stages.grpo import DEFAULTS, arguments
-from pipeline.training.grpo.schedule import check_cycle, merged
+from pipeline.training.grpo.schedule import check_cycle, merged, outlook
 from tests.stages.driving import context_of
 
 
@@ -118,3 +118,37 @@ def test_deepspeed_has_its_own_micro_batches_however_it_is_asked_for(tmp_path: P
 
 def test_a_model_whose_router_loss_is_switched_off_is_merged(models: Path, tmp_path: Path) -> None:
     assert batches(models / "routed", tmp_path, {"router_aux_loss_coef": 0.0}) == (128, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "told"),
+    [
+        (
+            {"per_device_train_batch_size": 128, "gradient_accumulation_steps": 1, "max_steps": 50},
+            1,
+            "a step: 128 rollouts of at most 16 tokens (8 groups of 16), trained on once; a step takes 1 pass of 128."
+            " 50 steps ask 400 questions",
+        ),
+        (
+            {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4, "steps_per_generation": 8},
+            2,
+            "2 steps: 256 rollouts of at most 16 tokens (16 groups of 16), trained on once;"
+            " a step takes 4 passes of 32. All problems are asked once",
+        ),
+        (
+            {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 2, "num_iterations": 3, "max_steps": 30},
+            1,
+            "3 steps: 128 rollouts of at most 16 tokens (8 groups of 16), trained on 3 times;"
+            " a step takes 2 passes of 64. 30 steps ask 80 questions",
+        ),
+        (
+            {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 8, "generation_batch_size": 32},
+            1,
+            "a step: 128 rollouts of at most 16 tokens (8 groups of 16), trained on once; a step takes 8 passes of 16."
+            " All problems are asked once",
+        ),
+    ],
+)
+def test_a_stage_says_what_it_is_about_to_do(settings: dict[str, Any], processes: int, told: str) -> None:
+    """As TRL counts it: its sampler gives every generation batch to all the steps that it serves."""
+    assert outlook({**DEFAULTS, "num_generations": 16, **settings}, 16, processes) == told

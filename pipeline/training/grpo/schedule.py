@@ -88,3 +88,33 @@ def merged(args: Any, router_loss: bool) -> dict[str, Any]:
         "steps_per_generation": args.steps_per_generation // together,
         "generation_batch_size": None,  # it follows from these, and is what it was
     }
+
+
+def outlook(trainer: Mapping[str, Any], tokens: int, processes: int) -> str:
+    """What a stage is about to do, in a line: rollouts, groups and passes of a step, and how many steps there are.
+
+    Args:
+        trainer: GRPOConfig fields, our defaults included.
+        tokens: the most that a rollout may have.
+        processes: trainers that share the work.
+    """
+    accumulated, group, times = (
+        trainer[k] for k in ("gradient_accumulation_steps", "num_generations", "num_iterations")
+    )
+    rows = trainer["per_device_train_batch_size"] * processes
+    batch = trainer.get("generation_batch_size") or rows * (trainer.get("steps_per_generation") or accumulated)
+    uses = batch // rows * times
+    each = max(1, uses // accumulated)
+    rollouts = batch * max(1, accumulated // uses)
+    steps = trainer.get("max_steps", -1)
+    whole = f"{steps:,} steps ask {math.ceil(steps / each) * (rollouts // group):,} questions"
+    return (
+        f"{'a step' if each == 1 else f'{each} steps'}: {rollouts:,} rollouts of at most {tokens:,} tokens"
+        f" ({rollouts // group:,} groups of {group}), trained on {'once' if times == 1 else f'{times} times'};"
+        f" a step takes {accumulated:,} pass{'es' * (accumulated != 1)} of {rows:,}."
+        f" {whole if steps > 0 else 'All problems are asked ' + _times(trainer.get('num_train_epochs', 1))}"
+    )
+
+
+def _times(number: float) -> str:
+    return "once" if number == 1 else f"{number:g} times"
