@@ -136,7 +136,7 @@ def record(run: Path) -> dict[str, Any]:
     try:
         found = durable.read_record(path, hash_required=False)
         if not isinstance(found.get("stages"), list):
-            raise durable.DamageError(f"{path} is empty or broken (it lists no stages)")
+            raise durable.DamageError(path, "is empty or broken (it lists no stages)")
     except durable.DamageError as error:
         raise RecordError(f"{error}: {MEND_RECORD}") from error
     return found

@@ -44,7 +44,16 @@ Files = Mapping[str, Mapping[str, Any]]
 
 
 class DamageError(ValueError):
-    """A record that is not what was written; the message names the file and the fault."""
+    """A record that is not what was written.
+
+    Args:
+        path: the file.
+        fault: what is wrong with it, as in "is empty".
+    """
+
+    def __init__(self, path: Path, fault: str) -> None:
+        super().__init__(f"{path} {fault}")
+        self.fault = fault
 
 
 def sync(path: Path) -> None:
@@ -112,14 +121,14 @@ def read_record(path: Path, hash_required: bool = True) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
     except ValueError as error:
-        raise DamageError(f"{path} is empty or broken ({error})") from error
+        raise DamageError(path, f"is empty or broken ({error})") from error
     if not isinstance(content, dict):
-        raise DamageError(f"{path} is empty or broken (it is not a JSON object)")
+        raise DamageError(path, "is empty or broken (it is not a JSON object)")
     found = _TRAILER.search(text)
     if found is None and ("format" in content or "sha256" in content or hash_required):
-        raise DamageError(f"{path} is empty or broken (its own hash is missing)")
+        raise DamageError(path, "is empty or broken (its own hash is missing)")
     if found is not None and _digest(text[: found.start()] + "\n}") != found.group(1):
-        raise DamageError(f"{path} is not what was written (its own hash differs)")
+        raise DamageError(path, "is not what was written (its own hash differs)")
     return {name: value for name, value in content.items() if name not in ("format", "sha256")}
 
 
@@ -158,7 +167,7 @@ def damage_of(folder: Path, mark: str, contents: bool = True) -> dict[str, str]:
     except FileNotFoundError:
         return {mark: "is missing"}
     except DamageError as error:
-        return {mark: str(error).removeprefix(f"{folder / mark} ")}
+        return {mark: error.fault}
 
 
 def seal_file(path: Path) -> None:

@@ -288,8 +288,10 @@ def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefi
             message = _unknown(model, loc)
         elif item["type"] == "missing":
             message = "is required"
-        elif item["type"] != "value_error":
+        elif item["type"] == "value_error":
+            message = str(item["ctx"]["error"])
+        else:
             given = HIDDEN if "env" in loc else brief(repr(item["input"]))
             message = f"{message[0].lower()}{message[1:]}, not {given}"
-        issues.append(text.issue((*prefix, *loc), message.removeprefix("Value error, ")))
+        issues.append(text.issue((*prefix, *loc), message))
     return issues

@@ -150,7 +150,7 @@ def computed(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tenso
     found: list[torch.Tensor] = []
     packed = logprobs.packed
 
-    def kept(*arguments: Any) -> logprobs.Scores:
+    def kept(*arguments: Any) -> logprobs.Logprobs:
         scores = packed(*arguments)
         if torch.is_grad_enabled():
             found.append(scores.logprobs_BC.detach().float())

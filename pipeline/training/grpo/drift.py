@@ -18,26 +18,26 @@ DRIFT_FLOOR = 0.02
 
 
 class Drift:
-    """Finds a difference that grows, as a faulty weight sync makes it."""
+    """Notices when the difference grows, which is how a faulty weight sync shows."""
 
     def __init__(self) -> None:
         self.first: list[float] = []
         self.last: list[float] = []
 
     def watch(self, difference: float) -> None:
-        """Take the mean difference of a step, and warn if it has drifted off."""
+        """Take the mean difference of a step, in nats, and warn if it has grown too large."""
         if (warning := self.add(difference)) is not None:
             log.warning("%s", warning)
 
     def add(self, difference: float) -> str | None:
-        """Take the mean difference of a step, in nats; returns a warning if it has drifted off, once in a while."""
+        """Take the mean difference of a step, in nats; returns a warning if it has grown too large."""
         if len(self.first) < DRIFT_STEPS:
             self.first.append(difference)
             return None
         self.last.append(difference)
         if len(self.last) < DRIFT_STEPS:
             return None
-        start, now = median(self.first), median(self.last)  # one bad step is none
+        start, now = median(self.first), median(self.last)  # a single outlier does not count
         self.last = []
         if now <= max(DRIFT_FACTOR * start, DRIFT_FLOOR):
             return None

@@ -18,16 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from model.labels import IGNORED
 from pipeline.training import varlen
 from pipeline.training.grpo.batch import Batch
 from pipeline.training.grpo.micro_batches import passes_of
 
-IGNORED = -100
-"""The label of a token that is not scored."""
 
-
-class Scores(NamedTuple):
-    """What a model makes of completions; 0 where no token counts.
+class Logprobs(NamedTuple):
+    """Log-probabilities of completion tokens, and what the same forward pass tells; 0 where no token counts.
 
     Attributes:
         logprobs_BC: at the temperature of sampling.
@@ -40,9 +38,9 @@ class Scores(NamedTuple):
     router_loss: Tensor | None
 
 
-def padded(trainer: Any, model: Any, batch: Batch, entropy: bool = False, router_loss: bool = False) -> Scores:
-    """Scores as TRL computes them, `per_device_train_batch_size` rows at a time."""
-    return Scores(
+def padded(trainer: Any, model: Any, batch: Batch, entropy: bool = False, router_loss: bool = False) -> Logprobs:
+    """As TRL computes them, `per_device_train_batch_size` rows at a time."""
+    return Logprobs(
         *trainer._get_per_token_logps_and_entropies(
             model,
             batch.ids,
@@ -55,8 +53,8 @@ def padded(trainer: Any, model: Any, batch: Batch, entropy: bool = False, router
     )
 
 
-def packed(trainer: Any, model: Any, batch: Batch, router_loss: bool = False) -> Scores:
-    """Scores of one packed row. A batch in which no token counts still hangs on the model's weights."""
+def packed(trainer: Any, model: Any, batch: Batch, router_loss: bool = False) -> Logprobs:
+    """Of one packed row. Where no token counts they depend on the weights, too: FSDP waits for each backward pass."""
     rows_R = batch.mask_BC.any(1).nonzero().flatten()
     part = batch if router_loss or not len(rows_R) else batch.select(rows_R)  # a router loss is one of all rows
     keep = batch.completion_ids_BC.size(1)
@@ -67,16 +65,16 @@ def packed(trainer: Any, model: Any, batch: Batch, router_loss: bool = False) ->
     ids_N, positions_N, scored_N = part.ids[mask_RT], positions_RT[mask_RT], scored_RT[mask_RT]
     labels_N = torch.full_like(ids_N, IGNORED)  # each position is asked for the token after it
     labels_N[:-1] = torch.where(scored_N[1:], ids_N[1:], IGNORED)
-    told_apart: dict[str, Any] = {"output_router_logits": True} if router_loss else {}
+    options: dict[str, Any] = {"output_router_logits": True} if router_loss else {}
     if trainer.accelerator.unwrap_model(model).config._attn_implementation == varlen.NAME:
-        told_apart |= varlen.boundaries(mask_RT.sum(1).tolist(), ids_N.device)
+        options |= varlen.boundaries(mask_RT.sum(1).tolist(), ids_N.device)
     with trainer.accelerator.autocast():
         outputs = model(
             input_ids=ids_N[None],
             position_ids=positions_N[None],
             shift_labels=labels_N[None],
             fused_lm_head=True,
-            **told_apart,
+            **options,
         )
     kept_RC = scored_RT[:, -keep:]
 
@@ -87,7 +85,7 @@ def packed(trainer: Any, model: Any, batch: Batch, router_loss: bool = False) ->
         return found_RC.new_zeros(len(batch), keep).index_copy(0, rows_R, found_RC)
 
     entropy_BC = None if outputs.entropy is None else spread(outputs.entropy)
-    return Scores(spread(outputs.log_probs), entropy_BC, outputs.aux_loss)
+    return Logprobs(spread(outputs.log_probs), entropy_BC, outputs.aux_loss)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ import torch
 log = logging.getLogger(__name__)
 
 FILLS, FULL_ENOUGH = 32, 0.5
-"""So many micro-batches in a row whose passes are emptier than this on average are worth a warning."""
+"""Micro-batches that the fill is averaged over, and the average below which a warning is logged."""
 
 
 def balanced(lengths: Sequence[int], budget: int, at_least: int = 1) -> list[list[int]]:
@@ -94,7 +94,7 @@ def largest(accelerator: Any, number: int) -> int:
 
 
 class FillWatch:
-    """Tells once, if passes stay rather empty, what makes them fuller.
+    """Warns once if passes stay half empty, and says which settings fill them.
 
     Args:
         accumulated: `gradient_accumulation_steps`.
@@ -106,7 +106,7 @@ class FillWatch:
         self.fills: list[float] = []
 
     def add(self, lengths: Sequence[int], passes: int) -> float:
-        """How full the passes of a micro-batch are: its tokens, divided by those that they have room for."""
+        """The share of the token budget that the passes of a micro-batch use, from 0 to about 1."""
         fill = sum(lengths) / (passes * self.budget)
         self.fills = [*self.fills, fill][-FILLS:]
         if not self.silent and len(self.fills) == FILLS and fmean(self.fills) < FULL_ENOUGH:

@@ -68,15 +68,15 @@ def check_cycle(trainer: Mapping[str, Any], processes: int | None) -> int:
 def merged(args: Any, router_loss: bool) -> dict[str, Any]:
     """Fields that make a single micro-batch of those which share a generation batch and an optimizer step.
 
-    Where a micro-batch is divided into passes, memory does not depend on its size, and more rows fill passes better.
-    Its loss is the mean of what its parts' losses were, so gradients stay the same.
+    Where passes bound the memory, a micro-batch may be as large as the step, and more rows fill passes better. Its loss
+    is the mean of the losses that the smaller micro-batches had, so gradients stay the same.
 
     Args:
         args: a GRPOConfig.
         router_loss: whether a loss balances the experts over the rows of a micro-batch.
 
     Returns:
-        Nothing where a micro-batch is computed as a whole, or its loss divided by the tokens that it happens to have.
+        An empty mapping where a micro-batch is computed as a whole, or its loss is a mean over its own tokens.
     """
     whole = args.entropy_coef or args.use_adaptive_entropy or args.top_entropy_quantile < 1.0 or router_loss
     if whole or args.deepspeed_plugin is not None or args.loss_type in MEAN_OF_TOKENS:
@@ -86,7 +86,7 @@ def merged(args: Any, router_loss: bool) -> dict[str, Any]:
         "per_device_train_batch_size": args.per_device_train_batch_size * together,
         "gradient_accumulation_steps": args.gradient_accumulation_steps // together,
         "steps_per_generation": args.steps_per_generation // together,
-        "generation_batch_size": None,  # it follows from these, and is what it was
+        "generation_batch_size": None,  # follows from the other three, unchanged
     }
 
 

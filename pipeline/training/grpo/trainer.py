@@ -143,7 +143,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
 
     @contextmanager
     def _without_gradient(self) -> Iterator[None]:
-        """Forward passes alone; gradient checkpointing would only warn that there is nothing to keep."""
+        """Forward passes only. Gradient checkpointing is off, since it would warn that no input has a gradient."""
         kwargs = self.args.gradient_checkpointing_kwargs
         with torch.no_grad(), disable_gradient_checkpointing(self.model, kwargs):
             yield
