@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import fits as small
 from benchmarks import planner
 from pipeline.cli import app
 from pipeline.cost import memory, models
@@ -259,6 +260,15 @@ def test_plan_and_doctor_say_what_does_not_fit_the_gpu_that_is_here(
     levels = {each["subject"]: (each["level"], each["message"]) for each in found if each["subject"].endswith("memory")}
     assert levels["zero: memory"][0] == "warning" and "The smallest change" in levels["zero: memory"][1]
     assert levels["score: memory"][0] == "ok"
+
+
+def test_the_page_says_what_fits_as_it_is_planned_today() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text("utf-8")
+    table = page.partition(small.BEGIN)[2].partition(small.END)[0]
+    rows = {tuple(line.strip("| ").split(" | ")[:2]): line for line in table.splitlines() if "GB" in line}
+    assert rows.keys() == {(model, way) for model in small.MODELS for way in small.WAYS}
+    for model, way in (("1.5B", "LoRA"), ("7B", "QLoRA")):
+        assert small.cell(small.MODELS[model], way, 1024) in rows[model, way], "python -m benchmarks.fits --write it"
 
 
 @pytest.mark.parametrize(
