@@ -1,12 +1,13 @@
 """What transformers' and TRL's trainers lack to resume exactly: a mixin that wraps their hooks.
 
-Five things go wrong in a stock trainer that was killed and resumed; they are put right here and in `grpo` beside this:
+Six things go wrong in a stock trainer that was killed and resumed; they are put right here and in `grpo` beside this:
 
 * the order of the data in a later epoch depends on how many epochs this process has seen (`EpochSampler`);
 * one step too many is taken after the last step's own checkpoint (`_run_epoch`);
 * a checkpoint that was being written when the process died is taken for a whole one (`checkpoints.mark_complete`);
 * fused expert weights are saved under their official names and then not found again, so that the experts of a resumed
   mixture-of-experts model silently start from the base model (`_load_from_checkpoint`);
+* several processes on a processor (DDP) cannot load their optimizer at all (`_prepare_for_training`);
 * GRPO's synced reference model and half-used generation batches are lost (see there).
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Generator
 from torch.utils.data import Sampler
 
@@ -68,6 +70,8 @@ class Resumable(Watched):
         return EpochSampler(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self.args.device.type == "cpu":  # accelerate numbers it among several processes; torch.load knows no cpu:0
+            vars(self.args)["_setup_devices"] = torch.device("cpu")
         self.weights = Weights(self.model)
         keep_gates_exact(self.model, self.accelerator)
         return super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
