@@ -27,7 +27,8 @@ from pipeline.durable import LONGEST_NAME
 from pipeline.schema import trainer_fields
 from pipeline.schema.environment import HIDDEN
 from pipeline.schema.hub import FILE_ARM, HUB_ARM
-from pipeline.schema.pieces import Launch, Seed, StageConfig, Strict
+from pipeline.schema.pieces import Launch, Seed, StageConfig
+from pipeline.schema.strict import Strict
 from pipeline.schema.task import TaskFilter, TaskSpec
 from pipeline.schema.walk import replaced
 from pipeline.source import Issue, Loc, RecipeError, Source, brief

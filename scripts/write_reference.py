@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 from pipeline.schema.adapter import AdaptedConfig, AdapterSpec
+from pipeline.schema.health import Health
 from pipeline.schema.pieces import (
     Launch,
     ProcessSpec,
@@ -22,9 +23,9 @@ from pipeline.schema.pieces import (
     RewardSpec,
     RolloutSpec,
     StageConfig,
-    Strict,
     TrainingConfig,
 )
+from pipeline.schema.strict import Strict
 from pipeline.schema.task import TaskSpec
 from pipeline.stages.registry import KINDS, config_class
 from pipeline.tasks.base import BUILTIN as TASKS
@@ -44,10 +45,10 @@ This page is written by `python scripts/write_reference.py`.
 def page() -> str:
     """The whole page."""
     parts = [HEAD, "## What every stage has\n", _code(StageConfig), _code(Launch), _code(PromptedConfig)]
-    parts += ["## What every training stage has\n", _code(TrainingConfig)]
+    parts += ["## What every training stage has\n", _code(TrainingConfig), _code(Health)]
     parts += ["## What every stage has that trains an existing model\n", _code(AdaptedConfig), _code(AdapterSpec)]
-    pieces: list[object] = [Launch, AdapterSpec, RolloutSpec, ProcessSpec, TaskSpec, RewardSpec]
-    parts += ["## Pieces that several kinds share\n", *map(_code, [*pieces[2:], FinetuneConfig])]
+    pieces: list[object] = [Launch, Health, AdapterSpec, RolloutSpec, ProcessSpec, TaskSpec, RewardSpec]
+    parts += ["## Pieces that several kinds share\n", *map(_code, [*pieces[3:], FinetuneConfig])]
     parts.append("## Stage kinds\n")
     for kind in sorted(KINDS):
         config = config_class(kind)

@@ -13,7 +13,8 @@ from pipeline.context import StageContext
 from pipeline.data import corpus as corpora
 from pipeline.data.cleaning import Cleaner, Seen
 from pipeline.schema.hub import RowsRef
-from pipeline.schema.pieces import Fault, Strict
+from pipeline.schema.pieces import Fault
+from pipeline.schema.strict import Strict
 
 
 class CorpusSpec(Strict):

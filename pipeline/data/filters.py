@@ -15,7 +15,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field
 
-from pipeline.schema.pieces import Strict
+from pipeline.schema.strict import Strict
 from rewards.text import split_thought
 
 R = TypeVar("R")

@@ -36,7 +36,7 @@ from pipeline.data.shapes import PAIR, known
 from pipeline.messages import MessageError, conversation, without
 from pipeline.rows import RowError
 from pipeline.schema.hub import Columns, HubSource, RowsRef
-from pipeline.schema.pieces import Strict
+from pipeline.schema.strict import Strict
 from rewards.text import plain
 
 Locate = Callable[[str], Path]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.schema.pieces import Strict
+from pipeline.schema.strict import Strict
 from pipeline.templates import CHATS, ChatTemplateName, set_chat_template
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"

@@ -17,7 +17,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, field_validator
 
 from pipeline.schema import trainer_fields
-from pipeline.schema.pieces import Fault, Strict, TrainingConfig
+from pipeline.schema.pieces import Fault, TrainingConfig
+from pipeline.schema.strict import Strict
 from rewards.registry import nearest
 
 LORA_CONFIG = "peft.tuners.lora.config:LoraConfig"

@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.schema.pieces import Strict
+from pipeline.schema.strict import Strict
 
 
 class PoolSpec(Strict):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.schema.pieces import Strict
+from pipeline.schema.strict import Strict
 
 
 class MtpSpec(Strict):

@@ -16,9 +16,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.schema.environment import Environment
+from pipeline.schema.health import Health
+from pipeline.schema.strict import Strict
 
 
 class Product(StrEnum):
@@ -61,14 +63,6 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 """What weights are stored in."""
 Precision = Literal["trainer", "fp8"]
 """What a training stage multiplies in: what `trainer:` says (`bf16`, `tf32`), or FP8, block by block (`model.fp8`)."""
-
-
-class Strict(BaseModel):
-    """A piece of a recipe: unknown keys and wrong types are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
-    former: ClassVar[Mapping[str, str]] = {}
-    """Keys that this piece had once -> what a recipe is told that still has them."""
 
 
 class Launch(Strict):
@@ -204,6 +198,7 @@ class TrainingConfig(StageConfig):
     Attributes:
         non_finite: what a loss or gradient that is NaN or infinite does: `stop` the stage and say where, or `skip` that
             step. Weights that are not finite always stop it.
+        health: thresholds of alarms, such as {on_alarm: stop, kl: 0.5}; `{}` takes the usual ones. None if not given.
         dtype: what the published weights are rounded to. If not given, bfloat16; float32 where the stage computes in
             float32 (`trainer.bf16: false`, and on a CPU).
         trainer: fields of TRL's config class.
@@ -213,6 +208,7 @@ class TrainingConfig(StageConfig):
     distributed: ClassVar[bool] = True
 
     non_finite: Literal["stop", "skip"] = "stop"
+    health: Health | None = None
     dtype: Dtype | None = None
     trainer: dict[str, Any] = Field(default_factory=dict)
 

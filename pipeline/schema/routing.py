@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.schema.pieces import Strict
+from pipeline.schema.strict import Strict
 
 Speed = Annotated[float, Field(ge=0)]
 

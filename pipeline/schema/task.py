@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from pipeline.schema.pieces import DataRef, Strict
+from pipeline.schema.pieces import DataRef
+from pipeline.schema.strict import Strict
 
 
 class TaskFilter(Strict):

@@ -20,6 +20,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from pipeline.context import StageContext
 from pipeline.training import adapters, checkpoints
+from pipeline.training.alarms import Alarm
 from pipeline.training.checkpoints import TRAINED
 from pipeline.training.clock import Pace
 from pipeline.training.finite import SKIPPED, Watch, local_part
@@ -96,7 +97,8 @@ def _train(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
     try_saving(trainer, context.scratch)
     trainer.remove_callback(PrinterCallback)
     watch = Watch(trainer, context.config.non_finite, context.scratch)
-    for callback in (Events(context, trainer), SavedOnce(), watch):
+    alarms = [Alarm(context, context.config.health)] if context.config.health is not None else []
+    for callback in (Events(context, trainer), SavedOnce(), watch, *alarms):
         trainer.add_callback(callback)
     checkpoint = checkpoints.resume(context, trainer.accelerator)
     if checkpoint is not None:
