@@ -166,7 +166,7 @@ def of_recipe(options: argparse.Namespace, model: str) -> dict[str, Any]:
     """The `zero` stage of a recipe, on a model of random weights, held to a smaller card."""
     import torch
 
-    given = load(options.recipe).stages["zero"].model_dump(mode="json", by_alias=True)
+    given = load(options.recipe, options.override).stages["zero"].model_dump(mode="json", by_alias=True)
     given |= {"model": model, "after": [], "seed": None}
     given |= {"tasks": [{"use": "benchmarks/counting.py:Counting"}], "rewards": ["benchmarks/counting.py:every_second"]}
     given["trainer"] |= {"max_steps": options.steps, "save_steps": options.steps + 1}
@@ -295,6 +295,9 @@ def main() -> None:
     parser.add_argument("--gpu-memory", type=float, default=0.06, help="vLLM's share of the GPU")
     parser.add_argument("--tokens-per-pass", type=int, default=8192)
     parser.add_argument("--recipe", help="hold the `zero` stage of this recipe to a smaller card, and nothing else")
+    parser.add_argument(
+        "--override", nargs="*", default=[], help="settings of that recipe, as `zero2r1 run` takes them"
+    )
     parser.add_argument("--limit-gb", type=float, help="what torch's allocator may take")
     parser.add_argument("--random-7b", action="store_true", help="a model of Qwen2.5-7B's shape with random weights")
     parser.add_argument("--tokenizer", help="folder or hub id of that model's tokenizer")

@@ -75,7 +75,7 @@ def test_an_adapter_is_measured_as_all_weights_are(config: dict[str, Any], tmp_p
 
 
 def test_a_recipe_is_held_to_a_smaller_card(calculator: Path, tmp_path: Path) -> None:
-    options = argparse.Namespace(recipe="lora/7b-24gb", steps=2, smoke=True)
+    options = argparse.Namespace(recipe="lora/7b-24gb", override=[], steps=2, smoke=True)
     model = lora.random_model(str(calculator), tmp_path / "model", small=True)
     found = lora.train(lora.of_recipe(options, model), 0, tmp_path / "run", 0, None)
     assert found["accuracy"] == [0.5, 0.5], "every second rollout is paid"
