@@ -73,6 +73,7 @@ class _Header(Strict):
     description: str = ""
     seed: Seed = 0
     jobs: int = Field(default=1, ge=1)
+    warm: bool | None = None
     task: str | None = None
     tasks: dict[str, TaskDefinition] = Field(default_factory=dict)
     launch: Launch | None = None
@@ -93,6 +94,7 @@ class Recipe:
         tasks: tasks that stages use by name.
         stages: name -> config, in the order of the file.
         data: the recipe as plain data, overrides and defaults applied.
+        warm: whether the next stage's process is started early; where there are GPUs if not given.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Recipe:
     jobs: int = 1
     tasks: Mapping[str, TaskDefinition] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    warm: bool | None = None
 
     @property
     def evaluated(self) -> list[TaskSpec]:
@@ -187,9 +190,8 @@ def check(text: Source) -> Recipe:
             stages[stage] = _filtered(_stage(stage, merged, text), header)
         except RecipeError as error:
             issues.extend(error.issues)
-    recipe = Recipe(
-        header.name, text.path, stages, header.description, header.seed, header.jobs, header.tasks, text.data
-    )
+    about = (header.description, header.seed, header.jobs, header.tasks, text.data, header.warm)
+    recipe = Recipe(header.name, text.path, stages, *about)
     issues.extend(checks.check(recipe, text, names=list(header.stages)))
     if issues:
         raise RecipeError(issues)

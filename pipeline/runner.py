@@ -23,20 +23,25 @@ from pathlib import Path
 
 from pipeline import artifacts, durable, graph, needs, ranks, recording
 from pipeline.artifacts import Artifact
+from pipeline.early import Early, Waiting
+from pipeline.gpus import Gpu
 from pipeline.graph import Node, State
 from pipeline.inputs import Inputs
 from pipeline.locks import LockError, await_ghosts, run_lock
 from pipeline.observer import Failure, Observer
+from pipeline.placement import Placed
 from pipeline.process import EVENTS, LOG, StageProcess
 from pipeline.recipe import Recipe
 from pipeline.slots import Slots
 from pipeline.source import brief
-from pipeline.starting import start
+from pipeline.starting import job_of, start, start_early
 from pipeline.worker import OUTCOME
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
+SETTLED_SECONDS = 30.0
+"""A stage that has logged nothing is over its start after this."""
 GRACE_SECONDS = 10.0
 """How long a stage may take to stop after Ctrl-C before it is killed."""
 
@@ -134,6 +139,8 @@ class _Scheduler:
         self.inputs = Inputs()
         self.hashing = ThreadPoolExecutor()
         self.publishing: dict[str, Future[Artifact]] = {}
+        wanted = bool(slots.there) if recipe.warm is None else recipe.warm
+        self.early = Early(run, self._start_early, wanted)
 
     def run(self, jobs: int) -> None:
         order: TopologicalSorter[str] = TopologicalSorter({name: node.after for name, node in self.nodes.items()})
@@ -152,11 +159,13 @@ class _Scheduler:
                 while len(self.running) < jobs and not self.failures and (node := self._placed(ready)) is not None:
                     ready.remove(node.name)
                     self._begin(node)
+                self._prepare_next()
                 for name in self._poll(bool(ready)):
                     order.done(name)
             self._take_published(wait=True)
         finally:
             self._stop()  # after an interruption; otherwise nothing runs any more
+            self.early.close()
             self.slots.close()
             self.hashing.shutdown()  # what is finished is published all the same
         if self.failures:
@@ -188,10 +197,34 @@ class _Scheduler:
         ranks.clear(scratch)
         attempt = count_attempt(scratch / "attempts")
         durable.whole_lines(scratch / EVENTS)
-        inputs = {name: self._target(self.nodes[name]).resolve() for name in node.inputs}
-        awaited = [name for name in node.inputs if name in self.publishing]
         lease, placed = self.slots.of(node)
-        return start(node, scratch, self.recipe, inputs, awaited, attempt, lease, placed)
+        job = job_of(
+            node, self.recipe, self._inputs(node), list(filter(self.publishing.__contains__, node.inputs)), placed
+        )
+        return start(node, scratch, job, self.recipe.base, attempt, lease, placed, self.early)
+
+    def _inputs(self, node: Node) -> dict[str, Path]:
+        return {name: self._target(self.nodes[name]).resolve() for name in node.inputs}
+
+    def _start_early(self, node: Node, which: Sequence[Gpu], placed: Placed | None, folder: Path) -> Waiting:
+        job = job_of(node, self.recipe, self._inputs(node), list(node.inputs), placed)
+        scratch = artifacts.scratch(self.run_path, node.name, node.fingerprint)
+        return start_early(node, job, self.recipe.base, scratch, which, placed, folder)
+
+    def _prepare_next(self) -> None:
+        """Have the process of the next stage started, once those that run have come to work themselves."""
+        running = {process.node.name for process in self.running}
+        settled = (process.read or time.time() - process.started > SETTLED_SECONDS for process in self.running)
+        if not running or self.failures or not all(settled):
+            return
+        over = {*self.done, *self.publishing}
+        for name in self.recipe.stages:
+            node = self.nodes[name]
+            if name in over | running or not set(node.after) & running or not set(node.after) <= over | running:
+                continue
+            if (foreseen := self.slots.foreseen(node, running & set(node.after))) is not None:
+                self.early.consider(node, *foreseen)
+            return
 
     def _poll(self, waiting: bool) -> list[str]:
         """Wait a moment if anything goes on, pass on events, and begin to publish what has ended; returns its names.

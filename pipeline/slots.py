@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pipeline import gpus
@@ -58,6 +58,17 @@ class Slots:
         """The GPUs of a stage, and which of its processes sees which; `None` for both on a host without."""
         lease = self._leases.get(node.name)
         return lease, None if lease is None else placed(node.config, self.base, lease.gpus)
+
+    def foreseen(self, node: Node, leaving: Collection[str]) -> tuple[tuple[Gpu, ...], Placed | None] | None:
+        """The GPUs that a stage will have when some of those that run have ended; `None` if that is not sure."""
+        want = self.wanted.get(node.name)
+        if want is None:
+            return (), None
+        kept = {gpu.key for stage, lease in self._leases.items() if stage not in leaving for gpu in lease.gpus}
+        found = [gpu for gpu in want.candidates(self.there) if gpu.key not in kept][: want.number(self.there)]
+        if len(found) < want.number(self.there):
+            return None
+        return tuple(found), placed(node.config, self.base, found)
 
     def tell(self, node: Node) -> None:
         """Say where a stage runs, where there is a choice."""

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline import compiled, durable, gpus
-from pipeline.gpus import Lease
+from pipeline.early import Early, Waiting
+from pipeline.gpus import Gpu, Lease
 from pipeline.graph import Node
 from pipeline.launch_checks import accelerate_config
 from pipeline.placement import Placed
@@ -31,6 +32,7 @@ _ENVIRONMENT = {
 }
 _RANK = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
 """What a launcher, or vLLM in a notebook, may have left in our environment: a stage is none of its ranks."""
+JOB = "job.json"
 PLACED = "gpus.json"
 """In a stage's scratch folder: the GPUs that it has."""
 
@@ -38,27 +40,72 @@ PLACED = "gpus.json"
 def start(
     node: Node,
     scratch: Path,
-    recipe: Recipe,
-    inputs: Mapping[str, Path],
-    awaited: Sequence[str],
+    job: Job,
+    base: Path,
     attempt: int,
     lease: Lease | None,
     placed: Placed | None,
+    early: Early,
 ) -> StageProcess:
-    """Start the process of a stage.
+    """Start the process of a stage, or let the one go on that was started early.
 
     Args:
         node: the stage.
         scratch: its scratch folder.
-        recipe: the recipe that it belongs to.
-        inputs: stage -> folder of its artifact.
-        awaited: those of them that are still being published.
+        job: what it does; see `job_of`.
+        base: the recipe's folder.
         attempt: 1 for its first process.
         lease: the GPUs that it has; `None` where it wants none.
         placed: which of its processes see which; `None` on a host without GPUs.
+        early: what has been started early.
+    """
+    durable.write(scratch / JOB, json.dumps(environment.names_only(asdict(job))))
+    secrets = environment.secrets(node.config, os.environ)
+    for name in (EVENTS, LOG):  # of an attempt whose runner was killed
+        environment.scrub(scratch / name, secrets)
+    events = scratch / EVENTS
+    seen = events.stat().st_size if events.exists() else 0
+    which = () if lease is None else lease.gpus
+    names = tuple(gpu.name for gpu in which)
+    (scratch / PLACED).write_text(json.dumps(names), encoding="utf-8")
+    popen = early.take(node, names)
+    if popen is None:
+        popen = _spawn(command(node, base, scratch / JOB, placed), _variables(node, job, which, placed), scratch / LOG)
+    return StageProcess(node, scratch, popen, time.time(), attempt, seen, secrets, names)
+
+
+def start_early(
+    node: Node, job: Job, base: Path, scratch: Path, which: Sequence[Gpu], placed: Placed | None, folder: Path
+) -> Waiting:
+    """Start the process of a stage before its turn; see `pipeline.early`.
+
+    Args:
+        node, job, base, placed: see `start`.
+        scratch: the scratch folder that it will have.
+        which: the GPUs that it will have.
+        folder: of the process, until its turn.
+    """
+    durable.write(folder / JOB, json.dumps(environment.names_only(asdict(job))))
+    go = folder / "go"
+    words = command(node, base, scratch / JOB, placed, [str(folder / JOB), str(go)])
+    popen = _spawn(words, _variables(node, job, which, placed), folder / LOG)
+    return Waiting(node.name, node.fingerprint, tuple(gpu.name for gpu in which), popen, go)
+
+
+def job_of(
+    node: Node, recipe: Recipe, inputs: Mapping[str, Path], awaited: Sequence[str], placed: Placed | None
+) -> Job:
+    """What a stage's process is to do.
+
+    Args:
+        node: the stage.
+        recipe: the recipe that it belongs to.
+        inputs: stage -> folder of its artifact.
+        awaited: those of them that are not published yet.
+        placed: which of its processes see which GPUs.
     """
     config = node.config if placed is None else placed.config(node.config)
-    job = Job(
+    return Job(
         stage=node.name,
         config=config.model_dump(mode="json", by_alias=True),
         inputs={name: str(folder) for name, folder in inputs.items()},
@@ -68,47 +115,41 @@ def start(
         seed=node.config.seed or 0,
         evaluated=[spec.model_dump(mode="json", by_alias=True) for spec in recipe.evaluated],
     )
-    whole = asdict(job)
-    durable.write(scratch / "job.json", json.dumps(environment.names_only(whole)))
+
+
+def _variables(node: Node, job: Job, which: Sequence[Gpu], placed: Placed | None) -> dict[str, str]:
+    """The environment of a stage's process."""
     inherited = {name: value for name, value in os.environ.items() if name not in _RANK}
     inherited |= allocator(node.config, inherited)
-    secrets = environment.secrets(node.config, os.environ)
-    for name in (EVENTS, LOG):  # of an attempt whose runner was killed
-        environment.scrub(scratch / name, secrets)
-    events = scratch / EVENTS
-    seen = events.stat().st_size if events.exists() else 0
-    names = () if lease is None else tuple(gpu.name for gpu in lease.gpus)
     if placed is not None:
         inherited[VISIBLE] = ",".join(placed.own)
-    inherited[gpus.HELD] = "" if lease is None else os.pathsep.join(map(str, lease.paths))
-    (scratch / PLACED).write_text(json.dumps(names), encoding="utf-8")
+    inherited[gpus.HELD] = os.pathsep.join(str(gpus.lock_path(gpu)) for gpu in which)
     env = {**inherited, **_ENVIRONMENT, **node.config.launch.env}
-    with (scratch / LOG).open("ab") as sink:
-        popen = subprocess.Popen(
-            command(node, recipe.base, scratch / "job.json", None if placed is None else placed.ranks),
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            env={**env, **compiled.variables(env), **environment.handed_on(whole)},
-            start_new_session=True,
+    return {**env, **compiled.variables(env), **environment.handed_on(asdict(job))}
+
+
+def _spawn(words: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as sink:
+        return subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, env=env, start_new_session=True
         )
-    return StageProcess(node, scratch, popen, time.time(), attempt, seen, secrets, names)
 
 
-def command(node: Node, base: Path, job: Path, ranks: int | None = None) -> list[str]:
+def command(node: Node, base: Path, job: Path, placed: Placed | None = None, early: Sequence[str] = ()) -> list[str]:
     """The command of a stage's process.
 
     Args:
         node: the stage.
         base: the recipe's folder.
         job: its job file.
-        ranks: how many processes the launcher starts on this host; as its config says if not given.
+        placed: how many processes a launcher starts; as its config says if not given.
+        early: what a process gets besides that is to wait for its turn; see `pipeline.worker`.
     """
     runner = str(os.getpid())
-    worker = ["-m", "pipeline.worker", str(job), runner]
+    worker = ["-m", "pipeline.worker", str(job), runner, *early]
     if node.config.launch.accelerate is None:
         return [sys.executable, *worker]
     config = accelerate_config(node.config.launch.accelerate, base)
     launcher = [sys.executable, "-m", "pipeline.launcher", str(job.parent), "--config_file", str(config)]
-    launcher += [] if ranks is None else ["--num_processes", str(ranks)]
+    launcher += [] if placed is None or placed.ranks is None else ["--num_processes", str(placed.ranks)]
     return [sys.executable, "-m", "rewards.parent", runner, *launcher, *worker]

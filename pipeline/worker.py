@@ -6,7 +6,6 @@ and its metrics come back in `outcome.json`. If the runner dies, so does the sta
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -24,9 +23,9 @@ from pipeline.artifacts import MANIFEST
 from pipeline.context import StageContext
 from pipeline.locks import stage_lock
 from pipeline.schema import environment
-from pipeline.schema.pieces import StageConfig, TrainingConfig
+from pipeline.schema.pieces import StageConfig
 from pipeline.schema.task import TaskSpec
-from pipeline.stages.registry import config_class, run_function
+from pipeline.stages.registry import config_class, preload, run_function
 from rewards.parent import end_with_parent, guard_group
 
 OUTCOME = "outcome.json"
@@ -63,11 +62,17 @@ class Job:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the stage of a job file."""
-    path, runner = sys.argv[1:] if argv is None else argv
+    """Run the stage of a job file.
+
+    One that is started early has two arguments more: a copy of the job, and the path of a sign to wait for first.
+    """
+    path, runner, *early = sys.argv[1:] if argv is None else argv
     _bind(int(runner))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup and in background jobs
     scratch = Path(path).parent
+    if early:
+        copy, sign = map(Path, early)
+        _wait(copy, sign, scratch / "log.txt")
     job = Job(**environment.restored(json.loads(Path(path).read_text(encoding="utf-8")), os.environ))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with stage_lock(scratch):
@@ -91,6 +96,18 @@ def _bind(runner: int) -> None:
     _end_without(runner)
     if os.getpgrp() == os.getpid():
         guard_group()
+
+
+def _wait(job: Path, sign: Path, log: Path) -> None:
+    """Load what the stage of a job needs, wait for the sign, and go on in the stage's own log."""
+    config = json.loads(job.read_text(encoding="utf-8"))["config"]
+    preload(config_class(str(config["kind"])).model_validate(config))
+    while not sign.exists():
+        time.sleep(AWAIT_SECONDS)
+    with log.open("ab") as sink:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(sink.fileno(), stream.fileno())
 
 
 def _run(job: Job, scratch: Path) -> None:
@@ -120,8 +137,7 @@ def _run(job: Job, scratch: Path) -> None:
 
 def _await(artifacts: Sequence[Path], config: StageConfig) -> None:
     """Wait for artifacts that are being hashed, and meanwhile load what takes longest: the libraries."""
-    for library in ("transformers", "trl") if isinstance(config, TrainingConfig) else ("transformers",):
-        importlib.import_module(library)
+    preload(config)
     while not all((artifact / MANIFEST).is_file() for artifact in artifacts):
         time.sleep(AWAIT_SECONDS)
 

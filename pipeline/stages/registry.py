@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import rollout as rollouts
 from pipeline.adapter_folders import is_adapter, merged_path
 from pipeline.context import Outputs, StageContext
 from pipeline.conversion import finite
@@ -35,6 +36,30 @@ KINDS: Mapping[str, str] = {
     "export": "pipeline.stages.export:ExportConfig",
 }
 """Stage kinds: name -> module:config class. The module also has `run`."""
+
+
+HEAVY: Mapping[str, str] = {
+    "pretrain": "pipeline.training.sft",
+    "extend_context": "pipeline.training.sft",
+    "sft": "pipeline.training.sft",
+    "distill": "pipeline.training.sft",
+    "grpo": "pipeline.training.grpo.trainer",
+    "reward_model": "pipeline.training.reward",
+    "rejection_sample": "pipeline.sampling.sampler",
+    "pass_rate": "pipeline.sampling.sampler",
+    "evaluate": "pipeline.sampling.sampler",
+}
+"""Stage kind -> a module that imports most of the libraries that its `run` needs."""
+
+
+def preload(config: StageConfig) -> None:
+    """Import the libraries that a stage needs, which takes longest of all that does not need its inputs."""
+    importlib.import_module("transformers.models.auto.tokenization_auto")
+    if config.kind in HEAVY:
+        importlib.import_module(HEAVY[config.kind])
+    rollout = getattr(config, "rollout", None)
+    if rollout is not None and not rollout.separate_process:
+        rollouts.preload(rollout)
 
 
 def config_class(kind: str) -> type[StageConfig]:

@@ -14,12 +14,13 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from pipeline import gpus, placement
+from pipeline import gpus, placement, starting
 from pipeline.gpus import Gpu
 from pipeline.recipe import RecipeError, load
 from pipeline.schema.pieces import VISIBLE
@@ -98,6 +99,19 @@ def test_a_stage_gets_what_it_uses(case: str, tmp_path: Path, monkeypatch: pytes
         assert placed.config(checked).rollout.process.devices == apart  # type: ignore[attr-defined]
     else:
         assert placed.config(checked) == checked
+
+
+@pytest.mark.parametrize(("launch", "processes"), [({"gpus": 2}, 2), ({"gpus": "all"}, 4), ({}, "gpu")])
+def test_accelerate_starts_a_process_on_each(launch: dict[str, Any], processes: int | str) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    config = stage(launched(SFT, accelerate="fsdp2-1node", **launch))
+    node: Any = SimpleNamespace(config=config)
+    got = placement.wanted(config, Path())
+    placed = placement.placed(config, Path(), HERE[: got.number(HERE)])
+    words = starting.command(node, Path(), Path("scratch/job.json"), placed)
+    arguments = words[words.index("--config_file") :]
+    assert _validate_launch_command(launch_command_parser().parse_args(arguments))[0].num_processes == processes
 
 
 @pytest.mark.parametrize(
