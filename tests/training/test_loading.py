@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def check_adapter(model: Any, path: Path) -> None:
 
 
 def rank(number: int, port: int, folder: Path, sizes: list[Path]) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # host memory is what counts, also where there are GPUs
     join(number, port, sharded=True)
     before = peak_mib()
     for model in sizes:
