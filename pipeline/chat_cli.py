@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -87,3 +88,9 @@ def fail(message: str, code: int = 1) -> NoReturn:
     """Say in one line what is wrong, and leave."""
     typer.echo(f"zero2r1: {message}", err=True)
     raise typer.Exit(code)
+
+
+def unused(out: Path | None) -> None:
+    """Leave if there is something already where a result is to go."""
+    if out is not None and out.exists():
+        fail(f"{out} exists already", code=2)

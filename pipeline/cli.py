@@ -17,6 +17,7 @@ from pipeline.chat_cli import (
     generate,
     model_folder,
     stops,
+    unused,
 )
 from pipeline.cost_cli import (
     CompletionOption,
@@ -29,6 +30,7 @@ from pipeline.cost_cli import (
     plan_options,
     say_what_does_not_fit,
 )
+from pipeline.new_cli import new
 from pipeline.rewards_cli import app as rewards_app
 
 if TYPE_CHECKING:
@@ -231,6 +233,7 @@ def doctor(
         raise typer.Exit(1)
 
 
+app.command()(new)
 app.command()(generate)
 app.command("cost")(cost)
 
@@ -258,7 +261,7 @@ def evaluate(
     from pipeline import source
     from pipeline.tasks.resolve import parse
 
-    _unused(out)
+    unused(out)
     rollout = {"engine": engine, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
     rollout |= {"stop": stops(stop)}
     given = {"problems": problems, "template": template, "options": source.assignments(options or [])}
@@ -287,14 +290,9 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as it is if not given.")] = None,
 ) -> None:
     """Write a stage's model as a Hugging Face folder with a model card."""
-    _unused(folder)
+    unused(folder)
     stage = {"kind": "export", "model": model_folder(model), **({"dtype": dtype} if dtype else {})}
     _once(stage, 0, folder, json=False, part="model")
-
-
-def _unused(out: Path | None) -> None:
-    if out is not None and out.exists():
-        fail(f"{out} exists already", code=2)
 
 
 def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, part: str = "") -> None:
