@@ -17,7 +17,6 @@ from typing import Any
 from pipeline.compiled import NOT_OF_THE_SHAPE
 from pipeline.rollout import VLLM, engine_name, open_engine
 from pipeline.rollout.base import Engine
-from pipeline.rollout.weights import weights_of_folder
 from pipeline.schema.pieces import RolloutSpec
 
 log = logging.getLogger(__name__)
@@ -63,6 +62,8 @@ class Engines:
         kind = self._reloadable(model)
         if self._engine is not None and kind and kind == self._kind:
             log.info("reading the weights of %s into the engine that is open", model)
+            from pipeline.rollout.weights import weights_of_folder  # brings torch along
+
             put: Callable[..., None] = getattr(self._engine, "push", None) or self._engine.load_weights
             put(weights_of_folder(Path(model)))
         else:
