@@ -251,7 +251,7 @@ def test_an_engine_that_never_waits_is_killed_and_nothing_is_lost(calculator: Pa
     assert run.trainer.state.global_step == STEPS
     assert max(run.logged("rollout/staleness_max")) <= 2
     assert all(0 <= age <= 2 for age in run.logged("rollout/staleness"))
-    assert all(0.5 < size <= 1 for size in run.logged("sampling/effective_sample_size"))
+    assert all(0 < size <= 1 + 1e-6 for size in run.logged("sampling/effective_sample_size")), "a share of the tokens"
     assert run.logged("sampling/effective_sample_size")[0] == pytest.approx(1)
     assert len(run.logged("rollout/engine_idle_seconds")) == STEPS
 
