@@ -7,6 +7,9 @@ Fine-tuning on packed rows once destroyed a student of 0.5B on an H200 after som
 NaN. Attention then had a block-diagonal mask of tokens x tokens, for which torch chooses among several kernels. Here
 random sequences fill a row, and outputs and gradients of each kernel with that mask, and of the variable-length kernel
 that trains today (`pipeline.training.varlen`), are held against one call a sequence in float64.
+
+On an H200 every number of every kernel was finite, for rows of 40 to 65,536 tokens, and as near to float64 as those of
+the others: that mask was not what made the NaN.
 """
 
 from __future__ import annotations
