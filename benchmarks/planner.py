@@ -86,16 +86,22 @@ def seen(name: str, way: str) -> bool:
     return kind in speed.CALIBRATED_ON.get(f"{name}.json", "")
 
 
+RENAMED = {"refill_rounds": "dynamic_sampling_rounds", "refill_queue": "dynamic_sampling_queue"}
+"""Fields as older results call them, and their names of today."""
+
+
 def grpo_work(settings: Mapping[str, Any], way: str, name: str, completion: float, gpus: Cluster) -> Work:
     """The work of a GRPO stage with these settings."""
     told = {**settings, "model": MODELS[settings["model"]]}
+    if "efficiency" in told:
+        told["efficiency"] = {RENAMED.get(name, name): value for name, value in told["efficiency"].items()}
     if way == "stock":
         told["efficiency"] = STOCK.model_dump()
         told["rollout"] = {**settings["rollout"], "scheduler_fast_path": False}
     if name == NOT_MERGED and way != "stock":
-        told["efficiency"] = {**settings["efficiency"], "merge_micro_batches": False}
+        told["efficiency"] = {**told["efficiency"], "merge_micro_batches": False}
     if name == "fused-h200":
-        told["efficiency"] = {**settings["efficiency"], "fused_kernels": way == "on"}
+        told["efficiency"] = {**told["efficiency"], "fused_kernels": way == "on"}
     if name == "overlap-h200-x2":
         told["launch"] = {"gpus": 2 if way == "ahead" else 1}
         rollout = dict(settings["rollout"])

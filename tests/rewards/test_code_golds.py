@@ -282,9 +282,12 @@ def large_golds(size: int) -> list[Any]:
 
 def test_large_golds_are_read_in_linear_time() -> None:
     def seconds(gold: Any) -> float:
-        started = time.process_time()
-        read_gold(gold)
-        return time.process_time() - started
+        taken = []
+        for _ in range(3):  # Python may collect the garbage of other tests in one of them
+            started = time.process_time()
+            read_gold(gold)
+            taken.append(time.process_time() - started)
+        return min(taken)
 
     for small, large in zip(large_golds(100), large_golds(800), strict=True):
         assert seconds(large) < 25 * seconds(small) + 0.1

@@ -406,7 +406,7 @@ def test_remote_sandboxes_are_never_a_silent_choice(monkeypatch: pytest.MonkeyPa
     with pytest.raises(SandboxError, match="local, sandbox_fusion, e2b"):
         open_sandbox("docker")
     monkeypatch.setitem(sys.modules, "e2b", None)
-    with pytest.raises(SandboxError, match=r"pip install 'zero2r1\[e2b\]'"):
+    with pytest.raises(SandboxError, match=r"pip install 'e2b>=2\.0'"):
         open_sandbox("e2b")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.config import V3Config
 from pipeline.context import Work
@@ -64,10 +64,12 @@ DENSE = LlamaConfig(
 
 def test_flops_of_a_step_are_six_a_parameter_and_token_and_the_scores() -> None:
     """Kaplan et al., arXiv 2001.08361: 6 N a token, embeddings left out; causal scores on top."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(DENSE)
     trainer = SimpleNamespace(
         args=SimpleNamespace(bf16=False, fp16=False, train_batch_size=2, gradient_accumulation_steps=1),
         accelerator=accelerator(ranks=2),
-        model=SimpleNamespace(config=DENSE),
+        model=model,
     )
     pace, length = Pace(trainer), 64
     pace.begin(0)
