@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -95,6 +96,7 @@ def test_the_second_start_of_a_shape_compiles_nothing(
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="minutes on a CPU, where the test above says the same")
 def test_the_second_start_is_quicker_by_what_compiling_takes(
     start: Callable[[Path], dict[str, Any]], shapes: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
