@@ -116,12 +116,13 @@ class RowsTask(Task):
         try:
             if self.wanted and not passes(row, self.wanted):
                 return None
-            question, answer = asked(lookup(row, self.question)), lookup(row, self.answer)
+            wording, answer = lookup(row, self.question), lookup(row, self.answer)
             columns = {column: lookup(row, field) for column, field in self.columns.items()}
         except FieldError as error:
             raise TaskError(f"{place}: {error}") from error
+        question = asked(wording)
         if question is None or not question.strip():
-            raise TaskError(f"{place}: {self.question} is a text, not {row.get(self.question)!r}")
+            raise TaskError(f"{place}: {self.question} is a text, not {wording!r}")
         return Problem(problem_id(self.name, question), question, self._gold(answer, place), columns)
 
     def _gold(self, value: Any, place: str) -> str | tuple[str, ...]:

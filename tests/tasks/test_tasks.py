@@ -210,6 +210,13 @@ def test_bad_rows_are_named(tmp_path: Path, row: Any, words: str) -> None:
         load("jsonl", {"path": "rows.jsonl"}, tmp_path).problems("train")
 
 
+def test_a_field_within_a_field_is_shown_as_it_is(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "2"}]
+    write(tmp_path / "rows.jsonl", {"asked": {"turns": chat}, "answer": 2})
+    with pytest.raises(TaskError, match=r"rows.jsonl:1: asked.turns is a text, not \[\{'role': 'user'"):
+        load("jsonl", {"path": "rows.jsonl", "question": "asked.turns"}, tmp_path).problems("train")
+
+
 def test_an_answer_that_lacks_its_mark_is_named(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", {"question": "1 + 1", "answer": "2"})
     with pytest.raises(TaskError, match=r"rows.jsonl:1: answer does not contain '####'"):
