@@ -45,13 +45,9 @@ class Course:
         self.done = sum(step.state is State.FRESH for step in steps)
         todo = self.stages - self.done
         many = f"{self.stages} stage{'s' * (self.stages != 1)}"
-        return (
-            f"{many}, {todo} to run"
-            if todo
-            else f"all {many} are fresh"
-            if self.stages != 1
-            else "1 stage, which is fresh"
-        )
+        if todo:
+            return f"{many}, {todo} to run"
+        return "1 stage, which is fresh" if self.stages == 1 else f"all {many} are fresh"
 
     def started(self, stage: str) -> None:
         """A stage begins."""

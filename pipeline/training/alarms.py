@@ -103,6 +103,6 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
             text = f"alarm after step {state.global_step}: {reason}"
             log.warning("%s", text)
             if self.health.on_alarm == "stop":
-                raise HealthError(f"{text}. Checkpoints stay; health: {{on_alarm: warn}} goes on")
+                raise HealthError(f"{text}. The checkpoints are kept; to go on past alarms, set health.on_alarm: warn")
             if state.is_world_process_zero:
                 self.context.note(text)

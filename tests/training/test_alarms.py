@@ -73,7 +73,7 @@ def test_an_alarm_is_a_note_or_the_end_of_the_stage(then: str, tmp_path: Path) -
     state = SimpleNamespace(global_step=7, is_world_process_zero=True)
     logs = {**SOUND, "kl": 2.0}
     if then == "stop":
-        with pytest.raises(HealthError, match=r"alarm after step 7: 2 nats .*on_alarm: warn} goes on"):
+        with pytest.raises(HealthError, match=r"alarm after step 7: 2 nats .*set health.on_alarm: warn"):
             alarm.on_log(None, state, None, logs)
         return
     alarm.on_log(None, state, None, logs)
