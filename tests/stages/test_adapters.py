@@ -134,7 +134,7 @@ def test_a_context_is_extended_by_an_adapter(chain: Drive, base: Path) -> None:
     trainer = {**TRAINER, "max_steps": 2, "per_device_train_batch_size": 2}
     corpus = {"use": "corpus.py:Sums", "documents": 60}
     config = {"kind": "extend_context", "model": "@base", "context": 256, "length": 32, "corpus": corpus}
-    out, outputs = chain("longer", {**config, "adapter": {"rank": 4}, "trainer": trainer})
+    out, outputs = chain("adapter-longer", {**config, "adapter": {"rank": 4}, "trainer": trainer})
     said = json.loads((out / "model" / "config.json").read_text())
     assert said["max_position_embeddings"] == 256, "the published config carries the new positions"
     assert outputs.metrics["context"] == 256
