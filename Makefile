@@ -34,6 +34,9 @@ check: dev ## format, lint, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: dev ## the documentation as a site, in site/ (open site/index.html)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
+
 dev: ## install for development into .venv
 	@sh scripts/bootstrap.sh dev,gguf,lang,puzzles,qlora
 
@@ -41,4 +44,4 @@ constraints: dev ## resolve the pinned versions of constraints/*.txt anew
 	@$(BIN)/python -m pip install --quiet uv
 	PATH="$$PWD/$(BIN):$$PATH" sh scripts/compile-constraints.sh $(ARGS)
 
-.PHONY: help nano test vllm unit check dev constraints
+.PHONY: help nano test vllm unit check docs dev constraints

@@ -1,7 +1,7 @@
 """What fits on a GPU: GRPO of three sizes, in full, by LoRA and by QLoRA, at three lengths, as the planner has it.
 
     python -m benchmarks.fits                             # the table
-    python -m benchmarks.fits --write docs/recipes.md     # into the page, between its markers
+    python -m benchmarks.fits --write docs/guides/memory.md     # into the page, between its markers
 
 A step is 64 rollouts (8 problems, 8 rollouts each) that all get as long as they may, with prompts of 128 tokens. The
 engine sleeps while the trainer works and has room for all 64 at once; passes have 8,192 tokens, or one rollout, with

@@ -1,7 +1,7 @@
 """What the planner says of runs that were measured: peak of memory and seconds a step, against benchmarks/results/.
 
     python -m benchmarks.planner                             # the table
-    python -m benchmarks.planner --write docs/planning.md    # into the page, between its markers
+    python -m benchmarks.planner --write docs/results/planning.md    # into the page, between its markers
 
 Every result on a GPU is taken whose peak and time are known, of every version of the code that made one. What is put in
 is what a recipe says, and how long completions were on average, which no planner can know; prompts are assumed to have
@@ -207,7 +207,7 @@ def markdown(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        told = f"[{row.result}](../benchmarks/results/{row.result}.json)"
+        told = f"[{row.result}](../../benchmarks/results/{row.result}.json)"
         sized = f"{row.planned_gb:.1f} / {row.gb:.1f} | {_error(row.memory_error, MEMORY_BOUND)}"
         timed = f"{row.planned_s:.3g} |"
         if row.seconds is not None:
@@ -230,7 +230,7 @@ def _stages() -> Iterator[str]:
     yield "| whole stages | stage | s, planned / measured | |"
     yield "|---|---|---|---|"
     for name, stage, planned, took in stage_rows():
-        told = f"[{name}](../benchmarks/results/{name}.json)"
+        told = f"[{name}](../../benchmarks/results/{name}.json)"
         yield f"| {told} | {stage} | {planned:.0f} / {took:.0f} | {_error(planned / took - 1, TIME_BOUND)} |"
 
 

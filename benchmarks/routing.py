@@ -1,7 +1,7 @@
 """What keeps experts busy: every way of balancing them, on the nano base with one more layer of experts.
 
     python -m benchmarks.routing --out benchmarks/results/routing.json     # trains: 5 ways x 3 seeds
-    python -m benchmarks.routing --plot benchmarks/results/routing.json docs/routing.svg
+    python -m benchmarks.routing --plot benchmarks/results/routing.json docs/results/routing.svg
 
 Each run is a `pretrain` stage of its own: corpus and learning rate of recipes/nano, half its batch, STEPS steps. The
 load is that of single optimizer steps (384 tokens, 96 an expert), so that chance alone leaves some imbalance.

@@ -8,7 +8,7 @@
 
 Every verifier gets the same completions and golds, each in the form that its own documentation asks for, in killable
 processes, since some of them evaluate what the model wrote. A verifier that raises or passes its deadline has refused.
-The table in `docs/rewards.md` is this command's; `benchmarks/results/verifiers.json` also has the counts by family.
+This command makes the table in `docs/results/rewards.md`; `benchmarks/results/verifiers.json` has counts by family.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ from rewards.registry import find
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
 HEAD = """# Reference
 
-Stage kinds, tasks and rewards, as their docstrings say it. [recipes.md](recipes.md) explains how they work together.
+Stage kinds, tasks and rewards, as their docstrings say it. [The guides](guides/recipes.md) explain how they work
+together.
 This page is written by `python scripts/write_reference.py`.
 """
 

@@ -76,7 +76,8 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 class TrainingRollout(RolloutSpec):
-    """How completions are sampled; see `RolloutSpec`. Beyond it, what only training can do; see docs/recipes.md.
+    """How completions are sampled: the fields of `RolloutSpec`, and those that only training has; see
+    docs/guides/rollouts.md.
 
     Attributes:
         max_staleness: generation batches that sampling may be ahead of training, in a process of its own. 0: each is

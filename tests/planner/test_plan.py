@@ -263,7 +263,7 @@ def test_plan_and_doctor_say_what_does_not_fit_the_gpu_that_is_here(
 
 
 def test_the_page_says_what_fits_as_it_is_planned_today() -> None:
-    page = (ROOT / "docs" / "recipes.md").read_text("utf-8")
+    page = (ROOT / "docs" / "guides" / "memory.md").read_text("utf-8")
     table = page.partition(small.BEGIN)[2].partition(small.END)[0]
     rows = {tuple(line.strip("| ").split(" | ")[:2]): line for line in table.splitlines() if "GB" in line}
     assert rows.keys() == {(model, way) for model in small.MODELS for way in small.WAYS}
@@ -320,9 +320,9 @@ def test_every_result_with_a_peak_on_a_gpu_is_in_the_table() -> None:
 
 
 def test_the_page_has_the_table_of_today() -> None:
-    page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "results" / "planning.md").read_text(encoding="utf-8")
     assert planner.written(page, planner.markdown(planner.table())) == page, (
-        "run: python -m benchmarks.planner --write docs/planning.md"
+        "run: python -m benchmarks.planner --write docs/results/planning.md"
     )
 
 
