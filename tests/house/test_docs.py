@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import figures
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
+README_WORDS = 900
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"!?\[[^\]]*\]\(<?([^)\s>]+)>?[^)]*\)|<(?:a|img)\b[^>]*?\b(?:href|src)=\"([^\"]+)\"")
+LINK = re.compile(r"!?\[[^\]]*\]\(<?([^)\s>]+)>?[^)]*\)|<(?:a|img|source)\b[^>]*?\b(?:href|src|srcset)=\"([^\"]+)\"")
 
 
 def anchors(document: Path) -> set[str]:
@@ -40,6 +43,17 @@ def test_the_documents_that_people_look_for_are_there() -> None:
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         assert len((ROOT / name).read_text(encoding="utf-8").split()) > 50, f"{name} says next to nothing"
+
+
+def test_the_readme_can_be_read_in_a_few_minutes() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= README_WORDS
+
+
+@pytest.mark.parametrize("theme", figures.THEMES)
+def test_the_picture_is_that_of_the_committed_results(theme: str) -> None:
+    drawn = (ROOT / "docs" / "images" / f"stages-{theme}.svg").read_text(encoding="utf-8")
+    assert drawn == figures.picture(figures.THEMES[theme]), "run python -m benchmarks.figures"
+    assert f"docs/images/stages-{theme}.svg" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_changelog_knows_the_version() -> None:

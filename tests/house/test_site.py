@@ -66,6 +66,10 @@ def test_nothing_is_loaded_from_another_host(pages: dict[Path, Page]) -> None:
     assert len(pages) > 50
     abroad = {(file.name, url) for file, page in pages.items() for url in page.loads if re.match(r"(https?:)?//", url)}
     assert not abroad
+    local = {
+        (file, (file.parent / url.partition("?")[0]).resolve()) for file, page in pages.items() for url in page.loads
+    }
+    assert not {f"{file.name}: {target}" for file, target in local if not target.is_file() and file.name != "404.html"}
 
 
 def test_every_link_within_the_site_leads_somewhere(site: Path, pages: dict[Path, Page]) -> None:
