@@ -13,7 +13,7 @@ For a question with rewards r_1 … r_G, and a token t of rollout i (GRPO, arXiv
 rollouts, dapo over all tokens, and so on (`token_weights`). As L is a sum over tokens, any part of a batch may be
 computed by itself: each row carries its ω, and parts add up.
 
-tests/training/test_objective.py holds every loss type against TRL's, losses and gradients.
+tests/training/test_packing.py holds every loss type against TRL's, losses and gradients.
 """
 
 from __future__ import annotations
