@@ -196,7 +196,7 @@ class PlainObserver:
             self._print(f"{node.name}: {note}")
             return
         left = self.course.see(node.name, event)
-        now, last = time.monotonic(), event["step"] == event.get("total")
+        now, last = time.monotonic(), event["step"] == event.get("total") or bool(held_out(event))
         if last or now - self.shown.get(node.name, 0.0) >= PLAIN_INTERVAL_SECONDS:
             self.shown[node.name] = now
             soon = "" if not left else f"  {clock(left)} left"
@@ -275,12 +275,24 @@ def _outlook(node: Node, expected: Mapping[str, float]) -> str:
 
 def metrics_text(event: Mapping[str, Any]) -> str:
     """The main numbers of an event as text: preferred ones, or else those that come first."""
+    if told := held_out(event):
+        return "  ".join(told)
     known = [name for name in _PREFERRED if name in event]
     others = [
         name for name in event if name not in _PREFERRED and name not in _QUIET and isinstance(event[name], int | float)
     ]
     shown = (known or others)[:_SHOWN]
     return "  ".join(f"{_PREFERRED.get(name, name.rpartition('/')[2])} {_short(event[name])}" for name in shown)
+
+
+def held_out(event: Mapping[str, Any]) -> list[str]:
+    """Held-out scores of an event as text, each with its interval and the number of problems."""
+    names = [name.removesuffix("/pass@1") for name in event if name.startswith("watch/") and name.endswith("/pass@1")]
+    return [
+        f"{name.removeprefix('watch/')} {event[f'{name}/pass@1']:.1%}"
+        f" [{event[f'{name}/low']:.1%}, {event[f'{name}/high']:.1%}] (n={event[f'{name}/n']})"
+        for name in names
+    ]
 
 
 def _short(value: Any) -> str:

@@ -223,6 +223,9 @@ def _with_defaults(stage: str, values: dict[str, Any], header: _Header, text: So
         merged["launch"] = header.launch.model_dump(include=model.launch_fields())
     if header.task is not None and "tasks" in model.model_fields and not {"tasks", "data"} & merged.keys():
         merged["tasks"] = [f"{header.task}/{model.default_split}"]
+    watch = merged.get("watch")
+    if header.task is not None and isinstance(watch, dict):
+        merged["watch"] = {"tasks": [f"{header.task}/test"], **watch}
     return merged
 
 

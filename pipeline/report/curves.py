@@ -32,6 +32,8 @@ TROUBLE = {
 TROUBLE_NOTE = (
     "Groups that teach nothing: all rollouts failed, or all scored alike above zero. Completions cut off at the limit."
 )
+HELD_OUT = "watch/"
+HELD_OUT_NOTE = "Problems that are not trained on, before the first step and as training goes on; with 95 % intervals."
 PANELS = (
     ("Completion length, tokens", {LENGTH: "length"}, False),
     ("Loss", {"loss": "training", "eval_loss": "held out"}, False),
@@ -85,13 +87,29 @@ def _panels(found: Series, identity: str) -> Iterator[Panel]:
     accuracy = next(({name: "accuracy"} for name in ACCURACY if name in found), {})
     wanted = [("Reward", _rewards(found), False), ("Accuracy while training", accuracy, True), *PANELS]
     if not any(name in found for _, metrics, _ in wanted for name in metrics):
-        wanted = [(name, {name: name}, False) for name in list(found)[:UNKNOWN_SHOWN]]
+        unknown = [name for name in found if not name.startswith(HELD_OUT)]
+        wanted = [(name, {name: name}, False) for name in unknown[:UNKNOWN_SHOWN]]
+    if held_out := _held_out(found):
+        panel = line_panel("Held-out scores (pass@1)", held_out, f"{identity}-h", share=True)
+        yield replace(panel, note=HELD_OUT_NOTE)
     for index, (title, metrics, share) in enumerate(wanted):
         labels = {name: label for name, label in metrics.items() if name in found}
         if labels:
             lines = [Line(clean(label), *found[name], colour) for colour, (name, label) in enumerate(labels.items())]
             panel = line_panel(clean(title), lines, f"{identity}-{index}", share)
             yield replace(panel, note=TROUBLE_NOTE) if metrics is TROUBLE else panel
+
+
+def _held_out(found: Series) -> list[Line]:
+    """The score of each task that a stage's `watch` names, with its interval."""
+    ending, lines = "/pass@1", list[Line]()
+    for name in [name for name in found if name.startswith(HELD_OUT) and name.endswith(ending)][:REWARDS_SHOWN]:
+        (steps, values), task = found[name], name.removesuffix(ending)
+        low, high = (found.get(f"{task}/{bound}", ((), ()))[1] for bound in ("low", "high"))
+        whole = len(low) == len(high) == len(values)
+        bounds = (low, high) if whole else ((), ())
+        lines.append(Line(clean(task.removeprefix(HELD_OUT)), steps, values, len(lines), *bounds))
+    return lines
 
 
 def _rewards(found: Series) -> dict[str, str]:

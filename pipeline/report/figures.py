@@ -47,12 +47,17 @@ _SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One series of a panel: points (x, y), a label that stands at its end, and an index into the palette."""
+    """One series of a panel: points (x, y), a label that stands at its end, and an index into the palette.
+
+    With an interval (low, high) for each point, the points are drawn as they are, the interval behind them.
+    """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     colour: int = 0
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,14 @@ def line_panel(
     def draw(axes: Any) -> None:
         ends = []
         for line in lines:
-            x, y = _binned(np.asarray(line.x, float), np.asarray(line.y, float) * (100 if share else 1))
-            colour = SERIES[line.colour % len(SERIES)]
+            scale, colour = 100 if share else 1, SERIES[line.colour % len(SERIES)]
+            if line.low:
+                low, high = (np.asarray(bound, float) * scale for bound in (line.low, line.high))
+                axes.fill_between(line.x, low, high, color=colour, alpha=0.16, linewidth=0)
+                axes.plot(line.x, np.asarray(line.y, float) * scale, color=colour, linewidth=1.9, marker="o", ms=2.6)
+                ends.append((line.label, colour, line.y[-1] * scale))
+                continue
+            x, y = _binned(np.asarray(line.x, float), np.asarray(line.y, float) * scale)
             smooth = _running_mean(y)
             if len(x) >= FEWEST_TO_SMOOTH:
                 axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.32)

@@ -98,7 +98,12 @@ def context_of(path: str, engine_options: Mapping[str, Any] | None = None) -> in
     """
     from transformers import AutoConfig
 
-    text = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+    return context_of_config(AutoConfig.from_pretrained(path, trust_remote_code=False), engine_options)
+
+
+def context_of_config(config: Any, engine_options: Mapping[str, Any] | None = None) -> int | None:
+    """The same by a model's config."""
+    text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
     scaled = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     if longest is not None and isinstance(scaled, Mapping):

@@ -8,9 +8,9 @@ repetition penalty in `generation_config.json`) are cleared: what `Sampling` say
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from transformers import (
@@ -49,6 +49,9 @@ class TransformersEngine:
     """
 
     tick: Tick = staticmethod(lambda: None)
+    no_gradient: Callable[[], AbstractContextManager[Any]] = torch.inference_mode
+    assistant: Assistant | None = None
+    speculation: Speculation | None = None
 
     def __init__(
         self,
@@ -59,25 +62,40 @@ class TransformersEngine:
         tempered: bool = False,
         speculative: SpeculativeSpec | None = None,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        dtype = torch.float32 if self.device.type == "cpu" else "auto"
-        self.model = load(path, dtype=dtype).to(self.device).eval()
-        self.speculation: Speculation | None = None
-        self.drafting: dict[str, Any] = {}
-        self.assistant: Assistant | None = None
+        on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = torch.float32 if on.type == "cpu" else "auto"
+        model = load(path, dtype=dtype).to(on).eval()
+        self._take(model, AutoTokenizer.from_pretrained(path, trust_remote_code=False), batch_size)
+        self.model.generation_config = GenerationConfig()
+        self.logprobs, self.tempered = logprobs, tempered
         if speculative is not None and speculative.draft is None:
             check_blocks(self.model, path)
             self.drafting = {"use_mtp": True, "num_assistant_tokens": speculative.tokens}
         elif speculative is not None and speculative.draft is not None and speculative.tokens is not None:
-            self.assistant, batch_size = Assistant(self.model, speculative.draft, speculative.tokens), 1
-        self.dtype = str(self.model.dtype).removeprefix("torch.")
-        self.batch_size, self.logprobs, self.tempered = batch_size, logprobs, tempered
-        self.end_ids = end_token_ids(self.model.generation_config, self.tokenizer)
-        self.stops = Stops(self.tokenizer)
-        self.model.generation_config = GenerationConfig()
-        pad_id = self.tokenizer.pad_token_id
-        self.pad_id = int(self.end_ids[0] if pad_id is None else pad_id)
+            self.assistant, self.batch_size = Assistant(self.model, speculative.draft, speculative.tokens), 1
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, batch_size: int) -> Self:
+        """An engine around a model that is loaded already; nothing of the model is changed.
+
+        Args:
+            model: on its device.
+            tokenizer: its own.
+            batch_size: sequences at a time.
+        """
+        engine = cls.__new__(cls)
+        engine._take(model, tokenizer, batch_size)
+        return engine
+
+    def _take(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.device: torch.device = model.device
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        self.end_ids = end_token_ids(model.generation_config, tokenizer)
+        self.stops = Stops(tokenizer)
+        self.pad_id = int(self.end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+        self.logprobs = self.tempered = False
+        self.drafting = dict[str, Any]()
         self.version = 0
         self._asked: dict[int, Generator[None, None, list[list[Rollout]]]] = {}
 
@@ -129,7 +147,7 @@ class TransformersEngine:
             self.stops = stops
             chunk = sequences[start : start + self.batch_size]
             watch = _Watch(self.tick, self.end_ids, chunk, open_groups, sampling.enough, stops)
-            with random.in_use(), torch.inference_mode():
+            with random.in_use(), self.no_gradient():
                 rollouts = list(self._batch([prompts[i] for i in chunk], sampling, watch))
             for index, rollout in zip(chunk, rollouts, strict=True):
                 groups[index].append(rollout)
@@ -174,7 +192,7 @@ class TransformersEngine:
             attention_mask=mask_BT,
             generation_config=self._config(sampling),
             stopping_criteria=StoppingCriteriaList([watch]),
-            **({} if self.assistant is None else {"assistant_model": self.assistant.model}),
+            **self._more(),
         )
         rows = [self._cut(row, sampling.max_tokens) for row in out_BT[:, width:].tolist()]
         self._note_speculation(sum(len(ids) for ids, _ in rows))
@@ -183,6 +201,10 @@ class TransformersEngine:
         logprobs = self._logprobs(prompts, sampled, sampling) if self.logprobs else [None] * len(rows)
         for (ids, finish), text, values in zip(rows, texts, logprobs, strict=True):
             yield Rollout(text, tuple(ids), finish, values, spans(self.version, len(ids)))
+
+    def _more(self) -> dict[str, Any]:
+        """Further arguments of the model's `generate`."""
+        return {} if self.assistant is None else {"assistant_model": self.assistant.model}
 
     def _config(self, sampling: Sampling) -> GenerationConfig:
         sampled: dict[str, Any] = {"do_sample": False}

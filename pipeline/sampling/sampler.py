@@ -244,6 +244,24 @@ def _judged(
         yield {"samples": [asdict(sample) for sample in samples]}
 
 
+def judged_groups(
+    rows: Sequence[Mapping[str, Any]],
+    prompts: Sequence[Prompt],
+    rollouts: Sequence[Sequence[Rollout]],
+    judge: Composite,
+) -> list[Group]:
+    """Rollouts that were sampled elsewhere, judged; one group a row.
+
+    Raises:
+        RewardInfraError: too many samples could not be judged.
+    """
+    stored = _judged(rows, prompts, rollouts, judge)
+    return [
+        Group(row, prompt.text, tuple(map(_sample, group["samples"])), prompt.begun)
+        for row, prompt, group in zip(rows, prompts, stored, strict=True)
+    ]
+
+
 def _sample(stored: Mapping[str, Any]) -> Sample:
     judgements = {label: Judgement(**judgement) for label, judgement in stored["judgements"].items()}
     return Sample(stored["completion"], stored["tokens"], stored["finish"], judgements)

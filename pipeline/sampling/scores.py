@@ -61,7 +61,7 @@ def interval(means: Sequence[float], samples: int) -> tuple[float, float]:
         trials = min(n * spread / variance, float(n * samples))
     centre = (p + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
     half = Z95 / (1 + Z95**2 / trials) * math.sqrt(spread / trials + Z95**2 / (4 * trials**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # at 0 and 1, rounding would part them
 
 
 def majority_correct(

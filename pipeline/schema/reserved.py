@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 KEEP_CHECKPOINTS = 2
 """The newest one may be incomplete when the process dies; then the one before it counts."""
 
-NO_EVALUATION = "a training stage has no evaluation data; score its model with a stage of kind evaluate"
+NO_EVALUATION = (
+    "a training stage has no evaluation data: its `watch` scores held-out problems while it trains, and a stage of kind"
+    " evaluate its model"
+)
 FOLLOW_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")
 """Learning rate schedules of transformers that want an `eval_strategy`."""
 
@@ -29,9 +32,9 @@ SECRETS = frozenset({"hub_token", "hf_token", "use_auth_token", "auth_token", "a
 _EVALUATION = (
     *("eval_strategy", "eval_on_start", "do_eval", "do_predict", "eval_steps", "eval_delay", "eval_accumulation_steps"),
     *("eval_do_concat_batches", "eval_use_gather_object", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval"),
-    *("include_for_metrics", "prediction_loss_only", "per_device_eval_batch_size", "metric_for_best_model"),
-    *("greater_is_better", "label_names"),
+    *("include_for_metrics", "prediction_loss_only", "per_device_eval_batch_size", "label_names"),
 )
+_BEST = "set the stage's `keep: best`, which goes by the scores of its `watch`"
 _HUB = (
     *("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push"),
     "hub_revision",
@@ -49,7 +52,9 @@ RESERVED: Mapping[str, str] = {
     "save_strategy": "set save_steps; a stage cannot resume without checkpoints",
     "save_total_limit": f"the newest {KEEP_CHECKPOINTS} are kept, until the stage is published",
     "save_only_model": "a stage cannot resume without its optimizer",
-    "load_best_model_at_end": "the model after the last step is published; evaluate other ones as stages of their own",
+    "load_best_model_at_end": _BEST,
+    "metric_for_best_model": _BEST,
+    "greater_is_better": _BEST,
     "disable_tqdm": "progress is shown by `zero2r1 run`",
     "use_cpu": "a GPU is used where there is one; hide it by launch: {gpus: 0}",
     "logging_nan_inf_filter": "it would show earlier losses in place of one that is not finite; see `non_finite`",

@@ -39,6 +39,7 @@ from pipeline.schema.reserved import TEXT_RESERVED
 from pipeline.schema.routing import FinetuneRouting
 from pipeline.tasks.resolve import TestTaskField
 from pipeline.training.decontaminate import contamination, left_out
+from pipeline.training.watching import WatchedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,8 @@ DEFAULTS: Mapping[str, Any] = {
 """Ours, where they differ from TRL's."""
 
 
-class ExtendContextConfig(AdaptedConfig):
-    """Config of an `extend_context` stage; see `AdaptedConfig` for the other fields.
+class ExtendContextConfig(AdaptedConfig, WatchedConfig):
+    """Config of an `extend_context` stage; see `AdaptedConfig` and `WatchedConfig` for the others.
 
     Attributes:
         model: a model with rotary positions, extended before or not.

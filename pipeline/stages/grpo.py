@@ -49,6 +49,7 @@ from pipeline.schema.routing import PolicyRouting
 from pipeline.tasks.resolve import TaskField, TestTaskField
 from pipeline.training.generation import check_generation_kwargs, check_problems, generation_fields, prompted
 from pipeline.training.grpo.schedule import check_cycle, merged, outlook
+from pipeline.training.watching import WatchedConfig
 from rewards.registry import located
 
 DEFAULTS: Mapping[str, Any] = {
@@ -107,8 +108,8 @@ def _as_reward(value: Any) -> Any:
 RewardField = Annotated[RewardSpec, BeforeValidator(_as_reward)]
 
 
-class GrpoConfig(PromptedConfig, AdaptedConfig):
-    """Config of a `grpo` stage; see `PromptedConfig` and `AdaptedConfig` for the other fields.
+class GrpoConfig(PromptedConfig, AdaptedConfig, WatchedConfig):
+    """Config of a `grpo` stage; see `PromptedConfig`, `AdaptedConfig` and `WatchedConfig` for the others.
 
     Attributes:
         model: what to start from.

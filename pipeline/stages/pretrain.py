@@ -28,11 +28,12 @@ from pipeline.data import corpora
 from pipeline.data.corpora import CorpusField
 from pipeline.data.vocabulary import VocabularySpec
 from pipeline.schema.mtp import MtpSpec
-from pipeline.schema.pieces import SFT_CONFIG, Fault, ModelRef, Precision, TrainingConfig
+from pipeline.schema.pieces import SFT_CONFIG, Fault, ModelRef, Precision
 from pipeline.schema.reserved import TEXT_RESERVED
 from pipeline.schema.routing import Routing
 from pipeline.tasks.resolve import TestTaskField
 from pipeline.training.decontaminate import contamination, left_out
+from pipeline.training.watching import WatchedConfig
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 1,
@@ -48,7 +49,7 @@ DEFAULTS: Mapping[str, Any] = {
 """Ours, where they differ from TRL's. Decay, beta2 and the end at a tenth are DeepSeek-V3's (section 4.2)."""
 
 
-class PretrainConfig(TrainingConfig):
+class PretrainConfig(WatchedConfig):
     """Config of a `pretrain` stage.
 
     Attributes:
@@ -107,7 +108,8 @@ class PretrainConfig(TrainingConfig):
         return self
 
     def faults(self, base: Path) -> Iterator[Fault]:
-        """A generated corpus that does not exist, or has no such option."""
+        """A generated corpus that does not exist, or has no such option; see also `WatchedConfig`."""
+        yield from super().faults(base)
         yield from corpora.faults(self.corpus, base)
 
 

@@ -40,6 +40,12 @@ DEFAULTS: Mapping[str, Any] = {
 2312.09244)."""
 
 
+UNWATCHED = (
+    "a reward model scores answers and writes none, so held-out problems say nothing about it: watch the `grpo` stage"
+    " that it rewards. Its accuracy on pairs is logged as it trains"
+)
+
+
 class RewardModelConfig(AdaptedConfig):
     """Config of a `reward_model` stage; see `AdaptedConfig` for the other fields. The head is trained in any case.
 
@@ -55,6 +61,7 @@ class RewardModelConfig(AdaptedConfig):
         trainer: fields of TRL's RewardConfig.
     """
 
+    former: ClassVar[Mapping[str, str]] = dict.fromkeys(("watch", "keep", "stop"), UNWATCHED)
     version: ClassVar[int] = 2  # what the recipe evaluates is left out
     trainer_class: ClassVar[str | None] = "trl.trainer.reward_config:RewardConfig"
     trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS

@@ -25,6 +25,8 @@ PREFIX = "checkpoint-"
 MARK = "complete"
 TRAINED = "trained"
 """In a stage's scratch folder: the trained model and its summary, until they are published; marked like checkpoints."""
+BEST = "best"
+"""In a stage's scratch folder: its best weights so far, as `checkpoint-<step>`; marked like checkpoints."""
 JOURNALS = ("events.jsonl", SAMPLES)
 """Files beside the folder of checkpoints that grow as training goes on; each checkpoint has them as they were."""
 
@@ -96,7 +98,7 @@ def resume(context: StageContext[Any], accelerator: Any) -> Path | None:
         step = -1 if found is None else step_of(found)
         for path in by_step(folder):
             if step_of(path) > step or not (path / MARK).exists():
-                shutil.rmtree(path)
+                remove(path)
         if found is not None:
             _restore_all(context.scratch, found)
     accelerator.wait_for_everyone()
@@ -133,8 +135,14 @@ def keep_only(folder: Path, *checkpoints: Path | None) -> None:
     """Delete every checkpoint but these: incomplete ones, and older ones that a kill may have left half-deleted."""
     for path in by_step(folder):
         if path not in checkpoints:
-            (path / MARK).unlink(missing_ok=True)  # first: what is half deleted must not look whole
-            shutil.rmtree(path)
+            remove(path)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint, if it is there; its mark first, since what is half deleted must not look whole."""
+    (checkpoint / MARK).unlink(missing_ok=True)
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -27,8 +27,9 @@ from pipeline.training import adapters
 if TYPE_CHECKING:
     from pipeline.training.grpo.batch import Batch
 
-PARTS = ("rewards", "sampling", "scoring", "sync", "waiting")
-"""Parts of a GRPO step beside `REST`: judging, completions, passes without gradient, weights to engines, idleness."""
+PARTS = ("rewards", "sampling", "scoring", "sync", "waiting", "watching")
+"""Parts of a step beside `REST`: judging, completions, passes without gradient, weights to engines, idleness, held-out
+scores."""
 COUNTS = ("tokens", "samples", "flops")
 REST = "training"
 """The part that everything belongs to which is in no other: passes with gradient, and the optimizer."""
@@ -108,13 +109,14 @@ class Pace:
     """What a trainer's lines in the log say of its speed.
 
     Args:
-        trainer: any of TRL's; one that counts its own parts and FLOPs has a `clock`.
+        trainer: any of TRL's; one that counts its own parts and FLOPs has a `clock`,
+            and the others get one.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         own: Clock | None = getattr(trainer, "clock", None)
-        self.clock = own or Clock(shape_of(trainer.accelerator.unwrap_model(trainer.model).config))
+        self.clock = trainer.clock = own or Clock(shape_of(trainer.accelerator.unwrap_model(trainer.model).config))
         self.counts_itself, self.peak = own is not None, peak_flops(trainer.args)
         self.step, self.tokens = 0, 0.0
 

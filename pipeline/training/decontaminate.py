@@ -4,8 +4,8 @@
 
 Training questions, rows and documents that ask what one of these tasks asks are left out, and counted as `contaminated`
 among the stage's metrics; see `pipeline.data.filters.Contamination` for what counts as the same. Without the field,
-these are all tasks that the recipe's `evaluate` stages score, except those that the stage itself is to learn, and tasks
-that generate their problems.
+these are all tasks that the recipe's `evaluate` stages and the stage's own `watch` score, except those that the stage
+itself is to learn, and tasks that generate their problems.
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ def contamination(
         learnt: tasks that the stage learns.
     """
     own = {spec.label for spec in learnt}
-    tests = [resolve(spec, context.tasks, context.base) for spec in (context.evaluated if specs is None else specs)]
+    watch = getattr(context.config, "watch", None)
+    watched = (
+        [] if watch is None else [task.model_copy(update={"problems": None, "filter": None}) for task in watch.tasks]
+    )
+    held_out = {spec.label: spec for spec in [*watched, *context.evaluated]}.values() if specs is None else specs
+    tests = [resolve(spec, context.tasks, context.base) for spec in held_out]
     if specs is None:
         tests = [test for test in tests if test.label not in own and not test.task.generated]
     asked = Contamination(row["question"] for test in tests for row in problem_rows(test, context))

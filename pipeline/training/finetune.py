@@ -20,6 +20,7 @@ from pipeline.schema.reserved import DATA_RESERVED, RESERVED
 from pipeline.schema.routing import FinetuneRouting
 from pipeline.tasks.resolve import TestTaskField
 from pipeline.training.decontaminate import contamination, left_out
+from pipeline.training.watching import WatchedConfig
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 2,
@@ -32,8 +33,8 @@ DEFAULTS: Mapping[str, Any] = {
 """Ours, where they differ from TRL's."""
 
 
-class FinetuneConfig(PromptedConfig, AdaptedConfig):
-    """What stages share that fine-tune on rows; see `PromptedConfig` and `AdaptedConfig` for the other fields.
+class FinetuneConfig(PromptedConfig, AdaptedConfig, WatchedConfig):
+    """What stages share that fine-tune on rows; see `PromptedConfig`, `AdaptedConfig` and `WatchedConfig`, too.
 
     Attributes:
         model: what to start from.

@@ -6,24 +6,21 @@ import copy
 import json
 import logging
 import math
-import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from pipeline.context import StageContext
-from pipeline.training import adapters, checkpoints
+from pipeline.training import adapters, checkpoints, saving
 from pipeline.training.alarms import Alarm
 from pipeline.training.checkpoints import TRAINED
 from pipeline.training.clock import Pace
-from pipeline.training.finite import SKIPPED, Watch, local_part
+from pipeline.training.finite import SKIPPED, Watch
+from pipeline.training.watch import Looks
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +63,7 @@ def fit(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
 
     Returns:
         `steps`; the first and last values of the metrics that tell how training went; `tokens_per_second` unless
-        it was resumed; `steps_skipped` if any were.
+        it was resumed; `steps_skipped` if any were; with `watch`, also what `Looks.summary` says.
 
     Raises:
         NonFiniteError: a loss, a gradient or a weight is not finite.
@@ -74,22 +71,34 @@ def fit(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
     """
     trained, wait = context.scratch / TRAINED, trainer.accelerator.wait_for_everyone
     if not checkpoints.is_whole(trained, context, trainer.accelerator):
-        summary = _train(trainer, context)
-        dtype = saved_dtype(context.config, trainer.args)
-        if adapters.trained_by(trainer):
-            adapters.save(trainer, trained, dtype, context)
-        else:
-            save_model(trainer, trained / "model", dtype)
+        summary = _trained(trainer, context, trained)
         if trainer.is_world_process_zero():
             (trained / SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
             checkpoints.seal(trained, context.scratch)
     if trainer.is_world_process_zero():
         for part in ("model", adapters.ADAPTER):
             if (trained / part).is_dir():
-                shutil.copytree(trained / part, context.output / part, copy_function=_link)
+                shutil.copytree(trained / part, context.output / part, copy_function=saving.link)
     wait()  # a rank that leaves early takes the others' collectives with it
     found: dict[str, Any] = json.loads((trained / SUMMARY).read_text(encoding="utf-8"))
     return found
+
+
+def _trained(trainer: Any, context: StageContext[Any], target: Path) -> dict[str, Any]:
+    """Train, and save what is to be published; returns what `fit` does."""
+    if getattr(context.config, "watch", None) is None:
+        summary = _train(trainer, context)
+        saving.save(trainer, target, context)
+        return summary
+    looks = Looks(trainer, context)
+    trainer.add_callback(looks)
+    try:
+        summary = _train(trainer, context)
+    finally:
+        looks.close()
+    if not looks.hand_over(target):
+        saving.save(trainer, target, context)
+    return {**summary, **looks.summary()}
 
 
 def _train(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
@@ -139,62 +148,6 @@ def try_saving(trainer: Any, scratch: Path) -> None:
                     f"the trained model could not be saved: {error} Mend it in the model's folder, or bring the model"
                     " in by a stage of kind import_model, which does that"
                 ) from error
-
-
-def saved_dtype(config: Any, args: Any) -> torch.dtype:
-    """What the weights are saved in: what the stage asks for, or what it computed in.
-
-    Args:
-        config: a `TrainingConfig`.
-        args: the trainer's arguments.
-    """
-    if config.dtype is not None:
-        return getattr(torch, config.dtype)  # type: ignore[no-any-return]
-    return torch.bfloat16 if args.bf16 or args.fp16 else torch.float32
-
-
-def save_model(trainer: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Save weights, config, generation config and tokenizer as a Hugging Face folder; every rank must call it.
-
-    Weights are rounded to `dtype` before ranks gather them. Buffers, such as the biases that balance experts, stay.
-    """
-    with _rounded(trainer.model, dtype):
-        trainer.save_model(str(folder))
-    if trainer.is_world_process_zero():
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that names local paths
-        config = folder / "config.json"
-        said = json.loads(config.read_text(encoding="utf-8"))
-        said["dtype"] = str(dtype).removeprefix("torch.")
-        config.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    trainer.accelerator.wait_for_everyone()
-
-
-@contextmanager
-def _rounded(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Let a model's state dict have its weights in another type; those that are tied stay one tensor."""
-
-    def cast(module: torch.nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        weights = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-        done: dict[tuple[int, torch.Size], torch.Tensor] = {}
-        for name, value in state.items():
-            if name in weights and value.is_floating_point() and value.dtype != dtype:
-                place = (local_part(value).data_ptr(), value.shape)
-                done.setdefault(place, value.to(dtype))
-                state[name] = done[place]
-
-    handle = model.register_state_dict_post_hook(cast)  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _link(source: str, target: str) -> None:
-    """Give a file a second name; one that a restart's emptied output folder cannot take away."""
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)
 
 
 _ENDS = {

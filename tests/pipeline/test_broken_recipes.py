@@ -102,6 +102,7 @@ def case(old: str, new: str, *says: str) -> Case:
     return Case(old, new, says)
 
 
+_ZERO = "    rollout: {engine: transformers, max_tokens: 32}\n"
 CASES = {
     # The file itself.
     "no YAML": case("task: sums", "task: sums: 3 #!", "not YAML"),
@@ -116,6 +117,39 @@ CASES = {
     "jobs is zero": case("seed: 3", "jobs: 0 #!", "jobs", "greater than or equal to 1"),
     "the recipe's task": case("task: sums", "task: sumz #!", "sumz", "did you mean 'sums'"),
     "unknown kind in defaults": case("seed: 3", "defaults:\n  gppo: {} #!", "gppo", "did you mean 'grpo'"),
+    # Held-out scores while a stage trains.
+    "watch a task that is not there": case(
+        _ZERO, _ZERO + "    watch: {tasks: [sum/test], every: 2} #!\n", "mean 'sums'"
+    ),
+    "watch every 0 steps": case(_ZERO, _ZERO + "    watch: {every: 0} #!\n", "every", "greater than or equal to 1"),
+    "watch without every": case(_ZERO, _ZERO + "    watch: {problems: 9} #!\n", "watch.every", "is required"),
+    "watch what is trained on": case(
+        _ZERO, _ZERO + "    watch: {tasks: [sums/train], every: 2} #!\n", "trains on sums"
+    ),
+    "watch greedily, twice": case(
+        _ZERO, _ZERO + "    watch: {every: 2, samples: 2, temperature: 0} #!\n", "temperature"
+    ),
+    "keep without watch": case(_ZERO, _ZERO + "    keep: best\n", "keep goes by a held-out score: add watch"),
+    "keep by what is not watched": case(
+        _ZERO, _ZERO + "    watch: {every: 2}\n    keep: {by: sums/tset} #!\n", "sums/tset", "did you mean 'sums/test'"
+    ),
+    "keep by a score of several samples": case(
+        _ZERO, _ZERO + "    watch: {every: 2}\n    keep: {by: sums/test/pass@k} #!\n", "gives no score"
+    ),
+    "keep by one of several": case(
+        _ZERO, _ZERO + "    watch: {tasks: [sums, countdown], every: 2}\n    keep: best #!\n", "say by which score"
+    ),
+    "stop never": case(_ZERO, _ZERO + "    watch: {every: 2}\n    stop: {} #!\n", "patience", "above"),
+    "stop above 80": case(
+        _ZERO, _ZERO + "    watch: {every: 2}\n    stop: {above: 80} #!\n", "less than or equal to 1"
+    ),
+    "watch a reward model": case(
+        "    kind: sft\n", "    kind: reward_model\n    watch: {every: 2} #!\n", "writes none", "`grpo` stage"
+    ),
+    "TRL's evaluation": case("max_steps: 5", "max_steps: 5\n      eval_steps: 5 #!", "its `watch` scores"),
+    "transformers' best model": case(
+        "max_steps: 5", "max_steps: 5\n      load_best_model_at_end: true #!", "keep: best"
+    ),
     # Tasks.
     "unknown task": case("use: arithmetic", "use: arithmetics #!\n   ", "did you mean 'arithmetic'"),
     "unknown task option": case("options: {digits: 1}", "options: {digit: 1} #!\n   ", "did you mean 'digits'"),

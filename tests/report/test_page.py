@@ -226,6 +226,19 @@ def test_how_old_rollouts_were_is_drawn_and_what_that_left_of_them(tmp_path: Pat
     assert "oldest" in panels[0].svg and "80 %" in panels[1].svg
 
 
+def test_held_out_scores_are_drawn_with_their_intervals(tmp_path: Path) -> None:
+    run = nano_run.build(tmp_path / "run", FEW, unfinished=("zero",), waiting=("score",))
+    looks = [{"step": at, "watch/sums/test/pass@1": at / 10, "watch/sums/test/n": 12} for at in range(0, 10, 3)]
+    bounds = [{"watch/sums/test/low": look["step"] / 20, "watch/sums/test/high": look["step"] / 8} for look in looks]
+    rows = [look | bound for look, bound in zip(looks, bounds, strict=True)]
+    events = next((run / "scratch").glob("zero-*")) / "events.jsonl"
+    events.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (panel,) = next(curves for curves in stage_curves(read_run(run)) if curves.stage == "zero").panels
+    assert panel.title == "Held-out scores (pass@1)"
+    assert "sums/test ends at 0.9" in panel.svg
+    assert panel.svg.count("fill-opacity: 0.16") == 1, "the interval lies behind the line"
+
+
 def test_resumed_steps_count_once_and_broken_lines_are_passed_over(tmp_path: Path) -> None:
     run = nano_run.build(tmp_path / "run", FEW, unfinished=("zero",), waiting=("score",))
     events = next((run / "scratch").glob("zero-*")) / "events.jsonl"

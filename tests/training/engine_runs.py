@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class Run:
         problems: Sequence[dict[str, str]] = PROBLEMS,
         reward: Any = varied,
         adapter: dict[str, Any] | None = None,
+        callbacks: Sequence[Any] = (),
+        made: Callable[[Any], None] = lambda trainer: None,
         **fields: Any,
     ) -> None:
         settings: dict[str, Any] = {
@@ -87,9 +89,11 @@ class Run:
                 sampler=lambda trainer: EngineSampler(trainer, engine, max_staleness, spare),
                 length_schedule=length_schedule,
                 rests=pool,
+                callbacks=list(callbacks),
                 **more,
             )
         adapters.settle(self.trainer)
+        made(self.trainer)
         self.trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         self.weights = {name: whole(tensor).clone() for name, tensor in self.trainer.model.state_dict().items()}
         self.logs = [entry for entry in self.trainer.state.log_history if "loss" in entry]

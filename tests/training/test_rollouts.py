@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from pipeline.rollout.base import Deferred, Finish, Rollout, Sampling, complete
@@ -23,6 +24,7 @@ from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 from pipeline.stages import grpo
 from pipeline.stages.registry import config_class
 from pipeline.tasks.grading import composite
+from pipeline.training import live
 from pipeline.training.grpo.engines import SAMPLED_AHEAD, EngineSampler
 from pipeline.training.grpo.judging import Recorded
 from pipeline.training.grpo.problem_order import ProblemOrder
@@ -96,6 +98,33 @@ def test_one_batch_ahead_is_training_on_rollouts_of_the_weights_before(
     assert all(abs(ratio - 1) < 1e-5 for ratio in on_policy.logged(correction)), "sampled and trained at 1.3"
     assert all(abs(ratio - 1) > 1e-4 for ratio in ours.logged(correction)[1:])
     assert not engine.busy, "nothing is sampled that nobody will train on"
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_held_out_problems_between_steps_change_nothing(
+    calculator: Path, engine: ProcessEngine, tmp_path: Path, max_staleness: int
+) -> None:
+    """They are answered by the weights of the moment, also while batches of older weights wait."""
+    plain = Run(calculator, tmp_path / "plain", engine, max_staleness=max_staleness)
+    answers: dict[int, list[list[Rollout]]] = {}
+    asked = Sampling(n=2, max_tokens=12, temperature=0.7, seed=5)
+
+    class Asks(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            with live.untouched():
+                torch.rand(3)
+                prompts = run[0].sampler.prompts(PROBLEMS[:3])
+                answers[state.global_step] = run[0].sampler.held_out(prompts, asked, 64)
+
+    run: list[Any] = []
+    asking = Run(
+        calculator, tmp_path / "asking", engine, max_staleness=max_staleness, callbacks=[Asks()], made=run.append
+    )
+    assert asking.equals(plain)
+    assert asking.logged("reward") == plain.logged("reward")
+    assert asking.logged("rollout/staleness") == plain.logged("rollout/staleness")
+    versions = {step: {rollout.versions[0][0] for group in told for rollout in group} for step, told in answers.items()}
+    assert versions == {step: {step} for step in range(1, STEPS + 1)}
 
 
 def test_without_learning_it_makes_no_difference_to_be_ahead_and_to_sample_more_meanwhile(

@@ -48,9 +48,10 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from pipeline.rollout.base import Finish, Rollout, RolloutError, complete, derived_seed
+from pipeline.rollout.base import Finish, Rollout, RolloutError, Sampling, complete, derived_seed
 from pipeline.rollout.weights import official_weights
 from pipeline.training.grpo.sampling import Problem, Sampled, Sampler, check_trainer, wants_logprobs
+from pipeline.training.live import Groups, Prompts
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,6 @@ SAMPLED_AHEAD = "rollouts.json"
 """File of a checkpoint."""
 EXACT = 1
 """The largest `max_staleness` whose batches are each sampled with one version of the weights."""
-Groups = list[list[Rollout]]
 
 
 @dataclass(slots=True)
@@ -137,10 +137,7 @@ class EngineSampler(Sampler):
     def extra(self, problems: list[Problem]) -> Sampled:
         """Rollouts of further problems, with the weights of the moment: at once, or behind what is asked for."""
         trainer, n, prompts = self.trainer, self.trainer.num_generations, self.prompts(problems)
-        if self.max_staleness <= EXACT:
-            for ahead in self.queue:
-                self._finish(ahead)
-        self._push()
+        self._catch_up()
         seed = derived_seed(trainer.args.seed, "others", trainer.batch_number, self._others)
         self._others += 1
         asked = gather_object(prompts)[::n]
@@ -148,6 +145,20 @@ class EngineSampler(Sampler):
         every = [rollout for group in groups for rollout in group]
         mine = every[trainer.accelerator.process_index * len(problems) :][: len(problems)]
         return Sampled.of(problems, prompts, mine, self.scored)
+
+    def held_out(self, prompts: Prompts, sampling: Sampling, batch_size: int) -> Groups:
+        """See `Sampler`."""
+        self._catch_up()
+        groups: Groups = self._handed_out(lambda: self.engine.generate(prompts, sampling))
+        self._weights_of = -1  # loading weights forgets cached prefixes, too
+        return groups
+
+    def _catch_up(self) -> None:
+        """Have the engine sample with the weights of the moment, and what is to be of older weights finished."""
+        if self.max_staleness <= EXACT:
+            for ahead in self.queue:
+                self._finish(ahead)
+        self._push()
 
     def save(self, folder: Path) -> None:
         """Keep what is sampled ahead, and what is expected of prompts."""

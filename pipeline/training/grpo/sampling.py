@@ -19,7 +19,8 @@ from pipeline.rollout import open_updatable
 from pipeline.rollout.base import Rollout, Sampling, derived_seed
 from pipeline.rollout.weights import official_weights
 from pipeline.schema.pieces import RolloutSpec
-from pipeline.training import stopping
+from pipeline.training import live, stopping
+from pipeline.training.live import Groups, Prompts
 from rewards.verdict import TRUNCATED
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,21 @@ class Sampler(ABC):
     @abstractmethod
     def extra(self, problems: list[Problem]) -> Sampled:
         """Rollouts of problems that no plan knows of. Collective."""
+
+    def held_out(self, prompts: Prompts, sampling: Sampling, batch_size: int) -> Groups:
+        """Rollouts of prompts that are not trained on, with the weights of the moment. Collective.
+
+        Training goes on as if nothing had been asked.
+
+        Args:
+            prompts: token ids, the same in every process.
+            sampling: how.
+            batch_size: sequences at a time, where no engine decides about it.
+
+        Returns:
+            A group a prompt, all of them in every process.
+        """
+        return live.generate(self.trainer, prompts, sampling, batch_size)
 
     def save(self, folder: Path) -> None:  # noqa: B027 - most samplers have nothing to keep
         """Keep what a checkpoint needs."""
@@ -185,6 +201,15 @@ class VllmSampler(Sampler):
         """See `Sampler`."""
         self._drawn += 1
         return self._sample(problems, "others", self.trainer.batch_number, self._drawn)
+
+    def held_out(self, prompts: Prompts, sampling: Sampling, batch_size: int) -> Groups:
+        """See `Sampler`."""
+        with self.trainer.clock.part("sync"):
+            self._wake()
+        groups = live.shared(self.trainer.accelerator, prompts, sampling, self.engine.generate)
+        self._sleep()
+        self._weights_of = -1  # loading weights forgets cached prefixes, too
+        return groups
 
     def _sample(self, problems: list[Problem], *parts: object) -> Sampled:
         trainer, n = self.trainer, self.trainer.num_generations
