@@ -31,6 +31,7 @@ from pipeline.stages.registry import KINDS, config_class
 from pipeline.tasks.base import BUILTIN as TASKS
 from pipeline.tasks.base import check as task_class
 from pipeline.training.finetune import FinetuneConfig
+from pipeline.training.watching import KeepSpec, StopSpec, WatchedConfig, WatchSpec
 from rewards.registry import BUILTIN as REWARDS
 from rewards.registry import find
 
@@ -48,8 +49,10 @@ def page() -> str:
     parts = [HEAD, "## What every stage has\n", _code(StageConfig), _code(Launch), _code(PromptedConfig)]
     parts += ["## What every training stage has\n", _code(TrainingConfig), _code(Health)]
     parts += ["## What every stage has that trains an existing model\n", _code(AdaptedConfig), _code(AdapterSpec)]
-    pieces: list[object] = [Launch, Health, AdapterSpec, RolloutSpec, ProcessSpec, TaskSpec, RewardSpec]
-    parts += ["## Pieces that several kinds share\n", *map(_code, [*pieces[3:], FinetuneConfig])]
+    parts += ["## What every stage has whose model answers problems\n", _code(WatchedConfig)]
+    parts += map(_code, (watched := [WatchSpec, KeepSpec, StopSpec]))
+    pieces: list[object] = [*watched, Launch, Health, AdapterSpec, RolloutSpec, ProcessSpec, TaskSpec, RewardSpec]
+    parts += ["## Pieces that several kinds share\n", *map(_code, [*pieces[6:], FinetuneConfig])]
     parts.append("## Stage kinds\n")
     for kind in sorted(KINDS):
         config = config_class(kind)
