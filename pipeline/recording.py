@@ -75,6 +75,7 @@ def manifest(process: StageProcess, outcome: Mapping[str, Any], finished: float)
         "finished": _iso(finished),
         "seconds": round(finished - process.started, 3),
         "work_seconds": outcome.get("work"),
+        "memory": outcome.get("memory", {}),
         "resumed": process.attempt - 1,
         "device": outcome["device"],
         "packages": outcome["packages"],

@@ -44,9 +44,11 @@ def sample_row(
     judgement: Judgement | None,
     tokens: int,
     finish: str,
+    parts: Mapping[str, float | None],
+    begun: str = "",
     **more: Any,
 ) -> dict[str, Any]:
-    """A line: one completion with what one reward said of it.
+    """A line: one completion with what one reward said of it, and what all of them gave.
 
     Args:
         problem: the prompt row (see `pipeline.tasks.resolve`).
@@ -54,6 +56,8 @@ def sample_row(
         judgement: what a reward said, if it was asked.
         tokens: sampled tokens.
         finish: why it ended: `stop` or `length`.
+        parts: label of each reward that applies to the row -> its score before weights; `None` where it has none.
+        begun: what the assistant was made to begin its turn with, such as `<think>`; left out if it is nothing.
         more: what else the writer knows, such as `step` or `model`.
     """
     return {
@@ -64,5 +68,7 @@ def sample_row(
         "extracted": judgement.extracted if judgement else None,
         "tokens": tokens,
         "finish": finish,
+        "rewards": dict(parts),
+        **({"begun": begun} if begun else {}),
         **more,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -132,6 +133,7 @@ def _run(job: Job, scratch: Path) -> None:
         device, packages = _surroundings()
         work = round(context.work.seconds, 3)
         outcome = {"metrics": dict(outputs.metrics), "device": device, "packages": packages, "work": work}
+        outcome["memory"] = _memory()
         durable.write(scratch / OUTCOME, json.dumps(outcome))
 
 
@@ -184,6 +186,15 @@ def _surroundings() -> tuple[str, dict[str, str]]:
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         device = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
     return device, packages
+
+
+def _memory() -> dict[str, int]:
+    """The most memory that this process has had, in bytes: of the machine (`host`), and of its GPU (`gpu`)."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    most = {"host": kilobytes * (1 if sys.platform == "darwin" else 1024)}
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        most["gpu"] = torch.cuda.max_memory_reserved()
+    return most
 
 
 if __name__ == "__main__":

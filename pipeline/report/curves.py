@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.report.figures import Line, Panel, line_panel
 from pipeline.report.run_data import Run, Stage, events
-from pipeline.report.text import clean, finite
+from pipeline.report.text import clean, finite, number, percent
 
 ACCURACY = ("rewards/accuracy/score", "rewards/accuracy/mean", "accuracy", "rewards/math/score", "rewards/math/mean")
 LENGTH = "completions/mean_length"
@@ -22,6 +22,8 @@ UNKNOWN_SHOWN = 4  # series of a stage that has none of the known metrics
 BESIDES = ("step", "total", "time", "epoch", "learning_rate")
 
 
+ROUNDING = 1e-5
+"""What sums of 32-bit numbers lose: curves that move less, beside 1 or their own size, are constant."""
 REWARDS_SHOWN = 6  # lines in one panel: the size of the palette
 
 TROUBLE = {
@@ -76,8 +78,8 @@ def series(stage: Stage) -> Series:
 def stage_curves(run: Run) -> list[StageCurves]:
     """The curves of every stage that logged any."""
     drawn = []
-    for number, stage in enumerate(run.stages.values()):
-        panels = list(_panels(series(stage), f"c{number}"))
+    for place, stage in enumerate(run.stages.values()):
+        panels = list(_panels(series(stage), f"c{place}"))
         if panels:
             drawn.append(StageCurves(stage.name, stage.kind, panels))
     return drawn
@@ -96,8 +98,23 @@ def _panels(found: Series, identity: str) -> Iterator[Panel]:
         labels = {name: label for name, label in metrics.items() if name in found}
         if labels:
             lines = [Line(clean(label), *found[name], colour) for colour, (name, label) in enumerate(labels.items())]
-            panel = line_panel(clean(title), lines, f"{identity}-{index}", share)
-            yield replace(panel, note=TROUBLE_NOTE) if metrics is TROUBLE else panel
+            panel = _drawn(clean(title), lines, f"{identity}-{index}", share)
+            yield replace(panel, note=TROUBLE_NOTE) if metrics is TROUBLE and panel.svg else panel
+
+
+def _drawn(title: str, lines: Sequence[Line], identity: str, share: bool) -> Panel:
+    """The curves; their value in words where none of them is more than rounding away from a constant."""
+    if any(max(line.y) - min(line.y) > ROUNDING * max(1.0, *map(abs, line.y)) for line in lines):
+        return line_panel(title, lines, identity, share)
+    words = [(line.label, _constant(line.y, share)) for line in lines]
+    told = words[0][1] if len(words) == 1 else "; ".join(f"{label} {value}" for label, value in words)
+    return Panel(title, "", f"{told} in all logged steps")
+
+
+def _constant(values: Sequence[float], share: bool) -> str:
+    middle = (max(values) + min(values)) / 2
+    rounded = 0.0 if abs(middle) <= ROUNDING else middle
+    return f"{percent(rounded)} %" if share else number(rounded)
 
 
 def _held_out(found: Series) -> list[Line]:

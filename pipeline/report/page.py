@@ -1,31 +1,24 @@
-"""Puts the page together: one HTML file that needs nothing else, neither a network nor a server.
-
-What models wrote is foreign text. It is cleaned, shortened and escaped, and a content security policy in the page
-allows exactly one script, by its hash, and no request at all, should anything ever slip through.
-"""
+"""Puts the page of a run together: one HTML file, and the samples beside it; neither needs a network or a server."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from pipeline import durable
-from pipeline.report import curves, figures, text
-from pipeline.report.lineage import kind_class, lineage
+from pipeline.report import curves, figures, frame, store, text
+from pipeline.report.diagnosis import diagnose
+from pipeline.report.differences import outcomes
+from pipeline.report.lineage import lineage
 from pipeline.report.prose import paragraph
-from pipeline.report.run_data import Run, Stage, log_tail, mapping, parameters, read_run
+from pipeline.report.resources import gpu_hours, uses
+from pipeline.report.run_data import Run, Stage, log_tail, mapping, notes, parameters, read_run
 from pipeline.report.samples import Problem, problems_through_models, samples_by_reason, samples_while_training
 from pipeline.report.scores import Group, Metric, Score, Table, build_table
 from pipeline.report.timeline import busy_seconds, timeline
@@ -44,74 +37,67 @@ class Yield:
     examples: Problem | None
 
 
-def write_report(run: Path) -> Path:
-    """Write `RUN/report.html` (replacing an older one at once, never half) and return its path.
+def write_report(run: Path, out: Path | None = None, live: bool = False) -> Path:
+    """Write `report.html` and the samples beside it, replacing an older page at once, never half; returns its path.
+
+    Args:
+        run: folder of the run.
+        out: folder to write to; the run's own if not given.
+        live: see `frame.render`.
 
     Raises:
         FileNotFoundError: the folder holds no run.
     """
-    page = build_page(read_run(run))
-    target = run / "report.html"
-    handle, name = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=run)
-    with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as sink:
+    found, folder = read_run(run), out or run
+    durable.make_folder(folder)
+    samples, files = store.write([("", found)], folder)
+    found = replace(found, samples=samples)
+    page = build_page(found, live=True) if live else build_page(found)
+    return publish(page, folder, files)
+
+
+def publish(page: str, folder: Path, files: set[str]) -> Path:
+    """Write a page, and then remove the samples of the one before."""
+    target = folder / "report.html"
+    with durable.writing(target) as sink:
         sink.write(page)
-        sink.flush()
-        os.fsync(sink.fileno())
-    written = Path(name)
-    written.chmod(0o644)
-    written.replace(target)
-    durable.sync(run)
+    store.tidy(folder, files)
     return target
 
 
-def build_page(run: Run) -> str:
+def build_page(run: Run, live: bool = False) -> str:
     """The whole page as HTML."""
-    table = build_table(run)
-    folder = resources.files("pipeline.report")
-    script = folder.joinpath("page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        duration=text.duration,
-        moment=text.moment,
-        size=text.size,
-        number=text.number,
-        clean=text.clean,
-        percent=text.percent,
-        sampling=text.sampling,
-        kind_class=kind_class,
-        code_names=_code_names,
-        amount=text.amount,
-        as_yaml=_as_yaml,
-    )
-    template = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
+    table, found = build_table(run), outcomes(run)
     trained = [(stage.name, samples_while_training(stage)) for stage in run.stages.values() if stage.kind == "grpo"]
-    return template.render(
+    took = uses(run)
+    return frame.render(
+        "page.html",
+        live,
         run=run,
+        store=run.samples,
         stages=list(run.stages.values()),
+        diagnosis=diagnose(run, table, found),
         summary=paragraph(run, table),
         wall=busy_seconds(run),
+        gpu_hours=gpu_hours(took),
         facts=_facts(run),
         table=table,
         cell=_cell,
         overview=_overview(table),
         overlay=curves.overlay(run),
         curves=curves.stage_curves(run),
+        notes=notes,
+        took=took,
         problems=problems_through_models(run, table.models),
         while_training=[(name, problem) for name, problem in trained if problem],
         lineage=Markup(lineage(run, table)),
         timeline=timeline(run),
-        yields=[found for stage in run.stages.values() if (found := _yield(stage))],
+        yields=[account for stage in run.stages.values() if (account := _yield(stage))],
         difficulties=[hard for stage in run.stages.values() if (hard := _difficulty(stage))],
         parameters=parameters,
         log_tail=log_tail,
         metrics=_flat,
-        svg=Markup,
-        style=Markup(folder.joinpath("page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=digest,
+        as_yaml=_as_yaml,
     )
 
 
@@ -221,9 +207,3 @@ def _as_yaml(value: object) -> str:
     """A config as YAML, in its own order."""
     plain = json.loads(json.dumps(value, default=str))
     return text.clean(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100))
-
-
-def _code_names(sentence: str) -> Markup:
-    """Text in which names stand between backticks, as HTML."""
-    parts = sentence.split("`")
-    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))

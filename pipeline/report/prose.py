@@ -14,6 +14,7 @@ from pipeline.report.text import clean, duration, interval, percent
 from pipeline.report.timeline import busy_seconds, work_share
 
 SAME_LENGTH = 0.05  # a change of length below 5 % is called none
+CHANCE = " (the two intervals overlap, so this may be chance)"
 MODEL_KINDS = ("grpo", "sft", "distill")
 
 
@@ -25,7 +26,8 @@ def paragraph(run: Run, table: Table) -> str:
         sentences.append("No evaluation has finished, so there is no score to show.")
     else:
         sentences += _chain(run, group) + _students(run, group)
-    return " ".join(sentences)
+    first, mark, rest = " ".join(sentences).partition(CHANCE)  # the first time it is explained
+    return first + mark + rest.replace(CHANCE, " (the intervals overlap)")
 
 
 def progress(run: Run) -> str:
@@ -156,7 +158,7 @@ def _chance(one: Score, other: Score) -> str:
     if one.low is None or one.high is None or other.low is None or other.high is None:
         return ""
     overlap = one.low <= other.high and other.low <= one.high
-    return " (the two intervals overlap, so this may be chance)" if overlap else ""
+    return CHANCE if overlap else ""
 
 
 def _smaller(run: Run, student: str, teacher: str) -> str:

@@ -39,6 +39,19 @@ class State(StrEnum):
     """It has not begun."""
 
 
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Files of samples beside a report (`pipeline.report.store`).
+
+    Attributes:
+        index: name of the one that lists them; empty where there are no samples.
+        count: samples.
+    """
+
+    index: str
+    count: int
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of the run.
@@ -97,6 +110,7 @@ class Run:
         stages: name -> stage, each after those that it uses, otherwise in the recipe's order.
         recipe: the recipe with overrides applied.
         record: what the runner wrote down about the run.
+        samples: the files of all its samples beside its report, once they are written.
     """
 
     path: Path
@@ -105,6 +119,7 @@ class Run:
     stages: Mapping[str, Stage]
     recipe: Mapping[str, Any]
     record: Mapping[str, Any]
+    samples: Store = Store("", 0)
 
     def root(self, name: str) -> str:
         """The first model of the line that a stage belongs to; the stage itself if it starts one."""
@@ -167,6 +182,11 @@ def events(stage: Stage) -> list[dict[str, Any]]:
         if step is not None and "note" not in line:
             by_step[step] = by_step.get(step, {}) | line
     return [by_step[step] for step in sorted(by_step)]
+
+
+def notes(stage: Stage) -> list[str]:
+    """What a stage has said while it ran, such as alarms; each once."""
+    return list(dict.fromkeys(str(line["note"]) for line in rows(stage, "events.jsonl") if line.get("note")))
 
 
 def rows(stage: Stage, name: str) -> Iterator[dict[str, Any]]:

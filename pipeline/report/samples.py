@@ -17,7 +17,7 @@ from pipeline.report.prose import main_root
 from pipeline.report.run_data import Run, Stage, data_file, row_at, rows, rows_with_offsets
 from pipeline.report.text import clean, finite, shorten
 from pipeline.samples import SAMPLES
-from rewards.text import split_thought
+from rewards.text import opens_thought, split_thought
 
 TEXT_LIMIT = 3_000  # characters of a thought, an answer or a question that the page shows
 MOST_LEARNED, MOST_OTHERS = 3, 1  # problems of each sort on the page
@@ -89,9 +89,9 @@ def problems_through_models(run: Run, models: tuple[str, ...]) -> list[Problem]:
     for stage in run.stages.values():
         if stage.kind == "evaluate" and (path := data_file(stage, SAMPLES)):
             for offset, row in rows_with_offsets(stage, SAMPLES):
-                model = str(row.get("model") or stage.parent or stage.config.get("model") or stage.name)
+                model = model_of(stage, row)
                 key = (str(row.get("task", "")), str(row.get("id", "")))
-                found.setdefault(key, {}).setdefault(model, _Place(path, offset, _correct(row)))
+                found.setdefault(key, {}).setdefault(model, _Place(path, offset, is_correct(row)))
     order = {model: index for index, model in enumerate(models)}
     in_order = {
         key: dict(sorted(places.items(), key=lambda item: order.get(item[0], len(order))))
@@ -177,8 +177,7 @@ def _from_rows(story: str, titled: list[tuple[str, Mapping[str, Any]]]) -> Probl
 
 
 def _sample(title: str, row: Mapping[str, Any], alone: bool) -> Sample:
-    completion = row.get("completion")
-    thought, answer = split_thought(completion if isinstance(completion, str) else "")
+    thought, answer = thought_and_answer(row)
     tokens, language = finite(row.get("tokens")), row.get("language")
     return Sample(
         title=_label(title),
@@ -187,7 +186,7 @@ def _sample(title: str, row: Mapping[str, Any], alone: bool) -> Sample:
         thought=None if thought is None else _text(thought.strip("\n")),
         answer=_text(answer.strip("\n")),
         status=_label(row.get("status")).replace("_", " "),
-        good=_correct(row),
+        good=is_correct(row),
         extracted=_label(row.get("extracted")),
         tokens=None if tokens is None else int(tokens),
         finish=_label(row.get("finish")),
@@ -195,7 +194,20 @@ def _sample(title: str, row: Mapping[str, Any], alone: bool) -> Sample:
     )
 
 
-def _correct(row: Mapping[str, Any]) -> bool:
+def thought_and_answer(row: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The two parts of a completion; no thought where there was none."""
+    completion, begun = row.get("completion"), row.get("begun")
+    opened = opens_thought(begun) if isinstance(begun, str) else False
+    return split_thought(completion if isinstance(completion, str) else "", opened)
+
+
+def model_of(stage: Stage, row: Mapping[str, Any]) -> str:
+    """The model that wrote a sample of an evaluation."""
+    return str(row.get("model") or stage.parent or stage.config.get("model") or stage.name)
+
+
+def is_correct(row: Mapping[str, Any]) -> bool:
+    """Whether a sample was judged correct."""
     status = row.get("status")
     return status == "correct" if isinstance(status, str) else (finite(row.get("score")) or 0.0) >= 1.0
 

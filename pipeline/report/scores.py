@@ -53,6 +53,8 @@ METRICS = (
 )
 
 
+NARROW, MOST_NARROW = ("pass@1", "pass@k", "cons@k", "tokens", "truncated"), 3
+"""What a phone shows of scores: the first of these."""
 _BETWEEN = re.compile(r"pass@(?!1$)[1-9]\d{0,5}")
 
 
@@ -67,6 +69,7 @@ class Score:
         low, high: 95 % interval of pass@1.
         withheld: why the numbers are not shown, if they are not.
         entry: the evaluation's own record.
+        stage: the evaluating stage.
     """
 
     n: int
@@ -76,6 +79,7 @@ class Score:
     high: float | None
     withheld: str
     entry: Mapping[str, Any]
+    stage: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,10 @@ class Group:
         between = sorted(int(key.removeprefix("pass@")) for key in keys if _BETWEEN.fullmatch(key))
         rows = [METRICS[0], *(Metric(f"pass@{k}", f"pass@{k}", ranked=True) for k in between), *METRICS[1:]]
         return [metric for metric in rows if metric.key in keys]
+
+    def narrow(self) -> list[Metric]:
+        """The metrics that a phone has room for."""
+        return [metric for metric in self.metrics() if metric.key in NARROW][:MOST_NARROW]
 
     def label(self, metric: Metric) -> str:
         """The metric's name, with the number of samples in place of k where that is one number."""
@@ -139,7 +147,7 @@ def build_table(run: Run) -> Table:
         key = json.dumps([task, sampling], sort_keys=True, default=str)
         if model in groups.get(key, Group(task, sampling, stage)).scores:
             key += stage  # measured twice in the same way: both are shown
-        groups.setdefault(key, Group(task, sampling, stage)).scores[model] = _score(entry, sampling)
+        groups.setdefault(key, Group(task, sampling, stage)).scores[model] = _score(entry, sampling, stage)
     scored = dict.fromkeys(model for group in groups.values() for model in group.scores)
     strangers = [model for model in scored if model not in run.stages]
     return Table((*strangers, *(name for name in run.stages if name in scored)), tuple(groups.values()))
@@ -155,15 +163,15 @@ def _entries(run: Run) -> Iterator[tuple[str, str, str, Mapping[str, Any], Mappi
                 yield stage.name, str(task), str(model), mapping(entry), own or mapping(stage.metrics.get("sampling"))
 
 
-def _score(entry: Mapping[str, Any], sampling: Mapping[str, Any]) -> Score:
+def _score(entry: Mapping[str, Any], sampling: Mapping[str, Any], stage: str) -> Score:
     n, samples = _count(entry.get("n")), _count(entry.get("samples", sampling.get("samples")))
     reasons = {"n": not n, "the number of samples": not samples, "sampling settings": not sampling}
     if any(reasons.values()):
         missing = " and ".join(what for what, absent in reasons.items() if absent)
-        return Score(0, 0, {}, None, None, f"withheld: measured without {missing}", entry)
+        return Score(0, 0, {}, None, None, f"withheld: measured without {missing}", entry, stage)
     known = [*(metric.key for metric in METRICS), *(key for key in entry if _BETWEEN.fullmatch(str(key)))]
     values = {key: value for key in known if (value := finite(entry.get(key))) is not None}
-    return Score(n, samples, values, finite(entry.get("low")), finite(entry.get("high")), "", entry)
+    return Score(n, samples, values, finite(entry.get("low")), finite(entry.get("high")), "", entry, stage)
 
 
 def _count(value: object) -> int:

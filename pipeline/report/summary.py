@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.report.diagnosis import MOST_SENTENCES, diagnose
+from pipeline.report.differences import outcomes
 from pipeline.report.prose import paragraph
 from pipeline.report.run_data import Run, State, read_run
 from pipeline.report.scores import Table, build_table
@@ -20,6 +22,7 @@ METRICS_IN_TERMINAL = 4  # a stage
 def summarise(run: Path) -> dict[str, Any]:
     """The numbers of a run: `{"stages": {name: {"kind", "metrics", "seconds"}}, "table": {model: {task: scores}}}`.
 
+    `diagnosis` is what went right or wrong, in up to three sentences with names between backticks.
     Only finished stages are in it. `work_share` is the share of their time that went into training steps and sampling.
     Scores without n or without sampling settings are left out of the table. Where a model was measured on a task in
     several ways, the later ones carry the stage's name: `chain/test (greedy)`.
@@ -33,8 +36,13 @@ def summarise(run: Path) -> dict[str, Any]:
         for name, stage in found.stages.items()
         if stage.state is State.FINISHED
     }
-    share = work_share(stage.manifest for stage in found.stages.values())
-    return {"stages": stages, "table": _scores(build_table(found)), **({} if share is None else {"work_share": share})}
+    share, table = work_share(stage.manifest for stage in found.stages.values()), build_table(found)
+    return {
+        "diagnosis": [finding.text for finding in diagnose(found, table, outcomes(found))[:MOST_SENTENCES]],
+        "stages": stages,
+        "table": _scores(table),
+        **({} if share is None else {"work_share": share}),
+    }
 
 
 def terminal_table(run: Path) -> RenderableType:
@@ -47,7 +55,8 @@ def terminal_table(run: Path) -> RenderableType:
     table = build_table(found)
     from rich.console import Group
 
-    words = _plain(paragraph(found, table).replace("`", ""))
+    said = [finding.text for finding in diagnose(found, table, outcomes(found))[:MOST_SENTENCES]]
+    words = _plain("\n".join([*said, paragraph(found, table)]).replace("`", ""))
     return Group(words, "", _stage_table(found), *(part for rows in _score_tables(table) for part in ("", rows)))
 
 

@@ -27,6 +27,8 @@ def clean(text: str) -> str:
     Lone surrogates and direction overrides become U+FFFD, control characters their pictures (NUL: ␀). Escaping for
     HTML is the template's business.
     """
+    if text.isascii() and text.isprintable():
+        return text
     return text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n").translate(_VISIBLE)
 
 

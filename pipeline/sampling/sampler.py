@@ -281,5 +281,7 @@ def _throttled(report: Report | None) -> Report:
 
 
 def record(group: Group, sample: Sample, label: str, **more: Any) -> dict[str, Any]:
-    """A line of `samples.jsonl`: the sample with the judgement of one reward."""
-    return sample_row(group.row, sample.completion, sample.judgements.get(label), sample.tokens, sample.finish, **more)
+    """A line of `samples.jsonl`: the sample with the judgement of one reward, and the scores of all."""
+    parts = {label: judgement.score for label, judgement in sample.judgements.items()}
+    judgement = sample.judgements.get(label)
+    return sample_row(group.row, sample.completion, judgement, sample.tokens, sample.finish, parts, group.begun, **more)

@@ -25,3 +25,13 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = nano_run.hostile(tmp_path_factory.mktemp("runs") / "hostile")
     write_report(run)
     return run
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with 20,000 samples of its evaluation, with its report written."""
+    stages = {name: nano_run.STAGES[name] for name in ("base", "zero", "score")}
+    samples = {"score": nano_run.many_samples(20_000), "zero": []}
+    run = nano_run.build(tmp_path_factory.mktemp("runs") / "large", stages, samples=samples)
+    write_report(run)
+    return run

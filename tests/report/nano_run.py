@@ -266,6 +266,22 @@ def sample(
     }  # fmt: skip
 
 
+def many_samples(count: int, models: int = 8) -> list[dict[str, Any]]:
+    """So many samples of an evaluation: each problem once by every model, with thoughts of some length."""
+    noise = random.Random(3)
+    rows = []
+    for at in range(count // models):
+        question, answer = f"problem {at}: " + "".join(noise.choice(["+3 ", "*7 ", "-2 "]) for _ in range(12)), at % 10
+        for model in list(SCORES)[:models]:
+            row = sample(f"chain-{at}", question, answer, noise.random() < 0.6, noise, think=True, model=model)
+            thought = " ".join(noise.choice(STATES) for _ in range(60))
+            rows.append(
+                row
+                | {"completion": f"<think>{thought}</think>{row['completion']}", "rewards": {"accuracy": row["score"]}}
+            )
+    return rows
+
+
 ATTACKS = [
     "<script>window.pwned = 1</script>",
     "</div></li></ol></article></main></body></html>",
@@ -289,7 +305,7 @@ def hostile(path: Path) -> Path:
     models = ["base", *(f"{label}{index}" for index in range(1, len(ATTACKS)))]
     rows = [
         {
-            "task": task, "id": question[:40], "question": question, "answer": attack[:5000],
+            "task": task, "id": question[:40], "question": question, "answer": question[:5000],
             "completion": attack if index % 2 else f"<think>{attack}</think>{attack}", "extracted": attack[:5000],
             "status": "wrong" if model == "base" else "correct", "finish": attack[:30], "tokens": 7, "model": model,
         }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,18 @@ from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from tests.report import nano_run
 
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage"
 )
 LEAST_CONTRAST = 4.5  # WCAG 2.1, level AA, for text of ordinary size
-NARROW, WIDE = 390, 1600  # CSS pixels
+NARROW, WIDE = 390, 1280  # CSS pixels
+LONGEST_FILTER = 100  # milliseconds
+COVERED = 3  # CSS pixels by which two texts may touch
 
 SEEN_TEXT = """
 const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
@@ -44,6 +51,19 @@ return [...document.querySelectorAll("body *")].filter((element) =>
   const [a, b] = [light(rgba(element.matches("svg *") ? style.fill : style.color)), light(behind(element))];
   return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), element.tagName, element.textContent.slice(0, 40)];
 });
+"""
+
+OVERLAPS = Path(__file__).with_name("overlaps.js").read_text(encoding="utf-8")
+TIMED = """
+const [name, value, done] = arguments;
+const field = document.getElementById(`browse-${name}`);
+const started = performance.now();
+field.value = value;
+field.dispatchEvent(new Event(field.tagName === "SELECT" ? "change" : "input"));
+requestAnimationFrame(() => requestAnimationFrame(() => {
+  document.body.getBoundingClientRect();
+  done([performance.now() - started, document.getElementById("browse-count").textContent]);
+}));
 """
 
 
@@ -107,6 +127,7 @@ def test_everything_can_be_seen(browser: webdriver.Chrome, nano: Path, scheme: s
     graphs = browser.execute_script(
         "return [...document.querySelectorAll('svg.lineage')].map((svg) => svg.getBoundingClientRect().width)"
     )
+    assert browser.execute_script(OVERLAPS, COVERED) == []
     assert [drawn > 0 for drawn in graphs] == ([False, True] if width == NARROW else [True, False])
     texts = browser.execute_script(SEEN_TEXT)
     assert len(texts) > 500
@@ -154,3 +175,136 @@ def test_the_policy_stops_a_script_that_slipped_through(browser: webdriver.Chrom
     assert any("Content Security Policy" in complaint for complaint in complaints(browser))
     failed = [m["params"].get("blockedReason") for m in network(browser) if m["method"] == "Network.loadingFailed"]
     assert failed == ["csp"]
+
+
+def browse(browser: webdriver.Chrome) -> None:
+    """Bring the sample browser into sight, and wait until it has read its index."""
+    browser.execute_script("document.getElementById('browse').scrollIntoView()")
+    WebDriverWait(browser, 20).until(lambda b: b.find_element(By.ID, "browse").get_attribute("data-ready"))
+
+
+def enter(browser: webdriver.Chrome, name: str, value: str) -> tuple[float, str]:
+    """Set a filter; the milliseconds until the list is drawn, and what the count says."""
+    took, count = browser.execute_async_script(TIMED, name, value)
+    return took, count
+
+
+def every_sample() -> list[dict[str, Any]]:
+    return [row for stage, config in nano_run.STAGES.items() for row in nano_run.nano_samples(stage, config)]
+
+
+def detail(browser: webdriver.Chrome, holding: str) -> str:
+    """What is shown of the chosen sample, once it holds a text."""
+    shown = browser.find_element(By.ID, "browse-detail")
+    WebDriverWait(browser, 10).until(lambda _: holding in shown.text)
+    return shown.text
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", NARROW), ("dark", WIDE)])
+def test_samples_are_found_read_and_compared(browser: webdriver.Chrome, nano: Path, scheme: str, width: int) -> None:
+    show(browser, nano, scheme, width)
+    browse(browser)
+    assert enter(browser, "text", "")[1] == "350 of 350 samples"
+    wrong = sum(row["status"] != "correct" for row in every_sample())
+    assert enter(browser, "status", "not right")[1] == f"{wrong} of 350 samples"
+    assert enter(browser, "stage", "zero")[1] == "2 of 350 samples"
+    assert enter(browser, "step", "20")[1] == "1 of 350 samples"
+    enter(browser, "stage", "")
+    enter(browser, "step", "")
+    enter(browser, "status", "right")
+    enter(browser, "text", "no such words")
+    assert browser.find_element(By.ID, "browse-none").is_displayed()
+    enter(browser, "text", "六")
+    found = browser.find_elements(By.CSS_SELECTOR, ".row.good")
+    assert found and not browser.find_elements(By.CSS_SELECTOR, ".row.bad")
+    enter(browser, "model", "r1")
+    browser.find_element(By.CSS_SELECTOR, ".row").click()
+    text = detail(browser, "right answer")
+    assert "六" in text and "r1" in text and "correct" in text and "tokens" in text
+    others = Select(browser.find_element(By.ID, "browse-against"))
+    assert [option.text.split()[0] for option in others.options[1:]] == [m for m in nano_run.SCORES if m != "r1"]
+    others.select_by_index(1)
+    detail(browser, "difference")
+    assert browser.find_elements(By.CSS_SELECTOR, ".difference ins")
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.execute_script(OVERLAPS, COVERED) == []
+    assert [entry for entry in browser.execute_script(SEEN_TEXT) if entry[0] < LEAST_CONTRAST] == []
+    assert complaints(browser) == []
+    folder = (nano / "report-data").as_uri()
+    asked = requests(browser) - {(nano / "report.html").as_uri(), "data:,"}
+    assert asked and all(url.startswith(folder) for url in asked)
+
+
+def test_twenty_thousand_samples_stay_fluid(browser: webdriver.Chrome, large: Path) -> None:
+    show(browser, large, "light", WIDE)
+    browse(browser)
+    assert browser.find_element(By.ID, "browse-count").text == "20,000 of 20,000 samples"
+    enter(browser, "text", "read them all")
+    WebDriverWait(browser, 20).until(lambda b: b.find_element(By.ID, "browse-count").text == "0 of 20,000 samples")
+    for name, value, expected in (
+        ("text", "problem 77:", "8 of 20,000 samples"),
+        ("text", "六", None),
+        ("text", "", "20,000 of 20,000 samples"),
+        ("model", "zero", "2,500 of 20,000 samples"),
+        ("status", "not right", None),
+        ("order", "longest", None),
+        ("model", "", None),
+    ):
+        tries = [enter(browser, name, value) for _ in range(3)]  # another process may have had the processor
+        assert min(took for took, _ in tries) < LONGEST_FILTER, (name, value, tries)
+        assert expected is None or tries[0][1] == expected
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".row")) < 40  # only what is in sight is drawn
+    browser.execute_script("document.getElementById('browse-list').scrollTop = 1e6")
+    last = "return Number([...document.querySelectorAll('.row')].at(-1).style.top.slice(0, -2))"
+    WebDriverWait(browser, 5).until(lambda b: b.execute_script(last) > 1e5)
+    assert complaints(browser) == []
+
+
+def test_differences_are_the_shortest_edits(browser: webdriver.Chrome, nano: Path) -> None:
+    """Against difflib, whose blocks are the longest common subsequence where the kept words stay in order."""
+    show(browser, nano, "light", WIDE)
+    noise = random.Random(1)
+    for _ in range(20):
+        before = noise.sample(range(40), 15)
+        after = [word for word in before if noise.random() < 0.7]
+        for word in range(40, 44):
+            after.insert(noise.randrange(len(after) + 1), word)
+        pieces = browser.execute_script(
+            "return zero2r1.compare(...arguments)", [str(w) for w in before], [str(w) for w in after]
+        )
+        assert [word for kind, word in pieces if kind != "ins"] == [str(w) for w in before]
+        assert [word for kind, word in pieces if kind != "del"] == [str(w) for w in after]
+        kept = sum(kind == "" for kind, _ in pieces)
+        assert kept == sum(
+            block.size for block in SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
+        )
+
+
+def test_without_its_folder_the_page_says_what_is_missing(
+    browser: webdriver.Chrome, nano: Path, tmp_path: Path
+) -> None:
+    shutil.copy(nano / "report.html", tmp_path)
+    show(browser, tmp_path, "light", WIDE)
+    browser.execute_script("document.getElementById('browse').scrollIntoView()")
+    WebDriverWait(browser, 10).until(lambda b: "keep the folder beside" in b.find_element(By.ID, "browse-count").text)
+    complaints(browser)
+
+
+def test_hostile_samples_are_read_as_text(browser: webdriver.Chrome, hostile: Path) -> None:
+    show(browser, hostile, "dark", NARROW)
+    browse(browser)
+    enter(browser, "text", "<script>window.pwned")
+    rows = browser.find_elements(By.CSS_SELECTOR, ".row")
+    assert len(rows) > 5
+    for index in range(3):
+        browser.execute_script("document.querySelectorAll('.row')[arguments[0]].click()", index)
+        detail(browser, "question")
+        select = browser.find_element(By.ID, "browse-against")
+        browser.execute_script(
+            "arguments[0].selectedIndex = 4; arguments[0].dispatchEvent(new Event('change'))", select
+        )
+        detail(browser, "difference")
+    assert "<script>window.pwned = 1</script>" in browser.find_element(By.ID, "browse-detail").text
+    assert browser.execute_script("return window.pwned") is None
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert complaints(browser) == []

@@ -210,6 +210,24 @@ def test_curves_of_every_kind(nano: Path) -> None:
         assert all(f">{stage}</text>" in panel.svg for stage in ("zero", "dev2", "r1", "student_rl"))
 
 
+def test_what_is_constant_up_to_rounding_is_a_number_and_no_curve(tmp_path: Path) -> None:
+    run = nano_run.build(tmp_path / "run", FEW, unfinished=("zero",), waiting=("score",))
+    rows = [
+        {"step": step, "loss": (-1) ** step * 1e-7, "kl": 0.25 + step * 1e-9, "entropy": 0.01 * step,
+         "completions/clipped_ratio": 0.0, "groups/all_failed": 0.5}
+        for step in range(9)
+    ]  # fmt: skip
+    events = next((run / "scratch").glob("zero-*")) / "events.jsonl"
+    events.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    panels = next(curves for curves in stage_curves(read_run(run)) if curves.stage == "zero").panels
+    said = {panel.title: panel.note for panel in panels if not panel.svg}
+    assert said["Loss"] == "0 in all logged steps" and said["KL to the reference"] == "0.25 in all logged steps"
+    assert said["Signs of trouble"].startswith("all failed 50.0 %; cut off 0.0 % in all logged steps")
+    assert [panel.title for panel in panels if panel.svg] == ["Entropy, nats a token"]
+    page.write_report(run)
+    assert "0 in all logged steps" in read(run).text
+
+
 def test_unknown_kinds_get_their_first_series_drawn(hostile: Path) -> None:
     (curves,) = stage_curves(read_run(hostile))
     assert [panel.title for panel in curves.panels] == ["<script>loss</script>", "$x_{", "big"]

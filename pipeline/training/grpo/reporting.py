@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline.samples import Judgement, sample_row
 from pipeline.training.grpo import objective
 from pipeline.training.grpo.sampling import Sampled
+from rewards.verdict import PREFILL
 
 
 def log_rollouts(trainer: Any, sampled: Sampled, rewards_BF: Tensor, weights_F: Tensor) -> None:
@@ -70,6 +71,7 @@ def _sample_rows(trainer: Any, sampled: Sampled, completions: list[Any]) -> list
     """The first completions of this process; the verdict is that of the first reward."""
     (reward,) = trainer.reward_funcs
     verdicts, extras = reward.last[reward.parts[0].label], trainer._pending_extra_logs
+    columns = [(part.label, reward.last[part.label]) for part in reward.parts]
     return [
         sample_row(
             problem,
@@ -77,6 +79,8 @@ def _sample_rows(trainer: Any, sampled: Sampled, completions: list[Any]) -> list
             None if verdict is None else Judgement.of(verdict),
             len(sampled.completion_ids[at]),
             "stop" if trainer.stopped(sampled.completion_ids[at]) else "length",
+            {label: said.score for label, column in columns if (said := column[at]) is not None},
+            str(problem.get(PREFILL) or ""),
             step=trainer.state.global_step,
             **({"extra": {name: values[at] for name, values in extras.items()}} if extras else {}),
         )
