@@ -66,8 +66,22 @@ class TaskDefinition(Strict):
         return with_options(value) if isinstance(value, Mapping) else value
 
 
-class _Header(Strict):
-    """The top level of a recipe; see `Recipe` for the fields."""
+class Header(Strict):
+    """The top level of a recipe.
+
+    Attributes:
+        name: names the run's folder, `runs/NAME`.
+        description: a sentence or two for the report.
+        seed: seed of every stage that does not set its own.
+        jobs: how many stages may run at once.
+        warm: whether the process of the next stage loads its libraries while a stage works. Where there are GPUs, if
+            not given.
+        task: the task of stages that name none: its train split, or its test split for `evaluate`.
+        tasks: tasks that stages use by name, such as {gsm8k: {use: gsm8k, template: boxed}}.
+        launch: how the stages' processes start; a stage may have its own.
+        defaults: settings by stage kind, beneath those of each stage of that kind.
+        stages: name -> settings, in the order of the table and the report. A name has letters, digits, `_` and `-`.
+    """
 
     name: str = Field(pattern=rf"^{_NAME.pattern}$", max_length=LONGEST_NAME)
     description: str = ""
@@ -170,9 +184,9 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def check(text: Source) -> Recipe:
     """Turn a source into a recipe; see `load` for the errors."""
     try:
-        header = _Header.model_validate(text.data)
+        header = Header.model_validate(text.data)
     except ValidationError as error:
-        raise RecipeError(_explain(error, _Header, text, ())) from error
+        raise RecipeError(_explain(error, Header, text, ())) from error
     issues = [
         text.issue(("defaults", kind), f"unknown stage kind {kind!r}{nearest(kind, KINDS)}")
         for kind in header.defaults
@@ -198,7 +212,7 @@ def check(text: Source) -> Recipe:
     return recipe
 
 
-def _with_defaults(stage: str, values: dict[str, Any], header: _Header, text: Source) -> dict[str, Any]:
+def _with_defaults(stage: str, values: dict[str, Any], header: Header, text: Source) -> dict[str, Any]:
     """The fields of a stage, those that the recipe gives for all stages or all of its kind included."""
     loc: Loc = ("stages", stage)
     if not _NAME.fullmatch(stage) or "." in stage:
@@ -237,7 +251,7 @@ def _stage(stage: str, merged: Mapping[str, Any], text: Source) -> StageConfig:
         raise RecipeError(_explain(error, model, text, ("stages", stage))) from error
 
 
-def _filtered(config: StageConfig, header: _Header) -> StageConfig:
+def _filtered(config: StageConfig, header: Header) -> StageConfig:
     """Filters of the recipe's task definitions in the stages that use them, and whose numbers they mean."""
     measuring = [name for name, values in header.stages.items() if values.get("kind") == PASS_RATE]
 

@@ -84,7 +84,7 @@ class Judge:
         url: the endpoint, up to and with `/v1`.
         api_key_env: environment variable that holds the key, if the endpoint wants one.
         only_if_wrong: reward that decides first; the judge sees only what it finds wrong, or cannot judge.
-        only_if_wrong_options: its options.
+        only_if_wrong_options: options of the reward `only_if_wrong`.
         scope: `"summary"` shows what follows the thought, `"whole"` all of the response.
         min_chars: least letters and digits of a response that is shown.
         max_chars: longest response that is shown; of longer ones the end.

@@ -27,7 +27,7 @@ class KimiLength:
 
     Args:
         correct: the reward that says which completions are correct.
-        correct_options: its options.
+        correct_options: options of the reward `correct`.
     """
 
     def __init__(self, correct: str = "math", correct_options: Mapping[str, Any] | None = None) -> None:
@@ -70,7 +70,7 @@ class CosineLength:
         wrong: the same of a wrong answer.
         exceeded: score of what is `max_tokens` long or longer (the paper's penalty for running out of room).
         correct: the reward that says which completions are correct.
-        correct_options: its options.
+        correct_options: options of the reward `correct`.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class SoftOverlong:
     """0 up to `max_tokens - soft_tokens`, then falling to -1 at `max_tokens` (DAPO, arXiv 2503.14476, equation 13).
 
     Args:
-        max_tokens: longest completion.
+        max_tokens: tokens of the longest completion that is allowed.
         soft_tokens: width of the interval over which the punishment grows.
     """
 

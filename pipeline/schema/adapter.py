@@ -83,9 +83,11 @@ class AdapterSpec(Strict):
     alone in PEFT's format. The learning rate is ten times that of full training where `trainer` does not give one.
 
     Attributes:
-        rank: of the updates; 32 for reinforcement learning and 64 for everything else if not given.
-        alpha: updates are scaled by alpha / rank.
-        dropout: of what an adapter reads; 0 in a `grpo` stage, whose rollouts are sampled without.
+        rank: of the updates. If not given, 32 in `grpo`, since a reward carries about one bit a completion, and 64
+            elsewhere, since examples carry more.
+        alpha: updates are scaled by alpha / rank, so that the best learning rate hardly depends on the rank.
+        dropout: share of an adapter's inputs that are dropped in training. A `grpo` stage takes 0 alone: rollouts are
+            sampled without dropout, so ratios would be noise.
         targets: what carries adapters: `all-linear` (all linear layers but the head; a DeepSeek-V3's attention, dense
             and shared experts as linear layers and its routed experts as whole stacks), a list of the last parts of
             names, such as [q_proj, v_proj] and, for stacks, experts.down_proj, or a regular expression for whole names.

@@ -31,7 +31,8 @@ class PoolSpec(Strict):
     Attributes:
         solved: a problem whose rollouts were all right comes up again when the others have come up so many times; after
             a second time in a row twice as many, and four times as many at most.
-        failed: the same of a problem whose rollouts all failed.
+        failed: the same for a problem whose rollouts all failed. It rests for a shorter time, since the policy may have
+            learnt enough by then.
     """
 
     solved: Annotated[float, Field(ge=1)] = 4.0
@@ -103,7 +104,12 @@ OUR_CLASSES = ("deepseek_v2", "deepseek_v3")
 
 
 class LengthChange(Strict):
-    """From optimizer step `step` on, completions may have `max_tokens` tokens. R1-Zero: 65,536 from step 8,200."""
+    """Completions may be longer, or must be shorter, from a step on. R1-Zero: 65,536 tokens from step 8,200.
+
+    Attributes:
+        step: the optimizer step from which on it holds.
+        max_tokens: tokens of the longest completion from then on.
+    """
 
     step: Annotated[int, Field(gt=0)]
     max_tokens: Annotated[int, Field(gt=0)]

@@ -17,14 +17,19 @@ class Health(Strict):
 
     Attributes:
         on_alarm: `warn` in the terminal, the events and the log, or `stop` the stage with the reason; checkpoints stay.
-        patience: logged steps in a row for which a threshold is crossed before the alarm is raised.
-        grad_norm: times the median of the steps before: the gradient's norm, before clipping.
-        entropy_fall, entropy_rise: times below, or above, that of the first logged step: the policy's entropy.
-        length: times that of the first logged step: the mean length of completions.
-        truncated: share of completions that are cut off.
-        kl: nats a token between policy and reference.
-        mismatch: mean difference between the log-probabilities of engine and trainer, in nats.
-        dead_groups: share of groups without variance in their rewards.
+        patience: how many logged steps in a row cross a threshold before there is an alarm, so that a single step
+            raises none.
+        grad_norm: an alarm if the gradient's norm, before clipping, is above this many times its median in the steps
+            before. Spikes are usually below ten times.
+        entropy_fall: an alarm if the policy's entropy is below that of the first logged step by this factor: it no
+            longer explores.
+        entropy_rise: an alarm if the policy's entropy is above that of the first logged step by this factor: it writes
+            noise.
+        length: an alarm if completions are, on average, this many times as long as in the first logged step.
+        truncated: an alarm if a larger share of the completions is cut off: their answers are not read.
+        kl: an alarm if the KL divergence of the policy from the reference is above this, in nats a token.
+        mismatch: an alarm if the log-probabilities of engine and trainer differ by more than this, in nats, on average.
+        dead_groups: an alarm if a larger share of the groups has equal rewards, so that nothing can be learnt from it.
     """
 
     on_alarm: Literal["warn", "stop"] = "warn"

@@ -14,9 +14,9 @@ class MtpSpec(Strict):
     tokens, 0.1 for the others.
 
     Attributes:
-        weight: λ, the weight of their loss, at first.
-        final_weight: λ at the end.
-        switch_at: share of the steps after which λ is the final one.
+        weight: λ, the weight of the blocks' loss, in the first part of the steps.
+        final_weight: λ in the rest of the steps.
+        switch_at: share of the steps after which λ is the final one; DeepSeek-V3 changed it after 10 of 14.8T tokens.
         detach: whether the decoder, its embedding and its head learn nothing from this loss.
     """
 

@@ -75,13 +75,13 @@ class Launch(Strict):
             engines that `rollout.process.devices` counts, from 0. If not given: as many as `accelerate` starts
             processes, or one.
         env: environment variables for the stage's process; their values are recorded nowhere.
-        restarts: how often the stage goes on from its last checkpoint, in a new process, when its process has ended
-            without a result, whatever the reason; the run fails after that.
-        silence: seconds without a line in its log or a logged step after which its process is taken for hung, and
-            killed. Longer than a step, and than it takes to load the model and to start an engine.
-        stall: seconds for which every process of a stage may stand at one line of its program before they are taken for
-            waiting for each other, and killed; 600 if not given, and 3600 with engines in processes of their own or a
-            `vllm_server`. For stages of several processes.
+        restarts: how often a stage whose process has ended without a result goes on from its last checkpoint in a new
+            process. The run fails after that.
+        silence: seconds without a line in the log or a logged step after which the process counts as hung and is
+            killed; never if not given. Longer than a step, and than loading the model and starting an engine.
+        stall: seconds for which every process of a stage may stand at the same line of its program. After that they
+            count as waiting for each other, and are killed. If not given: 600, or 3600 with engines in processes of
+            their own or a `vllm_server`. For stages of several processes.
     """
 
     accelerate: str | None = None
@@ -218,7 +218,7 @@ class RewardSpec(Strict):
 
     Attributes:
         use: `accuracy` (each task's own grader), a reward's name, `package.module:function`, or `file.py:function`.
-        weight: what its score is multiplied with.
+        weight: factor of its score in the sum of all rewards.
         gate: an earlier reward; this one counts only where that one scored 1.
         clip: bounds (low, high) put on the score before weighting.
         where: column -> value(s): rows that it applies to; every row has the column `task`.
@@ -249,8 +249,9 @@ class ProcessSpec(Strict):
             is one that is tensor-parallel on two GPUs. With `launch.gpus` they are counted among the stage's own. Those
             of this process if not given.
         env: environment variables of the engines' processes; their values are recorded nowhere.
-        deadline: seconds without a step of an engine after which it counts as hung.
-        restarts: how often in a row it is started again for one request before the stage fails.
+        deadline: seconds without a step of an engine (one token of each running sequence) after which it counts as
+            hung.
+        restarts: how often in a row an engine is started again for one request before the stage fails.
     """
 
     devices: list[str] = Field(default_factory=list)
@@ -282,7 +283,8 @@ class SpeculativeSpec(Strict):
     decoding gives, stays the same.
 
     Attributes:
-        tokens: drafts a round; as many as the model has blocks of multi-token prediction if not given.
+        tokens: tokens that are drafted a round. If not given, as many as the model has blocks of multi-token
+            prediction.
         draft: a smaller model of the same vocabulary that drafts (transformers: for one sequence at a time); the
             model's own prediction blocks if not given.
     """
@@ -308,9 +310,13 @@ class RolloutSpec(Strict):
             ["</answer>", 151645]. They stay in it, as the last thing that the model wrote.
         too_long: what to do with a prompt beside which `max_tokens` do not fit into the model's context: stop with an
             `error` before anything is sampled, or `filter` it out and count it.
-        temperature, top_p, top_k, min_p: sampling; temperature 0 is greedy.
-        batch_size: sequences at a time (transformers engine).
-        gpu_memory: share of the GPU's memory that vLLM may take.
+        temperature: of sampling; 0 is greedy. Training wants 1, the policy's own distribution.
+        top_p: the most likely tokens that together have this probability are sampled from; 1 is all.
+        top_k: so many of the most likely tokens are sampled from; 0 is all.
+        min_p: tokens less likely than this share of the likeliest one are left out; 0 leaves out none.
+        batch_size: sequences at a time (transformers engine). More are faster, and take more memory.
+        gpu_memory: share of the GPU's memory that vLLM may take for weights and cache. The default leaves the rest to a
+            trainer on the same GPU; an engine on a GPU of its own may take 0.85.
         server: address of the vLLM server, such as http://localhost:8000.
         engine_options: further arguments of `vllm.LLM`, for sampling and for the engine of a trainer.
         process: a process of its own for the transformers or vLLM engine, or several; `{}` takes the defaults.

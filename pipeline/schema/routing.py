@@ -23,10 +23,10 @@ class Routing(Strict):
     """How experts are balanced. The load is logged in any case, as `routing/max_violation`.
 
     Attributes:
-        bias_update_speed: what an expert's selection bias moves by after each step; 0 leaves the biases alone.
+        bias_update_speed: how much an expert's selection bias moves after each step; 0 leaves the biases alone.
         balance: the balance loss: DeepSeek-V3's over each `sequence`, the `switch` Transformer's over the batch, or
             `none`.
-        balance_alpha: weight of that loss.
+        balance_alpha: weight of the balance loss, so small that it hardly disturbs the main one.
     """
 
     bias_update_speed: Speed = 1e-3

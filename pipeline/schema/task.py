@@ -40,7 +40,7 @@ class TaskSpec(Strict):
         use: a task that the recipe defines under `tasks:`, a built-in task, or `file.py:Class`.
         split: which part of the task.
         problems: how many problems; all (or the task's default number, if it is generated) if not given.
-        weight: how often its problems are drawn, against the other tasks of the stage.
+        weight: how often its problems are drawn, relative to the other tasks of the stage.
         template: prompt template (see `pipeline.templates`); the task's own if not given.
         options: arguments of the task, on top of those that the recipe's `tasks:` gives.
         name: what its problems are called in tables, metrics and the column `task`. If not given, `use`; the last part

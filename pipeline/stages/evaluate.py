@@ -43,7 +43,12 @@ LABELS = Labels(ACCURACY, LANGUAGE)
 
 
 class EvaluationRollout(RolloutSpec):
-    """How completions are sampled; see `RolloutSpec`. The defaults are R1's own."""
+    """How completions are sampled; see `RolloutSpec`. The defaults are those of R1's evaluation.
+
+    Attributes:
+        temperature: of sampling; 0 is greedy, which repeats itself in long thoughts.
+        top_p: the most likely tokens that together have this probability are sampled from; 1 is all.
+    """
 
     temperature: Annotated[float, Field(ge=0)] = 0.6
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
@@ -55,7 +60,7 @@ class EvaluateConfig(PromptedConfig):
     Attributes:
         model, models: what to score: one model, or several in one process.
         tasks: what on; the split is `test` where none is given.
-        samples: samples a problem (k).
+        samples: samples a problem (k). Several make the interval of pass@1 narrower, and pass@k needs them.
         problems: most problems of each task; as many as the task gives if not given.
         rollout: how to sample.
         chat_template: chat template to use instead of the tokenizer's own, such as for a base model from the hub.

@@ -60,14 +60,14 @@ class ExtendContextConfig(AdaptedConfig, WatchedConfig):
 
     Attributes:
         model: a model with rotary positions, extended before or not.
-        context: tokens that it shall read.
+        context: the new context, in tokens.
         factor: YaRN's s, by which positions are interpolated; context over original context if not given. Stages that
             follow each other share one, large enough for the last.
         corpus: the text, or a list of several; documents as long as the context teach to use it.
         decontaminate: test tasks that must not be learnt: documents that ask what one of their problems asks are left
             out, counted as `contaminated`, and written to `left_out.jsonl`; all that the recipe evaluates if not given.
         dedup: leave out what comes a second time; it is counted as `duplicates` either way.
-        length: tokens a row; the context if not given.
+        length: tokens in a row; the new context if not given.
         precision: `fp8` multiplies in FP8, block by block (H100, H200; simulated on a CPU); `trainer` leaves it to
             `trainer.bf16`.
         mtp: how blocks of multi-token prediction are trained along; they stay as they are if not given.

@@ -125,7 +125,7 @@ class GrpoConfig(PromptedConfig, AdaptedConfig, WatchedConfig):
             such as [{step: 8200, max_tokens: 65536}].
         routing: how the experts are balanced, if the model is a DeepSeek-V3.
         mtp: how blocks of multi-token prediction follow the policy; they stay as they are if not given.
-        sample_every: steps between two looks at the completions, which go into `samples.jsonl`.
+        sample_every: steps between two looks at the completions, which are written to `samples.jsonl`.
         samples: how many completions are written at each look.
         trainer: fields of TRL's GRPOConfig.
     """

@@ -41,9 +41,9 @@ class PassRateConfig(PromptedConfig):
     """Fields of a `pass_rate` stage; see `PromptedConfig` for the other fields.
 
     Attributes:
-        model: what samples.
+        model: the model that samples.
         tasks: where the problems come from.
-        samples: samples a problem.
+        samples: samples a problem. The rate has steps of one in so many.
         rollout: how to sample; as GRPO does if not given, at temperature 1.
         chat_template: chat template to use instead of the tokenizer's own.
         save: problems whose samples are written to `samples.jsonl`.

@@ -60,7 +60,7 @@ class PretrainConfig(WatchedConfig):
         decontaminate: test tasks that must not be learnt: documents that ask what one of their problems asks are left
             out, counted as `contaminated`, and written to `left_out.jsonl`; all that the recipe evaluates if not given.
         dedup: leave out what comes a second time; it is counted as `duplicates` either way.
-        length: tokens a row.
+        length: tokens in a row; documents are packed into rows of this length.
         precision: `fp8` multiplies in FP8, block by block, as DeepSeek-V3 was trained (H100, H200; simulated on a CPU);
             `trainer` leaves it to `trainer.bf16`.
         mtp: how the shape's blocks of multi-token prediction are trained along; DeepSeek-V3's way if not given.

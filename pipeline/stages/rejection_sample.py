@@ -54,7 +54,7 @@ class Requirement(RewardSpec):
     A reward that gives no score (too few words to tell the language) does not stand in the way.
 
     Attributes:
-        min: least score.
+        min: the least score with which a sample is kept; 1 is a right answer.
     """
 
     min: float = 1.0
@@ -76,10 +76,10 @@ class RejectionSampleConfig(PromptedConfig):
     """Fields of a `rejection_sample` stage; see `PromptedConfig` for `prefill`, which becomes part of the rows.
 
     Attributes:
-        model: what samples.
+        model: the model that samples.
         tasks: where the problems come from.
-        samples: samples a problem.
-        keep: most samples kept of a problem.
+        samples: samples a problem. More of them find an answer to harder problems, and cost as much more.
+        keep: most samples kept of a problem, so that easy problems do not fill the data.
         choose: which of those that pass: the `first` (a random choice, for samples are drawn alike) or the `shortest`.
         rows: most rows in all; sampling stops when there are enough.
         require: rewards that a sample must reach; `accuracy` is each task's own grader.

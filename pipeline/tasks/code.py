@@ -45,7 +45,7 @@ class CodeTask(Task):
 
     Args:
         path: JSONL file in the original format; from the hub if not given.
-        template: prompt template.
+        template: prompt template that wraps each question.
         grader_options: options of the reward `code`, such as `timeout`.
         bad_rows: `skip` leaves out rows without usable tests instead of stopping.
         revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.
@@ -110,7 +110,7 @@ class Mbpp(CodeTask):
     Args:
         path: `mbpp.jsonl`; from the hub if not given.
         shown: how many of the tests the question shows. Published scores show all three.
-        template: prompt template.
+        template: prompt template that wraps each question.
         grader_options: options of the reward `code`.
         bad_rows: `skip` leaves out rows without usable tests instead of stopping.
         revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.
@@ -179,7 +179,7 @@ class LiveCodeBench(CodeTask):
     Args:
         path: a JSONL file of `code_generation_lite`; from the hub if not given.
         test_from: date of the first test problem, as YYYY-MM-DD. R1 reports on those from 2024-08-01.
-        template: prompt template.
+        template: prompt template that wraps each question.
         grader_options: options of the reward `code`.
         bad_rows: `skip` leaves out rows without usable tests instead of stopping.
         release: version of the set; the newest if not given. The first has 400 problems, the sixth 1,055.

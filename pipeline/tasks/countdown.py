@@ -27,7 +27,7 @@ class Countdown(Task):
 
     Args:
         numbers: fewest and most numbers of a problem.
-        largest: largest number.
+        largest: largest number that a problem may use.
         target: smallest and largest target.
         ops: operations of the solution that a problem is built from.
         wording: the question, with `{numbers}` and `{target}` in it.

@@ -31,7 +31,7 @@ class Gsm8k(Task):
     Args:
         path: folder with `train.jsonl` and `test.jsonl` in the original format; from the hub if not given.
         revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.
-        template: prompt template.
+        template: prompt template that wraps each question.
         bad_rows: `skip` leaves out rows without a usable answer instead of stopping.
     """
 

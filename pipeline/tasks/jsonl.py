@@ -33,12 +33,12 @@ class Jsonl(RowsTask):
     Args:
         path: a file, several (`data/*.parquet`) or a folder; must be given.
         test_path: file with the test problems; a share of `path` if not given.
-        test_share: that share.
+        test_share: share of `path` that is held out where there is no `test_path`.
         question, answer: names of the fields, with dots for fields within fields.
         answer_after: the gold answer is what follows the last occurrence of this text.
         columns: further fields to hand to rewards; a mapping renames them (column -> field).
         grader, grader_options: the reward that grades.
-        template: prompt template.
+        template: prompt template that wraps each question.
         bad_rows: `error` stops at rows without a question or a usable answer, and counts them; `skip` leaves them out.
     """
 

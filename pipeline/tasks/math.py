@@ -89,7 +89,7 @@ class Math(MathTask):
     Args:
         path: folder with `train.jsonl` and `test.jsonl` in the original format; from the hub if not given.
         levels: levels of difficulty to take, of 1 to 5; rows without a level count only if all are taken.
-        template: prompt template.
+        template: prompt template that wraps each question.
         grader_options: options of the reward `math`.
         bad_rows: `skip` leaves out rows without a usable answer instead of stopping.
         revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.
@@ -129,7 +129,7 @@ class Math500(MathTask):
 
     Args:
         path: JSONL file; from the hub if not given.
-        template: prompt template.
+        template: prompt template that wraps each question.
         grader_options: options of the reward `math`.
         bad_rows: `skip` leaves out rows without a usable answer instead of stopping.
         revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.
@@ -153,7 +153,7 @@ class Aime(MathTask):
     Args:
         year: 2024, 2025 or 2026.
         path: JSONL file with `problem` and `answer`, of any year; from the hub if not given.
-        template: prompt template.
+        template: prompt template that wraps each question.
         grader_options: options of the reward `math`.
         bad_rows: `skip` leaves out rows without a usable answer instead of stopping.
         revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.
@@ -190,7 +190,7 @@ class Hmmt(MathTask):
     Args:
         contest: feb_2025, nov_2025 or feb_2026.
         path: files with `problem` and `answer`, of any contest; from the hub if not given.
-        template: prompt template.
+        template: prompt template that wraps each question.
         grader_options: options of the reward `math`.
         bad_rows: `skip` leaves out rows without a usable answer instead of stopping.
         revision: a commit, branch or tag of the data set on the hub; the newest commit if not given.

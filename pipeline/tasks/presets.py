@@ -32,7 +32,7 @@ class Preset(RowsTask):
         revision: a commit, branch or tag of the data set; the newest commit if not given.
         config: which of its configurations.
         test_share: share of the problems that are held out for tests.
-        template: prompt template.
+        template: prompt template that wraps each question.
         grader_options: options of the reward `math`.
         bad_rows: `error` stops at rows without a usable answer; `skip` leaves them out.
     """

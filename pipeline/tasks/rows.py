@@ -43,7 +43,7 @@ class RowsTask(Task):
         answer_after: the gold answer is what follows the last occurrence of this text.
         columns: further fields to hand to rewards; a mapping renames them (column -> field).
         grader, grader_options: the reward that grades.
-        template: prompt template.
+        template: prompt template that wraps each question.
         bad_rows: `error` stops at rows without a question or a usable answer, and counts them; `skip` leaves them out.
     """
 

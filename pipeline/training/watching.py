@@ -112,7 +112,8 @@ class StopSpec(_ByScore):
     Attributes:
         by: the score, as that of `keep`.
         patience: looks in a row without a new best score.
-        above, below: shares from 0 to 1 that the score is to rise above, or must not fall below.
+        above: the score, from 0 to 1, above which training has reached its goal.
+        below: the score, from 0 to 1, below which training has failed.
     """
 
     patience: Annotated[int, Field(gt=0)] | None = None

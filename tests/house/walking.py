@@ -47,6 +47,13 @@ HEADER = {"name", "description", "seed", "jobs", "warm", "task", "tasks", "defau
 CHEAP = {("plan",), ("cost",), ("new",), ("rewards", "list"), ("rewards", "show"), ("rewards", "try")}
 """Commands that are run as they stand; the others are parsed."""
 MODELS = {"pretrain": "nano"}
+CORPUS = """
+from pipeline.data.corpus import Corpus
+
+class {}(Corpus):
+    def documents(self, n, seed):
+        yield from ("1 + 1 = 2" for _ in range(n))
+"""
 
 
 class ParsedError(Exception):
@@ -164,6 +171,8 @@ class Reader:
     @staticmethod
     def _referred(name: str) -> dict[str, Any]:
         """A stage that a part of a recipe refers to and does not show."""
+        if name == "score":
+            return {"kind": "evaluate", "model": "some/model", "tasks": ["gsm8k/test"]}
         if name in ("samples", "lessons", "rates"):
             return {"kind": "rejection_sample", "model": "some/model", "tasks": ["gsm8k/train"]}
         return {"kind": "import_model", "model": "some/model"}
@@ -180,6 +189,8 @@ class Reader:
             path = self.folder / value.replace("*", "0")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
+        elif isinstance(value, str) and (own := re.fullmatch(r"(my_corpus\.py):(\w+)", value)):
+            (self.folder / own[1]).write_text(CORPUS.format(own[2]), encoding="utf-8")
 
     def command(self, command: str) -> None:
         """Check one command of a shell, and run it if that is cheap."""
