@@ -20,10 +20,10 @@ nano: ## the whole R1 chain in miniature: base model in, reasoning model and stu
 test: dev ## every test (twenty minutes on two cores)
 	@sh scripts/system-packages.sh
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
-	@sh scripts/test-vllm.sh
+	@WORKERS=$(WORKERS) sh scripts/test-vllm.sh
 
 vllm: dev ## the tests of the vLLM engine, on its CPU build (part of `make test`)
-	@sh scripts/test-vllm.sh $(ARGS)
+	@WORKERS=$(WORKERS) sh scripts/test-vllm.sh $(ARGS)
 
 unit: dev ## the unit tests (under a minute on two cores)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not integration" $(ARGS)

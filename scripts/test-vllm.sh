@@ -3,6 +3,8 @@
 #
 #   sh scripts/test-vllm.sh [PYTEST ARGUMENTS]
 #
+# WORKERS processes run the tests, two if it is not set; with its engines each takes up to 3 GB of memory.
+#
 # The build lives in an environment of its own on top of .venv, since TRL imports vLLM, for many seconds, wherever it
 # finds it. Only what .venv lacks is installed (1.2 GB; a minute).
 set -eu
@@ -26,6 +28,7 @@ fi
 export VLLM_CPU_KVCACHE_SPACE=1 # GiB, of the two or so that a small machine has left
 export VLLM_MLA_DISABLE=1       # latent attention has no CPU kernel that is right for small models
 export TORCHDYNAMO_DISABLE=1    # compiling two small functions of the sampler takes a minute, and a C++ compiler
-# vLLM binds its threads to cores, where spinning ones would starve other processes.
-export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-exec "$layer/bin/python" -m pytest -m vllm tests/rollout "$@"
+# By default every engine would bind its threads to the same core, and spinning ones would starve other processes.
+export VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+exec "$layer/bin/python" -m pytest -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder --timeout 1200 \
+    -m vllm tests/rollout "$@"

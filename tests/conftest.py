@@ -38,15 +38,34 @@ INTEGRATION = (
     "training",
 )
 """Tests that start processes, browsers or sandboxes, or that train a model; the others are unit tests."""
+LONGEST = (
+    "chain/test_chain.py",
+    "durability/test_kills_and_power_cuts.py",
+    "durability/test_damaged_files.py",
+    "rollout/test_vllm_training.py",
+    "rollout/test_vllm_steps.py",
+    "rollout/test_vllm_process.py",
+    "training/test_ranks.py",
+    "training/test_rollouts.py",
+)
+"""Files that take minutes, which come first: a worker is given whole files, and none is to begin a long one last."""
+
+# Workers and the processes that they start share a few cores. By default each would have a thread for every core, which
+# spins while it waits for work: with small models that takes more than twice the processor time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of `INTEGRATION`."""
+    """Mark the tests of `INTEGRATION`, and put the longest files first."""
     folder = Path(__file__).resolve().parent
+    places = {item.nodeid: item.path.relative_to(folder).as_posix() for item in items}
     for item in items:
-        place = item.path.relative_to(folder).as_posix()
+        place = places[item.nodeid]
         if place in INTEGRATION or place.partition("/")[0] in INTEGRATION:
             item.add_marker("integration")
+    rank = {place: number for number, place in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(places[item.nodeid], len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
