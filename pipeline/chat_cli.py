@@ -8,6 +8,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from pipeline.completion import models
+
 StopOption = Annotated[
     list[str] | None, typer.Option("--stop", help="Text at which an answer ends; a number is a token id.")
 ]
@@ -18,7 +20,9 @@ TemplateKwargsOption = Annotated[
     list[str] | None,
     typer.Option("--chat-template-kwargs", help="Arguments of the model's chat template: enable_thinking=false"),
 ]
-ModelArgument = Annotated[str, typer.Argument(help="RUN@STAGE (runs/nano-r1@zero), a folder, or a hub id.")]
+ModelArgument = Annotated[
+    str, typer.Argument(help="RUN@STAGE (runs/nano-r1@zero), a folder, or a hub id.", autocompletion=models)
+]
 
 
 def generate(

@@ -19,6 +19,7 @@ from pipeline.chat_cli import (
     stops,
     unused,
 )
+from pipeline.completion import answer_shells, completion, recipes, runs
 from pipeline.cost_cli import (
     CompletionOption,
     GpusOption,
@@ -54,13 +55,15 @@ app = typer.Typer(
 
 app.add_typer(rewards_app, name="rewards")
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe such as nano/r1.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe file, or a shipped recipe such as nano/r1.", autocompletion=recipes)
+]
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(help="Overrides: stages.zero.trainer.learning_rate=5e-7", metavar="[KEY=VALUE]...")
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder under which every run has its own folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
-RunArgument = Annotated[Path, typer.Argument(help="A run's folder, such as runs/nano-r1.")]
+RunArgument = Annotated[Path, typer.Argument(help="A run's folder, such as runs/nano-r1.", autocompletion=runs)]
 
 
 @app.command()
@@ -236,6 +239,7 @@ def doctor(
 app.command()(new)
 app.command()(generate)
 app.command("cost")(cost)
+app.command()(completion)
 
 
 @app.command("eval")
@@ -391,6 +395,7 @@ def _print_json(value: object) -> None:
 
 def main() -> None:
     """Entry point of the command `zero2r1`."""
+    answer_shells()
     app()
 
 
