@@ -1,7 +1,7 @@
 # zero2r1 on CPUs, in the versions of constraints/core.txt. In a checkout:
 #
 #   docker build -f docker/cpu.Dockerfile -t zero2r1:cpu .
-#   docker run --rm -v "$PWD/runs:/work/runs" zero2r1:cpu run nano/r1
+#   docker run --rm -v "$PWD/runs:/data/runs" zero2r1:cpu run nano/r1
 #
 # pip brings torch's CUDA build unless it is given an index with the CPU build: --build-arg PIP_EXTRA_INDEX_URL=…
 FROM python:3.11-slim-bookworm
@@ -28,8 +28,8 @@ COPY rewards rewards
 RUN SETUPTOOLS_SCM_PRETEND_VERSION_FOR_ZERO2R1="$VERSION" PIP_BUILD_CONSTRAINT=constraints/core.txt \
     pip install --no-cache-dir . -c constraints/core.txt
 
-RUN useradd --create-home --uid 1000 zero2r1 && install -d -o zero2r1 /work/runs
+RUN useradd --create-home --uid 1000 zero2r1 && install -d -o zero2r1 /data/runs
 USER 1000
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["zero2r1"]
 CMD ["--help"]

@@ -1,7 +1,7 @@
 # zero2r1 on CUDA GPUs with vLLM, in the versions of constraints/vllm.txt. In a checkout:
 #
 #   docker build -f docker/cuda.Dockerfile -t zero2r1:cuda .
-#   docker run --rm --gpus all --ipc host -v "$PWD/runs:/work/runs" zero2r1:cuda run gsm8k/r1-zero
+#   docker run --rm --gpus all --ipc host -v "$PWD/runs:/data/runs" zero2r1:cuda run gsm8k/r1-zero
 #
 # CUDA's libraries come with torch; of the host only the driver is used (and NVIDIA's container toolkit).
 FROM python:3.12-slim-bookworm
@@ -30,8 +30,8 @@ COPY rewards rewards
 RUN SETUPTOOLS_SCM_PRETEND_VERSION_FOR_ZERO2R1="$VERSION" PIP_BUILD_CONSTRAINT=constraints/vllm.txt \
     pip install --no-cache-dir ".[vllm,qlora,kernels]" -c constraints/vllm.txt
 
-RUN useradd --create-home --uid 1000 zero2r1 && install -d -o zero2r1 /work/runs
+RUN useradd --create-home --uid 1000 zero2r1 && install -d -o zero2r1 /data/runs
 USER 1000
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["zero2r1"]
 CMD ["--help"]

@@ -55,9 +55,8 @@ app = typer.Typer(
 
 app.add_typer(rewards_app, name="rewards")
 
-RecipeArgument = Annotated[
-    str, typer.Argument(help="A recipe file, or a shipped recipe such as nano/r1.", autocompletion=recipes)
-]
+_RECIPE = "A recipe file, or a shipped recipe such as nano/r1."
+RecipeArgument = Annotated[str, typer.Argument(help=_RECIPE, autocompletion=recipes)]
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(help="Overrides: stages.zero.trainer.learning_rate=5e-7", metavar="[KEY=VALUE]...")
 ]
@@ -236,10 +235,8 @@ def doctor(
         raise typer.Exit(1)
 
 
-app.command()(new)
-app.command()(generate)
-app.command("cost")(cost)
-app.command()(completion)
+for command in (new, generate, cost, completion):
+    app.command()(command)
 
 
 @app.command("eval")

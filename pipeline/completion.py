@@ -30,7 +30,7 @@ class Shell(StrEnum):
 
 def completion(shell: Annotated[Shell, typer.Argument(help="The shell.")]) -> None:
     """Print the completion script of a shell: eval "$(zero2r1 completion bash)"."""
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]  # public, but not in __all__
 
     typer.echo(get_completion_script(prog_name="zero2r1", complete_var=VARIABLE, shell=shell.value))
 
@@ -38,7 +38,7 @@ def completion(shell: Annotated[Shell, typer.Argument(help="The shell.")]) -> No
 def answer_shells() -> None:
     """Make ready for a shell that asks, which it does through the environment; otherwise do nothing."""
     if VARIABLE in os.environ:
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
 

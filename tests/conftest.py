@@ -42,9 +42,12 @@ LONGEST = (
     "chain/test_chain.py",
     "durability/test_kills_and_power_cuts.py",
     "durability/test_damaged_files.py",
+    "rollout/test_vllm_process.py",
+    "rollout/test_vllm_serve.py",
+    "rollout/test_vllm_models.py",
     "rollout/test_vllm_training.py",
     "rollout/test_vllm_steps.py",
-    "rollout/test_vllm_process.py",
+    "rollout/test_vllm_restart.py",
     "training/test_ranks.py",
     "training/test_rollouts.py",
 )

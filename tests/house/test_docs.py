@@ -7,6 +7,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.version import Version
 
 from benchmarks import figures
 
@@ -56,10 +58,26 @@ def test_the_picture_is_that_of_the_committed_results(theme: str) -> None:
     assert f"docs/images/stages-{theme}.svg" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_changelog_knows_the_version() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+def test_the_changelog_begins_with_what_comes_and_knows_the_versions() -> None:
+    """The version of a copy without tags is before the newest of them."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["version"]["fallback-version"]
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(rf"^## \[{re.escape(version)}\]", changelog, re.MULTILINE)
+    first, *versions = re.findall(r"^## \[(.+?)\]", changelog, re.MULTILINE)
+    assert first == "Unreleased"
+    assert sorted(map(Version, versions), reverse=True) == list(map(Version, versions))
+    assert Version(version).base_version == versions[0]
+
+
+def test_the_citation_names_what_a_citation_needs() -> None:
+    """Those of the schema 1.2.0 (`cffconvert --validate`)."""
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert found["cff-version"] == "1.2.0"
+    for entry in (found, *found["references"]):
+        assert entry["title"] and entry["type"]
+        assert all(set(author) & {"name", "family-names"} for author in entry["authors"])
+    assert found["message"] and found["type"] == "software"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert found["license"] == project["license"]
 
 
 def test_the_readme_gives_the_two_commands() -> None:
