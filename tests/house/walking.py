@@ -47,6 +47,9 @@ HEADER = {"name", "description", "seed", "jobs", "warm", "task", "tasks", "defau
 CHEAP = {("plan",), ("cost",), ("new",), ("rewards", "list"), ("rewards", "show"), ("rewards", "try")}
 """Commands that are run as they stand; the others are parsed."""
 MODELS = {"pretrain": "nano"}
+MODEL = "import_model"
+REFERRED = {"data": "rejection_sample", "from": "rejection_sample", "scores": "evaluate"}
+"""Key of a recipe -> what kind of stage one means that is referred to there and is not shown."""
 CORPUS = """
 from pipeline.data.corpus import Corpus
 
@@ -150,9 +153,10 @@ class Reader:
         for stage in stages.values():
             for key, value in self._needed(stage["kind"], stage).items():
                 stage.setdefault(key, value)
-        named = set(re.findall(r"(?<=@)[A-Za-z][\w-]*", yaml.safe_dump(stages)))
-        for missing in sorted(named - stages.keys()):
-            stages[missing] = self._referred(missing)
+        for name, key in dict(references(stages)).items():
+            stages.setdefault(name, {"tasks": ["gsm8k/train"], "model": "some/model", "kind": REFERRED.get(key, MODEL)})
+            if stages[name]["kind"] == MODEL:
+                stages[name].pop("tasks", None)
         self._files(stages)
         recipes.check(Source(part.path, {"name": "part", **header, "stages": stages}, part.lines))
 
@@ -167,15 +171,6 @@ class Reader:
             for key, value in wanted.items()
             if key not in given and key in fields and (fields[key].is_required() or key in ("corpus", "vocabulary"))
         }
-
-    @staticmethod
-    def _referred(name: str) -> dict[str, Any]:
-        """A stage that a part of a recipe refers to and does not show."""
-        if name == "score":
-            return {"kind": "evaluate", "model": "some/model", "tasks": ["gsm8k/test"]}
-        if name in ("samples", "lessons", "rates"):
-            return {"kind": "rejection_sample", "model": "some/model", "tasks": ["gsm8k/train"]}
-        return {"kind": "import_model", "model": "some/model"}
 
     def _files(self, value: Any) -> None:
         """Make the data files that a part of a recipe names."""
@@ -269,6 +264,18 @@ class Reader:
         for file in self.folder.glob("*.yaml"):
             if "stages" in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) and file.name != "part.yaml":
                 yield str(file)
+
+
+def references(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every `@stage` in a part of a recipe, with the key that it stands under."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from references(each, name)
+    elif isinstance(value, list):
+        for each in value:
+            yield from references(each, key)
+    elif isinstance(value, str) and value.startswith("@"):
+        yield value[1:], key
 
 
 def parsed(arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
