@@ -32,6 +32,7 @@ from pipeline.schema.pieces import (
 )
 from pipeline.schema.reserved import FOLLOW_EVALUATIONS, NO_EVALUATION, TRAINER_FILES
 from pipeline.schema.task import TaskSpec
+from pipeline.schema.track import TRACKERS
 from pipeline.schema.walk import Leaf, walk
 from pipeline.source import Issue, Loc, Source
 from pipeline.tasks import base as tasks
@@ -290,9 +291,12 @@ def _check_trainer(config: StageConfig, base: Path) -> Iterator[Fault]:
 
 
 def _unknown_trackers(value: Any) -> Iterator[str]:
-    known = ("none", "all", *trainer_fields.trackers())
+    known = ("none", *(name for name in trainer_fields.trackers() if name not in TRACKERS))
     for name in [value] if isinstance(value, str) else value or ():
-        if name not in known:
+        if name in (*TRACKERS, "all"):
+            wanted = "wandb" if name == "all" else name
+            yield f"cannot be {name}: set `track: [{wanted}]` at the top of the recipe: all stages in one run"
+        elif name not in known:
             yield f"there is no tracker {name!r}{nearest(str(name), known)}. Known: {', '.join(known)}"
 
 

@@ -148,6 +148,10 @@ class TerminalObserver:
         self.progress.update(row, completed=step, total=total, left=soon, metrics=text)
         self._show_course()
 
+    def said(self, text: str) -> None:
+        """A line that stays."""
+        self._tell("!", "yellow", text)
+
     def finished(self, node: Node, artifact: Artifact) -> None:
         """Replace the row by a line that stays."""
         self.progress.remove_task(self.rows.pop(node.name))
@@ -202,6 +206,10 @@ class PlainObserver:
             soon = "" if not left else f"  {clock(left)} left"
             self._print(f"{node.name}: {event['step']}/{event.get('total') or '?'}  {metrics_text(event)}{soon}")
 
+    def said(self, text: str) -> None:
+        """Print it."""
+        self._print(text)
+
     def finished(self, node: Node, artifact: Artifact) -> None:
         """Say how long it took and what came out."""
         self.course.ended(node.name, artifact.manifest["seconds"])
@@ -237,6 +245,10 @@ class JsonObserver:
     def event(self, node: Node, event: Mapping[str, Any]) -> None:
         """`{"event": "progress", "stage": …, "step": …, …}`."""
         self._emit("progress", stage=node.name, **event)
+
+    def said(self, text: str) -> None:
+        """`{"event": "said", "message": …}`."""
+        self._emit("said", message=text)
 
     def finished(self, node: Node, artifact: Artifact) -> None:
         """`{"event": "finished", "stage": …, "path": …, "seconds": …, "metrics": …}`."""

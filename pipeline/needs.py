@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline import files, gpus, hub, placement, source
 from pipeline.checks import input_files
-from pipeline.conversion import folder
+from pipeline.conversion import folder, publishing
 from pipeline.data.corpora import CorpusSpec
 from pipeline.data.mixture import DataSource
 from pipeline.launch_checks import accelerate_config
@@ -24,7 +24,7 @@ from pipeline.recipe import Recipe
 from pipeline.rows import RowError
 from pipeline.schema import extras
 from pipeline.schema.adapter import AdapterSpec
-from pipeline.schema.hub import HubSource
+from pipeline.schema.hub import HubSource, Publish
 from pipeline.schema.pieces import Fault, Product, Ref, RewardSpec, RolloutSpec, StageConfig
 from pipeline.schema.task import TaskSpec
 from pipeline.schema.walk import walk
@@ -35,7 +35,6 @@ from rewards.registry import located
 
 TRACKERS = {
     "azure_ml": "azureml",
-    "tensorboard": "tensorboard",
     "flyte": "flytekit",
 }
 """Trackers whose package has another name."""
@@ -104,7 +103,7 @@ def missing(config: StageConfig, base: Path) -> Iterator[Fault]:
     """What a stage needs and this machine lacks."""
     for loc, package in dict.fromkeys(packages(config, base)):
         if importlib.util.find_spec(package) is None:
-            yield loc, f"needs the package {package}, which is not installed here: {extras.install(package)}"
+            yield loc, _lacks(package)
     if (getattr(config, "adapter", None) or AdapterSpec()).quantize != "none" and not gpus.of_driver():
         yield ("adapter", "quantize"), "needs a GPU, and there is none here: set it to none, or leave it out"
     for leaf in walk(config):
@@ -112,6 +111,10 @@ def missing(config: StageConfig, base: Path) -> Iterator[Fault]:
         if runs_code and leaf.value.options.get("backend", "local") == "local" and shutil.which("bwrap") is None:
             how = "apt-get install bubblewrap"
             yield (*leaf.loc, "use"), f"needs bubblewrap (the command bwrap), which is not installed here: {how}"
+
+
+def _lacks(package: str) -> str:
+    return f"needs the package {package}, which is not installed here: {extras.install(package)}"
 
 
 def hides_a_package(use: str) -> str | None:
@@ -197,6 +200,13 @@ def broken_sources(config: StageConfig, base: Path, download: bool = True) -> It
             yield (*leaf.loc, "from"), str(error)
 
 
+def unpublishable(config: StageConfig) -> Iterator[Fault]:
+    """Models that cannot be published where the recipe says; asks the hub."""
+    for leaf in walk(config):
+        if isinstance(leaf.value, Publish) and (why := publishing.fault(leaf.value)) is not None:
+            yield leaf.loc, why
+
+
 def beyond_tasks(config: StageConfig, base: Path) -> list[Fault]:
     """What is missing or broken, packages, models and data files; tasks and Python files aside."""
     return [*missing(config, base), *broken_models(config, base), *broken_data(config, base)]
@@ -235,12 +245,15 @@ def unmet(recipe: Recipe, stages: list[str], run: bool = False) -> list[str]:
     there = gpus.visible(os.environ)
     asked = placement.unmet(recipe, stages, there)
     told = [f"{'.'.join(map(str, ('stages', name, *loc)))}: {message}" for name, (loc, message) in asked]
+    told += [
+        f"track: {_lacks(one.use)}" for one in recipe.track if stages and importlib.util.find_spec(one.use) is None
+    ]
     for name in stages:
         config = recipe.stages[name]
         found = [*missing(config, recipe.base), *unfound(recipe, config)]
         unread = [*broken_models(config, recipe.base), *broken_data(config, recipe.base)]
         if not found:
-            found += broken_code(config, recipe.base) if run else ()
+            found += [*broken_code(config, recipe.base), *unpublishable(config)] if run else ()
             found += broken_tasks(recipe, config, run)
             if not unread:
                 found += broken_sources(config, recipe.base, run)

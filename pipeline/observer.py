@@ -45,6 +45,9 @@ class Observer(Protocol):
     def event(self, node: Node, event: Mapping[str, Any]) -> None:
         """A stage logged progress or metrics."""
 
+    def said(self, text: str) -> None:
+        """Something happened that is no stage's, such as a tracker that cannot be reached."""
+
     def finished(self, node: Node, artifact: Artifact) -> None:
         """A stage was published."""
 

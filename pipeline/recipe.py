@@ -30,6 +30,7 @@ from pipeline.schema.hub import FILE_ARM, HUB_ARM
 from pipeline.schema.pieces import Launch, Seed, StageConfig
 from pipeline.schema.strict import Strict
 from pipeline.schema.task import TaskFilter, TaskSpec
+from pipeline.schema.track import Track, Tracks
 from pipeline.schema.walk import replaced
 from pipeline.source import Issue, Loc, RecipeError, Source, brief
 from pipeline.stages.registry import KINDS, config_class
@@ -88,6 +89,7 @@ class Header(Strict):
     seed: Seed = 0
     jobs: int = Field(default=1, ge=1)
     warm: bool | None = None
+    track: Tracks = Field(default_factory=list)
     task: str | None = None
     tasks: dict[str, TaskDefinition] = Field(default_factory=dict)
     launch: Launch | None = None
@@ -109,6 +111,7 @@ class Recipe:
         stages: name -> config, in the order of the file.
         data: the recipe as plain data, overrides and defaults applied.
         warm: whether the next stage's process is started early; where there are GPUs if not given.
+        track: trackers that the run is mirrored to.
     """
 
     name: str
@@ -120,6 +123,7 @@ class Recipe:
     tasks: Mapping[str, TaskDefinition] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     warm: bool | None = None
+    track: Sequence[Track] = ()
 
     @property
     def evaluated(self) -> list[TaskSpec]:
@@ -204,7 +208,7 @@ def check(text: Source) -> Recipe:
             stages[stage] = _filtered(_stage(stage, merged, text), header)
         except RecipeError as error:
             issues.extend(error.issues)
-    about = (header.description, header.seed, header.jobs, header.tasks, text.data, header.warm)
+    about = (header.description, header.seed, header.jobs, header.tasks, text.data, header.warm, header.track)
     recipe = Recipe(header.name, text.path, stages, *about)
     issues.extend(checks.check(recipe, text, names=list(header.stages)))
     if issues:

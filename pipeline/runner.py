@@ -35,6 +35,7 @@ from pipeline.recipe import Recipe
 from pipeline.slots import Slots
 from pipeline.source import brief
 from pipeline.starting import job_of, start, start_early
+from pipeline.tracking.mirrors import Mirrors
 from pipeline.worker import OUTCOME
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,8 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
         stale = tuple(name for name in nodes if name not in done)
         if unmet := needs.unmet(recipe, [name for name in recipe.stages if name in stale], run=True):
             raise RunError("\n".join(("nothing was started:", *unmet)))
-        _Scheduler(recipe, run, nodes, states, observer, done, slots).run(jobs or recipe.jobs)
+        with _mirrored(recipe, run, observer) as mirrors:
+            _Scheduler(recipe, run, nodes, states, observer, done, slots, mirrors).run(jobs or recipe.jobs)
         return Finished({name: done[name] for name in nodes}, stale)
 
 
@@ -130,9 +132,10 @@ class _Scheduler:
         observer: Observer,
         done: dict[str, Artifact],
         slots: Slots,
+        mirrors: Mirrors,
     ) -> None:
         self.recipe, self.run_path, self.nodes, self.states = recipe, run, nodes, states
-        self.observer, self.done, self.slots = observer, done, slots
+        self.observer, self.done, self.slots, self.mirrors = observer, done, slots, mirrors
         self.running: list[StageProcess] = []
         self.restarts: Counter[str] = Counter()
         self.failures: list[str] = []
@@ -252,6 +255,7 @@ class _Scheduler:
             else:
                 self._after_failure(process, process.failure(code))
         self._take_published()
+        self.mirrors.look()
         return ended
 
     def _take_published(self, wait: bool = False) -> None:
@@ -315,6 +319,19 @@ def count_attempt(counter: Path) -> int:
     attempt = 1 + (int(text) if text.isdecimal() else 0)
     durable.write(counter, str(attempt))
     return attempt
+
+
+@contextlib.contextmanager
+def _mirrored(recipe: Recipe, run: Path, observer: Observer) -> Iterator[Mirrors]:
+    """Have the recipe's trackers follow the run; they get what is there also where it ends with an error."""
+    mirrors, interrupted = Mirrors(recipe, run, observer), False
+    try:
+        yield mirrors
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
+    finally:
+        mirrors.close(interrupted)
 
 
 @contextlib.contextmanager

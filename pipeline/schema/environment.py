@@ -117,11 +117,17 @@ def scrub(path: Path, found: Mapping[str, str]) -> None:
     """Put names in the place of values in a file, if there is any in it; `found` is from `secrets`."""
     if not path.is_file():
         return
-    before = after = path.read_bytes()
-    for value in sorted(found, key=len, reverse=True):
-        for form in {value, json.dumps(value)[1:-1], repr(value)[1:-1]}:
-            after = after.replace(form.encode(), f"${found[value]}".encode())
+    before = path.read_bytes()
+    after = scrubbed(before, found)
     if after != before:
         partial = path.with_name(path.name + ".part")
         partial.write_bytes(after)
         partial.rename(path)
+
+
+def scrubbed(text: bytes, found: Mapping[str, str]) -> bytes:
+    """Some text with names in the place of values; `found` is from `secrets`."""
+    for value in sorted(found, key=len, reverse=True):
+        for form in {value, json.dumps(value)[1:-1], repr(value)[1:-1]}:
+            text = text.replace(form.encode(), f"${found[value]}".encode())
+    return text

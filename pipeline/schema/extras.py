@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, requires
 
-NAMED_OTHERWISE = {"azureml": "azureml-mlflow", "optimi": "torch-optimi"}
+NAMED_OTHERWISE = {
+    "azureml": "azureml-mlflow",
+    "optimi": "torch-optimi",
+    "mlflow": "mlflow-skinny",
+    "lm_eval": "lm-eval",
+}
 """Modules whose distribution has another name, hyphens aside."""
 
 

@@ -1,4 +1,4 @@
-"""Data sets on the Hugging Face hub as a piece of a recipe, and how rows are chosen by their fields."""
+"""The Hugging Face hub in a recipe: data sets, how rows are chosen by their fields, and where a model is published."""
 
 from __future__ import annotations
 
@@ -64,6 +64,28 @@ class HubSource(Strict):
     def __str__(self) -> str:
         named = self.hub if self.config is None else f"{self.hub}/{self.config}"
         return f"{named}@{self.revision[:8]}" if self.revision else named
+
+
+class Publish(Strict):
+    """A repository on the hub that a model is published in: `publish: {hub: someone/r1-small}`.
+
+    The token is that of `HF_TOKEN` or of `hf auth login`; it is asked for before the first stage runs.
+
+    Attributes:
+        hub: its name there: owner/name. It is made if it is not there.
+        private: whether only its owner sees it.
+        replace: whether it may hold other files, which a new commit then replaces; refused if not.
+    """
+
+    hub: str
+    private: bool = True
+    replace: bool = False
+
+    @model_validator(mode="after")
+    def _named(self) -> Publish:
+        if "/" not in self.hub or not _NAME.fullmatch(self.hub):
+            raise ValueError(f"hub: {self.hub!r} is not owner/name, such as someone/r1-small")
+        return self
 
 
 def _kind(value: Any) -> str:

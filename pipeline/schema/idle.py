@@ -82,7 +82,7 @@ RULES = (
     Rule(("fsdp_config",), _off("fsdp"), "it needs fsdp; or set launch: {accelerate: fsdp2-1node}"),
     Rule(("liger_kernel_config",), _off("use_liger_kernel"), "it needs use_liger_kernel: true"),
     Rule(
-        ("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        ("run_name",),
         lambda fields: not _trackers(fields),
         "it is for the trackers of `report_to`, which names none",
     ),

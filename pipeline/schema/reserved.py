@@ -40,9 +40,12 @@ _HUB = (
     "hub_revision",
 )
 
+_TRACKIO = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+
 RESERVED: Mapping[str, str] = {
     **dict.fromkeys(_EVALUATION, NO_EVALUATION),
-    **dict.fromkeys(_HUB, "use a stage of kind export, and upload its folder"),
+    **dict.fromkeys(_HUB, "use a stage of kind export with `publish: {hub: owner/name}`"),
+    **dict.fromkeys(_TRACKIO, "set `track: [trackio]` at the top of the recipe; it takes `project`, too"),
     "output_dir": "a stage works in its own scratch folder",
     "seed": "set the stage's `seed`",
     "data_seed": "set the stage's `seed`",

@@ -41,8 +41,13 @@ def recipe(folder: Path, *stages: str) -> Path:
 
 
 FAULTS = {
-    "a tracker": (", trainer: {report_to: wandbb}", "there is no tracker 'wandbb' (did you mean 'wandb'?)"),
-    "one of several": (", trainer: {report_to: [tensorboard, mlflows]}", "there is no tracker 'mlflows'"),
+    "a tracker": (", trainer: {report_to: clearmll}", "there is no tracker 'clearmll' (did you mean 'clearml'?)"),
+    "one of several": (", trainer: {report_to: [clearml, mlflows]}", "there is no tracker 'mlflows'"),
+    "a tracker of a run": (
+        ", trainer: {report_to: tensorboard}",
+        "set `track: [tensorboard]` at the top of the recipe",
+    ),
+    "every tracker": (", trainer: {report_to: all}", "cannot be all: set `track: [wandb]` at the top of the recipe"),
     "a DeepSpeed file": (", trainer: {deepspeed: gone.json}", "there is no file or folder"),
     "an FSDP file": (", trainer: {fsdp: full_shard, fsdp_config: gone.json}", "there is no file or folder"),
     "an accelerator file": (", trainer: {accelerator_config: gone.json}", "there is no file or folder"),
@@ -68,7 +73,7 @@ def test_a_later_stage_is_looked_at_before_the_first(what: str, tmp_path: Path) 
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("more", [", trainer: {report_to: none}", ", trainer: {report_to: [all]}"])
+@pytest.mark.parametrize("more", [", trainer: {report_to: none}", ", trainer: {report_to: []}"])
 def test_what_is_there_is_not_told(more: str, tmp_path: Path) -> None:
     assert needs.unmet(load(recipe(tmp_path, FIRST, SFT.format(more))), ["first", "later"]) == []
 
