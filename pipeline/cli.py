@@ -287,12 +287,28 @@ def evaluate(
 @app.command()
 def export(
     model: ModelArgument,
-    folder: Annotated[Path, typer.Argument(help="Where the Hugging Face folder goes; must not exist.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Where the Hugging Face folder goes; must not exist. Not needed with --push.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; as it is if not given.")] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Publish it on the hub as owner/name, with HF_TOKEN or `hf auth login`.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: for all to see; private if not given.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="With --push: a new commit in place of other files that are there.")
+    ] = False,
 ) -> None:
-    """Write a stage's model as a Hugging Face folder with a model card."""
-    unused(folder)
+    """Write a stage's model as a Hugging Face folder with a model card, or publish it on the hub."""
+    if folder is None and push is None:
+        fail("say where the model goes: a FOLDER, or --push owner/name", code=2)
+    if push is None and (public or replace):
+        fail("--public and --replace are for --push owner/name", code=2)
+    if folder is not None:
+        unused(folder)
     stage = {"kind": "export", "model": model_folder(model), **({"dtype": dtype} if dtype else {})}
+    if push is not None:
+        stage |= {"publish": {"hub": push, "private": not public, "replace": replace}, "name": push.partition("/")[2]}
     _once(stage, 0, folder, json=False, part="model")
 
 
@@ -320,8 +336,10 @@ def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, 
         try:
             with display.observer(_console(json=True) if json else console, json) as observer:
                 artifact = runner.execute(checked, Path(folder), observer).artifacts[kind]
-        except runner.StageError as error:
+        except (runner.RunError, runner.StageError) as error:
             fail(str(error))
+        if (published := artifact.manifest["metrics"].get("published")) is not None:
+            console.print(f"published: {published['hub']} at {published['commit']}", soft_wrap=True)
         if out is not None:
             shutil.move(artifact.path / part, out)
             console.print(f"written: {out}", soft_wrap=True)

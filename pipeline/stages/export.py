@@ -9,7 +9,8 @@
       dtype: bfloat16
 
 The card lists every stage that led to the model with its fingerprint and config, and the scores of the named
-evaluations with problems, samples and intervals. Nothing is uploaded.
+evaluations with problems, samples and intervals. With `publish: {hub: someone/r1-distill-nano}` the folder is uploaded
+to the Hugging Face hub, private unless the recipe says otherwise; nothing is without.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.adapter_folders import BASE, CONFIG, is_adapter
 from pipeline.context import Outputs, StageContext
+from pipeline.schema.hub import Publish
 from pipeline.schema.pieces import Dtype, ModelRef, Product, Ref, StageConfig
 
 ScoreRef = Annotated[str, Ref(Product.METRICS)]
@@ -45,6 +47,7 @@ class ExportConfig(StageConfig):
         format: `torchtitan` writes a distributed checkpoint under torchtitan's names, to train on with it, and no card;
             `adapter` the adapter that the stage of `model` trained, in PEFT's format, in place of the merged model.
         shard_size: largest file of weights, such as `2GB`; the files are left as they are if not given.
+        publish: where on the hub the folder is published once it is whole; nowhere if not given.
     """
 
     product: ClassVar[Product] = Product.MODEL
@@ -60,6 +63,7 @@ class ExportConfig(StageConfig):
     precision: Literal["fp8"] | None = None
     format: Literal["huggingface", "torchtitan", "adapter"] = "huggingface"
     shard_size: Annotated[str, Field(pattern=r"^\d+(MB|GB)$")] | None = None
+    publish: Publish | None = None
 
     @model_validator(mode="after")
     def _one_conversion(self) -> ExportConfig:
@@ -70,12 +74,14 @@ class ExportConfig(StageConfig):
             raise ValueError("format: torchtitan keeps weights as they are: give no precision, dtype or shard_size")
         if self.format == "adapter" and (self.precision is not None or any(given.values())):
             raise ValueError("format: adapter keeps weights as they are: give no precision, dtype or shard_size")
+        if self.format == "torchtitan" and self.publish is not None:
+            raise ValueError("format: torchtitan has no card, and is nothing that the hub reads: leave publish out")
         return self
 
 
 def run(context: StageContext[ExportConfig]) -> Outputs:
     """Copy or convert the model, and write its card."""
-    from pipeline.conversion import cards, finite, importing
+    from pipeline.conversion import cards, finite, importing, publishing
     from pipeline.training import setup
 
     setup.prepare()
@@ -120,7 +126,12 @@ def run(context: StageContext[ExportConfig]) -> Outputs:
         prompting=carried_along(AutoTokenizer.from_pretrained(target, trust_remote_code=False)),
     )
     (target / "README.md").write_text(card.text(), encoding="utf-8")
-    return Outputs({"parameters": parameters, "dtype": precision, "lineage": [stage["stage"] for stage in chain]})
+    told: dict[str, Any] = {"parameters": parameters, "dtype": precision}
+    told["lineage"] = [stage["stage"] for stage in chain]
+    if config.publish is not None:
+        finite.check(target)
+        told["published"] = publishing.publish(target, config.publish, f"{card.name}, made with zero2r1")
+    return Outputs(told)
 
 
 def _adapter(context: StageContext[ExportConfig]) -> Path:
