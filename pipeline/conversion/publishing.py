@@ -111,12 +111,11 @@ def _target(wanted: Publish) -> dict[str, str] | None:
         raise PublishError(
             f"{wanted.hub} is there and public: set private: false if all may read what is published, or name another"
         )
-    found = {
+    return {
         entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id
         for entry in _patiently(wanted, lambda: list(api.list_repo_tree(wanted.hub, recursive=True)))
         if isinstance(entry, RepoFile)
     }
-    return found
 
 
 def _patiently(wanted: Publish, call: Any) -> Any:
@@ -142,9 +141,8 @@ def _patiently(wanted: Publish, call: Any) -> Any:
                 raise answer from error
             if answer is not None and _status(answer) not in BUSY:
                 raise PublishError(_refused(wanted, answer)) from error
-            if answer is None and isinstance(error, RuntimeError | FileNotFoundError):
-                if not any(isinstance(one, httpx.HTTPError) for one in _causes(error)):
-                    raise  # a fault of this machine's
+            if answer is None and not any(isinstance(one, httpx.HTTPError | ConnectionError) for one in _causes(error)):
+                raise  # a fault of this machine's
             if attempt == ATTEMPTS:
                 raise PublishError(
                     f"{wanted.hub}: the hub at {constants.ENDPOINT} did not answer {ATTEMPTS} times"
@@ -162,7 +160,9 @@ def _refused(wanted: Publish, error: Any) -> str:
     if _status(error) == 401:
         return f"{wanted.hub}: the hub at {constants.ENDPOINT} does not know the token: set HF_TOKEN to one that writes"
     if _status(error) == 403:
-        return f"{wanted.hub}: the token may not write there: make one that does at {constants.ENDPOINT}/settings/tokens"
+        return (
+            f"{wanted.hub}: the token may not write there: make one that does at {constants.ENDPOINT}/settings/tokens"
+        )
     return f"{wanted.hub}: the hub refuses: {_line(error)}"
 
 

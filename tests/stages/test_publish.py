@@ -43,9 +43,7 @@ def export(folder: Path, model: Path, publish: dict[str, Any]) -> tuple[Path, di
     return context.output / "model", dict(run(context).metrics)
 
 
-def test_a_model_is_published_with_its_card_privately_and_once(
-    hub: Hub, calculator: Path, tmp_path: Path
-) -> None:
+def test_a_model_is_published_with_its_card_privately_and_once(hub: Hub, calculator: Path, tmp_path: Path) -> None:
     hub.busy = 2  # the hub is asked again
     folder, metrics = export(tmp_path, calculator, {"hub": "someone/adder"})
     model = hub.models["someone/adder"]
