@@ -77,6 +77,7 @@ class Header(Strict):
         jobs: how many stages may run at once.
         warm: whether the process of the next stage loads its libraries while a stage works. Where there are GPUs, if
             not given.
+        track: trackers that the run is mirrored to, such as [wandb, tensorboard]: names, or mappings (see `Track`).
         task: the task of stages that name none: its train split, or its test split for `evaluate`.
         tasks: tasks that stages use by name, such as {gsm8k: {use: gsm8k, template: boxed}}.
         launch: how the stages' processes start; a stage may have its own.

@@ -35,6 +35,7 @@ from pipeline.schema.pieces import (
 )
 from pipeline.schema.strict import Strict
 from pipeline.schema.task import TaskSpec
+from pipeline.schema.track import Track
 from pipeline.stages.registry import KINDS, config_class
 from pipeline.tasks.base import BUILTIN as TASKS
 from pipeline.tasks.base import check as task_class
@@ -52,7 +53,7 @@ TRL's config class by its own name; each stage kind lists the fields for which i
 `python scripts/write_reference.py` writes this page.
 """
 SHARED: Mapping[str, tuple[type[Strict], ...]] = {
-    "The top level": (Header, TaskDefinition),
+    "The top level": (Header, TaskDefinition, Track),
     "What every stage has": (StageConfig, Launch, PromptedConfig),
     "What every training stage has": (TrainingConfig, Health),
     "What every stage has that trains an existing model": (AdaptedConfig, AdapterSpec),

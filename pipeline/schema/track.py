@@ -24,8 +24,9 @@ class Track(Strict):
     documentation names them (`WANDB_API_KEY`, `WANDB_MODE`, `MLFLOW_TRACKING_URI`, `TRACKIO_SPACE_ID`).
 
     Attributes:
-        use: wandb, trackio, tensorboard or mlflow. Without an address in the environment, MLflow writes to the folder
-            `track/mlflow` of the run, as TensorBoard does to `track/tensorboard`; trackio to its folder in the home.
+        use: the tracker: wandb, trackio, tensorboard or mlflow. Without an address in the environment, MLflow writes to
+            the folder `track/mlflow` of the run, as TensorBoard does to `track/tensorboard`; trackio to its folder in
+            the home.
         project: the project, or MLflow's experiment; what the environment says (`WANDB_PROJECT`,
             `MLFLOW_EXPERIMENT_NAME`), or else `zero2r1`, if not given. TensorBoard has none.
     """
