@@ -12,7 +12,7 @@ from pipeline.chat_cli import (
     fail,
     generate,
 )
-from pipeline.completion import answer_shells, completion, recipes, runs
+from pipeline.completion import answer_shells, completion, recipes
 from pipeline.cost_cli import (
     CompletionOption,
     GpusOption,
@@ -25,9 +25,10 @@ from pipeline.cost_cli import (
     say_what_does_not_fit,
 )
 from pipeline.new_cli import new
-from pipeline.once_cli import JsonOption, evaluate, export
-from pipeline.once_cli import console as _console
+from pipeline.once_cli import evaluate, export
+from pipeline.report_cli import report
 from pipeline.rewards_cli import app as rewards_app
+from pipeline.terminal import JsonOption, RunArgument, plain_console, print_json, run_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +52,6 @@ OverridesArgument = Annotated[
     list[str] | None, typer.Argument(help="Overrides: stages.zero.trainer.learning_rate=5e-7", metavar="[KEY=VALUE]...")
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder under which every run has its own folder.")]
-RunArgument = Annotated[Path, typer.Argument(help="A run's folder, such as runs/nano-r1.", autocompletion=runs)]
 
 
 @app.command()
@@ -67,7 +67,7 @@ def run(
 
     checked = _load(recipe, overrides)
     folder = _folder(checked, runs)
-    console = _console(json)
+    console = plain_console(json)
     try:
         _execute(checked, folder, jobs, console, json)
     except KeyboardInterrupt:
@@ -129,7 +129,7 @@ def plan(
     steps = graph.plan(graph.build(checked), _folder(checked, runs), verify)
     cards = placement.of_recipe(checked)
     if json:
-        _print_json(
+        print_json(
             [
                 {
                     "stage": step.node.name,
@@ -145,7 +145,7 @@ def plan(
     else:
         from pipeline.display import plan_table
 
-        _console().print(plan_table(steps, cards))
+        plain_console().print(plan_table(steps, cards))
     waiting = [step.node.name for step in steps if step.state is not graph.State.FRESH]
     for need in needs.unmet(checked, waiting):
         typer.echo(f"zero2r1: before it can run here: {need}", err=True)
@@ -159,34 +159,14 @@ def status(run: RunArgument, json: JsonOption = False) -> None:
     """Show how far a run is: every stage with its state, time and main numbers."""
     from pipeline import inspection
 
-    rows = inspection.status(_run_folder(run))
+    rows = inspection.status(run_folder(run))
     if json:
-        _print_json(rows)
+        print_json(rows)
     else:
-        _console().print(inspection.status_table(rows))
+        plain_console().print(inspection.status_table(rows))
 
 
-@app.command()
-def report(
-    run: RunArgument,
-    json: JsonOption = False,
-    open: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-) -> None:
-    """Write the report of a run as one HTML page, or print its numbers with --json."""
-    from pipeline.report import summary
-
-    folder = _run_folder(run, recipe=True)
-    if json:
-        _print_json(summary.summarise(folder))
-        return
-    from pipeline.report.page import write_report
-
-    page = write_report(folder)
-    console = _console()
-    console.print(summary.terminal_table(folder))
-    console.print(f"report: {page}", soft_wrap=True)
-    if open:
-        typer.launch(str(page))
+app.command()(report)
 
 
 @app.command()
@@ -214,12 +194,12 @@ def doctor(
     if recipe is not None:
         findings += checks.recipe(_load(recipe, None))
     if run is not None:
-        folder = _run_folder(run, recipe=True)
+        folder = run_folder(run, recipe=True)
         findings += [*checks.files(folder), *checks.run(folder)]
     if json:
-        _print_json([asdict(finding) for finding in findings])
+        print_json([asdict(finding) for finding in findings])
     else:
-        _console().print(checks.table(findings))
+        plain_console().print(checks.table(findings))
     if any(finding.level is checks.Level.ERROR for finding in findings):
         raise typer.Exit(1)
 
@@ -238,23 +218,6 @@ def _load(recipe: str, overrides: list[str] | None) -> Recipe:
         fail(str(error), code=2)
 
 
-def _run_folder(run: Path, recipe: bool = False) -> Path:
-    """The folder of a run, checked; with the recipe that it keeps, where that is used."""
-    from pipeline.artifacts import RUN_RECORD, RecordError, record
-    from pipeline.report.run_data import read_run
-
-    if not (run / RUN_RECORD).is_file():
-        fail(f"{run} is not the folder of a run (it has no {RUN_RECORD})", code=2)
-    try:
-        if recipe:
-            read_run(run)
-        else:
-            record(run)
-    except RecordError as error:
-        fail(str(error), code=2)
-    return run
-
-
 def _folder(recipe: Recipe, runs: Path) -> Path:
     from pipeline import runner
 
@@ -269,12 +232,6 @@ def _unread() -> None:
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _print_json(value: object) -> None:
-    from json import dumps
-
-    typer.echo(dumps(value, indent=1, ensure_ascii=False))
 
 
 def main() -> None:

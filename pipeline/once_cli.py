@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,15 +17,10 @@ from pipeline.chat_cli import (
     stops,
     unused,
 )
+from pipeline.terminal import JsonOption, plain_console
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from rich.console import Console
-
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output, for machines.")]
-LOG_WIDTH = 120
-"""Columns of tables where the output is no terminal."""
 
 
 def evaluate(
@@ -110,7 +104,7 @@ def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, 
     from pipeline import display, recipe, runner, source
     from pipeline.report import summary
 
-    shown, kind = console(json), str(stage["kind"])
+    shown, kind = plain_console(json), str(stage["kind"])
     data = {"name": kind, "seed": seed, "stages": {kind: stage}}
     try:
         checked = recipe.check(source.Source(Path.cwd() / "command line", data, {}))
@@ -124,7 +118,7 @@ def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, 
             fail(f"the folder {beside} cannot be made: {error.strerror}", code=2)
     with tempfile.TemporaryDirectory(dir=beside) as folder:
         try:
-            with display.observer(console(json=True) if json else shown, json) as observer:
+            with display.observer(plain_console(json=True) if json else shown, json) as observer:
                 artifact = runner.execute(checked, Path(folder), observer).artifacts[kind]
         except (runner.RunError, runner.StageError) as error:
             fail(str(error))
@@ -135,17 +129,3 @@ def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, 
             shown.print(f"written: {out}", soft_wrap=True)
         elif not json:
             shown.print(summary.terminal_table(Path(folder)))
-
-
-def console(json: bool = False) -> Console:
-    """What output is written to, without markup; lines are not wrapped where it is JSON."""
-    from rich.console import Console
-
-    class Plain(Console):
-        """Text is text, also where it looks like rich's markup; a reader that has gone is an error, as elsewhere."""
-
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
-    width = None if sys.stdout.isatty() else LOG_WIDTH
-    return Plain(width=width, highlight=False, markup=False, soft_wrap=json)

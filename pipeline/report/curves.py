@@ -7,7 +7,7 @@ of a kind that nobody knows gets its first few series drawn.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,12 @@ TROUBLE_NOTE = (
 )
 HELD_OUT = "watch/"
 HELD_OUT_NOTE = "Problems that are not trained on, before the first step and as training goes on; with 95 % intervals."
+TROUBLE_ALONE = {
+    "groups/all_failed": "Groups in which all failed",
+    "groups/all_equal_above_zero": "Groups that scored alike",
+    "completions/clipped_ratio": "Completions cut off",
+}
+"""The same, as titles of panels of their own."""
 PANELS = (
     ("Completion length, tokens", {LENGTH: "length"}, False),
     ("Loss", {"loss": "training", "eval_loss": "held out"}, False),
@@ -151,6 +157,35 @@ def overlay(run: Run) -> list[Panel]:
         if lines:
             panels.append(line_panel(title, lines, f"o{len(panels)}", share, size=(440, 270)))
     return panels
+
+
+def compared(runs: Sequence[tuple[str, Run]]) -> list[StageCurves]:
+    """The curves of several runs over each other: a panel for every metric that at least two runs have of a stage."""
+    drawn: list[StageCurves] = []
+    for name in dict.fromkeys(stage for _, run in runs for stage in run.stages):
+        found = {label: series(run.stages[name]) for label, run in runs if name in run.stages}
+        kind = next(run.stages[name].kind for _, run in runs if name in run.stages)
+        panels = list(_compared(found, f"x{len(drawn)}"))
+        if panels:
+            drawn.append(StageCurves(name, kind, panels))
+    return drawn
+
+
+def _compared(found: Mapping[str, Series], identity: str) -> Iterator[Panel]:
+    wanted = [
+        ("Reward", ("reward",), False),
+        ("Accuracy while training", ACCURACY, True),
+        *((title, tuple(metrics)[:1], share) for title, metrics, share in PANELS if metrics is not TROUBLE),
+        *((title, (name,), True) for name, title in TROUBLE_ALONE.items()),
+    ]
+    for index, (title, names, share) in enumerate(wanted):
+        lines = []
+        for colour, (label, metrics) in enumerate(found.items()):
+            metric = next((name for name in names if name in metrics), None)
+            if metric is not None:
+                lines.append(Line(clean(label), *metrics[metric], colour))
+        if len(lines) > 1:
+            yield _drawn(title, lines, f"{identity}-{index}", share)
 
 
 def _across(found: dict[str, Series], names: Sequence[str]) -> list[Line]:

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import NormalDist, StatisticsError, correlation
+from statistics import NormalDist, correlation, pstdev
 
 from pipeline.report.run_data import Run, rows
 from pipeline.report.samples import is_correct, model_of
@@ -84,13 +84,16 @@ def _half(one: float, other: float, together: float) -> float:
 
 
 def _correlation(new_means: Means, old_means: Means) -> float:
-    """Of the problems' means; 0 where one side is the same for all problems, so that nothing can be said."""
-    if len(new_means) < 2:
+    """Of the problems' means, with Newcombe's correction, so that equal answers to few problems prove nothing.
+
+    0 where one side is the same for all problems, so that nothing can be said.
+    """
+    first, second = list(new_means.values()), [old_means[problem] for problem in new_means]
+    scatter = len(first) * pstdev(first) * pstdev(second)
+    if not scatter:
         return 0.0
-    try:
-        return correlation(list(new_means.values()), [old_means[problem] for problem in new_means])
-    except StatisticsError:
-        return 0.0
+    found = correlation(first, second)
+    return max(0.0, found - 0.5 / scatter) if found > 0 else found
 
 
 def task_name(label: str) -> str:

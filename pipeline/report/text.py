@@ -46,6 +46,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}"
 
 
+def points(share: float) -> str:
+    """A difference of shares in points with its sign: `+3.5`, `−0.4`."""
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
 def interval(low: float, high: float) -> str:
     """A 95 % interval of a share, in percent: `77.2–84.9`."""
     return f"{percent(low)}{EN_DASH}{percent(high)}"

@@ -24,7 +24,7 @@ from pipeline.report.scores import build_table
 from tests.report import nano_run
 
 FEW = {name: nano_run.STAGES[name] for name in ("base", "zero", "score")}
-VOID = {"meta", "link", "img", "br", "input", "hr"}
+VOID = {"meta", "link", "img", "br", "input", "hr", "wbr"}
 
 
 class Reader(HTMLParser):
