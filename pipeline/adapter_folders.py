@@ -40,7 +40,7 @@ def config_of(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterFolderError(f"{path} is not JSON: {error}") from error
     if not isinstance(said, dict) or said.get("peft_type") != "LORA":
-        raise AdapterFolderError(f"{path} is the config of no LoRA adapter (peft_type: LORA)")
+        raise AdapterFolderError(f"{path} is not the config of a LoRA adapter (peft_type: LORA)")
     if not (folder / WEIGHTS).is_file():
         raise AdapterFolderError(f"{folder} has no {WEIGHTS}: the adapter is incomplete")
     return said

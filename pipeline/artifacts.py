@@ -70,7 +70,7 @@ def _read(path: Path) -> Artifact | None:
         faults = durable.damage(path, manifest["files"], contents=False)
     except FileNotFoundError as error:
         if path.exists():
-            log.warning("%s is not a whole artifact (%s is missing): the stage will run again", path, error.filename)
+            log.warning("%s is not a complete artifact (%s is missing): the stage will run again", path, error.filename)
         return None
     except durable.DamageError as error:
         log.warning("%s: the stage will run again", error)

@@ -19,7 +19,7 @@ from pathlib import Path
 from pipeline.schema.pieces import VISIBLE
 
 LOCKS = Path("/tmp/zero2r1-gpus")
-"""Folder of the locks; fixed, since runners whose `TMPDIR` differs share the GPUs all the same."""
+"""Folder of the locks; fixed, since runners with different `TMPDIR`s share the GPUs."""
 HELD = "ZERO2R1_GPU_LOCKS"
 """Variable in which a stage's processes get the locks that they are to hold."""
 UUID_BYTES = 96

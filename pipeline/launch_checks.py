@@ -58,7 +58,7 @@ def _check_sharding(config: StageConfig, base: Path) -> Iterator[Fault]:
     if fault is not None and "model_init_kwargs" not in config.reserved:
         yield ("trainer", "model_init_kwargs"), fault
     if kind == "DEEPSPEED" and config.non_finite == "skip":
-        yield ("non_finite",), "DeepSpeed takes its steps by itself, and none can be skipped: set `stop`"
+        yield ("non_finite",), "DeepSpeed takes its steps itself, so no step can be skipped: set `stop`"
 
 
 def _check_adapter(quantize: str, kind: str, file: Path | None) -> Iterator[Fault]:

@@ -1,7 +1,7 @@
-"""Who may work on a run: one runner, and no process of an attempt of before.
+"""Who may work on a run: one runner, and no process of an earlier attempt.
 
 Both are locks of the kernel (`flock`), which end with the processes that hold them. Whoever has to wait says for whom
-and how long, and does not wait for ever.
+and how long, and gives up after a while.
 """
 
 from __future__ import annotations

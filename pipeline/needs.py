@@ -179,7 +179,7 @@ def unfound(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
 
 
 def broken_sources(config: StageConfig, base: Path, download: bool = True) -> Iterator[Fault]:
-    """Sources of rows whose first row is none that training reads: a wrong field, configuration or split."""
+    """Sources whose first row training cannot read: a wrong field, configuration or split."""
     from pipeline.data import corpora, mixture
 
     def locate(name: str) -> Path:

@@ -155,7 +155,7 @@ def faults(config: StageConfig, base: Path) -> Iterator[Fault]:
 
 
 def unmet(recipe: Recipe, stages: Sequence[str], there: Sequence[Gpu]) -> Iterator[tuple[str, Fault]]:
-    """Stages that want more GPUs than there are, and would wait for ever; or a GPU that is not there."""
+    """Stages that ask for more GPUs than there are, and would never start; or for a GPU that is not there."""
     for name in stages:
         config = recipe.stages[name]
         want, asked = wanted(config, recipe.base), config.launch.gpus

@@ -173,12 +173,12 @@ class Renderer:
     def _left_out(self, message: Message, thought: str, body: str) -> bool:
         """Whether the template's text of a message lacks its thought."""
         if "reasoning_content" in message and not self.knows_thoughts:
-            return False  # it was found to use the key, in a way of its own
+            return False  # the template was found to use the key, in its own way
         return thought.strip() not in body.rpartition(THINK_CLOSE)[0] or THINK_CLOSE not in body
 
     @property
     def knows_thoughts(self) -> bool:
-        """Whether the chat template does something about `</think>`, be it that it leaves thoughts out."""
+        """Whether the chat template treats `</think>` in some way, for example by leaving thoughts out."""
         return THINK_CLOSE in template_text(self.tokenizer)
 
     def _ended(self, body: str, content: str) -> str:

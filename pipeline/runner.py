@@ -175,7 +175,7 @@ class _Scheduler:
             raise StageError("\n".join(self.failures))
 
     def _placed(self, ready: Sequence[str]) -> Node | None:
-        """The first stage that has the GPUs that it wants now; one that wants none waits for nobody."""
+        """The first stage whose GPUs are free now; a stage without GPUs waits for nobody."""
         return next((node for name in ready if self.slots.take(node := self.nodes[name])), None)
 
     def _begin(self, node: Node) -> None:
@@ -336,7 +336,7 @@ def _mirrored(recipe: Recipe, run: Path, observer: Observer) -> Iterator[Mirrors
 
 @contextlib.contextmanager
 def _working_on(run: Path) -> Iterator[None]:
-    """Hold the run; a disk that is full, or another fault of it, is told in a line, and nothing finished is lost.
+    """Hold the run; a full disk, or another fault of it, is one line, and finished stages are kept.
 
     Raises:
         RunError: another process works on the run, or its folder cannot be read or written.
@@ -350,4 +350,4 @@ def _working_on(run: Path) -> Iterator[None]:
         raise
     except OSError as error:
         where = f"{error.filename or run}: {error.strerror}"
-        raise RunError(f"{where}. Nothing that is finished is lost: mend this, and the same command goes on") from error
+        raise RunError(f"{where}. Finished stages are kept: correct this, and the same command goes on") from error

@@ -163,7 +163,7 @@ def read(path: Path) -> Source:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([Issue(str(path), "", f"cannot be read: {error}")]) from error
     if len(raw) > MAX_BYTES:
-        raise RecipeError([Issue(str(path), "", f"is larger than {MAX_BYTES:,} bytes: that is no recipe")])
+        raise RecipeError([Issue(str(path), "", f"is larger than {MAX_BYTES:,} bytes: that is not a recipe")])
     source = Source(path, None, {(): 1})
     try:
         source.data = _parsed(text, lambda node: _note_lines(node, (), source))

@@ -31,7 +31,7 @@ _ENVIRONMENT = {
     "PYTHONSAFEPATH": "1",  # a `rewards.py` in the current folder must not stand in for our package
 }
 _RANK = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
-"""What a launcher, or vLLM in a notebook, may have left in our environment: a stage is none of its ranks."""
+"""What a launcher, or vLLM in a notebook, may have left in our environment: a stage is not one of its ranks."""
 JOB = "job.json"
 PLACED = "gpus.json"
 """In a stage's scratch folder: the GPUs that it has."""

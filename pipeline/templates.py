@@ -77,7 +77,7 @@ def prompt_template(name: str) -> PromptTemplate:
     """A prompt template by name; a text that contains `{question}` is a template itself.
 
     Raises:
-        TemplateError: there is none of that name; the message names the nearest one.
+        TemplateError: there is no template of that name; the message names the nearest one.
     """
     if QUESTION in name:
         return PromptTemplate(name)
@@ -171,7 +171,7 @@ def chat_template(name: str) -> ChatTemplate:
     """A chat template by name.
 
     Raises:
-        TemplateError: there is none of that name; the message names the nearest one.
+        TemplateError: there is no template of that name; the message names the nearest one.
     """
     if name not in CHATS:
         raise TemplateError(
@@ -234,7 +234,7 @@ def set_chat_template(tokenizer: Any, name: str) -> None:
         tokenizer.eos_token = template.end_of_turn
     if tokenizer.eos_token is None:
         raise TemplateError(f"chat template {name!r} ends a turn with the end-of-sequence token; there is none")
-    tokenizer.init_kwargs.pop(PROMPTING, None)  # it was meant for the template of before
+    tokenizer.init_kwargs.pop(PROMPTING, None)  # it was meant for the earlier template
     tokenizer.chat_template = ("{{- bos_token }}" if start_ids(tokenizer) else "") + template.jinja
 
 

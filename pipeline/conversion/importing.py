@@ -229,7 +229,7 @@ def settle(folder: Path, template: str | Path | None) -> dict[str, Any]:
     _rewrite(generation, {}, without=_told(unsaveable(read_json(generation) if generation.exists() else {}), folder))
     stops = _stops(GenerationConfig.from_pretrained(folder) if generation.exists() else config)
     if isinstance(template, Path):
-        tokenizer.init_kwargs.pop(PROMPTING, None)  # it was meant for the template of before
+        tokenizer.init_kwargs.pop(PROMPTING, None)  # it was meant for the earlier template
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     elif template is not None:
         set_chat_template(tokenizer, template)
@@ -268,7 +268,7 @@ def _end_turns(tokenizer: Any) -> None:
     token = tokenizer.convert_ids_to_tokens(ids[0])
     if token not in tokenizer.get_added_vocab():
         raise ValueError(f"the chat template ends the assistant's turn with {token!r}, which is no special token")
-    log.warning("the tokenizer's EOS was %r, but turns end with %r: mended", tokenizer.eos_token, token)
+    log.warning("the tokenizer's EOS was %r, but turns end with %r: corrected", tokenizer.eos_token, token)
     tokenizer.eos_token = token
 
 
@@ -296,7 +296,7 @@ def _check_saving(folder: Path) -> None:
     """Make sure that a model trained from this folder can be saved.
 
     Raises:
-        ModelFolderError: its configs are such that transformers would refuse.
+        ModelFolderError: transformers would refuse its configs.
     """
     from transformers import AutoConfig, GenerationConfig
 

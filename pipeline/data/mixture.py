@@ -228,7 +228,7 @@ def _times(
     if not times:
         raise DataError(f"{source.source} has no rows" + (f" that pass {source.filter}" if source.filter else ""))
     if not kept:
-        raise DataError(f"{source.source} has no rows but those of the test sets under `decontaminate`, or of before")
+        raise DataError(f"all rows of {source.source} ask test questions (`decontaminate`) or are duplicates")
     if source.take is not None and source.take > len(kept):
         raise DataError(f"{source.source} has {len(kept)} rows, fewer than the {source.take} to be taken")
     random.Random(f"{context.seed} {position}").shuffle(kept)

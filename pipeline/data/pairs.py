@@ -71,7 +71,7 @@ def _items(row: Mapping[str, Any], place: str, renderer: Renderer | None) -> tup
                 raise ValueError("chosen and rejected do not share their prompt")
             chosen, rejected = chosen[-1:], rejected[-1:]
         if row.get("tools"):
-            raise MessageError("tools: a reward model is shown none: leave the row out")
+            raise MessageError("tools: a reward model does not see them: leave the row out")
         messages = None if isinstance(prompt, str) else _messages(prompt, renderer)
         asked = plain(prompt)
         return (
@@ -79,7 +79,7 @@ def _items(row: Mapping[str, Any], place: str, renderer: Renderer | None) -> tup
             Item(_response(rejected, "rejected"), prompt=asked, messages=messages),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{place} is no pair of chosen and rejected: {error}") from error
+        raise DataError(f"{place} is not a pair of chosen and rejected: {error}") from error
 
 
 def _messages(prompt: Sequence[Any], renderer: Renderer | None) -> list[Message]:

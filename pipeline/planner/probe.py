@@ -1,4 +1,4 @@
-"""A minute of measuring on the machine at hand, after which times are its own and not those of an H200.
+"""A minute of measurements on this machine, whose times then replace those of an H200.
 
 Four numbers are measured: products of large matrices (the peak that is there), reading memory, the forward and backward
 pass of a few decoder layers (which share of the peak training reaches), and the same on a handful of tokens (how long

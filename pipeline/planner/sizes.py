@@ -47,8 +47,8 @@ def named(name: str, base: Path | None = None, vocabulary: int | None = None) ->
         return _read(kept)
     hint = nearest(name, [*presets.names(), *models.names()])
     raise UnknownModelError(
-        f"the sizes of {name!r} are not known: it is no preset, no folder, and not in the hub's cache{hint}; give a"
-        " folder with its config.json"
+        f"the sizes of {name!r} are not known: it is not a preset, not a folder, and not in the hub's cache{hint}; give"
+        " a folder with its config.json"
     )
 
 

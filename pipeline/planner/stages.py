@@ -1,4 +1,4 @@
-"""From the stages of a recipe to `Work`. A stage kind that is not known here is told as such, never guessed at."""
+"""From the stages of a recipe to `Work`. A stage kind that is not known here is reported, never guessed."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Reader:
             return sizes.named(str(folder / "model"))
         config: Any = self.recipe.stages.get(stage)
         if config is None or stage in seen:
-            raise sizes.UnknownModelError(f"{name} is no stage of this recipe")
+            raise sizes.UnknownModelError(f"{name} is not a stage of this recipe")
         if config.kind == "pretrain":
             return self._new(config)
         if not isinstance(model := getattr(config, "model", None), str):

@@ -71,7 +71,7 @@ def _scores(table: Table) -> dict[str, dict[str, Any]]:
 
 
 def _json(value: Any) -> Any:
-    """The value in JSON's own terms: a number that is none (NaN, infinity) becomes null."""
+    """The value as JSON: NaN and infinity become null."""
     if isinstance(value, dict):
         return {str(key): _json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -117,7 +117,7 @@ def _open_server(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool, 
     server: str | Started
     if spec.server is None:
         if find_spec("vllm") is None:
-            raise RolloutError("no vLLM to start a server with: name one that is there with rollout.server")
+            raise RolloutError("there is no vLLM to start a server with: name a running server in rollout.server")
         check_options(spec.engine_options)
         options = {**vllm_options(spec.speculative), **spec.engine_options}
         server = Started(model_path, seed, spec.gpu_memory, options, for_trainer)

@@ -19,8 +19,8 @@ from rewards.parent import end_with_parent, guard_group
 def main() -> None:
     """Open an engine, and answer requests until the other side hangs up.
 
-    What the engine refuses is told in words. Any other exception ends the process, with its traceback in the log: an
-    engine that has failed in an unknown way is not asked again.
+    A refusal of the engine is passed on as a message. Any other exception ends the process, with its traceback in
+    the log: an engine that has failed in an unknown way is not asked again.
     """
     parent, *descriptors = map(int, sys.argv[2:])
     if not end_with_parent(parent):

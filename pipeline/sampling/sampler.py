@@ -203,7 +203,7 @@ class Sampler:
 
 
 def _whole(path: Path) -> bool:
-    """Whether a chunk is there as it was written; a damaged one is told, and sampled again with the same seed."""
+    """Whether a chunk is there as it was written; a damaged one is reported, and sampled again with the same seed."""
     fault = durable.file_damage(path)
     if fault is not None and (path.exists() or path.with_name(path.name + durable.SEAL).exists()):
         logger.warning("%s is damaged (%s): its prompts are sampled again", path, fault)

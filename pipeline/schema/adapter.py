@@ -44,9 +44,9 @@ _OURS: Mapping[str, str] = {
     "auto_mapping": "the stage's `model` says it",
     "bias": "biases would be written into the base, which is the reference of the KL divergence and stays as it is",
     "lora_bias": _MERGED,
-    "trainable_token_indices": "whole rows of the embedding are no adapter: train the model in full",
-    "modules_to_save": "modules that are trained in full are no adapter: leave `adapter` out (a reward head is trained"
-    " in any case)",
+    "trainable_token_indices": "whole rows of the embedding are not an adapter: train the model in full",
+    "modules_to_save": "modules that are trained in full are not an adapter: leave `adapter` out (a reward head is"
+    " trained in any case)",
     "layer_replication": _MERGED,
     "fan_in_fan_out": "it follows from the layers",
     "loftq_config": _REWRITES,
@@ -141,7 +141,7 @@ class AdapterSpec(Strict):
 
 
 def matches_nothing(target: str, layers: Iterable[str]) -> str:
-    """What is wrong with a target that is none of a model's layers, whose names these are."""
+    """What is wrong with a target that matches no layer of a model with these names."""
     parts = [name.split(".") for name in layers]
     known = list(dict.fromkeys(".".join(part[-2:]) if "experts" in part[-2:-1] else part[-1] for part in parts))
     listed = ", ".join(known[:SHOWN]) + (", …" if len(known) > SHOWN else "")

@@ -157,7 +157,7 @@ def drops(efficiency: Efficiency, trainer: Mapping[str, Any]) -> bool:
 
 
 def dead_rows_count(trainer: Mapping[str, Any]) -> str | None:
-    """Why rows without advantage matter to the gradient all the same, if they do."""
+    """Why rows without advantage matter to the gradient anyway, if they do."""
     if trainer.get("beta"):
         return f"trainer.beta={trainer['beta']} pulls every row towards the reference; set it to 0"
     if trainer.get("entropy_coef") or trainer.get("use_adaptive_entropy"):

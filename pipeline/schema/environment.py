@@ -2,7 +2,7 @@
 
 Tokens and passwords come in environment variables. So a value is left out wherever a config, a recipe or a command line
 is written down, and only its name is recorded; a stage's process gets what it hands on in a variable of its own. Should
-a program print a value all the same, the name takes its place in the stage's log.
+a program print a value nevertheless, the stage's log has the name in its place.
 """
 
 from __future__ import annotations

@@ -179,4 +179,4 @@ CHOICES: Mapping[str, Sequence[str]] = {
     "scale_rewards": ("group", "batch", "none"),
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
 }
-"""What TRL's GRPOTrainer compares these fields with; it finds out at the first loss that a value is none of them."""
+"""The values that TRL's GRPOTrainer knows for these fields; it notices an unknown one only at the first loss."""

@@ -13,4 +13,4 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
     former: ClassVar[Mapping[str, str]] = {}
-    """Keys that this piece had once, or that one might look for in vain -> what a recipe is told that has them."""
+    """Former keys of this piece, and keys that one might look for here -> the message for a recipe that has them."""

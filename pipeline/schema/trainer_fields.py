@@ -97,7 +97,7 @@ def mismatch(field: TrainerField, value: Any, choices: Iterable[str] = ()) -> st
 
 
 def unknown_choice(field: TrainerField, value: Any) -> str | None:
-    """What is wrong with a value that is none of the few texts which a field takes; `None` for all else."""
+    """What is wrong with an unknown value of a field that takes a few texts; `None` if nothing is."""
     fault = mismatch(field, value)
     return fault if isinstance(value, str) and fault is not None and fault.startswith(_UNKNOWN) else None
 

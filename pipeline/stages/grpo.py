@@ -363,7 +363,7 @@ def arguments(context: StageContext[GrpoConfig]) -> Any:
         AutoConfig.from_pretrained(context.model_path(context.config.model), trust_remote_code=False),
     )
     rollout = config.rollout
-    if rollout.separate_process or engine_name(rollout) == VLLM:  # TRL is not to open an engine of its own
+    if rollout.separate_process or engine_name(rollout) == VLLM:  # TRL must not open an engine
         rollout = rollout.model_copy(update={"engine": TRANSFORMERS, "speculative": None})
     defaults = {**trainer_defaults(config), **checkpointing(config, policy)}
     fixed = generation_fields(rollout)

@@ -96,6 +96,6 @@ def results(chain: str, modulo: int = 10) -> list[int]:
     for step in steps:
         match = _STEP.fullmatch(step)
         if match is None:
-            raise ValueError(f"{step!r} is no step of a chain")
+            raise ValueError(f"{step!r} is not a step of a chain")
         values.append(OPERATIONS[match[1]](values[-1], int(match[2])) % modulo)
     return values

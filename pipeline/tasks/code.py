@@ -35,7 +35,7 @@ from rewards.code import GoldError, read_gold
 
 ASK = "\n\nWrite the whole program in Python, in one block that begins with ```python and ends with ```."
 RELEASES = range(1, 7)
-"""LiveCodeBench's: each adds a file of problems to those of before."""
+"""LiveCodeBench's releases: each adds a file of problems to the earlier ones."""
 MBPP_TEST = range(11, 511)
 """Row numbers of MBPP's official test split; all other rows are for training."""
 

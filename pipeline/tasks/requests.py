@@ -1,4 +1,4 @@
-"""Small requests in words that want no thought: what general data is to a nano model.
+"""Small requests in words that need no thought: the general data of a nano model.
 
 Four problems::
 

@@ -74,7 +74,7 @@ def parse(value: Any, split: Split = "train") -> Any:
     if slash and tail in SPLITS:
         return {"use": use, "split": tail}
     if slash and ":" not in value:
-        raise ValueError(f"{tail!r} is no split of a task{nearest(tail, SPLITS)}; write {use}/train or {use}/test")
+        raise ValueError(f"{tail!r} is not a split of a task{nearest(tail, SPLITS)}; write {use}/train or {use}/test")
     return {"use": value, "split": split}
 
 
@@ -210,7 +210,7 @@ def repository(
 def built(
     specs: Sequence[TaskSpec], definitions: Mapping[str, Mapping[str, Any]], base: Path | None = None
 ) -> list[tuple[str, Task]]:
-    """The tasks of a stage by name, without those that cannot be built; what is wrong with them is told elsewhere."""
+    """The tasks of a stage by name, without those that cannot be built; other checks report these."""
     found = []
     for spec in specs:
         try:

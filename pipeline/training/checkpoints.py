@@ -54,7 +54,7 @@ def seal(folder: Path, scratch: Path) -> None:
 def is_whole(folder: Path, context: StageContext[Any], accelerator: Any) -> bool:
     """Whether a folder that `seal` has marked is there as it was; then the journals are what they were, too.
 
-    One that is not is deleted; if it is damaged, this is told. The processes agree, as in `resume`.
+    An incomplete one is deleted; a damaged one is reported. The processes agree, as in `resume`.
     """
     if accelerator.is_main_process and folder.exists():
         if faults := durable.damage_of(folder, MARK):
@@ -110,7 +110,7 @@ def newest(folder: Path, say: Say | None = None) -> Path | None:
 
     Args:
         folder: of the checkpoints.
-        say: is told of each damaged one that is younger; a warning in the log tells it in any case.
+        say: called with each damaged one that is younger; a warning is logged in any case.
     """
     damaged: list[str] = []
     found = None

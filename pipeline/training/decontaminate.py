@@ -71,5 +71,5 @@ def left_out(cleaner: Cleaner) -> dict[str, int]:
     metrics = {"contaminated": cleaner.counts[Reason.CONTAMINATED]} if cleaner.sets else {}
     repeated = cleaner.counts[Reason.DUPLICATE]
     if repeated and not cleaner.dedup:
-        logger.warning("%d rows came before and are learnt again: dedup: true leaves them out", repeated)
+        logger.warning("%d rows are duplicates and are used again: dedup: true leaves them out", repeated)
     return {**metrics, "duplicates": repeated} if repeated or cleaner.dedup else metrics

@@ -168,9 +168,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.grad_norm: Any = None
 
 
-_ADVICE = (
-    "A lower trainer.learning_rate or more trainer.warmup_steps may mend it; non_finite: skip leaves such steps out"
-)
+_ADVICE = "A lower trainer.learning_rate or more trainer.warmup_steps may help; non_finite: skip leaves such steps out"
 
 
 def _all_finite(tensors: Iterable[torch.Tensor]) -> bool:

@@ -119,7 +119,7 @@ def _train(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     context.work.add(seconds - trainer.saving_seconds)
     if not trainer.state.global_step:
-        raise ValueError("not one step was trained: the data does not fill a batch, or there are to be no steps")
+        raise ValueError("not one step was trained: the data does not fill a batch, or the number of steps is 0")
     watch.check_weights()
     history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
     summary: dict[str, Any] = {"steps": trainer.state.global_step}

@@ -94,7 +94,7 @@ def _cases(cases: Any, name: str) -> Any:
         raise GoldError("test cases of one gold answer are all calls of one function, or all read and print")
     if kinds == {True}:
         if not names:
-            raise GoldError("test cases are calls, but none says of what: add 'fn_name'")
+            raise GoldError("the test cases are calls without the name of a function: add 'fn_name'")
         return _calls(names.pop(), pairs)
     inputs, outputs = zip(*pairs, strict=True)
     return {"inputs": _texts(inputs), "outputs": _texts(outputs)}

@@ -56,7 +56,7 @@ def evaluate(expression: Tokens) -> Number | None:
 
 
 def evaluated(node: Node, values: Values, digits: int, real: bool) -> Number | None:
-    """The value of an expression; `None` if it has none, or none that is known here.
+    """The value of an expression; `None` if it has no value, or cannot be computed here.
 
     Args:
         node: the expression.

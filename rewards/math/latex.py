@@ -12,7 +12,7 @@ _VOCABULARY = words(
     r" \tanh \lfloor \rfloor \lceil \rceil \{ \} \cap \cup \gcd \max \min \overline \bar"
 )
 UNEVALUATED = words(r"\int \sum \prod \lim \to \mod \bmod \pmod \det \partial \nabla")
-"""What an answer may use only if the gold does, too: an integral is a question, and may take for ever to answer."""
+"""What an answer may use only if the gold does, too: an integral is a question, and may take very long to answer."""
 _MAX_TOKENS, _MAX_NESTING = 160, 12
 """Beyond these the parser takes seconds."""
 _OPERATORS = words("+ - * / ^ ! ( ) [ ] { } | , = < > <= >= _ ' deg")

@@ -26,7 +26,7 @@ class TooBigError(ValueError):
 
 
 class UnknownError(ValueError):
-    """This has no value, or none that is known here: the logarithm of zero, the factorial of a half."""
+    """This has no value, or none that can be computed here: the logarithm of zero, the factorial of a half."""
 
 
 class OutsideError(UnknownError):

@@ -230,7 +230,7 @@ _RANK = (Status.CORRECT, Status.INFRA, Status.TIMEOUT, Status.REJECTED, Status.W
 
 
 def golds(answer: Any) -> tuple[str, ...]:
-    """The acceptable answers that a data row's gold stands for; empty if there is none that can be read."""
+    """The acceptable answers that a data row's gold stands for; empty if none can be read."""
     if isinstance(answer, list | tuple | set | frozenset):
         return tuple(dict.fromkeys(text for one in answer for text in golds(one)))
     if isinstance(answer, bool):

@@ -21,7 +21,7 @@ Axes, the capital letters at the end of a tensor's name:
 | `sampling` | where rollouts come from: the policy itself, or vLLM in this process |
 | `engines` | where they come from otherwise: engines in processes of their own, also ahead of training |
 | `dynamic_sampling` | groups without variance, replaced |
-| `reporting` | what is told of rollouts: lengths, rewards, dead groups, samples |
+| `reporting` | metrics of rollouts: lengths, rewards, dead groups, samples |
 | `drift` | warns when engine and policy no longer agree |
 | `metrics` | one reduction over passes, micro-batches and processes |
 """

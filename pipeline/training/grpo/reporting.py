@@ -1,4 +1,4 @@
-"""What is told of rollouts before they are trained on: lengths, rewards, groups that teach nothing, and samples."""
+"""Metrics of rollouts before training on them: lengths, rewards, groups that teach nothing, and samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vLLM's bookkeeping of a decoding step, without what changes nothing in most of them.
+"""vLLM's bookkeeping of a decoding step, without per-token work that most steps do not need.
 
 A step of decoding adds one token to each sequence. vLLM's scheduler then goes through some thirty Python calls for each
 of them: it looks for blocks where the last one has room, hashes blocks that are not full, counts, and passes every
@@ -231,7 +231,7 @@ class SchedulerFastPath:
         return self._reset(*args, **others)
 
     def _updated(self, scheduled: Any, output: Any) -> Any:
-        """vLLM's `update_from_output`, which is told of the sequences that are more than one token longer."""
+        """vLLM's `update_from_output`, for the sequences that are more than one token longer."""
         together, counts = self._together, scheduled.num_scheduled_tokens
         self.longer, self.others = [], counts
         if not output.sampled_token_ids or any(getattr(output, name, None) for name in PASSED_ON):
