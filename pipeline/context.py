@@ -148,14 +148,14 @@ class StageContext(Generic[C]):
 
         A number that is not finite, which JSON does not know, is written as the text `nan`, `inf` or `-inf`.
         """
-        known = {name: value if _in_json(value) else str(value) for name, value in metrics.items()}
-        line = json.dumps({"step": step, "total": total, "time": round(time.time(), 3), **known})
+        line = json.dumps({"step": step, "total": total, "time": round(time.time(), 3), **in_json(metrics)})
         with self.events.open("a", encoding="utf-8") as sink:
             sink.write(line + "\n")
 
 
-def _in_json(value: object) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
+def in_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with numbers that JSON does not know as the texts `nan`, `inf` and `-inf`."""
+    return {n: str(v) if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}
 
 
 def exists(path: Path) -> bool:

@@ -337,7 +337,7 @@ def _files(stage: Stage) -> Iterator[Finding]:
 
 
 def _dead_groups(stage: str, events: Sequence[Mapping[str, Any]]) -> Finding:
-    from pipeline.training.grpo.judging import DEAD_SHARE
+    from pipeline.schema.health import DEAD_SHARE
 
     dead = fmean(event["frac_reward_zero_std"] for event in events)
     score = sum(event.get("rewards/accuracy/score", event.get("reward", 0.0)) for event in events) / len(events)

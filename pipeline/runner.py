@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from pipeline import artifacts, durable, graph, needs, ranks, recording
+from pipeline import artifacts, durable, graph, kept, needs, ranks, recording
 from pipeline.artifacts import Artifact
 from pipeline.early import Early, Waiting
 from pipeline.gpus import Gpu
@@ -138,6 +138,7 @@ class _Scheduler:
         self.observer, self.done, self.slots, self.mirrors = observer, done, slots, mirrors
         self.running: list[StageProcess] = []
         self.restarts: Counter[str] = Counter()
+        self.gone_back: Counter[str] = Counter()
         self.failures: list[str] = []
         self.inputs = Inputs()
         self.hashing = ThreadPoolExecutor()
@@ -276,8 +277,12 @@ class _Scheduler:
         return artifacts.folder(self.run_path, node.name, node.fingerprint)
 
     def _after_failure(self, process: StageProcess, message: Failure) -> None:
-        """Start the stage again if its `launch` says so, and nothing else has failed."""
+        """Start the stage again if it goes back, or its `launch` says so, and nothing else has failed."""
         node = process.node
+        if not self.failures and (times := kept.pending(process.scratch)) > self.gone_back[node.name]:
+            self.gone_back[node.name] = times
+            self.running.append(self._start(node))
+            return
         if self.failures or self.restarts[node.name] >= node.config.launch.restarts:
             self.failures.append(message)
             self.slots.release(node.name)
@@ -294,6 +299,7 @@ class _Scheduler:
         for name in (EVENTS, LOG):
             if (process.scratch / name).exists():
                 shutil.copy2(process.scratch / name, output / name)
+        kept.publish(process.scratch, self.run_path)
         artifact = artifacts.publish(output, self._target(node), recording.manifest(process, outcome, finished))
         shutil.rmtree(process.scratch, ignore_errors=True)  # what is left, `artifacts.clean` removes
         return artifact

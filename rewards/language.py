@@ -56,9 +56,13 @@ SCRIPTS = {
 
 _SCRIPT_OF = {language: scripts for scripts, languages in SCRIPTS.items() for language in languages.split()}
 _SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_SCRIPTS = sorted({script for scripts in SCRIPTS for script in scripts.split()})
 _NO_BLANKS = dict.fromkeys(map(ord, BLANK), " ")
 _INSIDE_WORD = r"\p{M}'’\u200c\u200d\u0640"
 """May continue a word: accents and vowel signs, apostrophes, zero-width joiners, the Arabic tatweel."""
+
+_WORD = regex.compile(rf"[{_SPACELESS}]|[\p{{L}}--[{_SPACELESS}]][\p{{L}}{_INSIDE_WORD}--[{_SPACELESS}]]*+", regex.V1)
+"""A word of whatever script."""
 
 _BODY = r"[^\\]*+(?:\\(?!begin\{|end\{)[^\\]*+)*+"
 _NOT_LANGUAGE = re.compile(
@@ -254,6 +258,35 @@ def count_words(text: str, language: str) -> tuple[int, int]:
     own = len(own_words.findall(text)) + sum(map(len, own_letters.findall(text)))
     other = len(other_words.findall(text)) + sum(map(len, other_letters.findall(text)))
     return own, own + other
+
+
+def foreign_words(text: str, like: str) -> tuple[int, int]:
+    """Count (words in scripts that another text does not use, all words); (0, 0) where that one has no words.
+
+    Words are told apart as in `count_words`, in linear time.
+
+    Args:
+        text: what was written.
+        like: what it answers.
+    """
+    own = {_script(word) for word in _WORD.findall(prose(like))} - {""}
+    if not own:
+        return 0, 0
+    if own & {"Hiragana", "Katakana"}:
+        own |= {"Han", "Hiragana", "Katakana"}
+    scripts = [script for word in _WORD.findall(prose(text)) if (script := _script(word))]
+    return sum(script not in own for script in scripts), len(scripts)
+
+
+def _script(word: str) -> str:
+    """The script of a word; none for one that is a variable, or of a script that is not known here."""
+    script = _script_of(word[0])
+    return "" if len(word) == 1 and script in ("Latin", "Greek") else script
+
+
+@lru_cache(maxsize=4096)
+def _script_of(letter: str) -> str:
+    return next((name for name in _SCRIPTS if regex.match(rf"\p{{{name}}}", letter)), "")
 
 
 @lru_cache(maxsize=len(SCRIPTS))

@@ -10,15 +10,21 @@ from pipeline.schema.strict import Strict
 
 Times = Annotated[float, Field(gt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+DEAD_SHARE = 0.9
+"""Share of groups without variance in their rewards from which on hardly anything is learnt."""
 
 
 class Health(Strict):
     """Thresholds of alarms. `{}` takes them as they are; metrics that a stage does not log raise none.
 
     Attributes:
-        on_alarm: `warn` in the terminal, the events and the log, or `stop` the stage with the reason; checkpoints stay.
+        on_alarm: `warn` in the terminal, the events and the log; `stop` the stage with the reason; or `rollback` to the
+            newest checkpoint before the symptom began, and go on from there with a lower learning rate. Checkpoints
+            stay, and the batch that raised the alarm is kept.
         patience: how many logged steps in a row cross a threshold before there is an alarm, so that a single step
             raises none.
+        rollbacks: how often a stage may go back; at the next alarm it stops.
+        rollback_lr: what the learning rate is multiplied with each time that a stage goes back.
         grad_norm: an alarm if the gradient's norm, before clipping, is above this many times its median in the steps
             before. Spikes are usually below ten times.
         entropy_fall: an alarm if the policy's entropy is below that of the first logged step by this factor: it no
@@ -29,11 +35,19 @@ class Health(Strict):
         truncated: an alarm if a larger share of the completions is cut off: their answers are not read.
         kl: an alarm if the KL divergence of the policy from the reference is above this, in nats a token.
         mismatch: an alarm if the log-probabilities of engine and trainer differ by more than this, in nats, on average.
+        effective_samples: an alarm if the effective sample size of the importance weights between engine and trainer is
+            a smaller share of the tokens: few tokens decide about the gradient.
         dead_groups: an alarm if a larger share of the groups has equal rewards, so that nothing can be learnt from it.
+        reward_gap: an alarm if the mean reward has risen by more than this since the first steps while the reward
+            `accuracy` has not. Give that one weight 0 to only watch it.
+        repetition: an alarm if a larger share of the passages of 20 tokens came before in the same completion.
+        foreign_words: an alarm if a larger share of the words is in another script than the question.
     """
 
-    on_alarm: Literal["warn", "stop"] = "warn"
+    on_alarm: Literal["warn", "stop", "rollback"] = "warn"
     patience: Annotated[int, Field(gt=0)] = 3
+    rollbacks: Annotated[int, Field(gt=0)] = 3
+    rollback_lr: Annotated[float, Field(gt=0, lt=1)] = 0.5
     grad_norm: Times = 10.0
     entropy_fall: Times = 10.0
     entropy_rise: Times = 3.0
@@ -41,4 +55,8 @@ class Health(Strict):
     truncated: Share = 0.5
     kl: Annotated[float, Field(gt=0)] = 1.0
     mismatch: Annotated[float, Field(gt=0)] = 0.1
-    dead_groups: Share = 0.9
+    effective_samples: Share = 0.3
+    dead_groups: Share = DEAD_SHARE
+    reward_gap: Annotated[float, Field(gt=0)] = 0.1
+    repetition: Share = 0.5
+    foreign_words: Share = 0.1

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from statistics import median
+from dataclasses import asdict, dataclass
+from statistics import fmean, median
 from typing import Any
 
-from transformers import TrainerCallback
-
-from pipeline.context import StageContext
+from pipeline.context import in_json
 from pipeline.schema.health import Health
+from pipeline.training.finite import SKIPPED
 
-log = logging.getLogger(__name__)
-
-ENTROPY, LENGTH, GRADIENT = "entropy", "completions/mean_length", "grad_norm"
+LOSS, ENTROPY, LENGTH, GRADIENT, REWARD = "loss", "entropy", "completions/mean_length", "grad_norm", "reward"
 TRUNCATED, KL, MISMATCH = "completions/clipped_ratio", "kl", "sampling/sampling_logp_difference/mean"
+EFFECTIVE = "sampling/effective_sample_size"
+REPETITION, FOREIGN = "completions/repetition", "completions/foreign_words"
 FAILED, EQUAL = "groups/all_failed", "groups/all_equal_above_zero"
 FEWEST_BEFORE = 3
 """Steps whose median norm a step's is compared with, at least."""
 LATEST = 50
 """Steps whose median norm a step's is compared with, at most."""
+SMOOTHED = 5
+"""Logged steps that make the mean reward and accuracy at the start, and those now."""
+RISE = 0.01
+"""Accuracy that rises by less than this has not risen."""
 
 
-class HealthError(RuntimeError):
-    """An alarm that stops a stage; the message has the step, the metric, the threshold and what it may mean."""
+@dataclass(frozen=True, slots=True)
+class Tripped:
+    """An alarm.
+
+    Attributes:
+        alarm: its field in `health`; `loss` for one that is not finite.
+        metric: what was logged.
+        value: of the metric.
+        limit: that it crossed, in the metric's unit.
+        reason: a sentence with both, and what it may mean.
+        reference: what the limit is a multiple of, where it is one: the first value, or the usual one.
+    """
+
+    alarm: str
+    metric: str
+    value: float
+    limit: float
+    reason: str
+    reference: float | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return in_json(asdict(self))
 
 
 class Alarms:
@@ -33,76 +58,104 @@ class Alarms:
 
     Args:
         health: the thresholds.
+        accuracy: the metric that tells how many answers are right, if there is one.
+
+    Attributes:
+        crossed: metric -> logged steps in a row for which its threshold is crossed.
     """
 
-    def __init__(self, health: Health) -> None:
-        self.health = health
+    def __init__(self, health: Health, accuracy: str = "") -> None:
+        self.health, self.accuracy = health, accuracy
+        self.crossed: Counter[str] = Counter()
         self._first: dict[str, float] = {}
         self._norms: list[float] = []
-        self._crossed: Counter[str] = Counter()
+        self._scores: list[tuple[float, float]] = []
 
-    def look(self, metrics: Mapping[str, Any]) -> list[str]:
-        """Take what a step has logged; the reasons for alarms, each raised once until the metric has recovered."""
+    def look(self, metrics: Mapping[str, Any]) -> list[Tripped]:
+        """Take what a step has logged; the alarms, each raised once until the metric has recovered."""
         known = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-        reasons = dict(self._faults(known))
-        self._crossed = Counter({name: self._crossed[name] + 1 for name in reasons})
-        if GRADIENT in known and GRADIENT not in reasons:
+        if REWARD in known and self.accuracy in known:
+            self._scores.append((known[REWARD], known[self.accuracy]))
+        faults = {fault.metric: fault for fault in self._faults(known)}
+        self.crossed = Counter({name: self.crossed[name] + 1 for name in faults})
+        if GRADIENT in known and GRADIENT not in faults and math.isfinite(known[GRADIENT]):
             self._norms = [*self._norms, known[GRADIENT]][-LATEST:]
         for name in (ENTROPY, LENGTH):
             if name in known:
                 self._first.setdefault(name, known[name])
-        return [reason for name, reason in reasons.items() if self._crossed[name] == self.health.patience]
+        return [fault for name, fault in faults.items() if self.crossed[name] == self._patience(fault)]
 
-    def _faults(self, now: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-        """Each crossed threshold, by the metric, and what it may mean."""
-        health, first = self.health, self._first
+    def _patience(self, fault: Tripped) -> int:
+        return 1 if fault.metric == LOSS else self.health.patience  # nothing that follows it means anything
+
+    def _faults(self, now: Mapping[str, float]) -> Iterator[Tripped]:
+        """Each crossed threshold, and what it may mean."""
+        yield from self._of_training(now)
+        yield from self._against_first(now)
+        yield from self._of_rewards(now)
+        for name, alarm, told in (
+            (TRUNCATED, "truncated", "of the completions are cut off"),
+            (KL, "kl", "nats a token lie between policy and reference"),
+            (MISMATCH, "mismatch", "nats lie between the engine's log-probabilities and ours"),
+            (REPETITION, "repetition", "of what the policy writes it has written in the same completion before"),
+            (FOREIGN, "foreign_words", "of the words are in another script than their question"),
+        ):
+            limit = getattr(self.health, alarm)
+            if now.get(name, 0.0) > limit:
+                yield Tripped(alarm, name, now[name], limit, f"{now[name]:.3g} {told} (health.{alarm} {limit:g})")
+        least = self.health.effective_samples
+        if now.get(EFFECTIVE, 1.0) < least:
+            told = (
+                f"importance weights make {now[EFFECTIVE]:.2g} of the tokens count (health.effective_samples {least:g})"
+            )
+            yield Tripped(
+                "effective_samples", EFFECTIVE, now[EFFECTIVE], least, f"{told}: engine and trainer have drifted apart"
+            )
+
+    def _of_training(self, now: Mapping[str, float]) -> Iterator[Tripped]:
+        health = self.health
+        if LOSS in now and not math.isfinite(now[LOSS]):
+            yield Tripped(LOSS, LOSS, now[LOSS], math.inf, f"the loss is {now[LOSS]}")
+        if now.get(SKIPPED, 0.0) > 0:
+            told = f"{now[SKIPPED]:.0%} of the steps were skipped, since their loss or gradients were not finite"
+            yield Tripped(LOSS, SKIPPED, now[SKIPPED], 0.0, told)
         if GRADIENT in now and len(self._norms) >= FEWEST_BEFORE:
             usual = median(self._norms)
-            if now[GRADIENT] > health.grad_norm * usual:
+            if now[GRADIENT] > (limit := health.grad_norm * usual):
                 told = f"the gradient's norm is {now[GRADIENT]:.3g}, usually {usual:.3g}"
-                yield GRADIENT, f"{told} (health.grad_norm {health.grad_norm:g}): lower the learning rate"
-        if ENTROPY in now and first.get(ENTROPY, 0) > 0:
-            told = f"the policy's entropy is {now[ENTROPY]:.3g}, at first {first[ENTROPY]:.3g}"
-            if now[ENTROPY] * health.entropy_fall < first[ENTROPY]:
-                yield ENTROPY, f"{told} (health.entropy_fall {health.entropy_fall:g}): it no longer explores"
-            elif now[ENTROPY] > health.entropy_rise * first[ENTROPY]:
-                yield ENTROPY, f"{told} (health.entropy_rise {health.entropy_rise:g}): it falls apart"
-        if LENGTH in now and first.get(LENGTH, 0) > 0 and now[LENGTH] > health.length * first[LENGTH]:
-            told = f"completions have {now[LENGTH]:.0f} tokens, at first {first[LENGTH]:.0f}"
-            yield LENGTH, f"{told} (health.length {health.length:g})"
-        dead = now.get(FAILED, 0.0) + now.get(EQUAL, 0.0)
-        if dead >= health.dead_groups:
-            why = "the verifier pays everything, or problems are too easy"
-            if now.get(FAILED, 0.0) > now.get(EQUAL, 0.0):
-                why = "problems are too hard, or answers are not found"
-            yield FAILED, f"{dead:.0%} of the groups teach nothing (health.dead_groups {health.dead_groups:g}): {why}"
-        for name, limit, told in (
-            (TRUNCATED, health.truncated, "of the completions are cut off (health.truncated"),
-            (KL, health.kl, "nats a token lie between policy and reference (health.kl"),
-            (MISMATCH, health.mismatch, "nats lie between the engine's log-probabilities and ours (health.mismatch"),
-        ):
-            if now.get(name, 0.0) > limit:
-                yield name, f"{now[name]:.3g} {told} {limit:g})"
+                told += f" (health.grad_norm {health.grad_norm:g}): lower the learning rate"
+                yield Tripped("grad_norm", GRADIENT, now[GRADIENT], limit, told, usual)
 
+    def _against_first(self, now: Mapping[str, float]) -> Iterator[Tripped]:
+        health, entropy, length = self.health, self._first.get(ENTROPY, 0.0), self._first.get(LENGTH, 0.0)
+        if ENTROPY in now and entropy > 0:
+            told, value = f"the policy's entropy is {now[ENTROPY]:.3g}, at first {entropy:.3g}", now[ENTROPY]
+            fall, rise = entropy / health.entropy_fall, entropy * health.entropy_rise
+            if value < fall:
+                told += f" (health.entropy_fall {health.entropy_fall:g}): it no longer explores"
+                yield Tripped("entropy_fall", ENTROPY, value, fall, told, entropy)
+            elif value > rise:
+                told += f" (health.entropy_rise {health.entropy_rise:g}): it falls apart"
+                yield Tripped("entropy_rise", ENTROPY, value, rise, told, entropy)
+        if LENGTH in now and length > 0 and now[LENGTH] > (limit := health.length * length):
+            told = f"completions have {now[LENGTH]:.0f} tokens, at first {length:.0f} (health.length {health.length:g})"
+            yield Tripped("length", LENGTH, now[LENGTH], limit, told, length)
 
-class Alarm(TrainerCallback):  # type: ignore[misc]
-    """Raises the alarms of a trainer: a note, or the end of the stage."""
-
-    def __init__(self, context: StageContext[Any], health: Health) -> None:
-        self.context, self.health, self.alarms = context, health, Alarms(health)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Look at a step; every rank sees the same metrics.
-
-        Raises:
-            HealthError: an alarm is to stop the stage.
-        """
-        if logs is None or "train_runtime" in logs:
+    def _of_rewards(self, now: Mapping[str, float]) -> Iterator[Tripped]:
+        health, failed, equal = self.health, now.get(FAILED, 0.0), now.get(EQUAL, 0.0)
+        if (dead := failed + equal) >= health.dead_groups:
+            why = "problems are too hard, or answers are not found"
+            if failed <= equal:
+                why = "the verifier pays everything, or problems are too easy"
+            told = f"{dead:.0%} of the groups teach nothing (health.dead_groups {health.dead_groups:g}): {why}"
+            yield Tripped("dead_groups", FAILED, dead, health.dead_groups, told)
+        if len(self._scores) < 2 * SMOOTHED:
             return
-        for reason in self.alarms.look(logs):
-            text = f"alarm after step {state.global_step}: {reason}"
-            log.warning("%s", text)
-            if self.health.on_alarm == "stop":
-                raise HealthError(f"{text}. The checkpoints are kept; to go on past alarms, set health.on_alarm: warn")
-            if state.is_world_process_zero:
-                self.context.note(text)
+        first, last = self._scores[:SMOOTHED], self._scores[-SMOOTHED:]
+        reward, accuracy = (fmean(row[at] for row in last) - fmean(row[at] for row in first) for at in (0, 1))
+        if reward > health.reward_gap and accuracy < RISE:
+            told = f"the reward has risen by {reward:.3g} and the accuracy by {accuracy:.3g}"
+            told += (
+                f" (health.reward_gap {health.reward_gap:g}): the policy is paid for something else than right answers"
+            )
+            yield Tripped("reward_gap", REWARD, reward, health.reward_gap, told)

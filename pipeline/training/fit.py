@@ -8,6 +8,7 @@ import logging
 import math
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,10 +17,10 @@ from transformers import PrinterCallback, TrainerCallback
 
 from pipeline.context import StageContext
 from pipeline.training import adapters, checkpoints, saving
-from pipeline.training.alarms import Alarm
 from pipeline.training.checkpoints import TRAINED
 from pipeline.training.clock import Pace
 from pipeline.training.finite import SKIPPED, Watch
+from pipeline.training.health import Alarm, go_back
 from pipeline.training.watch import Looks
 
 log = logging.getLogger(__name__)
@@ -63,9 +64,11 @@ def fit(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
 
     Returns:
         `steps`; the first and last values of the metrics that tell how training went; `tokens_per_second` unless
-        it was resumed; `steps_skipped` if any were; with `watch`, also what `Looks.summary` says.
+        it was resumed; `steps_skipped` if any were; `rollbacks` if it went back; with `watch`, also what
+        `Looks.summary` says.
 
     Raises:
+        HealthError: an alarm stops the stage, or takes it back (`RollbackError`).
         NonFiniteError: a loss, a gradient or a weight is not finite.
         ValueError: there was nothing to train on.
     """
@@ -106,16 +109,18 @@ def _train(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
     try_saving(trainer, context.scratch)
     trainer.remove_callback(PrinterCallback)
     watch = Watch(trainer, context.config.non_finite, context.scratch)
-    alarms = [Alarm(context, context.config.health)] if context.config.health is not None else []
-    for callback in (Events(context, trainer), SavedOnce(), watch, *alarms):
+    alarm = Alarm(context, trainer) if context.config.health is not None else None
+    for callback in (Events(context, trainer), SavedOnce(), watch, *([] if alarm is None else [alarm])):
         trainer.add_callback(callback)
+    go_back(context, trainer)
     checkpoint = checkpoints.resume(context, trainer.accelerator)
     if checkpoint is not None:
         log.info("resuming after step %d", checkpoints.step_of(checkpoint))
     if (sampler := getattr(trainer, "sampler", None)) is not None:
         sampler.ready()  # an engine that starts is no step
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with nullcontext() if alarm is None else alarm.catching():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - started
     context.work.add(seconds - trainer.saving_seconds)
     if not trainer.state.global_step:
@@ -128,6 +133,8 @@ def _train(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
         summary["tokens_per_second"] = round(tokens / seconds, 1)
     if skipped := _skipped(history):
         summary["steps_skipped"] = skipped
+    if trainer.rollbacks:
+        summary["rollbacks"] = trainer.rollbacks
     return {**summary, **_ends(history)}
 
 

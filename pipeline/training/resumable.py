@@ -27,6 +27,7 @@ from pipeline.rollout.merging import as_given
 from pipeline.training import checkpoints
 from pipeline.training.expert_parallel import division
 from pipeline.training.finite import Watched
+from pipeline.training.rates import follow_rate
 from pipeline.training.sharding import Weights, keep_gates_exact
 
 
@@ -59,7 +60,11 @@ class Resumable(Watched):
     state: Any
     control: Any
     accelerator: Any
+    optimizer: Any
+    lr_scheduler: Any
     is_fsdp_enabled: bool
+    rollbacks: int = 0
+    """How often the stage has gone back; see `health`."""
     saving_seconds: float = 0.0
     """Spent on checkpoints so far."""
 
@@ -98,6 +103,14 @@ class Resumable(Watched):
             checkpoints.mark_complete(Path(self.args.output_dir) / f"{checkpoints.PREFIX}{self.state.global_step}")
             checkpoints.rotate(Path(self.args.output_dir))
         self.saving_seconds += time.perf_counter() - started
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """With the learning rate of now: that of a checkpoint may be older than a rollback."""
+        lowered = checkpoint is not None and self.rollbacks > 0
+        rates = [group["initial_lr"] for group in self.optimizer.param_groups] if lowered else []
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if lowered:
+            follow_rate(self.optimizer, self.lr_scheduler, rates)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         sharded = self.is_fsdp_enabled or (Path(resume_from_checkpoint) / "adapter_config.json").exists()

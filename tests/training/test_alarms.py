@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipeline.schema.health import Health
-from pipeline.training.alarms import Alarm, Alarms, HealthError
+from pipeline.training.alarms import Alarms
+from pipeline.training.health import HealthError
 from tests.stages.driving import context_of
 
 SOUND = {
@@ -24,6 +24,11 @@ SOUND = {
     "sampling/sampling_logp_difference/mean": 0.001,
     "groups/all_failed": 0.3,
     "groups/all_equal_above_zero": 0.3,
+    "sampling/effective_sample_size": 0.99,
+    "completions/repetition": 0.02,
+    "completions/foreign_words": 0.01,
+    "reward": 0.4,
+    "rewards/accuracy/score": 0.3,
 }
 
 
@@ -39,6 +44,10 @@ SOUND = {
         ("sampling/sampling_logp_difference/mean", 0.2, "0.2 nats lie between the engine's log-probabilities and ours"),
         ("groups/all_equal_above_zero", 0.65, "95% of the groups teach nothing .*: the verifier pays everything"),
         ("groups/all_failed", 0.65, "95% of the groups teach nothing .*: problems are too hard"),
+        ("sampling/effective_sample_size", 0.2, "0.2 of the tokens count .health.effective_samples 0.3.: engine and"),
+        ("completions/repetition", 0.6, "0.6 of what the policy writes it has written .* .health.repetition 0.5"),
+        ("completions/foreign_words", 0.2, "0.2 of the words are in another script .* .health.foreign_words 0.1"),
+        ("non_finite/skipped", 1.0, "100% of the steps were skipped, since their loss or gradients were not finite"),
     ],
 )
 def test_each_collapse_is_told_once_it_lasts(metric: str, value: float, words: str) -> None:
@@ -47,7 +56,8 @@ def test_each_collapse_is_told_once_it_lasts(metric: str, value: float, words: s
     crossed = {**SOUND, metric: value}
     assert [len(alarms.look(crossed)) for _ in range(2)] == [0, 0]
     (reason,) = alarms.look(crossed)
-    assert re.search(words, reason)
+    assert re.search(words, reason.reason)
+    assert reason.value > reason.limit or metric in ("sampling/effective_sample_size", "entropy")
     assert not any(alarms.look(crossed) for _ in range(5)), "told once"
     assert not alarms.look(SOUND)
     assert [len(alarms.look(crossed)) for _ in range(3)] == [0, 0, 1], "and again after it has recovered"
@@ -60,25 +70,22 @@ def test_one_bad_step_and_what_is_not_logged_raise_no_alarm() -> None:
     assert not any(Alarms(Health()).look({"loss": 1.0, "epoch": 0.1}) for _ in range(9))
 
 
-@pytest.mark.parametrize("then", ["warn", "stop"])
-def test_an_alarm_is_a_note_or_the_end_of_the_stage(then: str, tmp_path: Path) -> None:
-    config: dict[str, Any] = {
-        "kind": "grpo",
-        "model": "m",
-        "tasks": ["chain"],
-        "health": {"on_alarm": then, "patience": 1},
-    }
-    context = context_of(tmp_path, "zero", config, {})
-    alarm = Alarm(context, context.config.health)
-    state = SimpleNamespace(global_step=7, is_world_process_zero=True)
-    logs = {**SOUND, "kl": 2.0}
-    if then == "stop":
-        with pytest.raises(HealthError, match=r"alarm after step 7: 2 nats .*set health.on_alarm: warn"):
-            alarm.on_log(None, state, None, logs)
-        return
-    alarm.on_log(None, state, None, logs)
-    (event,) = map(json.loads, context.events.read_text().splitlines())
-    assert event["note"].startswith("alarm after step 7: 2 nats a token")
+def test_a_loss_that_is_not_finite_is_told_at_once() -> None:
+    (alarm,) = Alarms(Health()).look({**SOUND, "loss": float("nan")})
+    assert (alarm.alarm, alarm.fields()["value"]) == ("loss", "nan")
+
+
+def test_a_reward_that_rises_while_accuracy_does_not() -> None:
+    """Means of five steps at the start and of the last five are compared: noise is no rise."""
+    told, sound, plain = (Alarms(Health(), "rewards/accuracy/score") for _ in range(3))
+    told_at = []
+    for step in range(20):
+        rising = {**SOUND, "reward": 0.2 + 0.03 * step}
+        noise = 0.05 * (-1) ** step
+        told_at += [step for alarm in told.look({**rising, "rewards/accuracy/score": 0.3 + noise}) if alarm.alarm]
+        assert not sound.look({**rising, "rewards/accuracy/score": 0.3 + 0.03 * step})
+        assert not plain.look({**SOUND, "reward": 0.2 + 0.2 * (-1) ** step})
+    assert told_at == [11], "0.15 after ten steps, and it lasts"
 
 
 def test_a_learning_rate_that_is_far_too_high_stops_a_stage(calculator: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from trl.trainer.utils import pad
 
 Row = dict[str, Tensor]
 """One rollout without padding, on the CPU: prompt_ids (P,), completion_ids, mask and what is known of its tokens (C,),
-and its advantage ()."""
+its advantage () and its rewards (F,)."""
 PER_TOKEN = ("old_BC", "sampler_BC", "reference_BC")
 """Log-probabilities that a batch may know of its completion tokens."""
 
@@ -32,6 +32,8 @@ class Batch:
         sampler_BC: log-probabilities that the engine gave; NaN where it gave none.
         reference_BC: log π_ref.
         weights_BC: what a token's loss counts in the loss of the optimizer step; see `objective.token_weights`.
+        rewards_BF: the reward, and the scores of its parts; NaN where there is none. For the record alone.
+        at_B: which rows of a micro-batch these are.
     """
 
     prompt_ids_BP: Tensor
@@ -44,6 +46,8 @@ class Batch:
     sampler_BC: Tensor | None = None
     reference_BC: Tensor | None = None
     weights_BC: Tensor | None = None
+    rewards_BF: Tensor | None = None
+    at_B: Tensor | None = None
 
     def __len__(self) -> int:
         return self.completion_ids_BC.size(0)
@@ -102,6 +106,8 @@ class Batch:
                 "advantage": held.advantages_B[at],
             }
             row |= {name: getattr(held, name)[at, :completion] for name in known}
+            if held.rewards_BF is not None:
+                row["rewards"] = held.rewards_BF[at]
             rows.append({name: value.clone() for name, value in row.items()})
         return rows
 
@@ -126,6 +132,9 @@ def of_rows(rows: Sequence[Row], padding: int, device: Any, tokens: float = 0.0)
         if any(name in row for row in rows):
             unknown = [torch.full(row["completion_ids"].shape, math.nan) for row in rows]
             known[name] = padded([row.get(name, nan) for row, nan in zip(rows, unknown, strict=True)])
+    if (scores := next((row["rewards"] for row in rows if "rewards" in row), None)) is not None:
+        unknown_F = torch.full_like(scores, math.nan)
+        known["rewards_BF"] = torch.stack([row.get("rewards", unknown_F) for row in rows]).to(device)
     return Batch(
         padded(prompts, padding, "left"),
         padded([torch.ones_like(ids) for ids in prompts], 0, "left"),

@@ -17,12 +17,11 @@ from typing import Any
 
 from pipeline.rows import whole_row, write_rows
 from pipeline.samples import SAMPLES
+from pipeline.schema.health import DEAD_SHARE
 from rewards import Batch, Composite, Verdict
 
 log = logging.getLogger(__name__)
 
-DEAD_SHARE = 0.9
-"""Share of groups without variance from which on hardly anything is learnt; `doctor --run` warns at it, too."""
 DEAD_STEPS = 5
 """Generation batches in a row before it is said: one may be bad luck."""
 TRL_COLUMNS = frozenset({"prompt", "completion", "completion_ids"})

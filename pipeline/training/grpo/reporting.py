@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from pipeline.samples import Judgement, sample_row
-from pipeline.training.grpo import objective
+from pipeline.training.grpo import objective, texts
 from pipeline.training.grpo.sampling import Sampled
 from rewards.verdict import PREFILL
 
@@ -62,6 +62,7 @@ def look_at(
     trainer._metrics["train"]["groups/all_failed"].append(failed)
     trainer._metrics["train"]["groups/all_equal_above_zero"].append(solved)
     trainer.group_watch.add(failed, solved)
+    texts.log_texts(trainer, sampled.problems, completions, sampled.completion_ids)
     if trainer.accelerator.is_main_process and trainer.samples.due(trainer.state.global_step):
         trainer.samples.add(_sample_rows(trainer, sampled, completions))
     return solved_G, failed_G

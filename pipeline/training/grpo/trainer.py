@@ -34,6 +34,7 @@ from pipeline.training.grpo.drift import DIFFERENCE, Drift
 from pipeline.training.grpo.dynamic_sampling import DynamicSampling
 from pipeline.training.grpo.metrics import Metrics
 from pipeline.training.grpo.micro_batches import FillWatch, passes_of
+from pipeline.training.grpo.recorded import Recorded
 from pipeline.training.grpo.sampling import Problem, Sampled, Sampler, TrlSampler
 from pipeline.training.grpo.schedule import check_cycle
 from pipeline.training.mtp import BlockTraining, completion_labels
@@ -102,6 +103,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         self.fill_watch = FillWatch(self.args.gradient_accumulation_steps, efficiency.tokens_per_pass)
         self.dynamic_sampling = DynamicSampling(self)
         self.stops, self.first_look = Stops.of(self._tokenizer, stop), FirstLook(self._tokenizer.eos_token)
+        self.recorded = Recorded(self)
         self.clock = Clock(shape_of(base_of(self.accelerator.unwrap_model(self.model)).config))
         self.sampler = sampler(self)
         self.order = pool.order(self, rests)
@@ -178,7 +180,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
             pool.learn(self, sampled.problems, *taught)
         self._pending_extra_logs.clear()
         mine_B = advantages_B.view(self.accelerator.num_processes, -1)[self.accelerator.process_index]
-        return batch.knowing(advantages_B=mine_B)
+        return batch.knowing(advantages_B=mine_B, rewards_BF=self.recorded.scores(sampled, rewards_BF, weights_F))
 
     def _needs_old(self, on_top: bool) -> bool:
         """Whether log π_old has to be computed before training, rather than taken from the first training pass."""
@@ -245,7 +247,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """The loss of a micro-batch, in passes of bounded size; each but the last has its backward pass here."""
-        batch = inputs.knowing(weights_BC=self._token_weights(inputs))  # before anything is left out
+        batch = self.recorded.begin(inputs.knowing(weights_BC=self._token_weights(inputs)))  # all of its rows
         with self.blocks.trained(completion_labels(batch.prompt_ids_BP, batch.completion_ids_BC, batch.mask_BC)):
             *others, last = parts = self._passes(batch)
             self.clock.trained(parts, adapters.trained_by(self))
@@ -297,6 +299,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
             else:
                 scores = logprobs.padded(self, model, part, entropy=True, router_loss=self.aux_loss_enabled)
         assert scores.entropy_BC is not None
+        self.recorded.take(part, scores)
         kept_BC = None
         if self.top_entropy_quantile < 1.0:  # arXiv 2506.01939
             kept_BC = self.get_high_entropy_mask(scores.entropy_BC, part.mask_BC, 1 - self.top_entropy_quantile)

@@ -1,0 +1,174 @@
+"""Planted collapses: each raises its alarm within five steps, stops or goes back as asked, and keeps its batch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import durable, kept
+from pipeline.context import StageContext
+from pipeline.stages.registry import run_function
+from pipeline.training import checkpoints
+from pipeline.training.health import HealthError, RollbackError, go_back
+from tests.stages.driving import context_of
+
+RATE = 0.0005
+"""With which the calculator keeps what it knows."""
+
+Planted = Callable[..., StageContext[Any]]
+
+
+@pytest.fixture(scope="module")
+def planted(calculator: Path, tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """Makes the context of a stage that learns sums, with other fields; what an earlier process of it left is there."""
+    folder = tmp_path_factory.mktemp("planted")
+    rows = [{"question": f"{a} + {b} =", "answer": str(a + b)} for a in range(5) for b in range(5)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "pays.py").write_text("def pays(completion):\n    return 1.0\n")
+    options = {"path": "sums.jsonl", "grader": "math", "template": "plain", "test_share": 0}
+    trainer = {"num_generations": 4, "per_device_train_batch_size": 32, "gradient_accumulation_steps": 1, "bf16": False}
+
+    def make(name: str, health: dict[str, Any], rate: float = RATE, steps: int = 5, **fields: Any) -> StageContext[Any]:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        config = {
+            "kind": "grpo",
+            "model": str(calculator),
+            "tasks": [{"use": "jsonl", "options": options}],
+            "rollout": {"max_tokens": 10},
+            "health": health,
+            "trainer": {**trainer, "max_steps": steps, "save_steps": 1, "learning_rate": rate, "beta": 0.001},
+            **fields,
+        }
+        return context_of(folder, name, config, {})
+
+    return make
+
+
+def notes(context: StageContext[Any]) -> list[dict[str, Any]]:
+    """What a stage has told, beside numbers."""
+    return [event for event in map(json.loads, context.events.read_text().splitlines()) if "note" in event]
+
+
+def weights(context: StageContext[Any]) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_file(context.output / "model" / "model.safetensors")
+    return found
+
+
+def test_a_stage_that_goes_back_is_one_with_a_lower_learning_rate(planted: Planted) -> None:
+    """128 times the rate ruins the policy with the first step: back to the beginning, with a 128th.
+
+    What comes of it equals, to the bit, a stage that had the lower rate from the beginning.
+    """
+    health = {"on_alarm": "rollback", "rollback_lr": 1 / 128, "patience": 1}
+    run = run_function("grpo")
+    context = planted("back", health, rate=128 * RATE)
+    with pytest.raises(RollbackError, match=r"Rollback 1 of 3: back to the beginning of the stage, and"):
+        run(context)
+    assert kept.pending(context.scratch) == 1
+    assert not (context.output / "model").exists()
+    context = planted("back", health, rate=128 * RATE)
+    assert run(context).metrics["rollbacks"] == 1
+    assert not kept.pending(context.scratch)
+    straight = planted("straight", {})
+    run(straight)
+    told, wanted = weights(context), weights(straight)
+    assert all(torch.equal(told[name], wanted[name]) for name in wanted)
+    first = notes(context)[0]
+    assert (first["alarm"], first["then"], first["rollback_to"]) == ("entropy_rise", "rollback", 0)
+    assert first["step"] <= 5 and first["value"] > first["limit"]
+
+    (folder,) = (context.scratch / kept.KEPT).glob("step-*")
+    assert durable.damage_of(folder, kept.RECORD) == {}
+    record = durable.read_record(folder / kept.RECORD)
+    assert record["checkpoint"] is None and record["batches"] == [1, 2] and record["learning_rate"] == 128 * RATE
+    held = load_file(folder / "batch-1.rank-0.safetensors")
+    rows = [json.loads(line) for line in (folder / "batch-1.rank-0.jsonl").read_text().splitlines()]
+    assert len(rows) == 32 and all(row["rewards"]["accuracy"] == row["rewards"]["reward"] for row in rows)
+    counted = held["0/mask_BC"].bool()
+    assert held["0/trainer_BC"][counted].isfinite().all() and held["0/trainer_BC"][~counted].isnan().all()
+    assert all(row["completion"].startswith(("<think>", "<answer>")) for row in rows), "before anything was learnt"
+
+
+def test_a_stage_stops_once_it_has_gone_back_often_enough(planted: Planted) -> None:
+    """A verifier that pays everything does so at any learning rate."""
+    run, health = run_function("grpo"), {"on_alarm": "rollback", "rollbacks": 1, "patience": 1}
+    paid = {"rewards": ["pays.py:pays", {"use": "accuracy", "weight": 0}]}
+    with pytest.raises(RollbackError):
+        run(planted("paid", health, **paid))
+    context = planted("paid", health, **paid)
+    with pytest.raises(
+        HealthError, match=r"alarm after step 1: 100% .* pays everything.*has gone back 1 times"
+    ) as told:
+        run(context)
+    assert not isinstance(told.value, RollbackError)
+    assert [note["then"] for note in notes(context)] == ["rollback", "stop"]
+    assert notes(context)[0]["alarm"] == "dead_groups"
+
+
+def test_the_checkpoint_before_a_symptom_outlives_the_rotation_and_is_gone_back_to(planted: Planted) -> None:
+    """The rate grows with every step; the policy falls apart after some, and the alarm waits for two more."""
+    health = {"on_alarm": "rollback", "rollback_lr": 0.001, "patience": 3, "entropy_rise": 4.0}
+    schedule = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 100}
+    fields = planted("grows", health).config.trainer | schedule | {"learning_rate": 0.2, "max_steps": 12}
+    context = planted("grows", health, trainer=fields)
+    with pytest.raises(RollbackError, match=r"back to the checkpoint after step \d"):
+        run_function("grpo")(context)
+    (back,) = kept.rollbacks(context.scratch)
+    assert 0 < back["to"] < back["began"] - 1 and back["step"] == back["began"] + 2
+    assert checkpoints.step_of(checkpoints.by_step(context.checkpoints)[-1]) > back["to"], "rotated away"
+    again = planted("grows", health, trainer=fields)
+    assert run_function("grpo")(again).metrics["rollbacks"] == 1
+    steps = [event["step"] for event in map(json.loads, again.events.read_text().splitlines()) if "loss" in event]
+    assert steps == [*range(1, back["step"] + 1), *range(back["to"] + 1, 13)]
+
+
+@pytest.mark.parametrize("dies_after", [0, 1, 2, 3])
+def test_going_back_can_be_interrupted_anywhere(tmp_path: Path, dies_after: int, monkeypatch: Any) -> None:
+    """What a killed process left half done, the next one does."""
+    context = planted_folders(tmp_path)
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None),
+        args=SimpleNamespace(learning_rate=1.0),
+    )
+    calls, whole = [], shutil.rmtree
+
+    def dying(path: Path, **kwargs: Any) -> None:
+        calls.append(path)
+        if len(calls) > dies_after:
+            raise KeyboardInterrupt
+        whole(path, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", dying)
+        try:
+            go_back(context, trainer)
+        except KeyboardInterrupt:
+            assert kept.pending(context.scratch)
+    trainer.args.learning_rate = 1.0
+    go_back(context, trainer)
+    assert [path.name for path in checkpoints.by_step(context.checkpoints)] == ["checkpoint-2"]
+    assert checkpoints.newest(context.checkpoints) is not None
+    assert trainer.args.learning_rate == 0.5 and not kept.pending(context.scratch)
+
+
+def planted_folders(folder: Path) -> StageContext[Any]:
+    """A stage that is to go back to step 2, whose checkpoint was rotated away, and has later ones."""
+    config = {"kind": "grpo", "model": "m", "tasks": ["chain"], "health": {"on_alarm": "rollback"}}
+    context = context_of(folder, "zero", config, {})
+    for path in (
+        context.scratch / kept.KEPT / "checkpoint-2",
+        *(context.checkpoints / f"checkpoint-{n}" for n in (5, 6)),
+    ):
+        path.mkdir(parents=True)
+        (path / "weights").write_text(path.name)
+        durable.seal(path, checkpoints.MARK)
+    kept.write_rollbacks(context.scratch, [{"step": 6, "to": 2, "done": False}])
+    return context
