@@ -300,7 +300,9 @@ def _home(piece: type[BaseModel] | None, key: str) -> str | None:
         return None
     if issubclass(piece, StageConfig) and piece.trainer_class and key in trainer_fields.fields(piece.trainer_class):
         return "trainer"
-    return next((name for name in piece.model_fields if key in checks.keys_at(piece, (name,))), None)
+    fields = piece.model_fields  # `rollout`, which every such stage has, before `watch`, which few have
+    always_first = sorted(fields, key=lambda name: fields[name].default is None)
+    return next((name for name in always_first if key in checks.keys_at(piece, (name,))), None)
 
 
 def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefix: Loc) -> list[Issue]:
