@@ -71,6 +71,18 @@ def evaluations(folder: Path) -> list[Manifest]:
     ]
 
 
+def model_name(folder: Path | None, reference: str) -> str:
+    """What a model is called in tables of scores, and so on its card: the stage that made it.
+
+    Args:
+        folder: of the model, if it is on this machine.
+        reference: what the recipe calls it; its last part is the name of a model that no stage made.
+    """
+    if folder is not None and (folder.parent / artifacts.MANIFEST).is_file():
+        return str(manifest(folder.parent)["stage"])
+    return reference.removeprefix("@").rstrip("/").rpartition("/")[2]
+
+
 def hub_base(stages: Sequence[Manifest]) -> str | None:
     """The hub id that the first imported model came from, if it came from a hub."""
     for stage in stages:
@@ -85,7 +97,8 @@ class Card:
     """Everything a model card says.
 
     Attributes:
-        name: the model's name.
+        name: the model's name, as the title.
+        label: its name in evaluations, of which only its own rows are shown.
         description: a paragraph.
         license: identifier of the license.
         base_model: hub id of the base model.
@@ -97,6 +110,7 @@ class Card:
     """
 
     name: str
+    label: str
     description: str
     license: str | None
     base_model: str | None
@@ -142,7 +156,10 @@ class Card:
                 [model, task, *_figures(entry)]
                 for model, tasks in metrics["scores"].items()
                 for task, entry in tasks.items()
+                if model == self.label
             ]
+            if not rows:
+                continue
             columns = ["model", "task", "problems", "samples", "pass@1 (95 % interval)", "pass@k", "cons@k", "tokens"]
             sampling = ", ".join(f"{name} {value}" for name, value in metrics["sampling"].items())
             parts.append(f"{_table(columns, rows)}\n\nSampling: {sampling}.")

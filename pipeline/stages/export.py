@@ -36,8 +36,9 @@ class ExportConfig(StageConfig):
 
     Attributes:
         model: what to export.
-        scores: evaluations whose results the card shows; a model given by its folder in a run brings those of the run.
-        name: the model's name on the card; the stage's name if not given.
+        scores: evaluations of which the card shows the model's own results; a model given by its folder in a run brings
+            those of the run.
+        name: the model's name on the card; that of the stage that made it if not given.
         description: a paragraph for the card.
         license: identifier of the license, such as `apache-2.0`; that of the base model binds you too.
         base_model: hub id of the model that training started from; found in the lineage if not given. An adapter's
@@ -108,21 +109,26 @@ def run(context: StageContext[ExportConfig]) -> Outputs:
     else:
         importing.copied(source, target, None)
     parameters, precision = importing.weights(target)
-    artifact = Path(source).parent
+    folder = context.model_folder(config.model)
+    artifact, label = (folder or Path(source)).parent, cards.model_name(folder, config.model)
     chain = cards.lineage([artifact])
     base = config.base_model or cards.hub_base(chain)
+    evaluations = [cards.manifest(context.inputs[ref.removeprefix("@")]) for ref in config.scores]
+    for evaluation in evaluations:
+        if label not in evaluation["metrics"]["scores"]:
+            context.note(f"scores: {evaluation['stage']} has not scored {label}, so the card shows nothing of it")
+    if not config.model.startswith("@"):
+        evaluations += cards.evaluations(artifact)
     card = cards.Card(
-        name=config.name or context.name,
+        name=config.name or label,
+        label=label,
         description=config.description,
         license=config.license,
         base_model=base,
         parameters=parameters,
         precision=precision,
         stages=chain,
-        evaluations=[
-            *(cards.manifest(context.inputs[ref.removeprefix("@")]) for ref in config.scores),
-            *([] if config.model.startswith("@") else cards.evaluations(artifact)),
-        ],
+        evaluations=evaluations,
         prompting=carried_along(AutoTokenizer.from_pretrained(target, trust_remote_code=False)),
     )
     (target / "README.md").write_text(card.text(), encoding="utf-8")

@@ -16,6 +16,7 @@ from tests.stages.driving import context_of
 SCORES = {
     "sampling": {"engine": "transformers", "temperature": 0.6, "seed": 0},
     "scores": {
+        "base": {"chain/test": {"n": 400, "samples": 4, "pass@1": 0.1, "low": 0.05, "high": 0.15}},
         "zero": {
             "chain/test": {
                 "n": 400,
@@ -26,7 +27,7 @@ SCORES = {
                 "pass@k": 0.75,
                 "tokens": 12.6,
             }
-        }
+        },
     },
 }
 
@@ -70,6 +71,8 @@ def test_the_card_tells_lineage_recipe_and_scores(tmp_path: Path, base: Path) ->
     assert "`zerozerozero`" in card
     assert "max_steps: 9" in card
     assert "| zero | chain/test | 400 | 4 | 50.0% (45.0% to 55.0%) | 75.0% | - | 13 |" in card
+    assert "\n# zero\n" in card  # by the model's name, as in tables, and its own scores alone
+    assert "| base | chain/test |" not in card
     assert "temperature 0.6" in card
     assert "A model that thinks." in card
     assert str(tmp_path) not in card
@@ -84,11 +87,24 @@ def test_the_card_tells_lineage_recipe_and_scores(tmp_path: Path, base: Path) ->
     )
 
 
+def test_a_card_without_a_score_of_its_own_says_so(tmp_path: Path, base: Path) -> None:
+    zero = publish(tmp_path, "dev1", "sft", {})
+    (zero / "model").symlink_to(base / "model")
+    score = publish(tmp_path, "score", "evaluate", {"zero": ""}, metrics=SCORES)
+    config = {"kind": "export", "model": "@dev1", "scores": ["@score"], "name": "my-model"}
+    context = context_of(tmp_path, "release", config, {"dev1": zero, "score": score})
+    run_function("export")(context)
+    card = (context.output / "model" / "README.md").read_text()
+    assert "\n# my-model\n" in card and "## Scores" not in card
+    assert "scores: score has not scored dev1, so the card shows nothing of it" in context.events.read_text()
+
+
 def test_the_command_makes_the_folders_above_its_own(tmp_path: Path, calculator: Path) -> None:
     target = tmp_path / "models" / "sums"
     done = CliRunner().invoke(app, ["export", str(calculator), str(target)])
     assert done.exit_code == 0, done.output
     assert (target / "config.json").is_file()
+    assert f"\n# {calculator.name}\n" in (target / "README.md").read_text()
     assert [path.name for path in target.parent.iterdir()] == ["sums"]
     done = CliRunner().invoke(app, ["export", str(calculator), str(target / "config.json" / "sums")])
     assert done.exit_code == 2
