@@ -7,6 +7,7 @@ appears by one rename of a complete folder, so nothing half-written is ever visi
 
 from __future__ import annotations
 
+import difflib
 import logging
 import shutil
 import stat
@@ -27,6 +28,8 @@ RUN_RECIPE = "recipe.yaml"
 SHORT = 12
 """Hexadecimal digits of a fingerprint in a folder's name: 48 bits, ample for one run."""
 
+STAGE_FIELDS = frozenset({"name", "kind", "fingerprint"})
+"""What a run's record says of each stage at least."""
 MEND_RECORD = "run the recipe again, which writes it anew and keeps the stages that are finished"
 
 
@@ -137,9 +140,29 @@ def record(run: Path) -> dict[str, Any]:
         found = durable.read_record(path, hash_required=False)
         if not isinstance(found.get("stages"), list):
             raise durable.DamageError(path, "is empty or broken (it lists no stages)")
+        for number, stage in enumerate(found["stages"], 1):
+            if not isinstance(stage, dict) or not stage.keys() >= STAGE_FIELDS:
+                needed = ", ".join(sorted(STAGE_FIELDS))
+                raise durable.DamageError(path, f"is empty or broken (stage {number} has not all of {needed})")
     except durable.DamageError as error:
         raise RecordError(f"{error}: {MEND_RECORD}") from error
     return found
+
+
+def no_run(path: str, suffix: str = "") -> str:
+    """What is said of a folder that is no run: the one that may be meant, or those that are here.
+
+    Args:
+        path: the folder.
+        suffix: what a user wrote after it, such as `@zero`.
+    """
+    runs = sorted(str(found.parent) for pattern in ("*", "runs/*") for found in Path().glob(f"{pattern}/{RUN_RECORD}"))
+    lacks = f"{path} is not the folder of a run (it has no {RUN_RECORD})"
+    said = lacks if Path(path).exists() else f"there is no run {path}"
+    names = {Path(run).name: run for run in runs}
+    alike = next(iter(difflib.get_close_matches(Path(path).name, names, 1, 0.8)), None)
+    here = f"Runs here: {', '.join(runs) or 'none'}"
+    return f"{said}. {here}" if alike is None else f"{said}: did you mean {names[alike]}{suffix}?"
 
 
 def recipe_file(run: Path) -> Path | None:

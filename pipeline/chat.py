@@ -111,11 +111,11 @@ def model_path(name: str) -> str:
     if not at:
         return name
     if not Path(run).is_dir():
-        raise LookupError(f"there is no run {run}{_others(run, stage)}")
+        raise LookupError(artifacts.no_run(run, f"@{stage}"))
     try:
         stages = artifacts.current(Path(run))
     except FileNotFoundError:
-        raise LookupError(f"{run} is not the folder of a run") from None
+        raise LookupError(artifacts.no_run(run, f"@{stage}")) from None
     except artifacts.RecordError as error:
         raise LookupError(str(error)) from error
     if stage not in stages:
@@ -150,12 +150,3 @@ def _folder(name: str) -> str:
     if absent := folder.lacking(Path(name)):
         raise LookupError(f"{name} is no whole model: it has no {', and no '.join(absent)}")
     return name
-
-
-def _others(run: str, stage: str) -> str:
-    """The run of that name elsewhere, or the runs that there are."""
-    from pipeline.artifacts import RUN_RECORD
-
-    runs = sorted(str(path.parent) for pattern in ("*", "runs/*") for path in Path().glob(f"{pattern}/{RUN_RECORD}"))
-    near = next((path for path in runs if Path(path).name == Path(run).name), None)
-    return f". Runs here: {', '.join(runs) or 'none'}" if near is None else f": did you mean {near}@{stage}?"

@@ -42,6 +42,7 @@ def generate(
     """Chat with a checkpoint."""
     from pipeline import source
     from pipeline.chat import Conversation
+    from pipeline.conversion import folder
     from pipeline.rollout.base import RolloutError, Sampling
     from pipeline.templates import TemplateError
 
@@ -49,7 +50,9 @@ def generate(
     try:
         kwargs = source.assignments(template_kwargs) if template_kwargs else None
         conversation = Conversation(model_folder(model), template, sampling, kwargs, prefill)
-    except (TemplateError, RolloutError, OSError, ValueError) as error:
+    except OSError as error:
+        fail(f"{model} cannot be loaded: {folder.unread(model, error)}", code=2)
+    except (TemplateError, RolloutError, ValueError) as error:
         fail(str(error), code=2)
     if prompt is None:
         typer.echo("An empty line starts over; Ctrl-D ends.", err=True)

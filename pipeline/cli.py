@@ -12,7 +12,7 @@ from pipeline.chat_cli import (
     fail,
     generate,
 )
-from pipeline.completion import answer_shells, completion, recipes
+from pipeline.completion import completion, recipes
 from pipeline.cost_cli import (
     CompletionOption,
     GpusOption,
@@ -29,6 +29,7 @@ from pipeline.once_cli import evaluate, export
 from pipeline.report_cli import report
 from pipeline.rewards_cli import app as rewards_app
 from pipeline.terminal import JsonOption, RunArgument, plain_console, print_json, run_folder
+from pipeline.usage import OneLine
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="zero2r1",
+    cls=OneLine,
     help="Turn a base model into a reasoning model: the DeepSeek-R1 recipe in stages to read, stop and resume.",
     no_args_is_help=True,
     add_completion=False,
@@ -46,8 +48,7 @@ app = typer.Typer(
 
 app.add_typer(rewards_app, name="rewards")
 
-_RECIPE = "A recipe file, or a shipped recipe such as nano/r1."
-RecipeArgument = Annotated[str, typer.Argument(help=_RECIPE, autocompletion=recipes)]
+RecipeArgument = Annotated[str, typer.Argument(help="A file, or a shipped recipe: nano/r1.", autocompletion=recipes)]
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(help="Overrides: stages.zero.trainer.learning_rate=5e-7", metavar="[KEY=VALUE]...")
 ]
@@ -236,7 +237,6 @@ def _unread() -> None:
 
 def main() -> None:
     """Entry point of the command `zero2r1`."""
-    answer_shells()
     app()
 
 

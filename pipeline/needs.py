@@ -84,6 +84,10 @@ def packages(config: StageConfig, base: Path) -> Iterator[Need]:
         yield ("adapter", "quantize"), "bitsandbytes"
     if trainer.get("use_liger_kernel"):
         yield ("trainer", "use_liger_kernel"), "liger_kernel"
+    if getattr(getattr(config, "efficiency", None), "fused_kernels", False):
+        yield ("efficiency", "fused_kernels"), "liger_kernel"
+    if getattr(config, "precision", None) == "fp8" and config.kind != "export" and gpus.of_driver():
+        yield ("precision",), "torchao"  # a CPU simulates it
     if config.launch.accelerate is not None and (file := accelerate_config(config.launch.accelerate, base)) is not None:
         said = source.read(file).data
         if isinstance(said, dict) and str(said.get("distributed_type")).upper() == "DEEPSPEED":
@@ -104,8 +108,12 @@ def missing(config: StageConfig, base: Path) -> Iterator[Fault]:
     for loc, package in dict.fromkeys(packages(config, base)):
         if importlib.util.find_spec(package) is None:
             yield loc, _lacks(package)
-    if (getattr(config, "adapter", None) or AdapterSpec()).quantize != "none" and not gpus.of_driver():
-        yield ("adapter", "quantize"), "needs a GPU, and there is none here: set it to none, or leave it out"
+    if not gpus.of_driver():
+        without = "needs a GPU, and there is none here: set it to {}, or leave it out"
+        if (getattr(config, "adapter", None) or AdapterSpec()).quantize != "none":
+            yield ("adapter", "quantize"), without.format("none")
+        if getattr(getattr(config, "efficiency", None), "fused_kernels", False):
+            yield ("efficiency", "fused_kernels"), without.format("false")
     for leaf in walk(config):
         runs_code = isinstance(leaf.value, RewardSpec) and leaf.value.use == "code"
         if runs_code and leaf.value.options.get("backend", "local") == "local" and shutil.which("bwrap") is None:

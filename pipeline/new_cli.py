@@ -66,7 +66,7 @@ def new(
     unused(file)
     given = {"model": model, "data": data, "hardware": hardware, "goal": goal}
     usual = {"model": "Qwen/Qwen2.5-0.5B", "data": "gsm8k", "hardware": "cpu", "goal": Goal.RL.value}
-    said = {name: value or typer.prompt(QUESTIONS[name], default=usual[name]) for name, value in given.items()}
+    said = {name: value or _asked(name, usual[name]) for name, value in given.items()}
     if said["goal"] not in list(Goal):
         fail(f"--goal: {said['goal']!r} is none of {', '.join(Goal)}", code=2)
     if said["hardware"] != "cpu" and not said["hardware"].isdecimal():
@@ -83,6 +83,14 @@ def new(
         file.unlink()
         fail(str(error), code=2)
     typer.echo(f"written: {file}\nnext:    zero2r1 plan {file}\n         zero2r1 run {file}")
+
+
+def _asked(name: str, usual: str) -> str:
+    try:
+        return str(typer.prompt(QUESTIONS[name], default=usual))
+    except typer.Abort:
+        typer.echo()  # ends the line of the question
+        fail(f"--{name}: no answer: give it as an option, such as --{name} {usual}", code=2)
 
 
 def recipe(answers: Answers, base: Path) -> str:

@@ -12,7 +12,18 @@ from pipeline.chat_cli import fail
 
 app = typer.Typer(no_args_is_help=True, help="List, show, try and audit rewards.")
 
-Name = Annotated[str, typer.Argument(help="A reward: a name, package.module:attribute, or file.py:attribute.")]
+
+def _no_grader(name: str) -> str:
+    if name == "accuracy":
+        told = (
+            "accuracy is what a recipe calls the grader of a stage's own tasks: name that grader, such as math or exact"
+        )
+        fail(told, code=2)
+    return name
+
+
+_NAME = "A reward: a name, package.module:attribute, or file.py:attribute."
+Name = Annotated[str, typer.Argument(help=_NAME, callback=_no_grader)]
 Options = Annotated[
     list[str] | None, typer.Option("--option", "-o", help="Constructor argument of the reward, as key=value.")
 ]
@@ -64,7 +75,7 @@ def try_reward(
     """Judge one completion. The exit status is 0 if it scored 1, 1 if it scored less, 2 if it could not be judged."""
     from rewards import verify
 
-    text = Path(completion[1:]).read_text(encoding="utf-8") if completion.startswith("@") else completion
+    text = _text(Path(completion[1:])) if completion.startswith("@") else completion
     item = {**_pairs(column), "completion": text, "prompt": prompt}
     if answer is not None:
         item["answer"] = answer
@@ -112,6 +123,15 @@ def _checked(call: Any, *arguments: Any) -> Any:
         return call(*arguments)
     except RewardError as error:
         fail(str(error), code=2)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        fail(f"--completion: {path}: {error.strerror}", code=2)
+    except UnicodeDecodeError as error:
+        fail(f"--completion: {path} is not UTF-8 text: {error.reason} at byte {error.start}", code=2)
 
 
 def _pairs(texts: list[str] | None) -> dict[str, Any]:

@@ -22,11 +22,11 @@ LOG_WIDTH = 120
 
 def run_folder(run: Path, recipe: bool = False) -> Path:
     """The folder of a run, checked; with the recipe that it keeps, where that is used."""
-    from pipeline.artifacts import RUN_RECORD, RecordError, record
+    from pipeline.artifacts import RUN_RECORD, RecordError, no_run, record
     from pipeline.report.run_data import read_run
 
     if not (run / RUN_RECORD).is_file():
-        fail(f"{run} is not the folder of a run (it has no {RUN_RECORD})", code=2)
+        fail(no_run(str(run)), code=2)
     try:
         if recipe:
             read_run(run)

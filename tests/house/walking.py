@@ -43,7 +43,7 @@ FIRST = ROOT / "README.md"
 """Where the recipe stands that the pages call `recipe.yaml`."""
 OTHERS = {"git", "cd", "export", "for", "done", ".", "apt-get", "sysctl", "pipx", "vllm"}
 """Commands of other programs, which are not looked into."""
-HEADER = {"name", "description", "seed", "jobs", "warm", "task", "tasks", "defaults", "launch", "stages"}
+HEADER = {"name", "description", "seed", "jobs", "warm", "task", "tasks", "track", "defaults", "launch", "stages"}
 CHEAP = {("plan",), ("cost",), ("new",), ("rewards", "list"), ("rewards", "show"), ("rewards", "try")}
 """Commands that are run as they stand; the others are parsed."""
 MODELS = {"pretrain": "nano"}
@@ -247,7 +247,7 @@ class Reader:
             done = CliRunner().invoke(app, arguments)
             assert done.exit_code == 0, done.output
         if names == ("export",):
-            Path(given["folder"]).mkdir(exist_ok=True)
+            Path(given["folder"] or "pushed").mkdir(exist_ok=True)
 
     def _recipe(self, given: Mapping[str, Any]) -> None:
         """The recipe of a command is there, with the stages that a run is asked for."""

@@ -48,7 +48,7 @@ def said(*arguments: str, code: int = 2) -> str:
     assert done.exit_code == code, (done.output, done.exception)
     assert done.exception is None or isinstance(done.exception, SystemExit)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("zero2r1: ")]
-    assert done.stderr == f"{line}\n"
+    assert done.stderr == f"{line}\n", "one line, and no traceback"
     return line.removeprefix("zero2r1: ")
 
 
@@ -129,6 +129,66 @@ def test_a_run_in_place_of_a_model_and_a_run_that_is_elsewhere() -> None:
     assert said("generate", "x@zero", "-p", "?") == "there is no run x: did you mean runs/x@zero?"
     assert said("eval", "runs/y@zero", "countdown") == "there is no run runs/y. Runs here: runs/x"
     assert said("generate", "runs/x@zeroo", "-p", "?").endswith("(did you mean 'zero'?). Stages: zero")
+
+
+@pytest.mark.parametrize(
+    "command", ["status RUN", "report RUN", "doctor --run RUN", "eval RUN@zero x", "export RUN@zero o"]
+)
+def test_a_run_that_was_moved_or_renamed(command: str) -> None:
+    """Every command that reads a run says which ones are here, and takes the one that is meant by its new name."""
+    run_folder("runs/x")
+
+    def asked(run: str) -> str:
+        return said(*command.replace("RUN", run).split())
+
+    suffix = "@zero" if "@" in command else ""
+    assert asked("x") == f"there is no run x: did you mean runs/x{suffix}?"
+    assert asked("runs/y") == "there is no run runs/y. Runs here: runs/x"
+    assert asked("runs") == "runs is not the folder of a run (it has no run.json). Runs here: runs/x"
+    Path("runs/x").rename("elsewhere")
+    assert asked("runs/x") == "there is no run runs/x. Runs here: elsewhere"
+    if "@" in command:
+        assert asked("elsewhere") == "the stage 'zero' of elsewhere has not published a model"
+    elif command == "status RUN":
+        assert CliRunner().invoke(app, ["status", "elsewhere"]).exit_code == 0
+
+
+@pytest.mark.parametrize("stages", [[{"name": "zero"}], ["zero"], [None]])
+@pytest.mark.parametrize("command", ["status", "report", "generate"])
+def test_a_record_whose_stages_lack_something(command: str, stages: list[object]) -> None:
+    Path("x").mkdir()
+    Path("x/run.json").write_text(json.dumps({"name": "x", "stages": stages}))
+    line = said(command, "x")
+    assert line.startswith(
+        "x/run.json is empty or broken (stage 1 has not all of fingerprint, kind, name): run the recipe"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("plann x.yaml", "no such command 'plann'. Did you mean 'plan'? (see zero2r1 --help)"),
+        ("rewards tyr math", "no such command 'tyr'. Did you mean 'try'? (see zero2r1 rewards --help)"),
+        ("report", "missing argument 'run' (see zero2r1 report --help)"),
+        ("cost v3-671b", "missing option '--tokens' (see zero2r1 cost --help)"),
+        ("run nano/r1 --job 2", "no such option: --job (Possible options: --jobs, --json) (see zero2r1 run --help)"),
+        ("status a b", "got unexpected extra argument(s) (b) (see zero2r1 status --help)"),
+        (
+            "rewards show accuracy",
+            "accuracy is what a recipe calls the grader of a stage's own tasks: name that grader,",
+        ),
+        ("rewards try math --completion @gone", "--completion: gone: No such file or directory"),
+        ("new --data gsm8k", "--model: no answer: give it as an option, such as --model Qwen/Qwen2.5-0.5B"),
+    ],
+)
+def test_words_that_are_no_command(words: str, line: str) -> None:
+    assert said(*words.split()).startswith(line)
+
+
+def test_a_model_that_is_neither_here_nor_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    line = said("generate", "nobody/has-this", "-p", "?")
+    assert line.startswith("nobody/has-this cannot be loaded: there is no such folder here, and the hub cannot be")
 
 
 @pytest.mark.parametrize("task", ["../problems.jsonl", "problems.jsonl/test", "data/x.json", "x.csv"])

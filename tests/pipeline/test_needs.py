@@ -95,6 +95,27 @@ PACKAGES = {
     ),
     "DeepSpeed": (SFT.format(", trainer: {deepspeed: ds.json}"), "needs the package deepspeed"),
     "Liger": (SFT.format(", trainer: {use_liger_kernel: true}"), "needs the package liger_kernel"),
+    "Liger, by our own name": (
+        "  later: {kind: grpo, model: '@first', tasks: [arithmetic], efficiency: {fused_kernels: true}}\n",
+        "stages.later.efficiency.fused_kernels: needs the package liger_kernel, which is not installed here: pip",
+    ),
+    "Liger's GPU": (
+        "  later: {kind: grpo, model: '@first', tasks: [arithmetic], efficiency: {fused_kernels: true}}\n",
+        "stages.later.efficiency.fused_kernels: needs a GPU, and there is none here: set it to false, or leave it out",
+    ),
+    "bitsandbytes": (
+        SFT.format(", adapter: {quantize: 4bit}"),
+        "stages.later.adapter.quantize: needs the package bitsandbytes, which is not installed here: pip install",
+    ),
+    "reasoning-gym": (
+        "  later: {kind: evaluate, models: ['@first'], tasks: [{use: reasoning_gym, dataset: leg_counting}]}\n",
+        "stages.later.tasks.0.use: needs the package reasoning_gym, which is not installed here: pip install",
+    ),
+    "GGUF": (
+        "  later: {kind: import_model, model: model.gguf}\n",
+        "stages.later.model: needs the package gguf, which is not installed here: pip install",
+    ),
+    "torchao": (SFT.format(", trainer: {optim: adamw_torch_8bit}"), "trainer.optim: needs the package torchao"),
     "vLLM": (
         "  later: {kind: evaluate, models: ['@first'], tasks: [arithmetic], rollout: {engine: vllm}}\n",
         "stages.later.rollout.engine: needs the package vllm",
@@ -108,6 +129,19 @@ def test_a_package_that_is_missing_is_told(what: str, tmp_path: Path, monkeypatc
     stage, message = PACKAGES[what]
     told = needs.missing(config_of(tmp_path, stage), tmp_path)
     assert any(message in f"stages.later.{'.'.join(map(str, loc))}: {text}" for loc, text in told)
+
+
+@pytest.mark.parametrize(("gpus", "told"), [(["a GPU"], True), ([], False)], ids=["GPU", "CPU"])
+def test_fp8_wants_its_kernels_where_there_is_a_gpu(
+    gpus: list[str], told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU simulates FP8 without them."""
+    monkeypatch.setattr(needs.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(needs.gpus, "of_driver", lambda: gpus)
+    found = needs.missing(config_of(tmp_path, SFT.format(", precision: fp8")), tmp_path)
+    assert [text.startswith("needs the package torchao") for loc, text in found if loc == ("precision",)] == [
+        True
+    ] * told
 
 
 def config_of(folder: Path, stage: str) -> object:
