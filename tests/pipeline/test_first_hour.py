@@ -169,7 +169,7 @@ def test_a_record_whose_stages_lack_something(command: str, stages: list[object]
     [
         ("plann x.yaml", "no such command 'plann'. Did you mean 'plan'? (see zero2r1 --help)"),
         ("rewards tyr math", "no such command 'tyr'. Did you mean 'try'? (see zero2r1 rewards --help)"),
-        ("report", "missing argument 'run' (see zero2r1 report --help)"),
+        ("status", "missing argument 'run' (see zero2r1 status --help)"),
         ("cost v3-671b", "missing option '--tokens' (see zero2r1 cost --help)"),
         ("run nano/r1 --job 2", "no such option: --job (Possible options: --jobs, --json) (see zero2r1 run --help)"),
         ("status a b", "got unexpected extra argument(s) (b) (see zero2r1 status --help)"),
