@@ -80,6 +80,12 @@ def test_the_citation_names_what_a_citation_needs() -> None:
     assert found["license"] == project["license"]
 
 
+def test_the_readme_names_every_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys() - {"dev"}
+    install = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Install")[2]
+    assert extras == set(re.findall(r"^\| `(\w+)` \|", install, re.MULTILINE))
+
+
 def test_the_readme_gives_the_two_commands() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert re.search(r"^make nano\b", readme, re.MULTILINE)
