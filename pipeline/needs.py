@@ -22,6 +22,7 @@ from pipeline.data.mixture import DataSource
 from pipeline.launch_checks import accelerate_config
 from pipeline.recipe import Recipe
 from pipeline.rows import RowError
+from pipeline.sampling import harness
 from pipeline.schema import extras
 from pipeline.schema.adapter import AdapterSpec
 from pipeline.schema.hub import HubSource, Publish
@@ -92,6 +93,8 @@ def packages(config: StageConfig, base: Path) -> Iterator[Need]:
         said = source.read(file).data
         if isinstance(said, dict) and str(said.get("distributed_type")).upper() == "DEEPSPEED":
             yield ("launch", "accelerate"), "deepspeed"
+    if getattr(config, "harness", None):
+        yield ("harness",), harness.PACKAGE
     for leaf in walk(config):
         if isinstance(leaf.value, RolloutSpec) and leaf.value.needs_vllm:
             yield (*leaf.loc, "engine"), "vllm"
@@ -215,6 +218,14 @@ def unpublishable(config: StageConfig) -> Iterator[Fault]:
             yield leaf.loc, why
 
 
+def unknown_harness(config: StageConfig, base: Path) -> Iterator[Fault]:
+    """Tasks of lm-evaluation-harness that it does not have."""
+    folder = getattr(config, "harness_folder", None)
+    named = getattr(config, "harness", None) or ()
+    if (why := harness.fault(named, None if folder is None else located(folder, base).resolve())) is not None:
+        yield ("harness",), why
+
+
 def beyond_tasks(config: StageConfig, base: Path) -> list[Fault]:
     """What is missing or broken, packages, models and data files; tasks and Python files aside."""
     return [*missing(config, base), *broken_models(config, base), *broken_data(config, base)]
@@ -261,6 +272,7 @@ def unmet(recipe: Recipe, stages: list[str], run: bool = False) -> list[str]:
         found = [*missing(config, recipe.base), *unfound(recipe, config)]
         unread = [*broken_models(config, recipe.base), *broken_data(config, recipe.base)]
         if not found:
+            found += unknown_harness(config, recipe.base)
             found += [*broken_code(config, recipe.base), *unpublishable(config)] if run else ()
             found += broken_tasks(recipe, config, run)
             if not unread:

@@ -240,7 +240,7 @@ def _with_defaults(stage: str, values: dict[str, Any], header: Header, text: Sou
     merged = _merge(header.defaults.get(kind, {}), values)
     if header.launch is not None and "launch" not in merged:
         merged["launch"] = header.launch.model_dump(include=model.launch_fields())
-    if header.task is not None and "tasks" in model.model_fields and not {"tasks", "data"} & merged.keys():
+    if header.task is not None and "tasks" in model.model_fields and not {"tasks", "data", "harness"} & merged.keys():
         merged["tasks"] = [f"{header.task}/{model.default_split}"]
     watch = merged.get("watch")
     if header.task is not None and isinstance(watch, dict):

@@ -28,6 +28,8 @@ PUBLISHED: Mapping[tuple[str, str], int] = {
     ("livecodebench", "test"): 880,
 }
 """(task, split) -> problems on the hub, as the data sets' cards have it."""
+HARNESS = {"gpqa_diamond_cot_zeroshot": 198, "gpqa_main_cot_zeroshot": 448, "ifeval": 541, "mmlu_pro": 12032}
+"""Questions of tasks of lm-evaluation-harness, from the cards of their data sets."""
 UNKNOWN_PROBLEMS = 1000
 """Problems of a task whose number is not known."""
 UNKNOWN_ROWS = 1000
@@ -67,6 +69,15 @@ def lines(path: Path) -> File | None:
     rows = max(1, head.count(b"\n") + (not head.endswith(b"\n")))
     average = len(head) / rows
     return File(max(1, round(size / average)) if average else 0, average) if size else None
+
+
+def of_harness(name: str) -> Count:
+    """Questions of a task of lm-evaluation-harness."""
+    if name in HARNESS:
+        return Count(HARNESS[name], f"{name}: its data set's card")
+    return Count(
+        UNKNOWN_PROBLEMS, f"assumed: {name} of the harness does not say how many questions it has", assumed=True
+    )
 
 
 def problems(spec: TaskSpec, recipe: Recipe) -> Count:

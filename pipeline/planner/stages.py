@@ -350,11 +350,13 @@ class Reader:
         shapes = tuple(self.shape(name) for name in names)
         limit = getattr(config, "problems", None) or math.inf
         problems = [counts.problems(task, self.recipe) for task in config.tasks]
-        number = sum(min(each.number, limit) for each in problems)
-        sampling = self._sampling(config.rollout, int(number) * config.samples, config.samples)
+        once = [counts.of_harness(name) for name in getattr(config, "harness", ())]
+        number = sum(min(each.number, limit) for each in problems) * config.samples
+        number += sum(min(each.number, limit) for each in once)
+        sampling = self._sampling(config.rollout, int(number), config.samples)
         gpus = self._placed(config)
         engine = self._engine(config.rollout, gpus, trains=False)
-        told = [Assumption("problems", f"{min(each.number, limit):,}", each.source) for each in problems]
+        told = [Assumption("problems", f"{min(each.number, limit):,}", each.source) for each in (*problems, *once)]
         told += self._lengths(config.rollout, sampling)
         return Work(stage, config.kind, shapes, 1, 0, gpus.count, None, engine, sampling, assumptions=tuple(told))
 

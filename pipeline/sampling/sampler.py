@@ -28,7 +28,7 @@ from pipeline.schema.pieces import RolloutSpec
 from pipeline.templates import TemplateError, encode, set_chat_template
 from rewards import Batch, Composite
 from rewards.function import guard_infra
-from rewards.verdict import PREFILL, TRUNCATED
+from rewards.verdict import PREFILL, TRUNCATED, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -138,13 +138,13 @@ class Sampler:
         self._first_look = FirstLook(self.tokenizer.eos_token)
 
     def groups(
-        self, rows: Sequence[Mapping[str, Any]], judge: Composite, label: str, report: Report | None = None
+        self, rows: Sequence[Mapping[str, Any]], judge: Composite | None, label: str, report: Report | None = None
     ) -> Iterator[Group]:
         """The judged samples of every row that fits into the model's context, in order.
 
         Args:
             rows: prompt rows.
-            judge: the rewards that judge each sample.
+            judge: the rewards that judge each sample; none do if not given.
             label: names the chunks on disk and separates their seeds from those of other calls.
             report: told about progress, about once a second.
 
@@ -211,7 +211,10 @@ def _whole(path: Path) -> bool:
 
 
 def _judged(
-    rows: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt], groups: Sequence[Sequence[Rollout]], judge: Composite
+    rows: Sequence[Mapping[str, Any]],
+    prompts: Sequence[Prompt],
+    groups: Sequence[Sequence[Rollout]],
+    judge: Composite | None,
 ) -> Iterator[dict[str, Any]]:
     """One line a prompt, with its judged samples."""
     flat = [
@@ -227,9 +230,7 @@ def _judged(
             TRUNCATED: [rollout.finish is Finish.LENGTH for _, _, rollout in flat],
         },
     )
-    verdicts = judge.verdicts(batch)
-    for part in judge.parts:
-        guard_infra(part.label, [verdict for verdict in verdicts[part.label] if verdict is not None], judge.max_infra)
+    verdicts = {} if judge is None else _verdicts(judge, batch)
     judged = iter(range(len(flat)))
     for group in groups:
         samples = [
@@ -242,6 +243,13 @@ def _judged(
             for rollout, at in zip(group, judged, strict=False)
         ]
         yield {"samples": [asdict(sample) for sample in samples]}
+
+
+def _verdicts(judge: Composite, batch: Batch) -> Mapping[str, Sequence[Verdict | None]]:
+    verdicts = judge.verdicts(batch)
+    for part in judge.parts:
+        guard_infra(part.label, [verdict for verdict in verdicts[part.label] if verdict is not None], judge.max_infra)
+    return verdicts
 
 
 def judged_groups(

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -26,14 +28,16 @@ from pipeline.rollout import engine_name
 from pipeline.rows import write_rows
 from pipeline.samples import SAMPLES
 from pipeline.sampling.engines import Engines
+from pipeline.sampling.harness import Harness, Scored
 from pipeline.sampling.sampler import Group, Sampler, record
 from pipeline.sampling.scores import Labels, same_spelling, score, sentence
-from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec
+from pipeline.schema.pieces import InputFile, ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec
 from pipeline.schema.task import TaskSpec
 from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part, same_answers
 from pipeline.tasks.resolve import Resolved, TestTaskField, problem_rows, resolve
 from pipeline.templates import ChatTemplateName
 from rewards import Composite, names
+from rewards.registry import located
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +68,9 @@ class EvaluateConfig(PromptedConfig):
         problems: most problems of each task; as many as the task gives if not given.
         rollout: how to sample.
         chat_template: chat template to use instead of the tokenizer's own, such as for a base model from the hub.
+        harness: tasks of lm-evaluation-harness by their names, such as gpqa_diamond_cot_zeroshot, ifeval or mmlu_pro;
+            each question is answered once. Needs the extra `harness`; see `pipeline.sampling.harness`.
+        harness_folder: folder with tasks of one's own for it, as YAML files.
         save: how many problems of each task keep their samples in `samples.jsonl`; all if not given.
     """
 
@@ -73,7 +80,9 @@ class EvaluateConfig(PromptedConfig):
 
     model: ModelRef | None = None
     models: list[ModelRef] = Field(default_factory=list)
-    tasks: Annotated[list[TestTaskField], Field(min_length=1)]
+    tasks: list[TestTaskField] = Field(default_factory=list)
+    harness: list[str] = Field(default_factory=list)
+    harness_folder: Annotated[str, InputFile()] | None = None
     samples: Annotated[int, Field(gt=0)] = 4
     problems: Annotated[int, Field(gt=0)] | None = None
     rollout: EvaluationRollout = EvaluationRollout()
@@ -94,8 +103,19 @@ class EvaluateConfig(PromptedConfig):
             raise ValueError(f"task {label!r} is given twice; define tasks of different options under `tasks:`")
         return tasks
 
+    @field_validator("harness")
+    @classmethod
+    def _named_once(cls, harness: list[str]) -> list[str]:
+        if (name := _repeated(harness)) is not None:
+            raise ValueError(f"{name!r} is given twice")
+        return harness
+
     @model_validator(mode="after")
     def _is_meaningful(self) -> Self:
+        if not self.tasks and not self.harness:
+            raise ValueError("say what to score on: `tasks:`, or `harness:` for tasks of lm-evaluation-harness")
+        if self.harness_folder is not None and not self.harness:
+            raise ValueError("harness_folder has no effect: `harness` names no task")
         if (self.model is None) == (not self.models):
             raise ValueError("say which `model:` or `models:` to evaluate, one of the two")
         if self.rollout.temperature == 0 and self.samples > 1:
@@ -114,8 +134,10 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
     tasks = [resolve(spec, context.tasks, context.base) for spec in config.tasks]
     labels = {model_label(reference): reference for reference in config.references}
     rows_by_task = {task.label: problem_rows(task, context)[: config.problems] for task in tasks}
-    judge = _judge(tasks, [row for rows in rows_by_task.values() for row in rows], context)
-    judge.prepare()
+    judge = _judge(tasks, [row for rows in rows_by_task.values() for row in rows], context) if tasks else None
+    harness = _harness(context)
+    if judge is not None:
+        judge.prepare()
     same = {task.label: same_answers(task.task, context.base) or same_spelling for task in tasks}
     engines = Engines(context.rollout(config.rollout), context.seed)
     progress = _Progress(context, list(labels), rows_by_task)
@@ -136,6 +158,9 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
                 entry |= sampler.limit.left_out(len(rows) - len(groups))
                 logger.info("%s", sentence(label, task, entry, sampling_facts(context)))
                 saved += _records(groups[: config.save], label)
+            for name, found in _by_harness(context, harness, label, sampler):
+                scores[label][name] = {**found.entry, "sampling": _harness_facts(context)}
+                saved += _records(found.groups[: config.save], label)
             if sampler.renderer.told:
                 prompting[label] = sampler.renderer.told
             if sampler.speculation:
@@ -143,11 +168,34 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
             context.work.add(sampler.seconds)
     finally:
         engines.close()
-        judge.close()
+        if judge is not None:
+            judge.close()
     write_rows(context.output / SAMPLES, saved)
     told = {"speculation": speculation, "prompting": prompting}
     told = {name: of_model for name, of_model in told.items() if of_model}
     return Outputs({"sampling": sampling_facts(context), "scores": scores, **told})
+
+
+def _harness(context: StageContext[EvaluateConfig]) -> Harness | None:
+    """The tasks of the harness, loaded before any model is, if there are any."""
+    config = context.config
+    if not config.harness:
+        return None
+    folder = None if config.harness_folder is None else located(config.harness_folder, context.base).resolve()
+    return Harness(config.harness, folder, config.problems, context.seed)
+
+
+def _by_harness(
+    context: StageContext[EvaluateConfig], harness: Harness | None, label: str, sampler: Sampler
+) -> Iterator[tuple[str, Scored]]:
+    """A model's scores on the tasks of the harness."""
+    if harness is not None:
+        for name in harness.names:
+            yield name, harness.score(name, sampler, partial(context.log, model=label, task=name))
+
+
+def _harness_facts(context: StageContext[EvaluateConfig]) -> dict[str, Any]:
+    return {**sampling_facts(context), "samples": 1, "harness": f"lm-eval {version('lm-eval')}"}
 
 
 def _sampler(context: StageContext[EvaluateConfig], label: str, reference: str, engines: Engines) -> Sampler:
