@@ -17,7 +17,7 @@ nano: ## the whole R1 chain in miniature: base model in, reasoning model and stu
 	@sh scripts/bootstrap.sh
 	$(BIN)/zero2r1 run recipes/nano/r1.yaml $(ARGS)
 
-test: dev ## every test (twenty minutes on two cores)
+test: dev ## every test (under half an hour on two cores)
 	@sh scripts/system-packages.sh
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 	@WORKERS=$(WORKERS) sh scripts/test-vllm.sh

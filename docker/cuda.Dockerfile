@@ -15,7 +15,7 @@ RUN apt-get update \
 
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-# The version that the image calls itself, as `git describe --tags` gives it.
+# The version that the image is of: what git knows about it stays outside.
 ARG VERSION=0.1.0.dev0
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 

@@ -100,6 +100,16 @@ def test_the_versions_that_were_tested_on_gpus() -> None:
     assert versions == {"torch": "2.13.0", "vllm": "0.32.0", "transformers": "5.17.0", "trl": "1.16.0"}
 
 
+@pytest.mark.parametrize("name", ["torch", "vllm", "transformers", "trl"])
+def test_ranges_end_with_what_was_tested(name: str) -> None:
+    """The pinned version is in the range, and the next one is not."""
+    pinned = pins("vllm", "3.11")[name]
+    after = Version(f"{pinned.major}.{pinned.minor + 1}.0")
+    (asked,) = [requirement for requirement in asked_for("vllm") if requirement.name == name]
+    assert pinned in asked.specifier
+    assert after not in asked.specifier
+
+
 def test_the_core_has_the_same_versions_as_the_gpu_set() -> None:
     """What the tests run with is what a GPU gets; CUDA's own parts follow from torch."""
     core, gpu = pins("core", "3.11"), pins("vllm", "3.11")

@@ -41,7 +41,7 @@ BLOCK = re.compile(r"^```([a-z]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SAVED = re.compile(r"(?:Save (?:this|a function) as|and this as) `([\w.-]+)`[^`]*\Z")
 FIRST = ROOT / "README.md"
 """Where the recipe stands that the pages call `recipe.yaml`."""
-OTHERS = {"git", "cd", "export", "for", "done", ".", "apt-get", "sysctl", "pipx", "vllm"}
+OTHERS = {"git", "cd", "export", "for", "done", ".", "apt-get", "sysctl", "vllm", "eval"}
 """Commands of other programs, which are not looked into."""
 HEADER = {"name", "description", "seed", "jobs", "warm", "task", "tasks", "track", "defaults", "launch", "stages"}
 CHEAP = {("plan",), ("cost",), ("new",), ("rewards", "list"), ("rewards", "show"), ("rewards", "try")}
@@ -207,6 +207,10 @@ class Reader:
             assert all(word in targets for word in arguments if "=" not in word), arguments
         elif program == "pip":
             self.pip(arguments)
+        elif program in ("docker", "pipx", "uv"):
+            named = re.findall(r"\b(?:constraints|docker)/[\w./-]+", " ".join(arguments))
+            assert named or "run" in arguments or program == "pipx"
+            assert all((ROOT / path).is_file() for path in named), named
         elif program == "pytest":
             paths = [word for word in arguments if word.startswith("tests/")]
             assert paths and all((ROOT / path).exists() for path in paths), paths
