@@ -295,8 +295,8 @@ const zero2r1 = (() => {
     const [old, now] = [whole(await textOf(before)), whole(await textOf(after))];
     const part = make("div", "difference");
     part.dir = "auto";
-    const tag = make("span", "tag", `difference: `);
-    tag.append(make("del", "", `only ${title(before)}`), " ", make("ins", "", `only ${title(after)}`));
+    const tag = make("span", "tag", "difference: ");
+    tag.append(make("del", "", `only the other, ${title(before)}`), " ", make("ins", "", "only this one"));
     part.append(tag);
     let last = null;
     for (const [kind, word] of compare(words(old).slice(0, MOST_WORDS), words(now).slice(0, MOST_WORDS))) {

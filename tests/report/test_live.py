@@ -115,17 +115,21 @@ def test_the_open_page_shows_what_is_new_and_keeps_the_rest(
     with (scratch / "output" / "samples.jsonl").open("a") as sink:
         sink.write("".join(json.dumps(row | {"completion": "it is eight"}) + "\n" for row in rows))
     (scratch / "log.txt").write_text("INFO zero\nValueError: something new\n")
-    WebDriverWait(browser, 60).until(lambda b: "something new" in b.find_element(By.CSS_SELECTOR, ".diagnosis").text)
-    browse(browser)
-    found = browser.find_element(By.ID, "browse-count").text
-    assert int(found.split()[0]) == int(before.split()[0]) + 3  # the filters are still set
+    said = "return document.querySelector('.diagnosis').textContent"
+    WebDriverWait(browser, 60).until(lambda b: "something new" in b.execute_script(said))
+    counted = (
+        "document.getElementById('browse').scrollIntoView(); return document.getElementById('browse-count').textContent"
+    )
+    more = f"{int(before.split()[0]) + 3} of {int(before.split()[2]) + 3} samples"  # the filters are still set
+    WebDriverWait(browser, 60).until(lambda b: b.execute_script(counted) == more)
     assert browser.find_element(By.ID, "browse-text").get_attribute("value") == "eight"
     assert browser.execute_script("return document.querySelector('#stages').dataset.mark") == "kept"
     assert browser.execute_script("return document.querySelector('#details details').open")
     assert complaints(browser) == []
     server.shutdown()
     server.server_close()
-    WebDriverWait(browser, 60).until(lambda b: "the server has ended" in b.find_element(By.CSS_SELECTOR, ".live").text)
+    sign = "return document.querySelector('.live').textContent"
+    WebDriverWait(browser, 60).until(lambda b: "the server has ended" in b.execute_script(sign))
     browser.get("about:blank")
     complaints(browser)
 
