@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import ranks
+from pipeline.forkserver import Forked
 from pipeline.graph import Node
 from pipeline.observer import Failure
 from pipeline.schema import environment
@@ -58,7 +59,7 @@ class StageProcess:
 
     node: Node
     scratch: Path
-    popen: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes] | Forked
     started: float
     attempt: int
     read: int = 0

@@ -75,8 +75,8 @@ class Header(Strict):
         description: a sentence or two for the report.
         seed: seed of every stage that does not set its own.
         jobs: how many stages may run at once.
-        warm: whether the process of the next stage loads its libraries while a stage works. Where there are GPUs, if
-            not given.
+        warm: whether the process of the next stage loads its libraries while a stage works. If not given: where there
+            are GPUs; elsewhere, all stages are forked from one process that has loaded them.
         track: trackers that the run is mirrored to, such as [wandb, tensorboard]: names, or mappings (see `Track`).
         task: the task of stages that name none: its train split, or its test split for `evaluate`.
         tasks: tasks that stages use by name, such as {gsm8k: {use: gsm8k, template: boxed}}.
@@ -111,7 +111,7 @@ class Recipe:
         tasks: tasks that stages use by name.
         stages: name -> config, in the order of the file.
         data: the recipe as plain data, overrides and defaults applied.
-        warm: whether the next stage's process is started early; where there are GPUs if not given.
+        warm: whether the next stage's process is started early; see the same field of the file.
         track: trackers that the run is mirrored to.
     """
 

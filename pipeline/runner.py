@@ -24,6 +24,7 @@ from pathlib import Path
 from pipeline import artifacts, durable, graph, kept, needs, ranks, recording
 from pipeline.artifacts import Artifact
 from pipeline.early import Early, Waiting
+from pipeline.forkserver import ForkServer
 from pipeline.gpus import Gpu
 from pipeline.graph import Node, State
 from pipeline.inputs import Inputs
@@ -143,8 +144,8 @@ class _Scheduler:
         self.inputs = Inputs()
         self.hashing = ThreadPoolExecutor()
         self.publishing: dict[str, Future[Artifact]] = {}
-        wanted = bool(slots.there) if recipe.warm is None else recipe.warm
-        self.early = Early(run, self._start_early, wanted)
+        self.early = Early(run, self._start_early, bool(slots.there) if recipe.warm is None else recipe.warm)
+        self.forks = ForkServer(recipe.warm is None and not slots.wanted)
 
     def run(self, jobs: int) -> None:
         order: TopologicalSorter[str] = TopologicalSorter({name: node.after for name, node in self.nodes.items()})
@@ -170,6 +171,7 @@ class _Scheduler:
         finally:
             self._stop()  # after an interruption; otherwise nothing runs any more
             self.early.close()
+            self.forks.close()
             self.slots.close()
             self.hashing.shutdown()  # what is finished is published all the same
         if self.failures:
@@ -205,7 +207,7 @@ class _Scheduler:
         job = job_of(
             node, self.recipe, self._inputs(node), list(filter(self.publishing.__contains__, node.inputs)), placed
         )
-        return start(node, scratch, job, self.recipe.base, attempt, lease, placed, self.early)
+        return start(node, scratch, job, self.recipe.base, attempt, lease, placed, self.early, self.forks)
 
     def _inputs(self, node: Node) -> dict[str, Path]:
         return {name: self._target(self.nodes[name]).resolve() for name in node.inputs}

@@ -1,4 +1,4 @@
-"""How the process of a stage is started: directly, or by `accelerate launch`, with the GPUs that it was given."""
+"""How the process of a stage is started: directly, by a fork, or by `accelerate launch`, with the GPUs that it has."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline import compiled, durable, gpus
 from pipeline.early import Early, Waiting
+from pipeline.forkserver import Forked, ForkServer
 from pipeline.gpus import Gpu, Lease
 from pipeline.graph import Node
 from pipeline.launch_checks import accelerate_config
@@ -46,6 +47,7 @@ def start(
     lease: Lease | None,
     placed: Placed | None,
     early: Early,
+    forks: ForkServer,
 ) -> StageProcess:
     """Start the process of a stage, or let the one go on that was started early.
 
@@ -58,6 +60,7 @@ def start(
         lease: the GPUs that it has; `None` where it wants none.
         placed: which of its processes see which; `None` on a host without GPUs.
         early: what has been started early.
+        forks: forks processes where there are no GPUs.
     """
     durable.write(scratch / JOB, json.dumps(environment.names_only(asdict(job))))
     secrets = environment.secrets(node.config, os.environ)
@@ -68,9 +71,12 @@ def start(
     which = () if lease is None else lease.gpus
     names = tuple(gpu.name for gpu in which)
     (scratch / PLACED).write_text(json.dumps(names), encoding="utf-8")
-    popen = early.take(node, names)
+    variables, log = _variables(node, job, which, placed), scratch / LOG
+    popen: subprocess.Popen[bytes] | Forked | None = early.take(node, names)
+    if popen is None and node.config.launch.accelerate is None:
+        popen = forks.fork([str(scratch / JOB), str(os.getpid())], variables, log)
     if popen is None:
-        popen = _spawn(command(node, base, scratch / JOB, placed), _variables(node, job, which, placed), scratch / LOG)
+        popen = _spawn(command(node, base, scratch / JOB, placed), variables, log)
     return StageProcess(node, scratch, popen, time.time(), attempt, seen, secrets, names)
 
 
@@ -120,8 +126,8 @@ def job_of(
 def _variables(node: Node, job: Job, which: Sequence[Gpu], placed: Placed | None) -> dict[str, str]:
     """The environment of a stage's process."""
     inherited = {name: value for name, value in os.environ.items() if name not in _RANK}
-    inherited |= allocator(node.config, inherited)
     if placed is not None:
+        inherited |= allocator(node.config, inherited)
         inherited[VISIBLE] = ",".join(placed.own)
     inherited[gpus.HELD] = os.pathsep.join(str(gpus.lock_path(gpu)) for gpu in which)
     env = {**inherited, **_ENVIRONMENT, **node.config.launch.env}

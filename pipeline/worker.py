@@ -99,10 +99,15 @@ def _bind(runner: int) -> None:
         guard_group()
 
 
-def _wait(job: Path, sign: Path, log: Path) -> None:
-    """Load what the stage of a job needs, wait for the sign, and go on in the stage's own log."""
+def load(job: Path) -> None:
+    """Import the libraries that the stage of a job needs."""
     config = json.loads(job.read_text(encoding="utf-8"))["config"]
     preload(config_class(str(config["kind"])).model_validate(config))
+
+
+def _wait(job: Path, sign: Path, log: Path) -> None:
+    """Load what the stage of a job needs, wait for the sign, and go on in the stage's own log."""
+    load(job)
     while not sign.exists():
         time.sleep(AWAIT_SECONDS)
     with log.open("ab") as sink:

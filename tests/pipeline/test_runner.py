@@ -1,7 +1,7 @@
 """Runs that are interrupted, killed, doubled or failing: real processes, real signals, through the command.
 
 The stages are real as well, only short: an `evaluate` stage whose task writes down its process and waits for a sign.
-It never comes as far as loading a model, which keeps these tests quick; `tests/chain` kills stages that do.
+It loads neither libraries nor a model, which keeps these tests quick; `tests/chain` kills stages that do.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pytest
 
 RECIPE = """\
 name: play
+warm: false
 stages:
   one: {kind: evaluate, model: no/model, tasks: [{use: "play.py:Play", options: {name: one}}]}
   two: {kind: evaluate, model: no/model, tasks: [{use: "play.py:Play", options: {name: two}}]}

@@ -119,7 +119,7 @@ def test_no_value_stands_in_any_file_of_a_run_an_export_or_a_report(calculator: 
 def test_a_card_has_no_values_of_runs_that_recorded_them() -> None:
     config = {"kind": "rejection_sample", "rollout": {"process": {"env": {"TOKEN": "planted-value"}}}}
     stage = {"stage": "samples", "kind": "rejection_sample", "fingerprint": "0" * 64, "inputs": {}, "config": config}
-    card = cards.Card("name", "", None, None, 1, "F32", [{**stage, "seconds": 1.0}], []).text()
+    card = cards.Card("name", "name", "", None, None, 1, "F32", [{**stage, "seconds": 1.0}], []).text()
     assert f"TOKEN: {HIDDEN}" in card
     assert "planted-value" not in card
 
