@@ -34,7 +34,9 @@ INTEGRATION = (
     "rollout",
     "stages",
     "tasks/test_code_tasks.py",
+    "tasks/test_end_to_end.py",
     "tasks/test_reasoning_gym.py",
+    "tracking",
     "training",
 )
 """Tests that start processes, browsers or sandboxes, or that train a model; the others are unit tests."""
