@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +97,31 @@ class Conversation:
         return settings
 
 
+@contextmanager
+def opened_model(name: str) -> Iterator[str]:
+    """The folder or hub id of what a user calls a model, for as long as this lasts; also `runs/nano-r1@zero:step-200`.
+
+    Raises:
+        LookupError: see `model_path` and `pipeline.checkpoint_names.opened`.
+    """
+    from pipeline import checkpoint_names
+
+    run, at, stage = name.rpartition("@")
+    stage, colon, which = stage.partition(":")
+    if not (at and colon and Path(run).is_dir()) or Path(name).is_dir():
+        yield model_path(name)
+        return
+    with checkpoint_names.opened(Path(run), _stage(Path(run), stage), which) as folder:
+        yield str(folder)
+
+
 def model_path(name: str) -> str:
     """What a user calls a model: `runs/nano-r1@zero` (a stage of a run), a folder, or a hub id.
 
     Raises:
         LookupError: the run cannot be read or has no such stage, or the stage has not published a model.
     """
-    from pipeline import artifacts, durable
-    from rewards.registry import nearest
+    from pipeline import artifacts, checkpoint_names, durable
 
     run, at, stage = name.rpartition("@")
     if Path(name).is_dir():
@@ -112,21 +130,36 @@ def model_path(name: str) -> str:
         return name
     if not Path(run).is_dir():
         raise LookupError(artifacts.no_run(run, f"@{stage}"))
-    try:
-        stages = artifacts.current(Path(run))
-    except FileNotFoundError:
-        raise LookupError(artifacts.no_run(run, f"@{stage}")) from None
-    except artifacts.RecordError as error:
-        raise LookupError(str(error)) from error
-    if stage not in stages:
-        raise LookupError(f"{run} has no stage {stage!r}{nearest(stage, list(stages))}. Stages: {', '.join(stages)}")
-    artifact = stages[stage]
+    entry = _stage(Path(run), stage)
+    artifact = artifacts.find(Path(run), stage, entry["fingerprint"])
     if artifact is None or not (artifact.path / "model").is_dir():
-        raise LookupError(f"the stage {stage!r} of {run} has not published a model")
+        found = checkpoint_names.listed(checkpoint_names.available(Path(run), entry))
+        more = f"; its checkpoints are {found}: {name}:{checkpoint_names.LAST}" if found else ""
+        raise LookupError(f"the stage {stage!r} of {run} has not published a model{more}")
     if faults := artifacts.damage(artifact, "model/"):
         told = durable.describe(faults)
         raise LookupError(f"{name} is damaged ({told}): `zero2r1 doctor --run {run}` says what to do")
     return str(artifact.path / "model")
+
+
+def _stage(run: Path, stage: str) -> dict[str, Any]:
+    """What a run's record says of a stage.
+
+    Raises:
+        LookupError: the run cannot be read, or has no such stage.
+    """
+    from pipeline import artifacts
+    from rewards.registry import nearest
+
+    try:
+        stages = {entry["name"]: entry for entry in artifacts.record(run)["stages"]}
+    except FileNotFoundError:
+        raise LookupError(artifacts.no_run(str(run), f"@{stage}")) from None
+    except artifacts.RecordError as error:
+        raise LookupError(str(error)) from error
+    if stage not in stages:
+        raise LookupError(f"{run} has no stage {stage!r}{nearest(stage, list(stages))}. Stages: {', '.join(stages)}")
+    return dict(stages[stage])
 
 
 def _folder(name: str) -> str:

@@ -21,11 +21,16 @@ TemplateKwargsOption = Annotated[
     typer.Option("--chat-template-kwargs", help="Arguments of the model's chat template: enable_thinking=false"),
 ]
 ModelArgument = Annotated[
-    str, typer.Argument(help="RUN@STAGE (runs/nano-r1@zero), a folder, or a hub id.", autocompletion=models)
+    str,
+    typer.Argument(
+        help="RUN@STAGE (runs/nano-r1@zero), one of its checkpoints (…@zero:step-200), a folder, a hub id.",
+        autocompletion=models,
+    ),
 ]
 
 
 def generate(
+    command: typer.Context,
     model: ModelArgument,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="Ask once and leave; a chat if not given.")
@@ -49,7 +54,7 @@ def generate(
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stops(stop)))
     try:
         kwargs = source.assignments(template_kwargs) if template_kwargs else None
-        conversation = Conversation(model_folder(model), template, sampling, kwargs, prefill)
+        conversation = Conversation(model_folder(model, command), template, sampling, kwargs, prefill)
     except OSError as error:
         fail(f"{model} cannot be loaded: {folder.unread(model, error)}", code=2)
     except (TemplateError, RolloutError, ValueError) as error:
@@ -81,12 +86,12 @@ def _questions() -> Iterator[str]:
             return
 
 
-def model_folder(name: str) -> str:
-    """The folder or hub id of what a user calls a model."""
-    from pipeline.chat import model_path
+def model_folder(name: str, command: typer.Context) -> str:
+    """The folder or hub id of what a user calls a model; that of a checkpoint is there until the command ends."""
+    from pipeline.chat import opened_model
 
     try:
-        return model_path(name)
+        return command.with_resource(opened_model(name))
     except LookupError as error:
         fail(str(error), code=2)
 

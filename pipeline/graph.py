@@ -17,7 +17,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, checks, durable, files, hub
+from pipeline import artifacts, checks, durable, files, hub, longer
 from pipeline.recipe import Recipe
 from pipeline.schema.environment import recorded
 from pipeline.schema.hub import HubSource
@@ -56,7 +56,7 @@ class State(StrEnum):
 
     FRESH = "fresh"
     INTERRUPTED = "interrupted"
-    """It was started and did not finish; it goes on from its last checkpoint."""
+    """It was started and did not finish, or a shorter training was; it goes on from its last checkpoint."""
     STALE = "stale"
     """It ran before, with other settings or inputs."""
     NEW = "new"
@@ -135,6 +135,9 @@ def plan(nodes: Mapping[str, Node], run: Path, verify: bool = False) -> list[Ste
         running.add(name)
         if artifacts.scratch(run, name, node.fingerprint).exists():
             steps.append(Step(node, State.INTERRUPTED, "goes on from its last checkpoint"))
+        elif (shorter := longer.find(run, name, node.config, node.identity)) is not None:
+            state = State.INTERRUPTED if shorter.anew is None else State.STALE
+            steps.append(Step(node, state, str(shorter)))
         elif (last := artifacts.latest(run, name)) is not None:
             steps.append(Step(node, State.STALE, ", ".join(_differences(last.manifest, node, running)) or "changed"))
         else:
@@ -154,7 +157,7 @@ def _identity(recipe: Recipe, config: StageConfig, inputs: Mapping[str, str]) ->
     return {
         "kind": config.kind,
         "version": type(config).version,
-        "config": recorded(config, exclude={"launch", "after"}),
+        "config": recorded(config, exclude={"launch", "after", "keep_state"}),
         "tasks": {name: definition.model_dump(mode="json") for name, definition in definitions.items()},
         "inputs": dict(inputs),
         "files": read,

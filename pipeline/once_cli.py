@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
+    command: typer.Context,
     model: ModelArgument,
     tasks: Annotated[list[str], typer.Argument(help="Tasks: gsm8k/test, countdown, path/task.py:Class.")],
     samples: Annotated[int, typer.Option("--samples", "-k", min=1, help="Completions a problem.")] = 1,
@@ -55,7 +56,7 @@ def evaluate(
         fail(str(error), code=2)
     stage = {
         "kind": "evaluate",
-        "models": [model_folder(model)],
+        "models": [model_folder(model, command)],
         "samples": samples,
         "tasks": specs,
         "rollout": rollout,
@@ -68,6 +69,7 @@ def evaluate(
 
 
 def export(
+    command: typer.Context,
     model: ModelArgument,
     folder: Annotated[
         Path | None, typer.Argument(help="Where the Hugging Face folder goes; must not exist. Not needed with --push.")
@@ -90,7 +92,11 @@ def export(
         fail("--public and --replace are for --push owner/name", code=2)
     if folder is not None:
         unused(folder)
-    stage: dict[str, object] = {"kind": "export", "model": model_folder(model), **({"dtype": dtype} if dtype else {})}
+    stage: dict[str, object] = {
+        "kind": "export",
+        "model": model_folder(model, command),
+        **({"dtype": dtype} if dtype else {}),
+    }
     if push is not None:
         stage |= {"publish": {"hub": push, "private": not public, "replace": replace}, "name": push.partition("/")[2]}
     _once(stage, 0, folder, json=False, part="model")

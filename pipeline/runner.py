@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from pipeline import artifacts, durable, graph, kept, needs, ranks, recording
+from pipeline import artifacts, durable, graph, kept, longer, needs, ranks, recording
 from pipeline.artifacts import Artifact
 from pipeline.early import Early, Waiting
 from pipeline.forkserver import ForkServer
@@ -195,8 +195,10 @@ class _Scheduler:
 
     def _start(self, node: Node) -> StageProcess:
         scratch = artifacts.scratch(self.run_path, node.name, node.fingerprint)
+        self._take_over(node, scratch)
         durable.make_folder(scratch)
         await_ghosts(scratch, node.name)
+        longer.remember(scratch, node.identity)
         shutil.rmtree(scratch / "output", ignore_errors=True)
         (scratch / "output").mkdir(parents=True)
         (scratch / OUTCOME).unlink(missing_ok=True)
@@ -208,6 +210,13 @@ class _Scheduler:
             node, self.recipe, self._inputs(node), list(filter(self.publishing.__contains__, node.inputs)), placed
         )
         return start(node, scratch, job, self.recipe.base, attempt, lease, placed, self.early, self.forks)
+
+    def _take_over(self, node: Node, scratch: Path) -> None:
+        """Have a longer training go on from what a shorter one has left, if it may."""
+        shorter = None if scratch.exists() else longer.find(self.run_path, node.name, node.config, node.identity)
+        if shorter is not None and shorter.anew is None and shorter.folder is not None:
+            await_ghosts(shorter.folder, node.name)
+            longer.take_over(shorter, scratch)
 
     def _inputs(self, node: Node) -> dict[str, Path]:
         return {name: self._target(self.nodes[name]).resolve() for name in node.inputs}
@@ -303,6 +312,7 @@ class _Scheduler:
                 shutil.copy2(process.scratch / name, output / name)
         kept.publish(process.scratch, self.run_path)
         artifact = artifacts.publish(output, self._target(node), recording.manifest(process, outcome, finished))
+        longer.keep(self.run_path, node.name, node.fingerprint)
         shutil.rmtree(process.scratch, ignore_errors=True)  # what is left, `artifacts.clean` removes
         return artifact
 

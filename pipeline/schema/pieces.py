@@ -201,6 +201,9 @@ class TrainingConfig(StageConfig):
         health: thresholds of alarms, such as {on_alarm: stop, kl: 0.5}; `{}` takes the usual ones. None if not given.
         dtype: what the published weights are rounded to. If not given, bfloat16; float32 where the stage computes in
             float32 (`trainer.bf16: false`, and on a CPU).
+        keep_state: whether the trainer's last state (weights and moments, 12 bytes for each weight that is trained)
+            stays in the run when the stage is published, for a longer training to go on from; one state a stage. If
+            not given: where that is exact, and up to 16 GiB.
         trainer: fields of TRL's config class.
     """
 
@@ -210,7 +213,13 @@ class TrainingConfig(StageConfig):
     non_finite: Literal["stop", "skip"] = "stop"
     health: Health | None = None
     dtype: Dtype | None = None
+    keep_state: bool | None = None
     trainer: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def blocks(self) -> Any:
+        """How blocks of multi-token prediction are trained, if there are any."""
+        return getattr(self, "mtp", None)
 
 
 class RewardSpec(Strict):

@@ -107,6 +107,11 @@ class PretrainConfig(WatchedConfig):
             raise ValueError("mtp: the model has no blocks of multi-token prediction: set its num_nextn_predict_layers")
         return self
 
+    @property
+    def blocks(self) -> MtpSpec | None:
+        """See `TrainingConfig`; a shape that has blocks trains them."""
+        return (self.mtp or MtpSpec()) if presets.load(self.model).num_nextn_predict_layers else None
+
     def faults(self, base: Path) -> Iterator[Fault]:
         """A generated corpus that does not exist, or has no such option; see also `WatchedConfig`."""
         yield from super().faults(base)
@@ -150,7 +155,7 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
         args=args,
         train_dataset=dataset,
         processing_class=tokenizer,
-        mtp=(config.mtp or MtpSpec()) if shape.num_nextn_predict_layers else None,
+        mtp=config.blocks,
         document_ends=(tokenizer.eos_token_id,),
     )
     summary = fit(trainer, context)

@@ -27,6 +27,8 @@ TRAINED = "trained"
 """In a stage's scratch folder: the trained model and its summary, until they are published; marked like checkpoints."""
 BEST = "best"
 """In a stage's scratch folder: its best weights so far, as `checkpoint-<step>`; marked like checkpoints."""
+KEEP_STATE = "keep-state"
+"""Empty file in a stage's scratch folder: its last checkpoint is to be kept when it is published."""
 JOURNALS = ("events.jsonl", SAMPLES)
 """Files beside the folder of checkpoints that grow as training goes on; each checkpoint has them as they were."""
 

@@ -16,8 +16,9 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback
 
 from pipeline.context import StageContext
+from pipeline.schema.longer import why_inexact
 from pipeline.training import adapters, checkpoints, saving
-from pipeline.training.checkpoints import TRAINED
+from pipeline.training.checkpoints import KEEP_STATE, TRAINED
 from pipeline.training.clock import Pace
 from pipeline.training.finite import SKIPPED, Watch
 from pipeline.training.health import Alarm, go_back
@@ -47,12 +48,31 @@ class Events(TrainerCallback):  # type: ignore[misc]
             self.context.log(state.global_step, state.max_steps, **{**pace, **numbers})
 
 
-class SavedOnce(TrainerCallback):  # type: ignore[misc]
-    """No checkpoint after the last step: the model itself is saved then, and an interrupted stage goes on from that."""
+KEPT_BYTES = 16 * 2**30
+"""The largest trainer's state that is kept unasked: that of a model of 1.4B weights trained in full."""
+MOMENT_BYTES = 8
+"""Of Adam's two moments, in float32, for each weight that is trained."""
+
+
+class LastStep(TrainerCallback):  # type: ignore[misc]
+    """A checkpoint after the last step if the trainer's state is to be kept for a longer training; otherwise none: the
+    model itself is saved then, and an interrupted stage goes on from that."""
+
+    def __init__(self, trainer: Any, context: StageContext[Any]) -> None:
+        config, weights = context.config, list(trainer.model.parameters())
+        size = sum(w.numel() * (w.element_size() + MOMENT_BYTES * w.requires_grad) for w in weights)
+        self.keeps = config.keep_state
+        if self.keeps is None:
+            self.keeps = why_inexact(config) is None and size <= KEPT_BYTES
+        self.cycle, self.mark, self.size = getattr(trainer, "cycle", 1), context.scratch / KEEP_STATE, size
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_save = False
+        if state.global_step < state.max_steps:
+            return
+        control.should_save = self.keeps and state.global_step % self.cycle == 0
+        if self.keeps and state.is_world_process_zero:
+            self.mark.touch()
+            log.info("the trainer's state is kept, %.1f GiB: keep_state: false leaves it out", self.size / 2**30)
 
 
 def fit(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
@@ -110,7 +130,7 @@ def _train(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
     trainer.remove_callback(PrinterCallback)
     watch = Watch(trainer, context.config.non_finite, context.scratch)
     alarm = Alarm(context, trainer) if context.config.health is not None else None
-    for callback in (Events(context, trainer), SavedOnce(), watch, *([] if alarm is None else [alarm])):
+    for callback in (Events(context, trainer), LastStep(trainer, context), watch, *([] if alarm is None else [alarm])):
         trainer.add_callback(callback)
     go_back(context, trainer)
     checkpoint = checkpoints.resume(context, trainer.accelerator)

@@ -13,6 +13,7 @@ Six things go wrong in a stock trainer that was killed and resumed; they are put
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -62,6 +63,7 @@ class Resumable(Watched):
     accelerator: Any
     optimizer: Any
     lr_scheduler: Any
+    processing_class: Any
     is_fsdp_enabled: bool
     rollbacks: int = 0
     """How often the stage has gone back; see `health`."""
@@ -100,7 +102,9 @@ class Resumable(Watched):
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         self.accelerator.wait_for_everyone()  # every rank writes the state of its random numbers
         if self.args.should_save:
-            checkpoints.mark_complete(Path(self.args.output_dir) / f"{checkpoints.PREFIX}{self.state.global_step}")
+            folder = Path(self.args.output_dir) / f"{checkpoints.PREFIX}{self.state.global_step}"
+            self._say_what_model(folder)
+            checkpoints.mark_complete(folder)
             checkpoints.rotate(Path(self.args.output_dir))
         self.saving_seconds += time.perf_counter() - started
 
@@ -111,6 +115,16 @@ class Resumable(Watched):
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if lowered:
             follow_rate(self.optimizer, self.lr_scheduler, rates)
+
+    def _say_what_model(self, checkpoint: Path) -> None:
+        """Put config and tokenizer beside weights that each rank has written its part of, and nobody else named."""
+        if any((checkpoint / name).exists() for name in ("config.json", "adapter_config.json")):
+            return
+        policy = self.accelerator.unwrap_model(self.model)
+        config = copy.deepcopy(policy.config)
+        config.architectures = [type(policy).__name__.removeprefix("FSDP")]
+        config.save_pretrained(checkpoint)
+        self.processing_class.save_pretrained(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         sharded = self.is_fsdp_enabled or (Path(resume_from_checkpoint) / "adapter_config.json").exists()

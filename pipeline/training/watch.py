@@ -227,6 +227,7 @@ class Looks(TrainerCallback):  # type: ignore[misc]
         if self.first:
             durable.seal(folder, MARK)
             needed = {step, *self._needed()}
+            needed |= {self._best([look for look in self._looks() if look["step"] % self.spec.every == 0])}
             for other in checkpoints.by_step(self.folder):
                 if checkpoints.step_of(other) not in needed:
                     checkpoints.remove(other)
