@@ -262,7 +262,9 @@ class Reader:
             if run.startswith("runs/") and run != "runs/my-run":
                 names_of = {recipes.load(each).name: each for each in [*recipes.shipped(), *self._own()]}
                 known = names_of[run.removeprefix("runs/")]
+                stage, _, checkpoint = stage.partition(":")
                 assert not stage or stage in recipes.load(known).stages, f"{known} has no stage {stage}"
+                assert not checkpoint or re.fullmatch(r"step-\d+|last|best", checkpoint), checkpoint
 
     def _own(self) -> Iterator[str]:
         for file in self.folder.glob("*.yaml"):

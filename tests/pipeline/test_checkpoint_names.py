@@ -36,7 +36,7 @@ def run(calculator: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tasks.py").write_text(TASKS)
     rows = [{"prompt": f"User: {n} + 1 =\nAssistant:\n", "completion": "<answer> 4 </answer>"} for n in range(4)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = {**SFT, "model": str(calculator), "watch": WATCH, "keep": "best", "trainer": TRAINER}
+    config = {**SFT, "model": str(calculator), "watch": WATCH, "keep": "best", "keep_state": False, "trainer": TRAINER}
     made = context_of(folder, "taught", config, {})
     scratch = artifacts.scratch(folder, "taught", FINGERPRINT)
     scratch.mkdir(parents=True)

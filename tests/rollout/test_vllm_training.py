@@ -21,9 +21,10 @@ from trl import GRPOConfig  # noqa: E402  # imports vLLM
 
 from model import V3Config, V3ForCausalLM  # noqa: E402
 from pipeline.data.vocabulary import VocabularySpec, build  # noqa: E402
+from pipeline.rollout.base import Sampling  # noqa: E402
 from pipeline.schema.pieces import RolloutSpec  # noqa: E402
 from pipeline.stages.registry import run_function  # noqa: E402
-from pipeline.training import adapters  # noqa: E402
+from pipeline.training import adapters, live  # noqa: E402
 from pipeline.training.grpo.judging import Samples  # noqa: E402
 from pipeline.training.grpo.sampling import VllmSampler  # noqa: E402
 from pipeline.training.grpo.trainer import GrpoTrainer  # noqa: E402
@@ -147,6 +148,27 @@ def engine_settings(trained: GrpoTrainer) -> dict[str, Any]:
         "enforce_eager": config.model_config.enforce_eager,
         "logprobs_mode": config.model_config.logprobs_mode,
     }
+
+
+def test_held_out_problems_between_steps_change_no_weight(tiny_v3: Path, trainer: Callable[..., GrpoTrainer]) -> None:
+    """Nor do the prefixes of their prompts, which the engine has cached and forgets."""
+    answers: list[Any] = []
+
+    class Asks(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            with live.untouched():
+                prompts = asking.sampler.prompts([{"prompt": f"{n} + 2 ="} for n in range(5)])
+                asked = Sampling(n=2, max_tokens=9, temperature=0.7, seed=state.global_step)
+                answers.append(asking.sampler.held_out(prompts, asked, 64))
+
+    plain = trainer(tiny_v3)
+    plain.train()
+    asking = trainer(tiny_v3)
+    asking.add_callback(Asks())
+    asking.train()
+    assert [[len(group) for group in groups] for groups in answers] == [[2] * 5] * STEPS
+    other = plain.model.state_dict()
+    assert all(torch.equal(weight, other[name]) for name, weight in asking.model.state_dict().items())
 
 
 def test_a_v3_policy_and_its_engine_agree_at_every_step(tiny_v3: Path, trainer: Callable[..., GrpoTrainer]) -> None:

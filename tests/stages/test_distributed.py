@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -23,6 +24,32 @@ from pipeline.training.fit import TRAINED
 from tests.stages.driving import CORPUS, TINY, context_of
 
 ROWS = 8
+TASKS = """
+from pipeline.tasks.base import Problem, Task
+
+class HeldOut(Task):
+    grader = "exact"
+
+    def problems(self, split, n=None, seed=0):
+        return [Problem(f"{a}-{b}", f"{a} + {b} =", str(a + b)) for a in range(7) for b in range(3)]
+"""
+
+
+HELD_OUT = {"use": "tasks.py:HeldOut", "name": "sums"}
+
+
+def prepared(folder: Path) -> Path:
+    """A folder with the corpus and the held-out problems: 21, which two processes cannot share evenly."""
+    (folder / "corpus.py").write_text(CORPUS)
+    (folder / "tasks.py").write_text(TASKS)
+    return folder
+
+
+def looks(context: StageContext) -> dict[int, tuple[float, int]]:
+    """Step -> mean length of the answers to held-out problems, and how many were judged."""
+    events = map(json.loads, context.events.read_text().splitlines())
+    name = "watch/sums/test"
+    return {e["step"]: (e[f"{name}/tokens"], e[f"{name}/n"]) for e in events if f"{name}/n" in e}
 
 
 def stage(processes: int) -> dict[str, Any]:
@@ -33,6 +60,8 @@ def stage(processes: int) -> dict[str, Any]:
         "vocabulary": {"kind": "words", "tokens": ["<think>", "</think>", "<answer>", "</answer>"]},
         "corpus": {"use": "corpus.py:Sums", "documents": 400},
         "length": 32,
+        "decontaminate": [],
+        "watch": {"tasks": [HELD_OUT], "every": 4, "max_tokens": 5, "temperature": 0.0, "batch_size": 8},
         "trainer": {
             "max_steps": 6,
             "save_steps": 3,
@@ -80,8 +109,7 @@ def again(context: StageContext, name: str) -> StageContext:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
     """One process has run the stage."""
     folder = tmp_path_factory.mktemp("alone")
-    (folder / "corpus.py").write_text(CORPUS)
-    context = context_of(folder, "one", stage(1), {})
+    context = context_of(prepared(folder), "one", stage(1), {})
     run_function("pretrain")(context)
     return context
 
@@ -89,10 +117,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
 @pytest.mark.slow
 def test_two_cpu_processes_publish_what_one_does(tmp_path: Path, alone: StageContext, free_port: int) -> None:
     """`accelerate launch` starts several processes on GPUs alone: here the ranks are started as torchrun would."""
-    (tmp_path / "corpus.py").write_text(CORPUS)
-    shared = context_of(tmp_path, "two", stage(2), {})
+    shared = context_of(prepared(tmp_path), "two", stage(2), {})
     torch.multiprocessing.spawn(rank, (shared, 2, free_port), nprocs=2)
     assert_alike(weights(alone), weights(shared), tolerance=1e-3)
+    assert sorted(looks(shared)) == [0, 4, 6]
+    assert looks(shared)[0] == looks(alone)[0], "each process answers its share"
 
 
 def launched(name: str) -> tuple[dict[str, str], int]:
@@ -145,10 +174,10 @@ def test_experts_divided_between_two_processes_learn_what_they_do_in_one(
     tmp_path: Path, alone: StageContext, free_port: int
 ) -> None:
     """Trained, saved and resumed; a checkpoint of both is one that a single process goes on from."""
-    (tmp_path / "corpus.py").write_text(CORPUS)
-    spread = context_of(tmp_path, "spread", stage(1), {})
+    spread = context_of(prepared(tmp_path), "spread", stage(1), {})
     torch.multiprocessing.spawn(rank_with_experts, (spread, 2, free_port, launched("ep-1node")[0]), nprocs=2)
     assert_alike(weights(alone), weights(spread), tolerance=1e-5)
+    assert looks(spread) == looks(alone)
     resumed = dataclasses.replace(spread, output=spread.output.with_name("resumed"))
     assert_alike(weights(spread), weights(resumed), tolerance=1e-6)
     gathered = again(spread, "gathered")
@@ -158,7 +187,7 @@ def test_experts_divided_between_two_processes_learn_what_they_do_in_one(
 
 def published(folder: Path, processes: int, launch: dict[str, Any]) -> dict[str, torch.Tensor]:
     folder.mkdir()
-    (folder / "corpus.py").write_text(CORPUS)
+    prepared(folder)
     recipe = {"name": "shared", "seed": 3, "stages": {"base": {**stage(processes), "launch": launch}}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     command = [sys.executable, "-m", "pipeline.cli", "run", str(folder / "recipe.yaml"), "--runs", str(folder / "runs")]
@@ -223,9 +252,10 @@ def sharded_rank(number: int, context: StageContext, processes: int, port: int) 
 
 @pytest.mark.slow
 def test_two_sharded_cpu_processes_publish_what_one_does(tmp_path: Path, alone: StageContext, free_port: int) -> None:
-    (tmp_path / "corpus.py").write_text(CORPUS)
-    shared = context_of(tmp_path, "two", stage(2), {})
+    shared = context_of(prepared(tmp_path), "two", stage(2), {})
     torch.multiprocessing.spawn(sharded_rank, (shared, 2, free_port), nprocs=2)
     assert_alike(weights(alone), weights(shared), tolerance=1e-3)
+    assert sorted(looks(shared)) == [0, 4, 6]
+    assert looks(shared)[0] == looks(alone)[0], "each process answers its share"
     resumed = dataclasses.replace(shared, output=shared.output.with_name("resumed"))
     assert_alike(weights(shared), weights(resumed), tolerance=1e-6)
