@@ -20,16 +20,35 @@ if TYPE_CHECKING:
 
 def faults(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
     """Completions of a stage that could be longer than the context of its model, which has to hold the prompt, too."""
-    rollout = getattr(config, "rollout", None)
-    if not isinstance(rollout, RolloutSpec) or "max_tokens" not in rollout.model_fields_set:
-        return
-    given = rollout.engine_options.get("max_model_len")
-    for name in [getattr(config, "model", None), *getattr(config, "models", ())]:
-        context = given if isinstance(given, int) else _context(recipe, name, set())
-        if context is not None and rollout.max_tokens >= context:
-            told = f"is {rollout.max_tokens}, and {name} reads {context} tokens, those of the prompt included: lower it"
-            yield ("rollout", "max_tokens"), told
+    rollout, watch = getattr(config, "rollout", None), getattr(config, "watch", None)
+    given = rollout.engine_options.get("max_model_len") if isinstance(rollout, RolloutSpec) else None
+    asked: dict[str, Any] = {
+        name: piece for name, piece in (("rollout", rollout), ("watch", watch)) if _says_how_long(piece)
+    }
+    models = [(name, _context(recipe, name, set())) for name in getattr(config, "models", ())]
+    for name, context in [(getattr(config, "model", None), _of_stage(recipe, config, set())), *models]:
+        reads = given if isinstance(given, int) else context
+        long = [place for place, piece in asked.items() if reads is not None and piece.max_tokens >= reads]
+        for place in long:
+            who = name if isinstance(name, str) else "the model"
+            told = f"is {asked[place].max_tokens}, and {who} reads {reads} tokens, those of the prompt included"
+            yield (place, "max_tokens"), f"{told}: lower it"
+        if long:
             return
+
+
+def _says_how_long(piece: Any) -> bool:
+    return piece is not None and "max_tokens" in piece.model_fields_set and piece.max_tokens is not None
+
+
+def _of_stage(recipe: Recipe, config: StageConfig, seen: set[str]) -> int | None:
+    """Tokens that the model of a stage reads, as the stage leaves it."""
+    model: Any = getattr(config, "model", None)
+    if config.kind == "extend_context":
+        return int(getattr(config, "context"))  # noqa: B009 - of a class that is not imported here
+    if config.kind == "pretrain":
+        return presets.load(model).max_position_embeddings
+    return _context(recipe, model, seen)
 
 
 def _context(recipe: Recipe, name: Any, seen: set[str]) -> int | None:
@@ -39,14 +58,7 @@ def _context(recipe: Recipe, name: Any, seen: set[str]) -> int | None:
     if not name.startswith("@"):
         return _read(located(name, recipe.base) / "config.json")
     stage = recipe.stages.get(name[1:])
-    if stage is None:
-        return None
-    if stage.kind == "extend_context":
-        return int(getattr(stage, "context"))  # noqa: B009 - of a class that is not imported here
-    model: Any = getattr(stage, "model", None)
-    if stage.kind == "pretrain":
-        return presets.load(model).max_position_embeddings
-    return _context(recipe, model, {*seen, name})
+    return None if stage is None else _of_stage(recipe, stage, {*seen, name})
 
 
 def _read(path: Path) -> int | None:

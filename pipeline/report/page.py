@@ -200,6 +200,11 @@ def _flat(stage: Stage) -> list[tuple[str, str]]:
             found.append((text.clean(name), text.number(float(value))))
         elif isinstance(value, str):
             found.append((text.clean(name), text.clean(text.shorten(value, 200))))
+    for task, entry in mapping(stage.metrics.get("held_out")).items():
+        score, low, high = (text.finite(mapping(entry).get(name)) for name in ("pass@1", "low", "high"))
+        if score is not None and low is not None and high is not None:
+            told = f"{score:.1%} [{low:.1%}, {high:.1%}] (n={mapping(entry).get('n')})"
+            found.append((text.clean(f"held out: {task}"), text.clean(told)))
     return found
 
 

@@ -61,7 +61,8 @@ class Problems:
         self.spec, self.context, self.trainer, self.tokenizer = spec, context, trainer, trainer.processing_class
         self.first: bool = trainer.is_world_process_zero()
         rollout = getattr(context.config, "rollout", None)
-        options = {} if rollout is None else rollout.engine_options
+        given = {} if rollout is None else rollout.engine_options
+        options = {"max_model_len": getattr(trainer.args, "vllm_max_model_length", None), **given}
         longest = spec.max_tokens or (MAX_TOKENS if rollout is None else rollout.max_tokens)
         self.sampling = Sampling(
             n=spec.samples,

@@ -129,6 +129,9 @@ CASES = {
     "watch greedily, twice": case(
         _ZERO, _ZERO + "    watch: {every: 2, samples: 2, temperature: 0} #!\n", "temperature"
     ),
+    "watch longer than the model reads": case(
+        _ZERO, _ZERO + "    watch: {every: 2, max_tokens: 4096} #!\n", "is 4096, and @base reads", "lower it"
+    ),
     "keep without watch": case(_ZERO, _ZERO + "    keep: best\n", "keep goes by a held-out score: add watch"),
     "keep by what is not watched": case(
         _ZERO, _ZERO + "    watch: {every: 2}\n    keep: {by: sums/tset} #!\n", "sums/tset", "did you mean 'sums/test'"
