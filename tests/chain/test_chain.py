@@ -48,6 +48,7 @@ def test_every_stage_of_the_paper_publishes(uninterrupted: Chain) -> None:
         assert manifest["resumed"] == 0
         assert manifest["seconds"] > 0
         assert manifest["packages"]["torch"]
+        assert manifest["memory"]["host"] > 1e8
     assert not list((uninterrupted.path / "scratch").iterdir())
 
 

@@ -19,6 +19,7 @@ from pipeline.report.samples import (
     problems_through_models,
     samples_by_reason,
     samples_while_training,
+    thought_and_answer,
 )
 from pipeline.report.scores import build_table
 from tests.report import nano_run
@@ -183,6 +184,13 @@ def test_samples_of_one_problem_over_the_steps(nano: Path) -> None:
     assert samples_while_training(stages["base"]) is None
     differing = samples_while_training(stages["r1"])
     assert differing is not None and not differing.question and all(sample.question for sample in differing.samples)
+
+
+def test_a_thought_that_the_prompt_has_opened_is_a_thought() -> None:
+    assert thought_and_answer({"completion": "cut off", "begun": "<think>\n"}) == ("cut off", "")
+    assert thought_and_answer({"completion": "so</think>4", "begun": "<think>\n"}) == ("so", "4")
+    assert thought_and_answer({"completion": "no thought"}) == (None, "no thought")
+    assert thought_and_answer({"completion": None, "begun": 3}) == (None, "")
 
 
 def test_one_sample_of_each_reason(nano: Path) -> None:

@@ -195,7 +195,9 @@ def test_greedy_with_a_prefilled_thought_outside_of_a_recipe(
     assert entry["pass@1"] > 0.9
     assert "pass@k" not in entry
     assert forced["sampling"]["prefill"] == "<think>"
-    assert len(lines(tmp_path / "forced" / "output" / "samples.jsonl")) == 2
+    kept = lines(tmp_path / "forced" / "output" / "samples.jsonl")
+    assert [(row["begun"], row["rewards"]["accuracy"]) for row in kept] == [("<think>", row["score"]) for row in kept]
+    assert len(kept) == 2
 
 
 @pytest.mark.parametrize(

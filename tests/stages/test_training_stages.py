@@ -135,6 +135,7 @@ def test_grpo_raises_the_reward_and_shows_samples_with_their_verdicts(chain: Dri
         assert row["score"] == pytest.approx(len(row["completion"].split()) / 10)
         assert row["finish"] == ("stop" if row["tokens"] < 8 else row["finish"])
         assert row["status"] == ("correct" if row["score"] >= 1 else "wrong")
+        assert row["rewards"] and next(iter(row["rewards"].values())) == row["score"]
 
 
 def test_a_step_says_where_its_time_went(chain: Drive) -> None:
