@@ -44,14 +44,19 @@ LONGEST = (
     "chain/test_chain.py",
     "durability/test_kills_and_power_cuts.py",
     "durability/test_damaged_files.py",
+    "stages/test_distributed.py",
+    "stages/test_resume.py",
     "rollout/test_vllm_process.py",
     "rollout/test_vllm_serve.py",
     "rollout/test_vllm_models.py",
     "rollout/test_vllm_training.py",
     "rollout/test_vllm_steps.py",
     "rollout/test_vllm_restart.py",
+    "training/test_packing.py",
     "training/test_ranks.py",
     "training/test_rollouts.py",
+    "training/test_trainer_fields.py",
+    "training/test_efficiency.py",
 )
 """Files that take minutes, which come first: a worker is given whole files, and none is to begin a long one last."""
 

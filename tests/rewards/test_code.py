@@ -64,10 +64,10 @@ def test_extraction(completion: str, code: str | None) -> None:
 
 
 def test_extraction_takes_linear_time() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for hostile in ("```python\n" * 10**5, "```x\n" * 10**5, "<answer>" * 10**5, "`" * 10**6, "<think>" * 10**5):
         extract_code(hostile)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(

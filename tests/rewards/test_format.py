@@ -114,11 +114,11 @@ def test_hostile_text_takes_linear_time() -> None:
         "<answer>" * (million // 8) + "</answer>" * (million // 9),
         "<" * million,
     ]
-    started = time.perf_counter()
+    started = time.process_time()
     for text in hostile:
         score(text)
         score(text, answer_tag=True)
-    assert time.perf_counter() - started < 5.0
+    assert time.process_time() - started < 5.0
 
 
 def test_a_completion_that_was_cut_off_has_no_format() -> None:

@@ -147,9 +147,14 @@ def ask(use: str, *completions: str, **columns: Any) -> list[float | None]:
 def test_coroutines_are_awaited_and_those_of_a_batch_together(own: str) -> None:
     import time
 
-    started = time.monotonic()
-    assert ask(f"{own}:later", *["abc"] * 100) == [3.0] * 100
-    assert time.monotonic() - started < 2.0, "one after another they take five seconds"
+    took = []
+    for _ in range(5):  # the best counts: on a busy machine waiting takes longer
+        started = time.monotonic()
+        assert ask(f"{own}:later", *["abc"] * 100) == [3.0] * 100
+        took.append(time.monotonic() - started)
+        if took[-1] < 2.0:
+            break
+    assert min(took) < 2.0, "one after another they take five seconds"
     function = rewards.load(f"{own}:later_batch")
     for _ in range(3):
         assert function(["q"] * 2, ["a", "ab"]) == [1.0, 2.0]
