@@ -26,6 +26,9 @@ COMMIT_DIGITS = 40
 KINDS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 
 
+UNREACHABLE = "there is no such folder here, and the hub cannot be reached: download it first, or name a local folder"
+
+
 class HubError(RowError):
     """A data set that is not there, may not be read, or has no such revision, configuration or split."""
 
@@ -101,6 +104,24 @@ def gated(name: str) -> str:
         f"data set {name} is gated: accept its terms at {constants.ENDPOINT}/datasets/{name}, and set HF_TOKEN to a"
         " token of that account"
     )
+
+
+def model_fault(name: str) -> str:
+    """Why a model cannot be had from the hub, in one line; empty if it can, or was loaded before."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    for file in ("config.json", "adapter_config.json"):
+        try:
+            hf_hub_download(name, file)
+        except LocalEntryNotFoundError:
+            return UNREACHABLE
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, HFValidationError) as error:
+            return _line(error)
+        return ""
+    return ""  # a repository of another kind, such as one of GGUF files
 
 
 def rows(source: HubSource) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -107,7 +107,7 @@ def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, 
     import shutil
     import tempfile
 
-    from pipeline import display, recipe, runner, source
+    from pipeline import display, hub, recipe, runner, source
     from pipeline.report import summary
 
     shown, kind = plain_console(json), str(stage["kind"])
@@ -116,6 +116,9 @@ def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, 
         checked = recipe.check(source.Source(Path.cwd() / "command line", data, {}))
     except recipe.RecipeError as error:
         fail(str(error), code=2)
+    name = str(stage.get("model") or stage["models"][0])  # type: ignore[index]
+    if not Path(name).exists() and (fault := hub.model_fault(name)):
+        fail(f"{name} cannot be loaded: {fault}", code=2)
     beside = None if out is None else out.absolute().parent  # on the same file system
     if beside is not None:
         try:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import hub
+
 WEIGHTS = ".safetensors"
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
@@ -89,7 +91,7 @@ def unread(path: str, error: Exception) -> str:
     if Path(path).is_dir() and (absent := lacking(Path(path))):
         return f"the folder has no {', and no '.join(absent)}"
     if "connect" in str(error).lower() or "offline" in str(error).lower():
-        return "there is no such folder here, and the hub cannot be reached: download it first, or name a local folder"
+        return hub.UNREACHABLE
     return " ".join(str(error).split())
 
 

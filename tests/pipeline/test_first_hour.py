@@ -185,9 +185,10 @@ def test_words_that_are_no_command(words: str, line: str) -> None:
     assert said(*words.split()).startswith(line)
 
 
-def test_a_model_that_is_neither_here_nor_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", ["generate MODEL -p ?", "eval MODEL countdown", "export MODEL out"])
+def test_a_model_that_is_neither_here_nor_to_be_had(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    line = said("generate", "nobody/has-this", "-p", "?")
+    line = said(*command.replace("MODEL", "nobody/has-this").split())
     assert line.startswith("nobody/has-this cannot be loaded: there is no such folder here, and the hub cannot be")
 
 

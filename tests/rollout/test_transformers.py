@@ -145,5 +145,5 @@ def test_the_engine_is_chosen_by_what_is_there(calculator: Path) -> None:
     with pytest.raises(RolloutError, match="engine_options are for vLLM"):
         open_engine(RolloutSpec(engine="transformers", engine_options={"dtype": "float32"}), str(calculator), 0)
     if find_spec("vllm") is None:
-        with pytest.raises(RolloutError, match=r"name one that is there with rollout\.server"):
+        with pytest.raises(RolloutError, match=r"name a running server in rollout\.server"):
             open_engine(RolloutSpec(engine="vllm_server"), str(calculator), 0)
