@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +127,7 @@ class Engine(Protocol):
         ...
 
 
-class Updatable(Engine, Protocol):
+class Updatable(ABC):
     """An engine that works step by step. Between two steps requests can be added, and its weights replaced.
 
     Attributes:
@@ -136,13 +136,34 @@ class Updatable(Engine, Protocol):
     """
 
     dtype: str
-    tick: Tick
+    tick: Tick = staticmethod(lambda: None)
+    _asked: dict[int, Any]
+    """What is not answered yet, by ticket."""
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        ...
+        return not self._asked
 
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
+    ) -> list[list[Rollout]]:
+        """One group of `sampling.n` rollouts a prompt; see `Engine.generate`. For an engine with nothing else to do.
+
+        Raises:
+            RolloutError: the engine refuses the prompts, such as one beyond its context, or this way of sampling.
+        """
+        ticket = 0
+        self.add(ticket, prompts, sampling, progress)
+        try:
+            while ticket not in (answers := self.step()):
+                pass
+        except BaseException:
+            self.give_up()
+            raise
+        return answers[ticket]
+
+    @abstractmethod
     def add(
         self, ticket: int, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
     ) -> None:
@@ -152,16 +173,16 @@ class Updatable(Engine, Protocol):
             ticket: names the request.
             prompts, sampling, progress: as those of `generate`.
         """
-        ...
 
+    @abstractmethod
     def step(self) -> dict[int, list[list[Rollout]]]:
         """Go on sampling for a while. Returns the groups of each request that is answered now, by its ticket."""
-        ...
 
+    @abstractmethod
     def give_up(self) -> None:
         """Forget all requests."""
-        ...
 
+    @abstractmethod
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int = 0) -> None:
         """Replace all weights, by name. What is being sampled keeps its tokens and goes on with the new weights.
 
@@ -172,22 +193,10 @@ class Updatable(Engine, Protocol):
         Raises:
             RolloutError: a weight is missing, or has no place in this model.
         """
-        ...
 
-
-def answer(
-    engine: Updatable, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None
-) -> list[list[Rollout]]:
-    """`Engine.generate` of an engine that works step by step and has nothing else to do."""
-    ticket = 0
-    engine.add(ticket, prompts, sampling, progress)
-    try:
-        while ticket not in (answers := engine.step()):
-            pass
-    except BaseException:
-        engine.give_up()
-        raise
-    return answers[ticket]
+    @abstractmethod
+    def close(self) -> None:
+        """Free the model and stop the engine's processes."""
 
 
 class Deferred(ABC):

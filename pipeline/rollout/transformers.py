@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from model.modeling import load
-from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick, answer, spans
+from pipeline.rollout.base import Finish, Progress, Rollout, RolloutError, Sampling, Tick, Updatable, spans
 from pipeline.rollout.speculative import Assistant, check_blocks
 from pipeline.rollout.stops import Stops
 from pipeline.schema.pieces import SpeculativeSpec
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from model.speculative import Speculation
 
 
-class TransformersEngine:
+class TransformersEngine(Updatable):
     """A model held by transformers. See `pipeline.rollout.base.Engine`.
 
     Args:
@@ -48,7 +48,6 @@ class TransformersEngine:
     On a CPU the model is computed in float32, elsewhere in the type of its weights.
     """
 
-    tick: Tick = staticmethod(lambda: None)
     no_gradient: Callable[[], AbstractContextManager[Any]] = torch.inference_mode
     assistant: Assistant | None = None
     speculation: Speculation | None = None
@@ -98,17 +97,6 @@ class TransformersEngine:
         self.drafting = dict[str, Any]()
         self.version = 0
         self._asked: dict[int, Generator[None, None, list[list[Rollout]]]] = {}
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Rollout]]:
-        """One group of `sampling.n` rollouts a prompt; see `Engine.generate`."""
-        return answer(self, prompts, sampling, progress)
-
-    @property
-    def idle(self) -> bool:
-        """See `Updatable`."""
-        return not self._asked
 
     def add(
         self, ticket: int, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None

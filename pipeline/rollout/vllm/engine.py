@@ -32,8 +32,7 @@ from pipeline.rollout.base import (
     Rollout,
     RolloutError,
     Sampling,
-    Tick,
-    answer,
+    Updatable,
     finish_reason,
     spans,
 )
@@ -54,7 +53,7 @@ ALL = sys.maxsize
 """More tokens than a sequence has."""
 
 
-class VllmEngine:
+class VllmEngine(Updatable):
     """A model held by vLLM in this process. See `pipeline.rollout.base.Engine`.
 
     Args:
@@ -71,8 +70,6 @@ class VllmEngine:
     Raises:
         RolloutError: vLLM has no such option, or it is set elsewhere.
     """
-
-    tick: Tick = staticmethod(lambda: None)
 
     def __init__(
         self,
@@ -101,21 +98,6 @@ class VllmEngine:
         self.dtype = str(self.llm.llm_engine.model_config.dtype).removeprefix("torch.")
         self.version = 0
         self._asked: dict[int, _Asked] = {}
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Rollout]]:
-        """One group of `sampling.n` rollouts a prompt; see `Engine.generate`.
-
-        Raises:
-            RolloutError: vLLM refuses the prompts, such as one beyond its context, or this way of sampling.
-        """
-        return answer(self, prompts, sampling, progress)
-
-    @property
-    def idle(self) -> bool:
-        """See `Updatable`."""
-        return not self._asked
 
     def add(
         self, ticket: int, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None

@@ -31,8 +31,7 @@ from pipeline.rollout.base import (
     Rollout,
     RolloutError,
     Sampling,
-    Tick,
-    answer,
+    Updatable,
     complete,
     derived_seed,
     finish_reason,
@@ -110,7 +109,7 @@ class Call:
     members: tuple[int, ...]
 
 
-class VllmServerEngine:
+class VllmServerEngine(Updatable):
     """A model behind a vLLM server. See `pipeline.rollout.base.Updatable`.
 
     Args:
@@ -123,8 +122,6 @@ class VllmServerEngine:
     Raises:
         RolloutError: the server does not answer, serves something else, or is not set up for a trainer.
     """
-
-    tick: Tick = staticmethod(lambda: None)
 
     def __init__(self, path: str, server: str | Started, logprobs: bool = False, for_trainer: bool = False) -> None:
         self.started = server if isinstance(server, Started) else None
@@ -157,17 +154,6 @@ class VllmServerEngine:
         other engines do not have.
         """
         self.tokenizer = tokenizer
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
-    ) -> list[list[Rollout]]:
-        """One group of `sampling.n` rollouts a prompt; see `Engine.generate`."""
-        return answer(self, prompts, sampling, progress)
-
-    @property
-    def idle(self) -> bool:
-        """See `Updatable`."""
-        return not self._asked
 
     def add(
         self, ticket: int, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
