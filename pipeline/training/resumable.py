@@ -24,12 +24,13 @@ import torch
 from torch import Generator
 from torch.utils.data import Sampler
 
+from pipeline.rollout.adapted import base_of
 from pipeline.rollout.merging import as_given
 from pipeline.training import checkpoints
 from pipeline.training.expert_parallel import division
 from pipeline.training.finite import Watched
 from pipeline.training.rates import follow_rate
-from pipeline.training.sharding import Weights, keep_gates_exact
+from pipeline.training.sharding import Weights, head_in_root, keep_gates_exact, refuse_sharded_head
 
 
 class EpochSampler(Sampler[int]):
@@ -81,7 +82,11 @@ class Resumable(Watched):
             vars(self.args)["_setup_devices"] = torch.device("cpu")
         self.weights = Weights(self.model)
         keep_gates_exact(self.model, self.accelerator)
-        return super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
+        with head_in_root(self.model, self.accelerator):
+            prepared = super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
+        if self.accelerator.is_fsdp2:
+            refuse_sharded_head(base_of(self.accelerator.unwrap_model(self.model)))
+        return prepared
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """Called in `_prepare_for_training` when the model is sharded, and before a checkpoint is loaded."""

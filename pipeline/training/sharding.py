@@ -1,10 +1,12 @@
 """FSDP2 as accelerate arranges it, made as exact as one process, and with one copy of a model in host memory.
 
-Four things differ from the same training in one process:
+Five things differ from the same training in one process:
 
 * with bf16, accelerate rounds what a model returns, and the sums of gradients, to bf16 as well, so that
   log-probabilities, entropies and importance ratios have three digits (`exact_policy`);
 * the gates of a DeepSeek-V3 compute in float32, but on weights that were rounded on their way (`keep_gates_exact`);
+* the last norm and the head are a unit whose second module never runs, since TRL's fused head only reads the weight
+  (`head_in_root`);
 * a reference model is one unit, gathered whole in every forward pass (`shard_layers`);
 * every rank reads every weight into host memory: 450 GB for a 7B policy and its reference on eight ranks (`Weights`).
   accelerate's `cpu_ram_efficient_loading` is switched off: with transformers 5 the other ranks still fill whole models,
@@ -14,7 +16,8 @@ Four things differ from the same training in one process:
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -165,6 +168,65 @@ def keep_gates_exact(model: torch.nn.Module, accelerator: Any) -> None:
     for gate in list(model.modules()):
         if hasattr(gate, "e_score_correction_bias") and not isinstance(gate, FSDPModule):
             fully_shard(gate, **{**_options(accelerator), "mp_policy": MixedPrecisionPolicy()})
+
+
+NOWHERE = "-"
+"""A `base_model_prefix` under which no model has a backbone."""
+
+
+@contextmanager
+def head_in_root(model: Any, accelerator: Any) -> Iterator[None]:
+    """While accelerate shards a policy, leave its last norm and its head to the root unit.
+
+    accelerate makes the two a unit of their own. FSDP gathers such a unit before its first module runs, and finishes it
+    after its last one; but TRL's fused head reads the weight of the head, which itself never runs. So the hooks that
+    register the backward pass are never reached, torch 2.11 skips those of the next forward pass too, and weights that
+    were gathered for a pass without gradient are used again after they changed. The root runs in every pass.
+
+    accelerate asks the model for these modules, and is told here that there are none. The embedding remains a unit of
+    its own, unless it is the head as well.
+    """
+    if not _by_fsdp2(accelerator) or (head := model.get_output_embeddings()) is None:
+        yield
+        return
+    hidden: dict[str, Any] = {"base_model_prefix": NOWHERE, "get_output_embeddings": lambda: None}
+    if model.get_input_embeddings().weight is head.weight:
+        hidden["get_input_embeddings"] = lambda: None
+    vars(model).update(hidden)
+    try:
+        yield
+    finally:
+        for name in hidden:
+            delattr(model, name)
+
+
+def refuse_sharded_head(model: Any) -> None:
+    """Stop the forward pass of a policy whose head is still sharded when its weight is read.
+
+    TRL's fused head would gather it by itself, and each process would keep the gradient of its own tokens alone.
+
+    Args:
+        model: a policy without wrappers, which FSDP2 shards.
+    """
+
+    def check(module: torch.nn.Module, given: Any, output: Any) -> None:
+        if isinstance(model.get_output_embeddings().weight, DTensor):
+            raise RuntimeError(
+                "FSDP2 has not gathered the weight of the language model's head within a forward pass, so its gradients"
+                " would be wrong; train with `launch: {accelerate: ddp}`, or report this model"
+            )
+
+    if model.get_output_embeddings() is not None:
+        model.base_model.register_forward_hook(check)
+
+
+def give_back(model: torch.nn.Module) -> None:
+    """After forward passes without gradient: the next one gathers the root unit's weights anew, as they are then.
+
+    FSDP2 keeps them for a backward pass, which does not come, and does not see that they change in the meantime.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def shard_layers(model: torch.nn.Module, accelerator: Any) -> None:

@@ -36,10 +36,12 @@ class History:
     Attributes:
         gradients: one flat vector an optimizer step.
         logs: the logged metrics, one mapping an optimizer step.
+        start: the weights before the first step, one flat vector.
     """
 
     gradients: list[torch.Tensor] = field(default_factory=list)
     logs: list[dict[str, float]] = field(default_factory=list)
+    start: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def losses(self) -> list[float]:
@@ -56,6 +58,9 @@ def whole(tensor: Any) -> torch.Tensor:
 class _Recorder(TrainerCallback):
     def __init__(self, history: History) -> None:
         self.history = history
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.history.start = torch.cat([whole(weight.detach()).flatten() for weight in model.parameters()]).clone()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         grads = [whole(p.grad).flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()]

@@ -5,13 +5,16 @@ On a machine with two GPUs the ranks are on them; elsewhere they are CPU process
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.distributed.tensor import DTensor
 
 from model.modeling import load
@@ -36,6 +39,17 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "adapter": ({"adapter": {"rank": 4, "alpha": 32}, **KL, "max_steps": 4}, False),
 }
 """Fields, and whether one of four prompts teaches nothing: the first rank drops rows, and the other none."""
+KINDS: dict[str, Efficiency | None] = {"stock": None, "ours": PACKED}
+ON_GPUS = {
+    "ours, padded": PACKED.model_copy(update={"packing": False}),
+    "ours, scored before": PACKED.model_copy(update={"reuse_logprobs": False}),
+}
+"""Besides, where a GPU's kernels and streams are to be told apart from what we do; for one case."""
+
+
+def kinds(case: str) -> dict[str, Efficiency | None]:
+    """The trainers that run a case."""
+    return KINDS | (ON_GPUS if case == "grpo-vllm" and on_gpus() else {})
 
 
 def hopeless(prompts: Sequence[str], completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]:
@@ -48,7 +62,7 @@ def rank(number: int, port: int, model: Path, folder: Path, sharded: bool) -> No
     """One of two processes: stock and our runs of every case on its share of the rollouts."""
     join(number, port, sharded)
     for case, (fields, dead) in CASES.items():
-        for kind, switches in {"stock": None, "ours": PACKED}.items():
+        for kind, switches in kinds(case).items():
             output = folder / f"{case}-{kind}-{number}"
             trainer = trainer_of(
                 model,
@@ -63,7 +77,9 @@ def rank(number: int, port: int, model: Path, folder: Path, sharded: bool) -> No
             )
             history = history_of(trainer)
             assert not sharded or all(isinstance(weight, DTensor) for weight in trainer.model.parameters())
-            torch.save((history.gradients, history.logs), folder / f"{case}-{kind}-{number}.pt")
+            torch.save((history.gradients, history.logs, history.start), folder / f"{case}-{kind}-{number}.pt")
+        if case == "grpo":
+            sees_a_change(trainer)
     # The last one carries an adapter: merged and gathered by us, and alone by PEFT.
     merged = {name: weight.cpu() for name, weight in official_weights(trainer.accelerator.unwrap_model(trainer.model))}
     torch.save(merged, folder / f"merged-{number}.pt")
@@ -71,26 +87,88 @@ def rank(number: int, port: int, model: Path, folder: Path, sharded: bool) -> No
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.timeout(2 * RANK_SECONDS + 60)
-@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
-def test_two_ranks_train_as_stock_trl_does(models: Path, tmp_path: Path, free_port: int, sharded: bool) -> None:
-    """Rollouts differ between the ranks, and so do the passes they need and the rows they drop."""
-    started(rank, free_port, models / "dense", tmp_path, sharded)
-    found = {
-        (case, kind, number): torch.load(tmp_path / f"{case}-{kind}-{number}.pt")
-        for case in CASES
-        for kind in ("stock", "ours")
-        for number in range(RANKS)
-    }
-    for case, kind, _ in found:
-        pairs = zip(found[case, kind, 0][0], found[case, kind, 1][0], strict=True)
+@torch.no_grad()
+def sees_a_change(trainer: Any) -> None:
+    """Weights of the head that change between two passes without gradient, and no backward pass before or after."""
+    batch = trainer.micro_batches[0]
+    counted_BC = batch.mask_BC.bool()
+    head = trainer.accelerator.unwrap_model(trainer.model).get_output_embeddings().weight
+    assert trainer.old_logprobs(batch)[counted_BC].std() > 0.01
+    head.zero_()
+    even = trainer.old_logprobs(batch)[counted_BC]
+    assert torch.allclose(even, torch.full_like(even, -math.log(head.size(0)))), "the weights of before"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What the runs of two processes did.
+
+    Attributes:
+        folder: of what they wrote.
+        found: by case, kind and process: gradients of the optimizer steps, logs, and weights before the first step.
+    """
+
+    folder: Path
+    found: dict[tuple[str, str, int], tuple[list[torch.Tensor], list[dict[str, float]], torch.Tensor]]
+
+    @classmethod
+    def of(cls, model: Path, folder: Path, port: int, sharded: bool) -> Ranks:
+        """Run them."""
+        started(rank, port, model, folder, sharded)
+        each = [(case, kind, number) for case in CASES for kind in kinds(case) for number in range(RANKS)]
+        return cls(folder, {key: torch.load(folder / "{}-{}-{}.pt".format(*key)) for key in each})
+
+    def apart(self, true: Ranks, stock: bool) -> dict[str, list[float]]:
+        """How far the gradients of each step are from those of stock TRL in other runs, by case and trainer."""
+        compared = [(case, kind) for case in CASES for kind in kinds(case) if (kind == "stock") is stock]
+        pairs = {key: zip(true.found[key[0], "stock", 0][0], self.found[*key, 0][0], strict=True) for key in compared}
+        return {": ".join(key): [distance(one, other) for one, other in steps] for key, steps in pairs.items()}
+
+
+@pytest.fixture(scope="module")
+def replicated(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    """The runs under DDP."""
+    return Ranks.of(models / "dense", tmp_path_factory.mktemp("ddp"), get_free_port(), sharded=False)
+
+
+@pytest.fixture(scope="module")
+def divided(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    """The runs under FSDP2."""
+    return Ranks.of(models / "dense", tmp_path_factory.mktemp("fsdp2"), get_free_port(), sharded=True)
+
+
+@pytest.mark.timeout(4 * RANK_SECONDS + 60)
+def test_stock_trl_is_the_same_under_fsdp2(replicated: Ranks, divided: Ranks) -> None:
+    """What the next test compares with. If this one fails alone, then what TRL does under FSDP2 here is wrong."""
+    apart = divided.apart(replicated, stock=True)
+    assert all(step < 2e-6 for steps in apart.values() for step in steps), apart
+
+
+@pytest.mark.timeout(4 * RANK_SECONDS + 60)
+def test_every_rank_starts_from_the_same_weights(replicated: Ranks, divided: Ranks) -> None:
+    """Those that the first rank has read and handed out, too."""
+    for case, kind, number in divided.found:
+        true = replicated.found[case, "stock", 0][2]
+        assert all(torch.equal(ran.found[case, kind, number][2], true) for ran in (replicated, divided)), (case, kind)
+
+
+@pytest.mark.timeout(4 * RANK_SECONDS + 60)
+@pytest.mark.parametrize("launcher", ["replicated", "divided"], ids=["ddp", "fsdp2"])
+def test_two_ranks_train_as_stock_trl_does(models: Path, launcher: str, request: pytest.FixtureRequest) -> None:
+    """Rollouts differ between the ranks, and so do the passes they need and the rows they drop.
+
+    Stock TRL under DDP is what both launchers are held against: nothing is sharded there.
+    """
+    true: Ranks = request.getfixturevalue("replicated")
+    ran: Ranks = request.getfixturevalue(launcher)
+    for case, kind, _ in ran.found:
+        pairs = zip(ran.found[case, kind, 0][0], ran.found[case, kind, 1][0], strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), "gradients are exchanged"
-    both = {case: zip(found[case, "stock", 0][0], found[case, "ours", 0][0], strict=True) for case in CASES}
-    apart = {case: [distance(stock, ours) for stock, ours in pairs] for case, pairs in both.items()}
+    apart = ran.apart(true, stock=False)
     assert all(step < 2e-6 for steps in apart.values() for step in steps), apart
 
     for case, (_, dead) in CASES.items():
-        theirs, mine = (found[case, kind, 0][1] for kind in ("stock", "ours"))
+        theirs, mine = true.found[case, "stock", 0][1], ran.found[case, "ours", 0][1]
         for name in ("loss", "reward", "completions/mean_length", "num_tokens"):
             assert [at[name] for at in mine if name in at] == pytest.approx(
                 [at[name] for at in theirs if name in at], rel=1e-5, abs=1e-6
@@ -101,8 +179,8 @@ def test_two_ranks_train_as_stock_trl_does(models: Path, tmp_path: Path, free_po
             dropped = [at["groups/dropped_rows"] for at in mine if "groups/dropped_rows" in at]
             assert all(0.2 < share < 1 for share in dropped), "rows of every rank"
 
-    merged, others = (torch.load(tmp_path / f"merged-{number}.pt") for number in range(RANKS))
-    plain = PeftModel.from_pretrained(load(str(models / "dense")), tmp_path / "adapter").merge_and_unload()
+    merged, others = (torch.load(ran.folder / f"merged-{number}.pt") for number in range(RANKS))
+    plain = PeftModel.from_pretrained(load(str(models / "dense")), ran.folder / "adapter").merge_and_unload()
     for name, weight in plain.named_parameters():
         assert torch.allclose(merged[name], weight, atol=1e-6), name
         assert torch.equal(merged[name], others[name])

@@ -34,6 +34,7 @@ class Batch:
         weights_BC: what a token's loss counts in the loss of the optimizer step; see `objective.token_weights`.
         rewards_BF: the reward, and the scores of its parts; NaN where there is none. For the record alone.
         at_B: which rows of a micro-batch these are.
+        checked_BC: log π of the policy in training, from a pass without gradient, where it has to be confirmed.
     """
 
     prompt_ids_BP: Tensor
@@ -48,6 +49,7 @@ class Batch:
     weights_BC: Tensor | None = None
     rewards_BF: Tensor | None = None
     at_B: Tensor | None = None
+    checked_BC: Tensor | None = None
 
     def __len__(self) -> int:
         return self.completion_ids_BC.size(0)

@@ -22,6 +22,10 @@ from model.labels import IGNORED
 from pipeline.training import varlen
 from pipeline.training.grpo.batch import Batch
 from pipeline.training.grpo.micro_batches import passes_of
+from pipeline.training.sharding import give_back
+
+APART = 0.1
+"""Nats a token. Rounding to bfloat16 makes about 0.01, and weights that are not the policy's about 1."""
 
 
 class Logprobs(NamedTuple):
@@ -88,14 +92,52 @@ def packed(trainer: Any, model: Any, batch: Batch, router_loss: bool = False) ->
     return Logprobs(spread(outputs.log_probs), entropy_BC, outputs.aux_loss)
 
 
+def with_gradient(trainer: Any, model: Any, part: Batch, router_loss: bool = False) -> Logprobs:
+    """Of one training pass."""
+    if trainer.efficiency.packing:
+        scores = packed(trainer, model, part, router_loss)
+    else:
+        scores = padded(trainer, model, part, entropy=True, router_loss=router_loss)
+    if part.checked_BC is not None:
+        confirm(trainer.accelerator, part.checked_BC, scores.logprobs_BC, part.mask_BC)
+    return scores
+
+
+def confirmable(trainer: Any) -> bool:
+    """Whether `confirm` is needed, and can tell: dropout makes each pass another one."""
+    drops = any(isinstance(part, torch.nn.Dropout) and part.p for part in trainer.model.modules())
+    return bool(trainer.accelerator.is_fsdp2) and not drops
+
+
+def confirm(accelerator: Any, checked_BC: Tensor, new_BC: Tensor, mask_BC: Tensor) -> None:
+    """Refuse to train on log-probabilities that a pass without gradient does not confirm. Collective.
+
+    FSDP2 gathers and frees weights around both kinds of passes, and by other hooks. Where one of them computes with
+    weights that are not the policy's, losses and gradients look like any others.
+
+    Raises:
+        RuntimeError: the mean difference of a process is more than `APART`; in every process.
+    """
+    apart = ((new_BC - checked_BC) * mask_BC).abs().sum().detach().float() / mask_BC.sum().clamp(min=1)
+    worst = float(accelerator.gather(apart[None]).max())
+    if worst > APART:
+        raise RuntimeError(
+            f"under FSDP2 a training pass gives tokens log-probabilities that are {worst:.3g} nats from those of a pass"
+            " without gradient with the same weights, so its gradients would be wrong; train with"
+            " `launch: {accelerate: ddp}`"
+        )
+
+
 @torch.no_grad()
 def without_gradient(trainer: Any, model: Any, batch: Batch) -> Tensor:
     """(B, C) log-probabilities of a whole generation batch, in passes of bounded size. Collective."""
-    if not trainer.efficiency.packing:
-        return padded(trainer, model, batch).logprobs_BC
     found_BC = torch.zeros(batch.mask_BC.shape, device=batch.mask_BC.device)
-    for rows in passes_of(batch.lengths.tolist(), trainer.efficiency.tokens_per_pass, trainer.accelerator):
-        scores = packed(trainer, model, batch.select(rows) if rows else batch.idle())
-        if rows:
-            found_BC[rows] = scores.logprobs_BC.float()
+    if trainer.efficiency.packing:
+        for rows in passes_of(batch.lengths.tolist(), trainer.efficiency.tokens_per_pass, trainer.accelerator):
+            scores = packed(trainer, model, batch.select(rows) if rows else batch.idle())
+            if rows:
+                found_BC[rows] = scores.logprobs_BC.float()
+    else:
+        found_BC = padded(trainer, model, batch).logprobs_BC
+    give_back(model)
     return found_BC

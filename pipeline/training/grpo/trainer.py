@@ -111,6 +111,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         if corrected and self.loss_type == "vespo" and self.args.vllm_importance_sampling_mode.startswith("sequence"):
             raise ValueError("trainer.loss_type vespo needs vllm_importance_sampling_mode token_truncate or token_mask")
         self.objective = objective.Objective(self.args, corrected)
+        self.unconfirmed = logprobs.confirmable(self)
 
     # ---------------------------------------------------------------------------------------- a generation batch
 
@@ -248,6 +249,8 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
     ) -> Tensor:
         """The loss of a micro-batch, in passes of bounded size; each but the last has its backward pass here."""
         batch = self.recorded.begin(inputs.knowing(weights_BC=self._token_weights(inputs)))  # all of its rows
+        if self.unconfirmed:
+            batch, self.unconfirmed = batch.knowing(checked_BC=self.old_logprobs(batch)), False
         with self.blocks.trained(completion_labels(batch.prompt_ids_BP, batch.completion_ids_BC, batch.mask_BC)):
             *others, last = parts = self._passes(batch)
             self.clock.trained(parts, adapters.trained_by(self))
@@ -294,10 +297,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
     def _pass_loss(self, model: Any, part: Batch, rows: int) -> Tensor:
         """The loss of some rows of a micro-batch that has so many."""
         with experts.share(self, len(part) / rows if part.mask_BC.any() else 0.0):
-            if self.efficiency.packing:
-                scores = logprobs.packed(self, model, part, self.aux_loss_enabled)
-            else:
-                scores = logprobs.padded(self, model, part, entropy=True, router_loss=self.aux_loss_enabled)
+            scores = logprobs.with_gradient(self, model, part, self.aux_loss_enabled)
         assert scores.entropy_BC is not None
         self.recorded.take(part, scores)
         kept_BC = None
