@@ -30,6 +30,7 @@ from pipeline.report_cli import report
 from pipeline.rewards_cli import app as rewards_app
 from pipeline.terminal import JsonOption, RunArgument, plain_console, print_json, run_folder
 from pipeline.usage import OneLine
+from pipeline.why_cli import why
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -205,7 +206,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-for command in (new, generate, cost, completion, export):
+for command in (new, generate, cost, completion, export, why):
     app.command()(command)
 app.command("eval")(evaluate)
 

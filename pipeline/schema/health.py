@@ -20,7 +20,7 @@ class Health(Strict):
     Attributes:
         on_alarm: `warn` in the terminal, the events and the log; `stop` the stage with the reason; or `rollback` to the
             newest checkpoint before the symptom began, and go on from there with a lower learning rate. Checkpoints
-            stay, and the batch that raised the alarm is kept.
+            stay, and the batch that raised the alarm is kept for `zero2r1 why`.
         patience: how many logged steps in a row cross a threshold before there is an alarm, so that a single step
             raises none.
         rollbacks: how often a stage may go back; at the next alarm it stops.

@@ -94,7 +94,8 @@ class Evidence:
         if accelerator.is_main_process:
             durable.seal(folder, kept.RECORD, **self._record(step, began, before, tripped, logs))
         accelerator.wait_for_everyone()
-        return Place(folder, f"The batch is kept in {folder}.")
+        run = scratch.parent.parent if scratch.parent.name == "scratch" else scratch
+        return Place(folder, f"The batch is kept in {folder}: `zero2r1 why {run}@{self.context.name}` replays it.")
 
     def _write(self, folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, folder / f"{name}.safetensors")

@@ -121,10 +121,11 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
     def _raise(self, tripped: list[Tripped], step: int, logs: Mapping[str, Any]) -> None:
         where = self.evidence.keep(step, self._began, self._before, tripped, logs)
         then, to = self._then(step)
-        for one in tripped:
+        for number, one in enumerate(tripped):
             text = f"alarm after step {step}: {one.reason}"
             log.warning("%s", text)
-            self._tell(step, f"{text}. {where.told} {then}".rstrip(), one, where.folder, to)
+            more = "" if number else f". {where.told} {then}".rstrip()  # once is enough
+            self._tell(step, text + more, one, where.folder, to)
         text = "; ".join(one.reason for one in tripped)
         if to is not None:
             entry = {"step": step, "began": self._began, "to": to, "alarm": tripped[0].alarm, "done": False}

@@ -1,10 +1,11 @@
-"""Planted collapses: each raises its alarm within five steps, stops or goes back as asked, and keeps its batch."""
+"""Planted collapses: each raises its alarm within five steps, stops or goes back as asked, and `why` names it."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,17 +13,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+from typer.testing import CliRunner
 
-from pipeline import durable, kept
+from pipeline import artifacts, durable, kept
+from pipeline.cli import app
 from pipeline.context import StageContext
 from pipeline.stages.registry import run_function
 from pipeline.training import checkpoints
+from pipeline.training.grpo.sampling import Sampled, TrlSampler
 from pipeline.training.health import HealthError, RollbackError, go_back
 from tests.stages.driving import context_of
 
 RATE = 0.0005
 """With which the calculator keeps what it knows."""
 
+KINDS = {"zero": "grpo", "score": "evaluate"}
 Planted = Callable[..., StageContext[Any]]
 
 
@@ -55,6 +61,19 @@ def planted(calculator: Path, tmp_path_factory: pytest.TempPathFactory) -> Plant
 def notes(context: StageContext[Any]) -> list[dict[str, Any]]:
     """What a stage has told, beside numbers."""
     return [event for event in map(json.loads, context.events.read_text().splitlines()) if "note" in event]
+
+
+def explained(context: StageContext[Any], *options: str) -> dict[str, Any]:
+    """What `zero2r1 why` says of a stage, which lies in a run of its own."""
+    run, fingerprint = context.base / f"{context.name}-run", "0" * 64
+    if not run.exists():
+        shutil.copytree(context.scratch, artifacts.scratch(run, "zero", fingerprint))
+        stage = {"name": "zero", "kind": context.config.kind, "fingerprint": fingerprint}
+        artifacts.write_run_record(run, {"stages": [stage, {**stage, "name": "score", "kind": "evaluate"}]}, "")
+    done = CliRunner().invoke(app, ["why", f"{run}@zero", "--json", *options])
+    assert done.exit_code == 0, (done.output, done.exception)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def weights(context: StageContext[Any]) -> dict[str, torch.Tensor]:
@@ -96,6 +115,16 @@ def test_a_stage_that_goes_back_is_one_with_a_lower_learning_rate(planted: Plant
     assert held["0/trainer_BC"][counted].isfinite().all() and held["0/trainer_BC"][~counted].isnan().all()
     assert all(row["completion"].startswith(("<think>", "<answer>")) for row in rows), "before anything was learnt"
 
+    found = explained(context)
+    assert found["cause"] == "learning rate" and found["replayed_step"] == 1
+    assert found["conclusion"].startswith("Learning rate: with learning rate / 10")
+    as_it_was, *changes = found["changes"]
+    assert as_it_was["symptom"] and as_it_was["numbers"]["entropy"] == pytest.approx(record["history"][0]["entropy"])
+    assert as_it_was["numbers"]["grad_norm"] == pytest.approx(record["history"][0]["grad_norm"], rel=1e-4)
+    assert as_it_was["numbers"]["entropy_after"] > first["limit"]
+    gone = {change["change"]: change["symptom"] is False for change in changes}
+    assert gone["learning rate / 100"] and not gone["questions without the template"]
+
 
 def test_a_stage_stops_once_it_has_gone_back_often_enough(planted: Planted) -> None:
     """A verifier that pays everything does so at any learning rate."""
@@ -111,6 +140,75 @@ def test_a_stage_stops_once_it_has_gone_back_often_enough(planted: Planted) -> N
     assert not isinstance(told.value, RollbackError)
     assert [note["then"] for note in notes(context)] == ["rollback", "stop"]
     assert notes(context)[0]["alarm"] == "dead_groups"
+
+    found = explained(context)
+    assert found["cause"] == "verifier"
+    right = found["changes"][0]["numbers"]["accuracy"]
+    assert f"The reward is 1 on average, and the tasks' own graders say {right:.3g}." in found["conclusion"]
+    (graders,) = (change for change in found["changes"] if change["change"] == "the tasks' own graders alone")
+    assert graders["symptom"] is False and graders["numbers"]["dead_groups"] < 0.9
+
+
+class Rounded(TrlSampler):
+    """An engine whose weights are rounded to eight bits; it says what it thinks of what it has sampled."""
+
+    scored = True
+
+    def extra(self, problems: list[Any]) -> Sampled:
+        """See `Sampler`."""
+        sampled = super().extra(problems)
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        scales = {name: float(w.abs().max()) / 448 for name, w in model.state_dict().items() if w.dim() > 1}
+        engine = LlamaForCausalLM(model.config).eval()
+        state = model.state_dict()
+        engine.load_state_dict(
+            {
+                n: (w / scales[n]).to(torch.float8_e4m3fn).float() * scales[n] if n in scales else w
+                for n, w in state.items()
+            }
+        )
+        logprobs = []
+        for prompt, completion in zip(sampled.prompt_ids, sampled.completion_ids, strict=True):
+            ids = torch.tensor([prompt + completion])
+            every = engine(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            logprobs.append(every.gather(1, ids[0, len(prompt) :, None]).flatten().tolist())
+        return replace(sampled, logprobs=logprobs)
+
+
+def test_an_engine_in_the_wrong_precision(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.stages.grpo.sampler", lambda context, args: Rounded)
+    context = planted("rounded", {"on_alarm": "stop", "patience": 2, "mismatch": 0.001})
+    with pytest.raises(
+        HealthError, match=r"alarm after step 2: 0\.\d+ nats lie between the engine's log-probabilities"
+    ):
+        run_function("grpo")(context)
+    found = explained(context)
+    assert found["cause"] == "engine precision" and found["replayed_step"] == 1
+    assert "log-probabilities are those of a model in float8 " in found["conclusion"]
+
+
+def test_what_cannot_be_replayed_is_told_in_a_line(tmp_path: Path) -> None:
+    run, fingerprint = tmp_path / "run", "0" * 64
+    run.mkdir()
+    stages = [{"name": name, "kind": kind, "fingerprint": fingerprint} for name, kind in KINDS.items()]
+    artifacts.write_run_record(run, {"stages": stages}, "")
+    folder = artifacts.scratch(run, "zero", fingerprint) / kept.KEPT
+
+    def says(stage: str, *options: str) -> str:
+        done = CliRunner().invoke(app, ["why", f"{run}@{stage}", *options])
+        assert done.exit_code == 2 and done.output.startswith("zero2r1: ") and done.output.count("\n") == 1
+        return done.output
+
+    assert "has no stage 'zeros' (did you mean 'zero'?). Stages: zero, score" in says("zeros")
+    assert "is of kind evaluate, which trains nothing" in says("score")
+    assert "nothing is kept of stage 'zero': no alarm was raised in it; `health: {}`" in says("zero")
+    step = folder / "step-000004"
+    step.mkdir(parents=True)
+    durable.seal(step, kept.RECORD, step=4, checkpoint=2, batches=[3], alarms=[])
+    assert "no alarm after step 7 was kept; those after steps 4 were" in says("zero", "--step", "7")
+    assert "the checkpoint before the symptom is gone or damaged" in says("zero")
+    (step / kept.RECORD).write_text("{")
+    assert "this batch cannot be replayed" in says("zero")
 
 
 def test_the_checkpoint_before_a_symptom_outlives_the_rotation_and_is_gone_back_to(planted: Planted) -> None:

@@ -139,6 +139,7 @@ class Recorded:
             "columns": {name: value for name, value in problem.items() if name not in (*SHOWN, "prompt")},
             "prompt": decode(prompt),
             "completion": decode(completion),
+            "text": decode(completion, skip_special_tokens=True),
             "tokens": len(completion),
             "finish": "stop" if self.trainer.stopped(completion) else "length",
             "rewards": {n: None if math.isnan(s) else s for n, s in zip(self.names, scores, strict=False)},
