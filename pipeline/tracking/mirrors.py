@@ -72,7 +72,7 @@ class Mirrors:
                 start_new_session=True,
             )
         assert started.stdin is not None
-        started.stdin.write(json.dumps({"track": spec.model_dump(), "hidden": self.hidden}) + "\n")
+        started.stdin.write(json.dumps({"track": environment.recorded(spec), "hidden": self.hidden}) + "\n")
         started.stdin.flush()
         self.running[spec.use] = started
 
