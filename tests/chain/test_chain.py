@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,10 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer.testing import CliRunner
 
 from pipeline import artifacts
+from pipeline.cli import app
 from pipeline.recipe import load
 from pipeline.stages.registry import KINDS
+from tests.house.test_walk import PAGES
+from tests.house.walking import BLOCK, commands
 
 if TYPE_CHECKING:
     from tests.chain.conftest import Chain
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 AGAIN_SECONDS = 2.0
+RUN = re.compile(r"runs/nano-r1(-zero)?(@|$)")
 
 
 def manifests(chain: Chain) -> dict[str, dict[str, Any]]:
@@ -87,6 +94,32 @@ def test_the_report_holds_the_numbers(uninterrupted: Chain) -> None:
     page = (uninterrupted.path / "report.html").read_text(encoding="utf-8")
     assert "nano-r1" in page
     assert "<svg" in page
+
+
+def documented() -> list[list[str]]:
+    """Arguments of the commands of the README and the docs about a run of nano's chain, or of its first stages."""
+    blocks = [
+        block for page in PAGES for kind, block in BLOCK.findall(page.read_text(encoding="utf-8")) if kind == "sh"
+    ]
+    told = [shlex.split(command, comments=True) for block in blocks for command in commands(block)]
+    found = [words[1:] for words in told if words[:1] == ["zero2r1"] and any(RUN.match(word) for word in words)]
+    return [words for number, words in enumerate(found) if words not in found[:number]]
+
+
+def test_every_documented_command_about_the_run_does_what_it_says(
+    uninterrupted: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    for name in ("nano-r1", "nano-r1-zero"):
+        (tmp_path / "runs" / name).symlink_to(uninterrupted.path)
+    monkeypatch.chdir(tmp_path)
+    told = documented()
+    assert {words[0] for words in told} >= {"status", "report", "generate", "eval", "export"}
+    for words in told:
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, (words, done.output)
+        if words[0] == "export":
+            assert (tmp_path / words[-1] / "model.safetensors").is_file()
 
 
 def test_a_finished_run_is_recognised_at_once_and_without_torch(
