@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from pipeline.report.differences import Difference, Outcomes, difference, task_name
 from pipeline.report.prose import main_root
-from pipeline.report.run_data import Run, Stage, State, events, log_tail, mapping
+from pipeline.report.run_data import Run, Stage, State, events, log_tail, mapping, rows
 from pipeline.report.scores import Group, Table
 from pipeline.report.text import clean, finite, interval, number, percent
 from pipeline.schema.health import Health
@@ -31,6 +31,8 @@ LAST = 4
 """The last fourth of a stage's logged steps is how it ended, the first how it began."""
 FEWEST_LOGGED = 8
 """Logged steps, at least, from which a stage is judged."""
+TOLD_OTHERWISE = ("dead_groups", "truncated")
+"""Alarms about what a rule of its own looks for."""
 SOLVED = 0.9
 """Share of rewarded rollouts above which a reward has no room to rise."""
 FAILURE = re.compile(r"(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)\b(?:: .*)?")
@@ -42,13 +44,14 @@ class Concern(IntEnum):
 
     GAIN = 0
     FAILED = 1
-    CUT_OFF = 2
-    REGRESSION = 3
-    FLAT = 4
-    NO_GAIN = 5
-    FEW_KEPT = 6
-    DEAD_GROUPS = 7
-    NOTHING_WRONG = 8
+    ALARM = 2
+    CUT_OFF = 3
+    REGRESSION = 4
+    FLAT = 5
+    NO_GAIN = 6
+    FEW_KEPT = 7
+    DEAD_GROUPS = 8
+    NOTHING_WRONG = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ def diagnose(run: Run, table: Table, found: Outcomes) -> list[Finding]:
     findings = [
         *_gain(run, table, changes, found),
         *_failures(run),
+        *_worst(_alarms(run)),
         *_worst(_cut_off(run, table)),
         *_worst(_regressions(run, changes)),
         *_flat(run),
@@ -231,6 +235,24 @@ def _failures(run: Run) -> Iterator[Finding]:
             shown = clean(said).replace("`", "'")
             shown = shown if len(shown) <= LONGEST_FAILURE else shown[: LONGEST_FAILURE - 1] + "…"
             yield Finding(Concern.FAILED, f"`{clean(stage.name)}` failed with `{shown}`.")
+
+
+def _alarms(run: Run) -> Iterator[Finding]:
+    """The first alarm of each stage; the more there were, the worse. What other rules find is left to them."""
+    for stage in run.stages.values():
+        raised = [row for row in rows(stage, "events.jsonl") if row.get("alarm") and row["alarm"] not in TOLD_OTHERWISE]
+        if not raised or stage.state is not State.FINISHED:  # one that was stopped has failed with it
+            continue
+        first, times = raised[0], len({row.get("step") for row in raised})
+        at = f"after step {number(finite(first.get('step')) or 0.0)}"
+        raised_it = f"an alarm {at}" if times == 1 else f"{times} alarms, the first {at}"
+        text = f"`{clean(stage.name)}` raised {raised_it}"
+        text += f": {clean(str(first.get('reason', first['alarm']))).replace('`', chr(39))}"
+        if any("rollback_to" in row for row in raised):
+            text += "; it went back to an earlier checkpoint"
+        if any(row.get("kept") for row in raised):
+            text += f"; `zero2r1 why runs/{clean(run.path.name)}@{clean(stage.name)}` says what makes it go away"
+        yield Finding(Concern.ALARM, f"{text}.", times)
 
 
 def _flat(run: Run) -> Iterator[Finding]:

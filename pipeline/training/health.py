@@ -154,7 +154,7 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
     def _tell(self, step: int, text: str, one: Tripped, folder: Path | None, to: int | None) -> None:
         if not self.trainer.is_world_process_zero():
             return
-        fields = {name: value for name, value in one.fields().items() if value is not None and name != "reason"}
+        fields = {name: value for name, value in one.fields().items() if value is not None}
         more = {"then": self.health.on_alarm if to is not None or self.health.on_alarm != "rollback" else "stop"}
         more |= {} if folder is None else {"kept": folder.relative_to(self.context.scratch).as_posix()}
         back = {} if to is None else {"rollback_to": to}

@@ -134,6 +134,22 @@ def test_dead_groups_by_the_threshold_of_the_stage(tmp_path: Path) -> None:
     )
 
 
+def test_an_alarm_is_named_with_what_came_of_it(tmp_path: Path) -> None:
+    reason = "the policy's entropy is 1.15, at first 0.185 (health.entropy_rise 3): it falls apart"
+    alarm = {"step": 12, "note": "alarm", "alarm": "entropy_rise", "metric": "entropy", "reason": reason}
+    other = {"step": 3, "note": "alarm", "alarm": "dead_groups", "reason": "told by its own rule"}
+    logged = [*risen(), other, alarm | {"kept": "kept/step-12", "rollback_to": 8}]
+    run = nano_run.build(tmp_path / "r", stages=TWO, events={"zero": logged})
+    assert findings(run)[Concern.ALARM] == (
+        f"`zero` raised an alarm after step 12: {reason}; it went back to an earlier checkpoint;"
+        " `zero2r1 why runs/r@zero` says what makes it go away."
+    )
+    run = nano_run.build(tmp_path / "s", stages=TWO, events={"zero": [*risen(), alarm, alarm | {"step": 15}]})
+    assert findings(run)[Concern.ALARM] == f"`zero` raised 2 alarms, the first after step 12: {reason}."
+    run = nano_run.build(tmp_path / "t", stages=TWO, events={"zero": [*risen(), other]})
+    assert Concern.ALARM not in findings(run)
+
+
 def test_rejection_sampling_that_keeps_little_says_why(tmp_path: Path) -> None:
     stages = {"base": TWO["base"], "cold": {"kind": "rejection_sample", "model": "@base"}}
     kept = {"sampled": 2000, "kept": 30, "dropped": {"wrong": 400, "mixed_language": 1570}}
