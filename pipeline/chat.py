@@ -181,5 +181,5 @@ def _folder(name: str) -> str:
             f"{name} is a run; write {name}@STAGE for one of its models: {', '.join(models) or 'none yet'}"
         )
     if absent := folder.lacking(Path(name)):
-        raise LookupError(f"{name} is no whole model: it has no {', and no '.join(absent)}")
+        raise LookupError(f"{name} is not a whole model: it has no {', and no '.join(absent)}")
     return name

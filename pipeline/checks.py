@@ -247,7 +247,7 @@ def _check_gates(rewards: Leaf) -> Iterator[Fault]:
     for index, spec in enumerate(rewards.value):
         if spec.gate is not None and spec.gate not in earlier:
             hint = nearest(spec.gate, earlier) or f"; earlier ones: {', '.join(earlier) or 'none'}"
-            yield (*rewards.loc, index, "gate"), f"{spec.gate!r} is no earlier reward{hint}"
+            yield (*rewards.loc, index, "gate"), f"{spec.gate!r} is not an earlier reward{hint}"
         if spec.label in earlier:
             yield (*rewards.loc, index), f"two rewards are called {spec.label!r}; give one of them a name"
         if spec.clip is not None and spec.clip[0] > spec.clip[1]:

@@ -135,7 +135,7 @@ def model(path: str) -> Iterator[Finding]:
         yield Finding(Level.ERROR, "tokenizer", f"{path} cannot be loaded: {folder.unread(path, error)}")
         return
     if Path(path).is_dir() and (absent := folder.lacking(Path(path))):
-        yield Finding(Level.ERROR, "model", f"{path} is no whole model: it has no {', and no '.join(absent)}")
+        yield Finding(Level.ERROR, "model", f"{path} is not a whole model: it has no {', and no '.join(absent)}")
     yield from _attention(path)
     if tokenizer.eos_token_id is None:
         yield Finding(Level.ERROR, "eos", "the tokenizer has no end-of-sequence token: nothing would ever end")

@@ -146,7 +146,7 @@ def broken_models(config: StageConfig, base: Path) -> Iterator[Fault]:
             continue
         path = located(str(leaf.value), base)
         if path.is_dir() and (absent := folder.lacking(path)):
-            yield leaf.loc, f"{path} is no whole model: it has no {', and no '.join(absent)}"
+            yield leaf.loc, f"{path} is not a whole model: it has no {', and no '.join(absent)}"
 
 
 def broken_code(config: StageConfig, base: Path) -> Iterator[Fault]:

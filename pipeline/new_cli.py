@@ -68,13 +68,13 @@ def new(
     usual = {"model": "Qwen/Qwen2.5-0.5B", "data": "gsm8k", "hardware": "cpu", "goal": Goal.RL.value}
     said = {name: value or _asked(name, usual[name]) for name, value in given.items()}
     if said["goal"] not in list(Goal):
-        fail(f"--goal: {said['goal']!r} is none of {', '.join(Goal)}", code=2)
+        fail(f"--goal: {said['goal']!r} is not one of {', '.join(Goal)}", code=2)
     if said["hardware"] != "cpu" and not said["hardware"].isdecimal():
         fail(f"--hardware: {said['hardware']!r} is neither cpu nor a number of GPUs", code=2)
     gpus = 0 if said["hardware"] == "cpu" else int(said["hardware"])
     answers = Answers(said["model"], said["data"], gpus, Goal(said["goal"]))
     if answers.goal is Goal.SFT and not answers.is_file:
-        fail(f"--data: fine-tuning wants a .jsonl file of examples, and {answers.data!r} is none", code=2)
+        fail(f"--data: fine-tuning wants a .jsonl file of examples, and {answers.data!r} is not one", code=2)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(recipe(answers, file.parent), encoding="utf-8")
     try:

@@ -275,7 +275,9 @@ def check_kwargs(tokenizer: Any, kwargs: Mapping[str, Any]) -> None:
     template = template_text(tokenizer)
     for name in kwargs:
         if name in RESERVED:
-            raise TemplateError(f"chat_template_kwargs: {name!r} is no argument of the template; it is set elsewhere")
+            raise TemplateError(
+                f"chat_template_kwargs: {name!r} is not an argument of the template; it is set elsewhere"
+            )
         if not re.search(rf"\b{re.escape(name)}\b", template):
             raise TemplateError(
                 f"chat_template_kwargs: {name!r} has no effect: the model's chat template never reads it"

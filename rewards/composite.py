@@ -87,7 +87,7 @@ class Composite:
         for part in parts:
             if part.gate is not None and part.gate not in seen:
                 raise RewardError(
-                    f"reward {part.label!r} is gated by {part.gate!r}, which is no earlier reward"
+                    f"reward {part.label!r} is gated by {part.gate!r}, which is not an earlier reward"
                     f" ({', '.join(sorted(seen)) or 'there is none before it'})"
                 )
             if part.label in seen:

@@ -193,7 +193,7 @@ def _check_classifier(model: str, config: Any) -> None:
     architectures = config.architectures or []
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
         what = ", ".join(architectures) or "no architecture"
-        raise ValueError(f"{model} is no sequence classifier: its config names {what}")
+        raise ValueError(f"{model} is not a sequence classifier: its config names {what}")
     if config.num_labels != 1:
         raise ValueError(f"{model} has {config.num_labels} labels; a reward model has one")
 

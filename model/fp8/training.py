@@ -71,8 +71,8 @@ def fp8_training(model: Any, backend: Backend) -> Sequence[str]:
         Names of the modules that are in FP8 now.
 
     Raises:
-        ValueError: an expert's width or the hidden size is no multiple of 128. Gate and up projection share a tensor,
-            and a block must not straddle both.
+        ValueError: an expert's width or the hidden size is not a multiple of 128. Gate and up projection share a
+            tensor, and a block must not straddle both.
     """
     linears = {name: module for name, module in model.named_modules() if _is_plain(module) and in_fp8(name)}
     for name, linear in linears.items():

@@ -203,9 +203,9 @@ class DataReader(FileSystemReader):
             with path.open("rb") as file:
                 found = _IndexOnly(file).load()
         except _BROKEN as error:
-            raise ValueError(f"{path} is no index of a distributed checkpoint: {error}") from error
+            raise ValueError(f"{path} is not an index of a distributed checkpoint: {error}") from error
         if not isinstance(found, Metadata) or not isinstance(found.storage_data, dict):
-            raise ValueError(f"{path} is no index of a distributed checkpoint: it holds {type(found).__name__}")
+            raise ValueError(f"{path} is not an index of a distributed checkpoint: it holds {type(found).__name__}")
         for place in found.storage_data.values():
             self._check(str(place.relative_path))
         found.storage_meta = StorageMeta(load_id=self.load_id)
@@ -214,7 +214,7 @@ class DataReader(FileSystemReader):
     def _check(self, name: str) -> None:
         home = Path(self.path).resolve()
         if Path(name).name != name or not (home / name).resolve().is_relative_to(home):
-            raise ValueError(f"{home / METADATA} names {name!r}, which is no file of this folder")
+            raise ValueError(f"{home / METADATA} names {name!r}, which is not a file of this folder")
 
 
 class _IndexOnly(pickle.Unpickler):

@@ -194,7 +194,7 @@ def _check_index(path: Path) -> None:
         raise ModelFolderError(f"{path} has no weight_map from names of weights to files")
     for name in sorted(set(homes.values())):
         if Path(name).name != name:
-            raise ModelFolderError(f"{path} names {name!r}, which is no file of this folder")
+            raise ModelFolderError(f"{path} names {name!r}, which is not a file of this folder")
         if not (path.parent / name).is_file():
             raise ModelFolderError(f"{path} names {name!r}, which is not there: the model is incomplete")
 

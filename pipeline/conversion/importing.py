@@ -267,7 +267,7 @@ def _end_turns(tokenizer: Any) -> None:
         return
     token = tokenizer.convert_ids_to_tokens(ids[0])
     if token not in tokenizer.get_added_vocab():
-        raise ValueError(f"the chat template ends the assistant's turn with {token!r}, which is no special token")
+        raise ValueError(f"the chat template ends the assistant's turn with {token!r}, which is not a special token")
     log.warning("the tokenizer's EOS was %r, but turns end with %r: corrected", tokenizer.eos_token, token)
     tokenizer.eos_token = token
 

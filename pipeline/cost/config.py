@@ -31,7 +31,7 @@ def from_config(config: Mapping[str, Any]) -> Shape:
     except KeyError as error:
         raise ShapeError(f"the config of a {kind} model lacks {error.args[0]}") from None
     except (TypeError, ValueError) as error:
-        raise ShapeError(f"the config of a {kind} model has a field that is no size: {error}") from None
+        raise ShapeError(f"the config of a {kind} model has a field that is not a size: {error}") from None
 
 
 def _decoder(text: Mapping[str, Any], kind: str, attention: Attention | Latent, **more: Any) -> Shape:

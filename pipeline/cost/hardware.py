@@ -85,7 +85,7 @@ def cluster(text: str) -> Cluster:
     """
     matched = re.fullmatch(r"(?:(\d+)\s*[x×*])?\s*([A-Za-z0-9][\w -]*)", text.strip())
     if matched is None or matched[1] == "0":
-        raise HardwareError(f"{text!r} is no number of GPUs: write 8xH100, or H100 for one")
+        raise HardwareError(f"{text!r} is not a number of GPUs: write 8xH100, or H100 for one")
     count = int(matched[1] or 1)
     return Cluster(count, named(matched[2].strip(), text))
 

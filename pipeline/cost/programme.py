@@ -30,7 +30,7 @@ def tokens_of(text: str) -> float:
     except ValueError:
         value = 0.0
     if value < 1:
-        raise CostError(f"{text!r} is no number of tokens: write 14.8T, 300B, 20M, or the number itself")
+        raise CostError(f"{text!r} is not a number of tokens: write 14.8T, 300B, 20M, or the number itself")
     return value
 
 

@@ -118,7 +118,7 @@ class Harness:
         """Let a model answer a task's questions, and the harness judge them.
 
         Raises:
-            HarnessError: the task's first metric is no share of right answers, or it begins the answers itself.
+            HarnessError: the task's first metric is not a share of right answers, or it begins the answers itself.
         """
         from lm_eval import simple_evaluate
 
@@ -207,7 +207,9 @@ def _scored(results: Mapping[str, Any], answers: _Answers) -> Scored:
                 continue
             value = sample.get(metric)
             if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise HarnessError(f"{task}: its metric {metric} is no share of right answers, but {str(value)[:40]}")
+                raise HarnessError(
+                    f"{task}: its metric {metric} is not a share of right answers, but {str(value)[:40]}"
+                )
             means.append(float(value))
             for group in answers.groups.get((task, sample["doc_id"]), []):
                 judged.append(_judged(group, float(value), str(sample["filtered_resps"][0])[:200], sample["target"]))

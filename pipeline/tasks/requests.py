@@ -81,7 +81,7 @@ def answer(request: str) -> str:
     """
     kind, *words = request.split()
     if kind not in VOCABULARY or set(words) - set(VOCABULARY[kind]):
-        raise ValueError(f"{request!r} is no request")
+        raise ValueError(f"{request!r} is not a request")
     if kind == "reverse":
         words = words[::-1]
     elif kind == "chinese":

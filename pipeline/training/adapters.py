@@ -147,7 +147,7 @@ def targets(spec: AdapterSpec, model: Any) -> Targets:
         try:
             pattern = re.compile(spec.targets)
         except re.error as error:
-            raise ValueError(f"adapter.targets: {spec.targets!r} is no regular expression: {error}") from error
+            raise ValueError(f"adapter.targets: {spec.targets!r} is not a regular expression: {error}") from error
         matched = [name for name in linear if pattern.fullmatch(name)]
         in_stacks = [name for name in stacks if pattern.fullmatch(name)]
         fields: dict[str, Any] = {"target_modules": spec.targets if matched else []}

@@ -111,11 +111,11 @@ def test_what_r1_took_is_an_input() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("v3-671b --tokens 14.8X --gpus 8xH100", "'14.8X' is no number of tokens: write 14.8T"),
-        ("v3-671b --tokens 0 --gpus 8xH100", "'0' is no number of tokens"),
-        ("v3-671b --tokens -3T --gpus 8xH100", "'-3T' is no number of tokens"),
+        ("v3-671b --tokens 14.8X --gpus 8xH100", "'14.8X' is not a number of tokens: write 14.8T"),
+        ("v3-671b --tokens 0 --gpus 8xH100", "'0' is not a number of tokens"),
+        ("v3-671b --tokens -3T --gpus 8xH100", "'-3T' is not a number of tokens"),
         ("v3-671b --tokens 1T --gpus 8xH900", "there is no GPU 'H900' here (did you mean 'H800'?)"),
-        ("v3-671b --tokens 1T --gpus 0xH100", "'0xH100' is no number of GPUs: write 8xH100"),
+        ("v3-671b --tokens 1T --gpus 0xH100", "'0xH100' is not a number of GPUs: write 8xH100"),
         ("v3-671b --tokens 1T --gpus many", "there is no GPU 'many' here"),
         ("v3-671c --tokens 1T --gpus 8xH100", "(did you mean 'v3-671b'?)"),
         ("nano --tokens 1T --gpus 8xH100", "the preset nano says nothing of its vocabulary"),

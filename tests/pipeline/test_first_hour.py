@@ -105,7 +105,7 @@ def test_a_folder_that_is_no_whole_model_is_told_by_every_command(files: list[st
     Path("half").mkdir()
     for name in files:
         Path("half", name).write_text("{}")
-    ending = f"half is no whole model: it has {lacks}"
+    ending = f"half is not a whole model: it has {lacks}"
     assert said("plan", recipe(model="./half"), code=0).endswith(ending)
     assert said("generate", "half", "--prompt", "1 + 1?") == ending
     assert said("eval", "half", "countdown") == ending

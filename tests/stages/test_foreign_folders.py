@@ -223,7 +223,9 @@ def dumped(value: object) -> bytes:
 def test_an_index_that_names_anything_else_is_refused(call: str, foreign: Path, mark: Path, tmp_path: Path) -> None:
     titan(foreign)
     (foreign / ".metadata").write_bytes(dumped(CALLS[call](mark)))
-    with pytest.raises(ValueError, match=r"\.metadata is no index of a distributed checkpoint: it wants .* not run"):
+    with pytest.raises(
+        ValueError, match=r"\.metadata is not an index of a distributed checkpoint: it wants .* not run"
+    ):
         bring(tmp_path, foreign, format="torchtitan")
     assert not mark.exists()
 
@@ -232,7 +234,7 @@ def test_an_index_that_names_anything_else_is_refused(call: str, foreign: Path, 
 def test_a_broken_index_is_told(broken: bytes, foreign: Path, tmp_path: Path) -> None:
     titan(foreign)
     (foreign / ".metadata").write_bytes(broken)
-    with pytest.raises(ValueError, match=r"\.metadata is no index of a distributed checkpoint"):
+    with pytest.raises(ValueError, match=r"\.metadata is not an index of a distributed checkpoint"):
         bring(tmp_path, foreign, format="torchtitan")
 
 

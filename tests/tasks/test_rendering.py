@@ -298,5 +298,5 @@ def test_a_model_carries_along_how_it_is_prompted(tmp_path: Path) -> None:
     assert Renderer(again, {}, "").prompts([[ASK]])[0].begun == ""
     Renderer(again, {}, "").carry()
     assert "prompting" not in again.init_kwargs
-    with pytest.raises(TemplateError, match="'tokenize' is no argument of the template"):
+    with pytest.raises(TemplateError, match="'tokenize' is not an argument of the template"):
         Renderer(made, {"tokenize": True})

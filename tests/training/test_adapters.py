@@ -96,7 +96,7 @@ def test_every_linear_layer_and_expert_of_a_deepseek_v3_carries_an_adapter(model
         (["q_porj"], "'q_porj' matches no layer of the model (did you mean 'q_proj'?)"),
         (["q_proj", "attention"], "'attention' matches no layer"),
         (r".*\.attn\..*", "matches no layer"),
-        (r"(", "is no regular expression"),
+        (r"(", "is not a regular expression"),
         (["lm_head"], "the head, carries no adapter"),
     ],
 )

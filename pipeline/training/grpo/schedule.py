@@ -37,7 +37,7 @@ def check_cycle(trainer: Mapping[str, Any], processes: int | None) -> int:
     if batch is not None and processes is not None:
         if batch % (micro * processes):
             raise ValueError(
-                f"trainer.generation_batch_size={batch} is no multiple of per_device_train_batch_size={micro}"
+                f"trainer.generation_batch_size={batch} is not a multiple of per_device_train_batch_size={micro}"
             )
         steps = batch // (micro * processes)
     elif steps is None and batch is None:
