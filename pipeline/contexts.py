@@ -66,6 +66,8 @@ def _read(path: Path) -> int | None:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no folder of a model: told elsewhere, or when it is loaded
         return None
+    if not isinstance(config, dict):
+        return None
     stretched = config.get("rope_parameters") or config.get("rope_scaling") or {}
     longest = config.get("max_position_embeddings")
     return longest if isinstance(longest, int) and "factor" not in stretched else None

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline import durable
 from pipeline.artifacts import MANIFEST
@@ -80,8 +80,8 @@ class EvaluateConfig(PromptedConfig):
 
     model: ModelRef | None = None
     models: list[ModelRef] = Field(default_factory=list)
-    tasks: list[TestTaskField] = Field(default_factory=list)
     harness: list[str] = Field(default_factory=list)
+    tasks: list[TestTaskField] = Field(default_factory=list)
     harness_folder: Annotated[str, InputFile()] | None = None
     samples: Annotated[int, Field(gt=0)] = 4
     problems: Annotated[int, Field(gt=0)] | None = None
@@ -98,7 +98,9 @@ class EvaluateConfig(PromptedConfig):
 
     @field_validator("tasks")
     @classmethod
-    def _scored_apart(cls, tasks: list[TaskSpec]) -> list[TaskSpec]:
+    def _scored_apart(cls, tasks: list[TaskSpec], info: ValidationInfo) -> list[TaskSpec]:
+        if not tasks and not info.data.get("harness"):
+            raise ValueError("at least 1 is needed, or `harness:` with tasks of lm-evaluation-harness")
         if (label := _repeated([task.label for task in tasks])) is not None:
             raise ValueError(f"task {label!r} is given twice; define tasks of different options under `tasks:`")
         return tasks

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from pipeline import artifacts
 from pipeline.cli import app
+from pipeline.locks import STAGE_LOCK
 from pipeline.recipe import load
 from pipeline.stages.registry import KINDS
 from tests.house.test_walk import PAGES
@@ -212,13 +213,13 @@ def events(scratch: Path) -> Iterator[dict[str, int]]:
 def processes(scratch: Path) -> list[int]:
     """The processes of the stage that works in this folder."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            arguments = entry.read_bytes().split(b"\0")
+            opened = [str(file.readlink()) for file in (process / "fd").iterdir()]
         except OSError:
             continue
-        if os.fsencode(scratch / "job.json") in arguments:
-            found.append(int(entry.parent.name))
+        if str(scratch / STAGE_LOCK) in opened:
+            found.append(int(process.name))
     return found
 
 

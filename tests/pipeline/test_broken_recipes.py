@@ -273,7 +273,9 @@ CASES = {
         "no reward 'mth'",
         "did you mean 'math'",
     ),
-    "a gate that comes later": case("gate: accuracy", "gate: brevity #!\n        ", "no earlier reward", "accuracy"),
+    "a gate that comes later": case(
+        "gate: accuracy", "gate: brevity #!\n        ", "not an earlier reward", "accuracy"
+    ),
     "two rewards of one name": case('- "rewards.py:brevity"', "- accuracy #!", "two rewards", "'accuracy'"),
     "a reward for a task that the stage lacks": case(
         "gate: accuracy", "where: {task: sms} #!\n        ", "no task 'sms'", "did you mean 'sums'?"

@@ -55,7 +55,7 @@ def test_whoever_shards_the_model_may_keep_the_weights_that_are_trained(
 def test_deepspeed_skips_no_steps(tmp_path: Path) -> None:
     (tmp_path / "deepspeed.yaml").write_text(yaml.safe_dump(DEEPSPEED))
     launch = {"accelerate": "deepspeed.yaml"}
-    assert "none can be skipped" in faults({**SFT, "non_finite": "skip", "launch": launch}, tmp_path)["non_finite"]
+    assert "no step can be skipped" in faults({**SFT, "non_finite": "skip", "launch": launch}, tmp_path)["non_finite"]
     assert not faults({**SFT, "launch": launch}, tmp_path) and not faults({**SFT, "non_finite": "skip"})
 
 

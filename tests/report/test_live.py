@@ -146,7 +146,13 @@ def test_a_taken_port_is_one_clear_line(running: Path) -> None:
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_cleanly(running: Path, ending: signal.Signals) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "report", "--watch", str(running), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal, wherever the tests run
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         assert "is served at http://127.0.0.1:" in process.stdout.readline()
         process.send_signal(ending)

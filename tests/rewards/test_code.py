@@ -290,11 +290,15 @@ def test_as_a_trl_reward() -> None:
 def test_beside_torch_and_its_threads() -> None:
     import torch
 
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    torch.ones(500, 500) @ torch.ones(500, 500)
-    verifier = CodeVerifier(workers=1)
-    assert verifier.verify([item(SQUARE, {"tests": ["assert f(3) == 9"]})])[0].score == 1.0
-    verifier.close()
+    try:
+        torch.ones(500, 500) @ torch.ones(500, 500)
+        verifier = CodeVerifier(workers=1)
+        assert verifier.verify([item(SQUARE, {"tests": ["assert f(3) == 9"]})])[0].score == 1.0
+        verifier.close()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_mbpp_references_pass_and_spoilt_ones_fail(verifier: CodeVerifier) -> None:

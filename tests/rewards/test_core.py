@@ -303,7 +303,7 @@ def test_parts_have_their_own_metrics(plugin):
 def test_senseless_composites_are_refused_when_built(plugin):
     with pytest.raises(RewardError, match="at least one"):
         Composite([])
-    with pytest.raises(RewardError, match="no earlier reward"):
+    with pytest.raises(RewardError, match="not an earlier reward"):
         Composite([Part("math", gate="think_format"), Part("think_format")])
     with pytest.raises(RewardError, match="two rewards are called"):
         Composite([Part("math"), Part("math")])

@@ -52,7 +52,7 @@ def test_a_killed_engine_is_replaced_with_the_pushed_weights(engine: ProcessEngi
         for rollout in group:
             assert rollout.logprobs == pytest.approx(scored(policy, prompt, rollout), abs=ROUNDING)
 
-    many = PROMPTS * 32  # so many that it is at work when it is killed, however late that is on a busy machine
+    many = PROMPTS * 256  # so many that it is at work when it is killed, however late that is on a busy machine
     second = engine.generate(many, SAMPLING)
 
     def kill() -> None:

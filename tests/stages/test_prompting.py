@@ -13,8 +13,11 @@ from pipeline.chat import Conversation
 from pipeline.rendering import Renderer
 from pipeline.rollout.base import RolloutError, Sampling
 from pipeline.stages.registry import config_class
+from tests.stages import test_training_stages
 from tests.stages.driving import Drive
-from tests.stages.test_training_stages import GRPO, TASK
+from tests.stages.test_training_stages import TASK
+
+GRPO = {**test_training_stages.GRPO, "rewards": ["constant.py:length"]}
 
 REWARD = """
 import json
@@ -47,6 +50,7 @@ def templated(chain: Drive, base: Path) -> Path:
     """`@templated`: the tiny model with a template that takes arguments."""
     folder: Path = chain.folder  # type: ignore[attr-defined]
     (folder / "seen.py").write_text(REWARD)
+    (folder / "constant.py").write_text("def length(completion):\n    return 1.0\n")
     (folder / "sums.py").write_text(TASK)
     (folder / "template.jinja").write_text(TEMPLATE)
     config = {"kind": "import_model", "model": str(base / "model"), "chat_template": str(folder / "template.jinja")}
@@ -99,11 +103,10 @@ def test_a_trainer_is_given_the_prompts_of_the_one_renderer(
 
     monkeypatch.setattr(fit, "fit", look)
     own = {"chat_template_kwargs": {"shown": True}, "prefill": "<think> 1"}
-    config: dict[str, Any] = {**GRPO, "model": "@templated", "rewards": ["reward.py:length"], **own}
+    config: dict[str, Any] = {**GRPO, "model": "@templated", **own}
     if teacher is not None:
         config = {"kind": "distill", "model": "@templated", "teacher": teacher, "tasks": GRPO["tasks"], **own}
         config |= {"trainer": {"max_steps": 1, "per_device_train_batch_size": 2}, "rollout": {"max_tokens": 4}}
-    (chain.folder / "reward.py").write_text("def length(completion):\n    return 1.0\n")  # type: ignore[attr-defined]
     chain(f"asked-{teacher or 'none'}".replace("@", ""), config)
     assert asked[0] == asked[1]
     assert len(set(map(tuple, asked[0]))) == 6

@@ -155,7 +155,7 @@ def test_every_source_of_a_mixture_is_cleaned_before_rows_are_taken(tmp_path: Pa
     assert unclean.left_out == 2
     with pytest.raises(DataError, match=r"one.jsonl has 2 rows, fewer than the 3 to be taken"):
         mixed([DataSource.model_validate({"from": one, "take": 3})], stage, unclean)
-    with pytest.raises(DataError, match="no rows but those of the test sets"):
+    with pytest.raises(DataError, match="ask test questions"):
         mixed([DataSource.model_validate({"from": held_out(tmp_path)["options"]["path"]})], stage, unclean)
 
 

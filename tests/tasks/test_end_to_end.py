@@ -30,6 +30,7 @@ FOREIGN = "{use: jsonl, path: sums.parquet, test_path: held.parquet, question: i
 ON_HUB = "{use: hub, path: someone/sums, split: SPLIT, question: ask, answer: gold, template: plain, grader: exact}"
 PRESET = "{use: deepmath, path: SPLIT.jsonl, template: plain}"
 GRPO = """name: r
+warm: false
 track: [tensorboard]
 stages:
   zero:
@@ -43,6 +44,7 @@ stages:
     trainer: {max_steps: 2, num_generations: 4, per_device_train_batch_size: 8, gradient_accumulation_steps: 1}
 """
 SFT = """name: r
+warm: false
 track: [tensorboard]
 stages:
   zero:
