@@ -23,6 +23,10 @@ class Conversation:
         template: prompt template that wraps every question; `plain` leaves it as it is.
         sampling: how to sample; `n` does not apply.
         template_kwargs, prefill: see `pipeline.rendering.Renderer`.
+        shorten: let an answer have fewer than `sampling.max_tokens` where the model's context has no room for more.
+
+    Raises:
+        RolloutError: the model's context has no room for `sampling.max_tokens`.
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class Conversation:
         sampling: Sampling,
         template_kwargs: Mapping[str, Any] | None = None,
         prefill: str | None = None,
+        shorten: bool = False,
     ) -> None:
         from pipeline.training import setup
 
@@ -46,7 +51,7 @@ class Conversation:
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self.model = load(path, dtype="auto").to(self.device).eval()
         self.stops = Stops.of(self.tokenizer, sampling.stop)
-        self.limit = ContextLimit(context_of(path), sampling.max_tokens)
+        self.limit, self.shorten = ContextLimit(context_of(path), 1 if shorten else sampling.max_tokens), shorten
         self.renderer = Renderer(self.tokenizer, template_kwargs, prefill)
         self.chat: Chat = []
         torch.manual_seed(sampling.seed)
@@ -71,7 +76,12 @@ class Conversation:
         answer = ""
         with ThreadPoolExecutor(1) as pool:
             at_stops = StoppingCriteriaList([AtStops(self.stops, inputs["input_ids"].size(1))])
-            asked = {**inputs, **self._settings(), "stopping_criteria": at_stops, "streamer": streamer}
+            asked = {
+                **inputs,
+                **self._settings(inputs["input_ids"].size(1)),
+                "stopping_criteria": at_stops,
+                "streamer": streamer,
+            }
             sampled = pool.submit(self.model.generate, **asked)
             sampled.add_done_callback(lambda _: streamer.end())  # a failure ends the answer, too
             for piece in streamer:
@@ -84,11 +94,13 @@ class Conversation:
         """Start over with an empty conversation."""
         self.chat = []
 
-    def _settings(self) -> dict[str, Any]:
-        sampling = self.sampling
+    def _settings(self, prompt: int) -> dict[str, Any]:
+        sampling, most = self.sampling, self.sampling.max_tokens
+        if self.shorten and self.limit.context is not None:
+            most = min(most, self.limit.context - prompt)
         pad = self.tokenizer.pad_token_id
         settings: dict[str, Any] = {
-            "max_new_tokens": sampling.max_tokens,
+            "max_new_tokens": most,
             "do_sample": sampling.temperature > 0,
             "pad_token_id": self.tokenizer.eos_token_id if pad is None else pad,
         }

@@ -10,6 +10,8 @@ import typer
 
 from pipeline.completion import models
 
+MOST_TOKENS = 1024
+"""Of an answer, where the model's context has room for them."""
 StopOption = Annotated[
     list[str] | None, typer.Option("--stop", help="Text at which an answer ends; a number is a token id.")
 ]
@@ -39,7 +41,12 @@ def generate(
     prefill: PrefillOption = None,
     template_kwargs: TemplateKwargsOption = None,
     stop: StopOption = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help=f"Longest answer, in tokens; {MOST_TOKENS}, or what the model's context leaves, if not given."
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.6,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
     seed: Annotated[int, typer.Option()] = 0,
@@ -51,10 +58,12 @@ def generate(
     from pipeline.rollout.base import RolloutError, Sampling
     from pipeline.templates import TemplateError
 
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stops(stop)))
+    most = max_tokens or MOST_TOKENS
+    sampling = Sampling(max_tokens=most, temperature=temperature, top_p=top_p, seed=seed, stop=tuple(stops(stop)))
     try:
         kwargs = source.assignments(template_kwargs) if template_kwargs else None
-        conversation = Conversation(model_folder(model, command), template, sampling, kwargs, prefill)
+        found = model_folder(model, command)
+        conversation = Conversation(found, template, sampling, kwargs, prefill, shorten=max_tokens is None)
     except OSError as error:
         fail(f"{model} cannot be loaded: {folder.unread(model, error)}", code=2)
     except (TemplateError, RolloutError, ValueError) as error:
