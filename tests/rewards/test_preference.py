@@ -153,7 +153,7 @@ def test_what_is_no_reward_model_is_refused(judge_folder: Path, tmp_path: Path) 
     tokenizer: Any = AutoTokenizer.from_pretrained(judge_folder)
     LlamaForCausalLM(tiny.config(tokenizer)).save_pretrained(tmp_path / "causal")
     LlamaForSequenceClassification(tiny.config(tokenizer, num_labels=2)).save_pretrained(tmp_path / "two")
-    with pytest.raises(ValueError, match="no sequence classifier: its config names LlamaForCausalLM"):
+    with pytest.raises(ValueError, match="not a sequence classifier: its config names LlamaForCausalLM"):
         Preference(str(tmp_path / "causal"))
     with pytest.raises(ValueError, match="2 labels"):
         Preference(str(tmp_path / "two"))

@@ -150,7 +150,7 @@ def test_a_chat_template_of_ours_or_of_a_file_is_set(tmp_path: Path, foreign: Pa
     ("template", "message"),
     [
         ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "never ends the assistant's turn"),
-        ("{% for m in messages %}{{ m['content'] }} stop{% endfor %}", "no special token"),
+        ("{% for m in messages %}{{ m['content'] }} stop{% endfor %}", "not a special token"),
     ],
 )
 def test_a_template_that_ends_no_turn_is_refused(tmp_path: Path, foreign: Path, template: str, message: str) -> None:

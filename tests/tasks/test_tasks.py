@@ -86,7 +86,7 @@ def test_request_golds() -> None:
     for kind, example in words.items():
         asked, wanted = example.split(" -> ")
         assert answer(f"{kind} {asked}") == wanted
-    with pytest.raises(ValueError, match="no request"):
+    with pytest.raises(ValueError, match="not a request"):
         answer("reverse hot")
 
 

@@ -46,7 +46,7 @@ def test_a_cycle_counts_micro_batches_of_all_processes() -> None:
     [
         ({"num_generations": 1}, "2 or more"),
         ({"per_device_train_batch_size": 6, "gradient_accumulation_steps": 1}, "does not hold whole groups"),
-        ({"generation_batch_size": 100}, "no multiple of per_device_train_batch_size"),
+        ({"generation_batch_size": 100}, "not a multiple of per_device_train_batch_size"),
         ({"generation_batch_size": 128, "steps_per_generation": 8}, "not both"),
         ({"gradient_accumulation_steps": 3, "steps_per_generation": 2}, "one must divide the other"),
         ({"num_iterations": 4, "save_steps": 50}, "a multiple of 4"),
