@@ -1,8 +1,8 @@
 """A process with the libraries loaded, of which the processes of stages are forked: they start at once.
 
 Python, torch, transformers and TRL take ten seconds of a processor to load, for each stage of a chain anew. Where
-there are no GPUs (CUDA stands no fork), the runner starts one server, which loads them when the first stage wants
-them. A forked process is as any other of a stage, with an environment, a log and a process group of its own.
+there are no GPUs (CUDA cannot be used in a forked process), the runner starts one server. It loads them for the first
+stage that needs them. A forked process has an environment, a log and a process group of its own, as every stage has.
 
 Runner and server talk JSON over a socket: `{"words", "environment", "log"}` is answered with `{"started": pid}`, and
 `{"ended": pid, "code"}` comes when a process has ended.
@@ -135,7 +135,9 @@ class ForkServer:
         return self._channel
 
     def _ended(self, answer: Mapping[str, Any]) -> None:
-        self.running.pop(answer["ended"]).returncode = answer["code"]
+        """Take an answer, unless it is about a process of which Ctrl-C came before its number did."""
+        if "ended" in answer and (forked := self.running.pop(answer["ended"], None)) is not None:
+            forked.returncode = answer["code"]
 
     def _lost(self) -> None:
         """The server has ended, or ends now; its processes end with it, by the kernel."""

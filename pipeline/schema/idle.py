@@ -1,4 +1,4 @@
-"""Trainer fields that have no effect beside others: told, so that nobody tunes what does nothing.
+"""Fields that have no effect beside others: told, so that nobody tunes what does nothing.
 
 trainer: {lr_scheduler_type: constant, warmup_steps: 50}    # a constant learning rate has no warm-up
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.schema.health import Health
 from pipeline.schema.pieces import Fault, StageConfig
 
 Fields = Mapping[str, Any]
@@ -111,8 +112,15 @@ ANY_VLLM = ("vllm_structured_outputs_regex", "vllm_max_model_length")
 """Fields for TRL's client of a vLLM server, for vLLM in the trainer's process, and for both."""
 
 
+OF_ROLLOUTS = (
+    "length", "truncated", "kl", "mismatch", "effective_samples", "dead_groups", "reward_gap", "repetition",
+    "foreign_words",
+)  # fmt: skip
+"""Thresholds of `health` for metrics that only stages with rollouts log."""
+
+
 def faults(config: StageConfig) -> Iterator[Fault]:
-    """The idle fields of a stage's `trainer:`."""
+    """The idle fields of a stage's `trainer:` and `health:`."""
     values: Fields = getattr(config, "trainer", {})
     fields = {**config.trainer_defaults, **values}
     for rule in RULES:
@@ -131,3 +139,15 @@ def faults(config: StageConfig) -> Iterator[Fault]:
     for name in idle.get(engine, ()):
         if values.get(name):
             yield ("trainer", name), f"has no effect: completions come from {engine} (see `rollout`)"
+    if (health := getattr(config, "health", None)) is not None:
+        yield from _of_health(config.kind, health, fields)
+
+
+def _of_health(kind: str, health: Health, fields: Fields) -> Iterator[Fault]:
+    for name in sorted(health.model_fields_set):
+        if name in OF_ROLLOUTS and kind != "grpo":
+            yield ("health", name), "has no effect: only `grpo` stages log what it is a threshold of"
+        elif name == "kl" and not fields.get("beta"):
+            yield ("health", name), "has no effect: there is no reference to be far from; set trainer.beta above 0"
+        elif name in ("rollbacks", "rollback_lr") and health.on_alarm != "rollback":
+            yield ("health", name), f"has no effect: on_alarm is {health.on_alarm}; set on_alarm: rollback"

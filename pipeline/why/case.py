@@ -15,6 +15,8 @@ from rewards.registry import nearest
 
 MARK = "complete"
 """Of a checkpoint; see `pipeline.training.checkpoints`."""
+OPTIMIZER = "optimizer.pt"
+"""The optimizer's state in a checkpoint."""
 REPLAYED = "grpo"
 """The stage kind whose batches are replayed."""
 
@@ -129,6 +131,11 @@ def _case(run: Path, stage: str, kind: str, found: Path, step: int | None) -> Ca
             raise WhyError(
                 f"the checkpoint before the symptom is gone or damaged: {checkpoint} ({durable.describe(faults)});"
                 " without it there is nothing to replay the batch on"
+            )
+        if not (checkpoint / OPTIMIZER).is_file():
+            raise WhyError(
+                f"the checkpoint before the symptom has no {OPTIMIZER}: {checkpoint}. Several processes saved it in"
+                " parts, or `trainer.save_only_model` left it out; one process replays, and needs the whole state"
             )
     return Case(run, stage, folder, record, [other for other in records if other != chosen], checkpoint)
 

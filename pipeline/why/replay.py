@@ -23,15 +23,13 @@ from pipeline.training.grpo.judging import Samples
 from pipeline.training.grpo.sampling import TrlSampler
 from pipeline.training.grpo.trainer import GrpoTrainer
 from pipeline.why.batches import Kept
-from pipeline.why.case import Case
+from pipeline.why.case import OPTIMIZER, Case
 
 MOST_UPDATES = 4
 """Optimizer steps that a batch is trained on, at most, where the symptom began later than that after the checkpoint."""
 FLOAT8 = "float8"
 PRECISIONS = ("float32", "bfloat16", "float16", FLOAT8)
 """What an engine may compute in; float8 is of the weights alone."""
-OPTIMIZER = "optimizer.pt"
-"""File of a checkpoint."""
 
 Numbers = dict[str, float]
 """What a pass, or an update, was like: the columns of the table; NaN where the batch cannot tell."""
@@ -83,9 +81,9 @@ class Replay:
         self.model.load_state_dict(self.weights)
         self.trainer.optimizer = None
         self.trainer.create_optimizer()
-        saved = None if self.case.checkpoint is None else self.case.checkpoint / OPTIMIZER
-        if saved is not None and saved.is_file():
-            self.trainer.optimizer.load_state_dict(torch.load(saved, map_location="cpu", weights_only=True))
+        if self.case.checkpoint is not None:
+            saved = torch.load(self.case.checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
+            self.trainer.optimizer.load_state_dict(saved)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, as it was logged; that of the optimizer where it was not."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,16 +12,13 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.browser import chromium
 
 ROOT = Path(__file__).resolve().parents[2]
 LOADING = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "srcset"}
 """Elements that make a browser fetch something, and the attribute that says what."""
-CHROMIUM = (
-    "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-dev-shm-usage"
-)
 
 
 class Page(HTMLParser):
@@ -102,16 +98,8 @@ def test_the_search_knows_every_page_and_no_code(site: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.fail("the site is looked at in Chromium: apt-get install -y chromium chromium-driver")
-    options = Options()
-    options.binary_location = binary
-    for flag in [*CHROMIUM.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    chrome = webdriver.Chrome(options, Service(driver))
-    yield chrome
-    chrome.quit()
+    with chromium(tmp_path_factory.mktemp("profile")) as started:
+        yield started
 
 
 def test_search_works_from_a_disk(site: Path, browser: webdriver.Chrome) -> None:

@@ -103,6 +103,10 @@ def test_how_a_forked_process_ends_is_known(server: ForkServer, tmp_path: Path) 
     assert failing is not None and first is not None and second is not None
     assert failing.wait(SECONDS) == 1
     assert "unexpected keyword argument 'seeds'" in log.read_text()
+    assert server._channel is not None
+    asked = {"words": [str(job(tmp_path)), me], "environment": dict(os.environ), "log": str(log)}
+    server._channel.send_bytes(json.dumps(asked).encode())  # as if Ctrl-C came while the runner waits for the answer
+    assert server._channel.poll(SECONDS)
     assert first.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
         first.wait(0.1)

@@ -207,6 +207,11 @@ def test_what_cannot_be_replayed_is_told_in_a_line(tmp_path: Path) -> None:
     durable.seal(step, kept.RECORD, step=4, checkpoint=2, batches=[3], alarms=[])
     assert "no alarm after step 7 was kept; those after steps 4 were" in says("zero", "--step", "7")
     assert "the checkpoint before the symptom is gone or damaged" in says("zero")
+    checkpoint = folder / "checkpoint-2"
+    checkpoint.mkdir()
+    (checkpoint / "optimizer_0").mkdir()
+    durable.seal(checkpoint, "complete")
+    assert f"has no optimizer.pt: {checkpoint}. Several processes saved it in parts" in says("zero")
     (step / kept.RECORD).write_text("{")
     assert "this batch cannot be replayed" in says("zero")
 

@@ -278,6 +278,25 @@ def test_a_field_without_effect_beside_others_is_told(case: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "health", "trainer", "told"),
+    [
+        ("sft", {"kl": 0.5, "grad_norm": 5}, {}, {"kl": "only `grpo` stages log"}),
+        ("grpo", {"kl": 0.5, "length": 3}, {"beta": 0}, {"kl": "set trainer.beta above 0"}),
+        ("grpo", {"kl": 0.5, "length": 3}, {}, {}),
+        ("grpo", {"rollbacks": 2, "on_alarm": "stop"}, {}, {"rollbacks": "set on_alarm: rollback"}),
+        ("grpo", {"rollbacks": 2, "on_alarm": "rollback"}, {}, {}),
+        ("sft", {}, {}, {}),
+    ],
+)
+def test_a_threshold_of_health_without_effect_is_told(
+    name: str, health: dict[str, Any], trainer: dict[str, Any], told: dict[str, str]
+) -> None:
+    found = dict(idle.faults(stage(name, health=health, trainer=trainer)))
+    assert found.keys() == {("health", field) for field in told}
+    assert all(words in found["health", field] for field, words in told.items())
+
+
+@pytest.mark.parametrize(
     ("name", "trainer"),
     [
         ("sft", {"warmup_steps": 5}),
