@@ -19,7 +19,7 @@ nano: ## the whole R1 chain in miniature: base model in, reasoning model and stu
 
 test: dev ## every test (under half an hour on two cores)
 	@sh scripts/system-packages.sh
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@sh scripts/run-tests.sh $(BIN)/python -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 	@WORKERS=$(WORKERS) sh scripts/test-vllm.sh
 
 vllm: dev ## the tests of the vLLM engine, on its CPU build (part of `make test`)

@@ -192,7 +192,7 @@ def split(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     part["generation"] = mean["generation"] - part["sync"] - part.get("waiting", 0.0)
     part["backward"] = mean["training_step"] - mean["rollout"] - part["forward"]
     part["optimizer_and_rest"] = mean["step"] - mean["training_step"]
-    return {name: round(seconds, 3) for name, seconds in part.items()}
+    return {name: round(seconds, 5) for name, seconds in part.items()}
 
 
 def summarise(
@@ -204,7 +204,7 @@ def summarise(
     tokens = sum(entry["completions/mean_length"] * rows for entry in logs[warm:] if "completions/mean_length" in entry)
     elapsed = [sum(step["step"] for step in clock.steps[: index + 1]) for index in range(len(clock.steps))]
     return {
-        "seconds_a_step": round(seconds / len(counted), 3),
+        "seconds_a_step": round(seconds / len(counted), 5),
         "samples_per_s": round(rows * len(counted) / seconds, 2),
         "wall_a_step": round((clock.ends[-1] - clock.ends[warm - 1]) / len(counted), 3) if warm else None,
         "tokens_per_s": round(tokens / seconds, 1),

@@ -30,5 +30,5 @@ export VLLM_MLA_DISABLE=1       # latent attention has no CPU kernel that is rig
 export TORCHDYNAMO_DISABLE=1    # compiling two small functions of the sampler takes a minute, and a C++ compiler
 # By default every engine would bind its threads to the same core, and spinning ones would starve other processes.
 export VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-exec "$layer/bin/python" -m pytest -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder --timeout 1200 \
+exec sh scripts/run-tests.sh "$layer/bin/python" -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder --timeout 1200 \
     -m vllm tests/rollout "$@"

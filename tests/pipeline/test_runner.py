@@ -58,7 +58,7 @@ class Play(Task):
                 print("still here")
         raise TaskError("the cupboard is bare")
 """
-SECONDS = 60.0
+SECONDS = 200.0
 """Longest wait for anything, on a machine that is busy with other tests."""
 
 
@@ -266,7 +266,7 @@ def test_a_killed_stage_is_started_again_as_often_as_it_may_be(runs: Runs) -> No
 
 
 def test_a_stage_that_hangs_is_killed_and_started_again(runs: Runs) -> None:
-    silence = 12  # more than imports take on a busy machine
+    silence = 20  # more than imports take on a busy machine
     (runs.folder / "recipe.yaml").write_text(with_launch(f"{{restarts: 1, silence: {silence}}}", ", talkative: true"))
     runner = runs.start()
     stage, child = runs.stage("one")
@@ -278,8 +278,8 @@ def test_a_stage_that_hangs_is_killed_and_started_again(runs: Runs) -> None:
     os.kill(again, signal.SIGSTOP)
     output, errors = runner.communicate(timeout=SECONDS)
     assert runner.returncode == 1
-    assert "one: was killed after 12 s without a sign of life; it goes on" in output
-    assert "stage 'one' was killed after 12 s without a sign of life; the end of" in errors
+    assert "one: was killed after 20 s without a sign of life; it goes on" in output
+    assert "stage 'one' was killed after 20 s without a sign of life; the end of" in errors
 
 
 def test_a_failure_shows_the_end_of_the_log_and_where_it_is(runs: Runs) -> None:

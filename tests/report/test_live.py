@@ -156,5 +156,5 @@ def test_it_ends_cleanly(running: Path, ending: signal.Signals) -> None:
         assert process.stdout is not None and process.stderr is not None
         assert "is served at http://127.0.0.1:" in process.stdout.readline()
         process.send_signal(ending)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         assert process.stdout.read() == "stopped\n" and process.stderr.read() == ""

@@ -69,7 +69,7 @@ def test_they_give_what_each_gives_for_its_share(pool: EnginePool, here: Transfo
 
 def test_they_are_closed_at_once(calculator: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines that have stopped are waited for side by side, and then killed."""
-    monkeypatch.setattr("pipeline.rollout.process.CLOSE_SECONDS", 3.0)
+    monkeypatch.setattr("pipeline.rollout.process.CLOSE_SECONDS", 8.0)
     process = ProcessSpec.model_validate({"devices": [*NO_GPU, "-1"]})
     made = EnginePool(RolloutSpec(engine="transformers", process=process), str(calculator))
     assert made.dtype == "float32"  # all of them have started
@@ -78,7 +78,7 @@ def test_they_are_closed_at_once(calculator: Path, monkeypatch: pytest.MonkeyPat
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     made.close()
-    assert 3 <= time.monotonic() - began < 6
+    assert 8 <= time.monotonic() - began < 16, "one after another they take twice as long"
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 

@@ -63,7 +63,7 @@ def test_the_next_stage_starts_while_its_input_is_hashed(
 
     def slow(source: Path, target: Path, manifest: Mapping[str, Any]) -> Artifact:
         if manifest["stage"] == "one":
-            assert second.wait(60)
+            assert second.wait(200)
             time.sleep(5)
         return whole(source, target, manifest)
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_published_stops_whoever_waits_for_it(
     told, second = Told(), threading.Event()
 
     def full(source: Path, target: Path, manifest: Mapping[str, Any]) -> Artifact:
-        assert second.wait(60)
+        assert second.wait(200)
         raise OSError(28, "No space left on device", str(target))
 
     monkeypatch.setattr(artifacts, "publish", full)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,22 @@ from pipeline.report.timeline import work_share
 from pipeline.training import clock as clocks
 from pipeline.training.clock import Clock, Pace, shape_of
 
-SLOW, FAST = 0.2, 0.05
+
+class Hands:
+    """The hands of a clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def hands(monkeypatch: pytest.MonkeyPatch) -> Hands:
+    found = Hands()
+    monkeypatch.setattr(clocks, "time", SimpleNamespace(perf_counter=lambda: found.now))
+    return found
 
 
 def accelerator(ranks: int = 1) -> Any:
@@ -29,30 +43,29 @@ def accelerator(ranks: int = 1) -> Any:
     )
 
 
-def test_a_part_inside_another_is_counted_once() -> None:
+def test_a_part_inside_another_is_counted_once(hands: Hands) -> None:
     clock = Clock()
     with clock.part("sampling"):
-        time.sleep(FAST)
+        hands.sleep(3)
         with clock.part("sync"):
-            time.sleep(SLOW)
-    time.sleep(FAST)
+            hands.sleep(20)
+    hands.sleep(5)
     found = clock.read(accelerator(), steps=2, peak=None)
-    assert found["seconds/sync"] * 2 == pytest.approx(SLOW, abs=FAST)
-    assert found["seconds/sampling"] * 2 == pytest.approx(FAST, abs=FAST)
-    assert found["seconds/training"] * 2 == pytest.approx(FAST, abs=FAST)
+    assert found["seconds/sync"] * 2 == pytest.approx(20)
+    assert found["seconds/sampling"] * 2 == pytest.approx(3)
+    assert found["seconds/training"] * 2 == pytest.approx(5)
     assert found["seconds/rewards"] == found["seconds/scoring"] == found["seconds/waiting"] == 0
     assert clock.read(accelerator(), steps=1, peak=None)["seconds/sync"] == 0
 
 
-def test_rates_are_those_of_all_ranks() -> None:
+def test_rates_are_those_of_all_ranks(hands: Hands) -> None:
     clock = Clock()
-    time.sleep(FAST)
+    hands.sleep(2)
     clock.counts |= {"tokens": 1000.0, "samples": 10.0, "flops": 5e9}
-    elapsed = time.perf_counter() - clock.began
     found = clock.read(accelerator(ranks=4), steps=1, peak=1e12)
-    assert found["tokens_per_second"] == pytest.approx(4000 / elapsed, rel=0.2)
-    assert found["samples_per_second"] == pytest.approx(40 / elapsed, rel=0.2)
-    assert found["mfu"] == pytest.approx(5e9 / elapsed / 1e12, rel=0.2)
+    assert found["tokens_per_second"] == pytest.approx(4000 / 2)
+    assert found["samples_per_second"] == pytest.approx(40 / 2)
+    assert found["mfu"] == pytest.approx(5e9 / 2 / 1e12)
     assert "mfu" not in clock.read(accelerator(), steps=1, peak=None)
 
 
