@@ -21,20 +21,17 @@ import argparse
 import json
 import os
 import shlex
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from queue import Queue
 from statistics import fmean
 from threading import Lock
 from typing import Any
 
+from benchmarks import children
+from benchmarks.children import Place, leave, places, side_by_side
 from benchmarks.grpo_clock import Clock, Memory, profile, summarise, watch
 from pipeline.context import StageContext
 from pipeline.process import allocator
@@ -51,31 +48,12 @@ PROFILE = " profile"
 """Follows the kind of a run that is profiled."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a run is: a GPU, and its share of the processor's cores; everywhere if nothing is given."""
-
-    device: str | None = None
-    cores: tuple[int, ...] = ()
-
-    @property
-    def env(self) -> dict[str, str]:
-        """What its process is told."""
-        return {} if self.device is None else {VISIBLE: self.device}
-
-
-def places(devices: Sequence[str]) -> list[Place]:
-    """One for each GPU; they share the cores evenly."""
-    cores, count = sorted(os.sched_getaffinity(0)), len(devices)
-    return [Place(device, tuple(cores[index::count])) for index, device in enumerate(devices)] or [Place()]
-
-
 def context_of(config: Mapping[str, Any], seed: int, folder: Path) -> StageContext[Any]:
-    """What the `grpo` stage would run with."""
+    """What a stage would run with."""
     scratch, output = folder / "scratch", folder / "output"
     scratch.mkdir(parents=True)
     output.mkdir()
-    checked = config_class("grpo").model_validate(config)
+    checked = config_class(config["kind"]).model_validate(config)
     return StageContext("benchmark", checked, {}, output, scratch, Path.cwd(), seed, scratch / "events.jsonl")
 
 
@@ -219,17 +197,9 @@ def of_ours(config: Mapping[str, Any], options: argparse.Namespace, device: str 
 def in_child(kind: str, config: Mapping[str, Any], seed: int, place: Place | None = None) -> dict[str, Any]:
     """One run in a process of its own: what `train` or `engine` returns, or why there is nothing."""
     place = place or Place()
-    with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder) / "found.json"
-        job = json.dumps({"kind": kind, "config": config, "seed": seed, "folder": folder, "cores": place.cores})
-        command = [sys.executable, "-m", "benchmarks.grpo", "--child", job]
-        ours = config_class("grpo").model_validate(config)
-        memory = {} if kind == "stock" else allocator(ours, os.environ)
-        done = subprocess.run(command, check=False, env=os.environ | place.env | memory)
-        if done.returncode or not found.exists():
-            return {"failed": f"exit code {done.returncode}"}
-        result: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
-        return result
+    memory = {} if kind == "stock" else allocator(config_class("grpo").model_validate(config), os.environ)
+    job = {"kind": kind, "config": config, "seed": seed, "cores": place.cores}
+    return children.in_child("benchmarks.grpo", job, place.env | memory)
 
 
 def child(job: str) -> None:
@@ -242,23 +212,17 @@ def child(job: str) -> None:
         found = engine(*told)
     else:
         found = train(task["kind"].removesuffix(PROFILE), *told, profiled=task["kind"].endswith(PROFILE))
-    (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+    leave(folder, found)
 
 
 def all_runs(config: Mapping[str, Any], options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Every seed of both kinds, in the order of the seeds; as many at a time as there are GPUs."""
-    free: Queue[Place] = Queue()
-    for place in places(options.devices):
-        free.put(place)
     done: list[dict[str, Any]] = []
     writing = Lock()
 
-    def run(kind: str, seed: int) -> dict[str, Any]:
-        place = free.get()
-        try:
-            found = in_child(kind, config if kind == "stock" else of_ours(config, options, place.device), seed, place)
-        finally:
-            free.put(place)
+    def run(job: tuple[str, int], place: Place) -> dict[str, Any]:
+        kind, seed = job
+        found = in_child(kind, config if kind == "stock" else of_ours(config, options, place.device), seed, place)
         print(kind, "seed", seed, json.dumps({k: v for k, v in found.items() if not isinstance(v, list)}), flush=True)
         with writing:
             done.append({"kind": kind, "seed": seed, **found})
@@ -266,11 +230,12 @@ def all_runs(config: Mapping[str, Any], options: argparse.Namespace) -> dict[str
                 options.out.write_text(json.dumps({"so_far": done}, indent=1) + "\n", encoding="utf-8")
         return found
 
-    with ThreadPoolExecutor(free.qsize()) as pool:
-        jobs = [(kind, pool.submit(run, kind, seed)) for seed in options.seeds for kind in options.kinds]
-        return {
-            kind: [job.result() for each, job in jobs if each == kind] for kind in sorted(options.kinds, reverse=True)
-        }
+    jobs = [(kind, seed) for seed in options.seeds for kind in options.kinds]
+    runs = side_by_side(jobs, options.devices, run)
+    return {
+        kind: [found for (each, _), found in zip(jobs, runs, strict=True) if each == kind]
+        for kind in sorted(options.kinds, reverse=True)
+    }
 
 
 def reached(run: Mapping[str, Any], target: float) -> float | None:

@@ -21,17 +21,16 @@ import argparse
 import json
 import os
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import Queue
 from statistics import fmean
 from typing import Any
 
-from benchmarks.grpo import WARM_UP, Place, context_of, places, versions
+from benchmarks import children
+from benchmarks.children import Place, leave, places, side_by_side
+from benchmarks.grpo import WARM_UP, context_of, versions
 from benchmarks.grpo_clock import Clock, Memory, summarise, watch
 from pipeline.process import allocator
 from pipeline.recipe import load
@@ -205,52 +204,29 @@ def random_model(tokenizer: str, folder: Path, small: bool) -> str:
 
 def in_child(config: Mapping[str, Any], options: argparse.Namespace, place: Place, problems: int) -> dict[str, Any]:
     """One run in a process of its own: what `train` returns, or why there is nothing."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder) / "found.json"
-        job = {
-            "config": config,
-            "seed": options.seed,
-            "folder": folder,
-            "problems": problems,
-            "limit": options.limit_gb,
-        }
-        env = os.environ | place.env | allocator(config_class("grpo").model_validate(config), os.environ)
-        command = [sys.executable, "-m", "benchmarks.lora", "--child", json.dumps(job)]
-        done = subprocess.run(command, check=False, env=env)
-        if done.returncode or not found.exists():
-            return {"failed": f"exit code {done.returncode}"}
-        result: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
-        return result
+    job = {"config": config, "seed": options.seed, "problems": problems, "limit": options.limit_gb}
+    env = place.env | allocator(config_class("grpo").model_validate(config), os.environ)
+    return children.in_child("benchmarks.lora", job, env)
 
 
 def child(job: str) -> None:
     """What a child process does; see `in_child`."""
     task = json.loads(job)
     folder = Path(task["folder"])
-    found = train(task["config"], task["seed"], folder / "work", task["problems"], task["limit"])
-    (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+    leave(folder, train(task["config"], task["seed"], folder / "work", task["problems"], task["limit"]))
 
 
 def compared(options: argparse.Namespace) -> dict[str, Any]:
     """Every kind, as many at a time as there are GPUs."""
-    free: Queue[Place] = Queue()
-    for place in places(options.devices):
-        free.put(place)
     config, problems = stage(options), 4 if options.smoke else options.test_problems
 
-    def run(kind: str) -> dict[str, Any]:
-        place = free.get()
-        try:
-            found = in_child(of_kind(config, kind, options.learning_rate), options, place, problems)
-        finally:
-            free.put(place)
-        print(
-            kind, json.dumps({name: value for name, value in found.items() if not isinstance(value, list)}), flush=True
-        )
+    def run(kind: str, place: Place) -> dict[str, Any]:
+        found = in_child(of_kind(config, kind, options.learning_rate), options, place, problems)
+        told = {name: value for name, value in found.items() if not isinstance(value, list)}
+        print(kind, json.dumps(told), flush=True)
         return found
 
-    with ThreadPoolExecutor(free.qsize()) as pool:
-        runs = dict(zip(options.kinds, pool.map(run, options.kinds), strict=True))
+    runs = dict(zip(options.kinds, side_by_side(options.kinds, options.devices, run), strict=True))
     whole = {kind: found for kind, found in runs.items() if "failed" not in found}
     return {
         "accuracy": {kind: found["test_accuracy"] for kind, found in whole.items()},

@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    options.beta, options.refill_rounds, options.long = 0.0, 0, False
+    options.beta, options.dynamic_sampling_rounds, options.long = 0.0, 0, False
     if options.smoke:
         options.steps, options.seeds, options.engine_options = 4, options.seeds[:1], {}
     if options.trainer is not None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import grpo, grpo_replay, lora, overlap, scaling
+from benchmarks import difficulty, grpo, grpo_replay, lora, overlap, scaling
+from benchmarks.children import Place, places
 from benchmarks.counting import FEWEST, MOST, Counting, every_second
 from pipeline.stages.registry import config_class
 
@@ -181,7 +182,7 @@ def test_seeds_run_side_by_side_one_on_each_gpu(monkeypatch: pytest.MonkeyPatch,
     began = threading.Barrier(2, timeout=60)
     seen: list[tuple[str, int, str | None, Any]] = []
 
-    def in_child(kind: str, config: dict[str, Any], seed: int, place: grpo.Place) -> dict[str, Any]:
+    def in_child(kind: str, config: dict[str, Any], seed: int, place: Place) -> dict[str, Any]:
         began.wait()  # two are under way at once, or this one never ends
         seen.append((kind, seed, place.device, config["rollout"].get("process")))
         return {"seed": seed}
@@ -206,7 +207,7 @@ def test_seeds_run_side_by_side_one_on_each_gpu(monkeypatch: pytest.MonkeyPatch,
         assert process == ({"devices": [device] * 2} if kind == "ours" else None)
     kept = json.loads(options.out.read_text())["so_far"]  # what there is, should the rest not come to its end
     assert {(run["kind"], run["seed"]) for run in kept} == {(kind, seed) for kind in runs for seed in range(3)}
-    cores = [place.cores for place in grpo.places(["4", "7"])]
+    cores = [place.cores for place in places(["4", "7"])]
     assert set(cores[0]) | set(cores[1]) == os.sched_getaffinity(0)
     assert not set(cores[0]) & set(cores[1])
 
@@ -248,3 +249,66 @@ def test_replayed_kinds_train_as_stock_does(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(grpo_replay, "LONGEST", 32)
     found = grpo_replay.measure(steps=1, rounds=1)
     assert found["speedup"].keys() == grpo_replay.KINDS.keys()
+
+
+def test_ways_to_choose_problems_are_measured_at_equal_rollouts(
+    calculator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process instead of others: a run is the same stage."""
+    for split, numbers in (("train", range(4)), ("test", range(4, 6))):
+        rows = [{"question": f"{a} + {b} =", "answer": f"#### {a + b}"} for a in range(4) for b in numbers]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    begun: list[tuple[str, int]] = []
+
+    def in_child(config: dict[str, Any], seed: int, place: Place) -> dict[str, Any]:
+        begun.append((config["kind"], seed))
+        return difficulty.run_stage(config, seed, tmp_path / f"work-{len(begun)}")
+
+    monkeypatch.setattr(difficulty, "in_child", in_child)
+    values = {**vars(OPTIONS), "model": str(calculator), "problems": str(tmp_path), "ways": ["none", "filter"]}
+    values |= {"steps": 2, "looks": 2, "seeds": [0], "gpus": [], "train_problems": 16, "test_problems": 4}
+    values |= {"template": "plain"}
+    values |= {"fused_kernels": False, "engine_options": {}, "out": tmp_path / "difficulty.json"}
+    first = difficulty.measure(argparse.Namespace(**values))
+    assert begun == [("grpo", 0), ("pass_rate", 0), ("grpo", 0)]
+    found = difficulty.measure(argparse.Namespace(**{**values, "ways": ["none", "pool", "filter"]}))
+    assert begun[3:] == [("grpo", 0)], "what the file has is not measured again"
+    runs = {way: seeds["0"] for way, seeds in found["runs"].items()}
+    assert runs.keys() == {"none", "pool", "filter"} and runs["none"] == first["runs"]["none"]["0"]
+    for run in runs.values():
+        assert [look["rollouts"] for look in run["curve"]] == [0, 16, 32] and run["rollouts"] == 32
+        assert {look["n"] for look in run["curve"]} == {4}
+        assert all(look["low"] <= look["accuracy"] <= look["high"] for look in run["curve"])
+        assert run["live_rollouts"] == pytest.approx(32 * (1 - run["dead_share"]), abs=0.51)
+    assert runs["none"]["curve"][0] == pytest.approx(runs["pool"]["curve"][0]), "the same policy and problems at first"
+    measured = runs["filter"]["measured"]
+    bins = measured["histogram"]
+    between = sum(count for name, count in bins.items() if name not in ("never", "always"))
+    assert runs["filter"]["problems"] == between
+    assert runs["none"]["problems"] == measured["problems"] == 16
+    assert measured["measured_rollouts"] == 16 * difficulty.MEASURED
+    kept = json.loads((tmp_path / "difficulty.json").read_text())
+    assert kept == json.loads(json.dumps(found)) and len(kept["commands"]) == 2
+    with pytest.raises(SystemExit, match="other settings or versions"):
+        difficulty.measure(argparse.Namespace(**{**values, "steps": 3}))
+
+
+def test_ways_to_choose_problems_are_compared_seed_by_seed() -> None:
+    def runs(ends: list[float]) -> dict[str, Any]:
+        looks = [[(0, 0.1), (512, end - 0.1), (1024, end)] for end in ends]
+        return {
+            str(seed): {"curve": [{"rollouts": at, "accuracy": score} for at, score in of], "dead_share": 0.25}
+            for seed, of in enumerate(looks)
+        }
+
+    plain, pooled = runs([0.30, 0.34, 0.32]), runs([0.33, 0.36, 0.36])
+    told = difficulty.summary({"none": plain, "pool": {**pooled, "3": {"failed": "exit code 1"}}})
+    assert told["pool"]["accuracy"] == 0.35 and told["pool"]["seeds"] == 3 and told["none"]["accuracy"] == 0.32
+    assert "over_none" not in told["none"]
+    end = told["pool"]["over_none"]["at_the_end"]
+    assert end["seeds"] == [0.03, 0.02, 0.04] and end["mean"] == 0.03
+    assert end["interval"] == [0.0052, 0.0548]  # 0.03 -+ 4.303 x 0.01 / sqrt(3)
+    assert told["pool"]["over_none"]["over_the_curve"]["mean"] == 0.03
+    later = {seed: {**run, "curve": run["curve"][:2]} for seed, run in pooled.items()}
+    with pytest.raises(ValueError, match="seed 0: the looks of two runs are at other numbers of rollouts"):
+        difficulty.difference(later, plain)
