@@ -130,7 +130,7 @@ def plan_options(
 def plan_cost(recipe: Recipe, folder: Path, asked: Asked, json: bool) -> None:
     """Print what the stages of a recipe take."""
     from pipeline.cost import hardware
-    from pipeline.planner import stages, tables
+    from pipeline.planner import left_out, stages, tables
     from pipeline.planner.estimate import estimate
     from pipeline.planner.work import Given
 
@@ -151,7 +151,7 @@ def plan_cost(recipe: Recipe, folder: Path, asked: Asked, json: bool) -> None:
     found = [estimate(work, cluster, rates) for work in stages.works(recipe, given)]
     if all(each.work.unknown for each in found):
         fail("; ".join(dict.fromkeys(each.work.unknown for each in found if each.work.gpus)) or NOTHING, code=2)
-    notes = [*notes, _price(cluster, asked.price)]
+    notes = [*notes, _price(cluster, asked.price), *left_out.NOTES]
     if json:
         typer.echo(json_module.dumps(plan_json(found, cluster, price, notes), indent=1, ensure_ascii=False))
     else:
@@ -225,11 +225,19 @@ def _stage_json(each: Estimate, price: float) -> dict[str, Any]:
         "fits": each.fits,
         "smallest_change": list(each.remedy),
         "seconds_a_step": {part: round(value, 4) for part, value in each.seconds.items()},
+        **_watching_json(each),
         "seconds": round(each.whole, 1),
         "gpu_hours": round(each.gpu_hours, 4),
         "usd": round(each.gpu_hours * price, 4),
         "assumptions": [asdict(line) for line in work.assumptions],
     }
+
+
+def _watching_json(each: Estimate) -> dict[str, Any]:
+    if (watching := each.work.watching) is None:
+        return {}
+    told = {"looks": watching.looks, "completions": watching.sampling.rollouts, "seconds": round(each.watching, 2)}
+    return {"watching": told}
 
 
 def say_what_does_not_fit(recipe: Recipe, waiting: Collection[str]) -> None:

@@ -99,3 +99,11 @@ def problems(spec: TaskSpec, recipe: Recipe) -> Count:
         if default is not None:
             return Count(int(default), f"{spec.label}: as many as it draws by default")
     return Count(UNKNOWN_PROBLEMS, f"assumed: {spec.label} does not say how many problems it has", assumed=True)
+
+
+def drawn(spec: TaskSpec, recipe: Recipe) -> Count:
+    """Problems of a task that come up in an epoch, by its weight."""
+    found = problems(spec, recipe)
+    if spec.weight == 1:
+        return found
+    return Count(round(found.number * spec.weight), f"{found.source}, weight {spec.weight:g}", found.assumed)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pipeline.cost import flops, memory, speed
 from pipeline.cost.hardware import Cluster
 from pipeline.cost.shape import Shape
-from pipeline.cost.speed import Passes, Speed
-from pipeline.planner.work import Engine, Training, Work
+from pipeline.cost.speed import Passes, Sampling, Speed
+from pipeline.planner.work import Engine, Training, Watching, Work
 
 LEAST_TOKENS = 1024
 """A pass is made no smaller to save memory: it would only launch kernels."""
@@ -18,7 +18,7 @@ LEAST_SHARE, SHARE_STEP = 0.05, 0.05
 ADAPTER, ADAPTER_RANK = "adapter.rank", 32
 ADAPTED: Sequence[tuple[str, memory.Base]] = (("", "bfloat16"), (" {}.adapter.quantize=4bit", "nf4"))
 """What is said of an adapter's base, the stage's place in a recipe to be put in, and what it is held in."""
-TRAINER, ENGINE, SAMPLING, SHARE = "trainer", "engine", "sampling", "engine's share"
+TRAINER, ENGINE, SAMPLING, WATCHING, SHARE = "trainer", "engine", "sampling", "watching", "engine's share"
 """Where memory may be too small: a GPU by what it does, and the part of it that vLLM is given."""
 
 
@@ -32,6 +32,7 @@ class Estimate:
         tokens: tokens trained on, or sampled where nothing is trained, of the whole stage.
         memory: a GPU's role -> bytes by part.
         seconds: by part of a step, or of the stage where it only samples; `step` is what a step takes.
+        watching: seconds of a look at held-out problems.
         whole: seconds of the whole stage, its start included.
         over: a GPU's role -> bytes beyond what it has.
         remedy: settings that make it fit, the smallest change first; empty where it fits, or nothing does.
@@ -42,6 +43,7 @@ class Estimate:
     tokens: float = 0.0
     memory: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    watching: float = 0.0
     whole: float = 0.0
     over: Mapping[str, float] = field(default_factory=dict)
     remedy: tuple[str, ...] = ()
@@ -76,15 +78,10 @@ def estimate(work: Work, cluster: Cluster, rates: Speed = speed.MEASURED) -> Est
     parts = seconds_of(work, cluster, rates)
     starts = work.engine is not None and work.engine.kind == "vllm"
     begun = rates.start_s + (rates.engine_s * len(work.models) if starts else 0.0)
-    found = Estimate(
-        work,
-        operations_of(work),
-        _tokens(work),
-        held,
-        parts,
-        begun + work.steps * parts["step"],
-        over,
-    )
+    look = _look(work, cluster, rates)
+    looks = 0 if work.watching is None else work.watching.looks
+    whole = begun + work.steps * parts["step"] + looks * look
+    found = Estimate(work, operations_of(work), _tokens(work), held, parts, look, whole, over)
     return found if found.fits else replace(found, remedy=tuple(remedy(work, cluster)))
 
 
@@ -97,12 +94,8 @@ def _tokens(work: Work) -> float:
 def operations_of(work: Work) -> dict[str, float]:
     """Model FLOPs of a whole stage by phase; recomputation and padding are not counted."""
     found: dict[str, float] = {}
-    if (sampling := work.sampling) is not None:
-        for shape in work.models:
-            prompt, completion = round(sampling.prompt), max(1, round(sampling.completion))
-            one = flops.forward(shape, completion, before=prompt)
-            one += flops.forward(shape, max(1, prompt), scored=1) * (1 / sampling.group)
-            found["sampling"] = found.get("sampling", 0.0) + work.steps * sampling.rollouts * one.total
+    if work.sampling is not None:
+        found["sampling"] = work.steps * sum(_sampled(shape, work.sampling) for shape in work.models)
     if (training := work.training) is not None:
         shape = work.models[0]
         length = max(1, round(training.length))
@@ -111,7 +104,17 @@ def operations_of(work: Work) -> dict[str, float]:
         if work.scored:
             found["scoring"] = work.scored * rows * flops.forward(work.teacher or shape, length).total
         found["training"] = flops.passes(training.setup.adapter_rank is not None) * rows * one.total
+    if work.watching is not None:
+        found["watching"] = work.watching.looks * _sampled(work.models[0], work.watching.sampling)
     return found
+
+
+def _sampled(shape: Shape, sampling: Sampling) -> float:
+    """Operations of completions, whose prompts are read once a group."""
+    prompt, completion = round(sampling.prompt), max(1, round(sampling.completion))
+    one = flops.forward(shape, completion, before=prompt)
+    one += flops.forward(shape, max(1, prompt), scored=1) * (1 / sampling.group)
+    return sampling.rollouts * one.total
 
 
 def held_by(work: Work, cluster: Cluster) -> dict[str, dict[str, float]]:
@@ -132,7 +135,16 @@ def held_by(work: Work, cluster: Cluster) -> dict[str, dict[str, float]]:
         found.setdefault(role, {}).update(_engine_bytes(work, engine, largest, cluster))
         if not engine.beside:
             found[role]["context"] = memory.CONTEXT_BYTES
+    if (watching := work.watching) is not None and watching.batch is not None:  # between two steps
+        row = memory.kv_cache_bytes(work.models[0]) * (watching.sampling.prompt + watching.sampling.longest)
+        cache = row * min(watching.batch, _share(watching, work))
+        found[WATCHING] = {**memory.resident(found[TRAINER]), "watching cache": cache}
     return found
+
+
+def _share(watching: Watching, work: Work) -> int:
+    """Completions of a look that each of the trainer's GPUs samples."""
+    return math.ceil(watching.sampling.rollouts / work.trainers)
 
 
 def _engine_bytes(work: Work, engine: Engine, shape: Shape, cluster: Cluster) -> dict[str, float]:
@@ -150,7 +162,10 @@ def _engine_bytes(work: Work, engine: Engine, shape: Shape, cluster: Cluster) ->
 def _longest_row(work: Work, engine: Engine, shape: Shape) -> float:
     """Bytes of the cache of the longest prompt and completion."""
     assert work.sampling is not None
-    return memory.kv_cache_bytes(shape, engine.cache_bits) * (work.sampling.prompt + work.sampling.longest)
+    longest = work.sampling.longest
+    if work.watching is not None and work.watching.batch is None:
+        longest = max(longest, work.watching.sampling.longest)
+    return memory.kv_cache_bytes(shape, engine.cache_bits) * (work.sampling.prompt + longest)
 
 
 def least_share(work: Work, cluster: Cluster) -> float | None:
@@ -168,12 +183,7 @@ def seconds_of(work: Work, cluster: Cluster, rates: Speed) -> dict[str, float]:
     gpu, parts = cluster.gpu, dict[str, float]()
     if work.sampling is not None and work.engine is not None:
         each = work.engine
-        parts["sampling"] = sum(
-            speed.by_transformers(shape, gpu, work.sampling, rates, each.batch)
-            if each.kind == "transformers"
-            else speed.generation(shape, gpu, work.sampling, rates, each.engines, each.tensor, each.fast_path)
-            for shape in work.models
-        )
+        parts["sampling"] = sum(_sampling_s(shape, each, work.sampling, cluster, rates) for shape in work.models)
     if work.training is None:
         return {**parts, "step": rates.rest * sum(parts.values())}
     shape = work.models[0]
@@ -190,6 +200,24 @@ def seconds_of(work: Work, cluster: Cluster, rates: Speed) -> dict[str, float]:
     sampling = parts.get("sampling", 0.0)
     overlapped = work.engine is not None and work.engine.overlap
     return {**parts, "step": rates.rest * (max(sampling, training) if overlapped else sampling + training)}
+
+
+def _sampling_s(shape: Shape, engine: Engine, sampling: Sampling, cluster: Cluster, rates: Speed) -> float:
+    if engine.kind == "transformers":
+        return speed.by_transformers(shape, cluster.gpu, sampling, rates, engine.batch)
+    parallel = engine.engines, engine.tensor, engine.fast_path
+    return speed.generation(shape, cluster.gpu, sampling, rates, *parallel)
+
+
+def _look(work: Work, cluster: Cluster, rates: Speed) -> float:
+    """Seconds of a look at held-out problems."""
+    if (watching := work.watching) is None:
+        return 0.0
+    shape, sampling = work.models[0], watching.sampling
+    if watching.batch is None and work.engine is not None:
+        return rates.rest * _sampling_s(shape, work.engine, sampling, cluster, rates)
+    own = replace(sampling, rollouts=_share(watching, work))
+    return rates.rest * speed.by_transformers(shape, cluster.gpu, own, rates, watching.batch or own.rollouts)
 
 
 def _passes(work: Work, training: Training, shape: Shape) -> Passes:
@@ -286,6 +314,10 @@ def _changes(work: Work, cluster: Cluster) -> Iterator[Change]:
         if not training.setup.checkpointing:
             setup = replace(training.setup, checkpointing=True)
             yield f"{key}.trainer.gradient_checkpointing=true", replace(work, training=replace(training, setup=setup))
+        if (watching := work.watching) is not None and (batch := watching.batch) is not None:
+            while (batch := batch // 2) > 0:
+                fewer = replace(work, watching=replace(watching, batch=batch))
+                yield f"{key}.watch.batch_size={batch}", fewer
         if training.setup.ranks == 1 and cluster.count > 1 and training.setup.base in ("float32", "bfloat16"):
             yield f"{key}.launch.accelerate=fsdp2-1node", _divided(work, training, cluster.count)
         if engine is not None and engine.beside and training.setup.ranks == 1 and cluster.count > 1:

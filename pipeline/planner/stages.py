@@ -16,7 +16,8 @@ from pipeline.cost.shape import Shape
 from pipeline.cost.speed import Sampling
 from pipeline.gpus import Gpu
 from pipeline.launch_checks import accelerate_config, settings
-from pipeline.planner import counts, sizes
+from pipeline.planner import counts, left_out, sizes
+from pipeline.planner.watching import watching_of
 from pipeline.planner.work import Engine, Given, Training, Work
 from pipeline.recipe import Recipe
 from pipeline.schema.efficiency import Efficiency
@@ -66,8 +67,17 @@ class Reader:
         config: Any = self.recipe.stages[stage]
         try:
             found = self._work(stage, config)
-            adapts = "adapter" in type(config).model_fields
-            return replace(found, adapts=adapts, judges=() if found.unknown else tuple(self._judges(config)))
+            lines = tuple(left_out.lines(config))
+            if found.unknown:
+                return replace(found, unknown="; ".join([found.unknown, *(line.source for line in lines)]))
+            watching, told = watching_of(config, found, self.recipe, self.given)
+            return replace(
+                found,
+                adapts="adapter" in type(config).model_fields,
+                judges=tuple(self._judges(config)),
+                watching=watching,
+                assumptions=(*found.assumptions, *told, *lines),
+            )
         except sizes.UnknownModelError as error:
             return Work(stage, config.kind, unknown=str(error))
 
@@ -81,7 +91,7 @@ class Reader:
                 return self._rows(stage, config) if config.teacher is None else self._on_policy(stage, config)
             case "grpo":
                 return self._grpo(stage, config)
-            case "evaluate" | "rejection_sample":
+            case "evaluate" | "rejection_sample" | "pass_rate":
                 return self._sampled(stage, config)
             case kind:
                 return Work(stage, kind, unknown=f"nothing is known here of stages of kind {kind}")
@@ -226,7 +236,7 @@ class Reader:
         if source.source.startswith("@"):
             config: Any = self.recipe.stages.get(source.source[1:])
             if config is not None and config.kind == "rejection_sample":
-                found = sum(counts.problems(task, self.recipe).number for task in config.tasks) * config.keep
+                found = sum(counts.drawn(task, self.recipe).number for task in config.tasks) * config.keep
                 sampling = self._sampling(config.rollout, 1, 1)
                 row = sampling.prompt + min(sampling.completion, config.filters.max_tokens or math.inf)
                 return min(found, config.rows or found), row, "assumed: every problem keeps as many as it may"
@@ -246,10 +256,8 @@ class Reader:
 
     # ---------------------------------------------------------------------------------------------------- sampling
 
-    def _sampling(self, rollout: RolloutSpec, rollouts: int, group: int, longest: int | None = None) -> Sampling:
-        most = longest or rollout.max_tokens
-        mean = self.given.completion if self.given.completion is not None else most / 2
-        return Sampling(rollouts, group, self.given.prompt, min(mean, most), most)
+    def _sampling(self, rollout: RolloutSpec, rollouts: int, group: int) -> Sampling:
+        return self.given.sampling(rollouts, group, rollout.max_tokens)
 
     def _lengths(self, rollout: RolloutSpec, sampling: Sampling) -> list[Assumption]:
         """How long prompts and completions are taken to be."""
@@ -292,7 +300,8 @@ class Reader:
         rollouts, group = micro * accumulation * ranks, int(values["num_generations"])
         longest = max([config.rollout.max_tokens, *(change.max_tokens for change in config.length_schedule)])
         reused = int(values.get("num_iterations", 1))
-        sampling = self._sampling(config.rollout, max(group, rollouts // reused), group)
+        sampled = math.ceil(max(group, rollouts // reused) * (1 + config.rollout.spare))
+        sampling = self._sampling(config.rollout, sampled, group)
         row = round(LONGEST_PROMPT * self.given.prompt) + longest
         tokens = max(efficiency.tokens_per_pass, row) if efficiency.packing else micro * row
         if "gradient_checkpointing" not in values:
@@ -312,7 +321,7 @@ class Reader:
             micro_batches=1 if merged else accumulation,
             mtp=config.mtp is not None,
         )
-        problems = [counts.problems(task, self.recipe) for task in config.tasks]
+        problems = [counts.drawn(task, self.recipe) for task in config.tasks]
         steps, more = self._steps(values, sum(each.number for each in problems), rollouts / group / reused)
         if int(values.get("max_steps", -1)) <= 0:
             more += [Assumption("problems", f"{each.number:,}", each.source) for each in problems]
@@ -339,7 +348,7 @@ class Reader:
         row = round(LONGEST_PROMPT * self.given.prompt) + config.rollout.max_tokens
         setup = self._setup(config, values, micro * row, ranks, sharded)
         training = Training(setup, rows, sampling.prompt + sampling.completion, row, accumulation)
-        problems = sum(counts.problems(task, self.recipe).number for task in config.tasks)
+        problems = sum(counts.drawn(task, self.recipe).number for task in config.tasks)
         steps, more = self._steps(values, problems, rows)
         told = (*self._lengths(config.rollout, sampling), *more)
         one = (shape,)
@@ -349,7 +358,8 @@ class Reader:
         names = [name for name in (config.model, *getattr(config, "models", ())) if name is not None]
         shapes = tuple(self.shape(name) for name in names)
         limit = getattr(config, "problems", None) or math.inf
-        problems = [counts.problems(task, self.recipe) for task in config.tasks]
+        count = counts.drawn if config.kind == "rejection_sample" else counts.problems
+        problems = [count(task, self.recipe) for task in config.tasks]
         once = [counts.of_harness(name) for name in getattr(config, "harness", ())]
         number = sum(min(each.number, limit) for each in problems) * config.samples
         number += sum(min(each.number, limit) for each in once)

@@ -199,6 +199,9 @@ def _stage(each: Estimate, cluster: Cluster) -> Iterator[RenderableType]:
     steps = f"{work.steps:,} of {duration(each.seconds['step'])}" if work.training is not None else "sampling alone"
     told = ", ".join(f"{part} {duration(value)}" for part, value in each.seconds.items() if part != "step")
     lines.add_row(Text("  steps"), Text(f"{steps}: {told}"))
+    if (watching := work.watching) is not None:
+        told = f"{watching.looks:,} looks of {duration(each.watching)} at {watching.sampling.rollouts:,} completions"
+        lines.add_row(Text("  watching"), Text(told))
     phases = ", ".join(f"{phase} {operations(value)}" for phase, value in each.operations.items())
     lines.add_row(Text("  FLOP"), Text(phases))
     for line in work.assumptions:

@@ -38,6 +38,11 @@ class Given:
     published: Mapping[str, Path] = field(default_factory=dict)
     processor: bool = False
 
+    def sampling(self, rollouts: int, group: int, most: int) -> Sampling:
+        """Completions of at most so many tokens, a group of them for each prompt."""
+        mean = self.completion if self.completion is not None else most / 2
+        return Sampling(rollouts, group, self.prompt, min(mean, most), most)
+
 
 @dataclass(frozen=True, slots=True)
 class Training:
@@ -94,6 +99,22 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True)
+class Watching:
+    """Held-out problems that the model answers while it trains.
+
+    Attributes:
+        looks: how often: before the first step, every so many, and after the last.
+        sampling: what is sampled at each.
+        batch: sequences at a time of each GPU where the trainer's own model answers; `None` where the stage's engine
+            does.
+    """
+
+    looks: int
+    sampling: Sampling
+    batch: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """What a stage does.
 
@@ -107,6 +128,7 @@ class Work:
         scored: forward passes without gradient a step (a reference; a teacher, which is `teacher`).
         unknown: why there are no numbers, if there are none.
         judges: reward models that share its GPU.
+        watching: held-out problems while it trains, if there are any.
         adapts: whether its kind could train an adapter in place of the weights.
     """
 
@@ -125,3 +147,4 @@ class Work:
     unknown: str = ""
     adapts: bool = False
     judges: tuple[Shape, ...] = ()
+    watching: Watching | None = None

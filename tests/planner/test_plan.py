@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,13 @@ from benchmarks import fits as small
 from benchmarks import planner
 from pipeline.cli import app
 from pipeline.cost import memory, models
-from pipeline.planner import fits, found, sizes
+from pipeline.planner import fits, found, left_out, sizes
 from pipeline.recipe import load
+from pipeline.schema.efficiency import Efficiency
+from pipeline.schema.task import TaskSpec
+from pipeline.stages.grpo import TrainingRollout
+from pipeline.stages.registry import KINDS, config_class
+from pipeline.training.watching import WatchSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
@@ -80,6 +86,88 @@ def test_a_recipe_by_hand(recipe: Path, tmp_path: Path) -> None:
     assert found["fits"] and all(line["source"] for line in found["assumptions"])
 
 
+def test_looks_at_held_out_problems_count_as_their_evaluation_does(recipe: Path, tmp_path: Path) -> None:
+    """A look takes the time of an `evaluate` stage on the same problems, and the whole stage that of all its looks."""
+    words = (recipe, "--runs", tmp_path, "--gpus", "H200", "--completion-tokens", 100)
+    plain = planned(*words)
+    watch = "{tasks: [gsm8k/test], every: 4, samples: 2, problems: 300}"
+    watched = planned(*words, f"stages.zero.watch={watch}", f"stages.taught.watch={watch}")
+    asked = ("stages.score.problems=300", "stages.score.models=['@base']", "stages.score.rollout.max_tokens=")
+    for name, engine, longest in (("zero", "vllm", 400), ("taught", "transformers", 1024)):
+        engines = f"stages.score.rollout.engine={engine}"
+        score = stage(planned(*words, *asked[:2], f"{asked[2]}{longest}", engines), "score")
+        before, after = stage(plain, name), stage(watched, name)
+        looks = 1 + math.ceil(before["steps"] / 4)  # 10 and 14 steps: the last look is after the last step
+        told = after["watching"]
+        assert (told["looks"], told["completions"]) == (looks, 600) and "watching" not in before
+        assert told["seconds"] == pytest.approx(score["seconds_a_step"]["step"], rel=1e-2)
+        assert after["seconds"] - before["seconds"] == pytest.approx(looks * told["seconds"], rel=1e-2)
+        assert after["flops"]["watching"] == pytest.approx(looks * score["flops"]["sampling"], rel=1e-6)
+        assert after["seconds_a_step"] == before["seconds_a_step"]
+    held = stage(watched, "taught")["memory"]["watching"]
+    assert held["watching cache"] == 64 * (128 + 1024) * 12_288  # 24 layers, 2 heads of 64, keys and values, bfloat16
+    assert held["optimizer"] == 8 * 494_032_768 and "activations" not in held
+    result = invoked("plan", *words, "--cost", f"stages.zero.watch={watch}")
+    assert "4 looks of" in result.stdout and "600 completions" in result.stdout, result.stdout
+
+
+def test_a_look_that_does_not_fit_wants_fewer_answers_at_a_time(recipe: Path, tmp_path: Path) -> None:
+    watch = "stages.taught.watch={tasks: [gsm8k/test], every: 4, max_tokens: 32000, batch_size: 256}"
+    words = (recipe, "--runs", tmp_path, "--gpus", "H100", watch)
+    taught = stage(planned(*words), "taught")
+    assert not taught["fits"]
+    (change,) = taught["smallest_change"]
+    assert change.startswith("stages.taught.watch.batch_size=")
+    assert stage(planned(*words, change), "taught")["fits"]
+    share = "stages.zero.rollout.gpu_memory=0.05"
+    longer = "stages.zero.watch={tasks: [gsm8k/test], every: 4, max_tokens: 320000}"
+    zero = stage(planned(*words[:-1], share, longer), "zero")
+    assert stage(planned(*words[:-1], share), "zero")["fits"] and not zero["fits"], "the engine holds the longest row"
+
+
+def test_every_field_of_a_stage_is_planned_or_told() -> None:
+    """A field that is new belongs into one of the planner's sets, with a line if it takes time or memory."""
+    sets = left_out.PLANNED, left_out.FREE, frozenset(left_out.TOLD)
+    fields = {name for kind in KINDS for name in config_class(kind).model_fields}
+    nested = {"efficiency": Efficiency, "rollout": TrainingRollout, "watch": WatchSpec, "tasks": TaskSpec}
+    fields |= {f"{outer}.{name}" for outer, model in nested.items() for name in model.model_fields}
+    assert fields <= frozenset().union(*sets), "a field that no plan speaks of"
+    assert frozenset().union(*sets) <= fields, "a name that is no field"
+    planned_and_free = left_out.PLANNED & left_out.FREE
+    assert not planned_and_free and not left_out.FREE & left_out.TOLD.keys()
+
+
+def test_what_is_not_counted_is_a_line(recipe: Path, tmp_path: Path) -> None:
+    words: tuple[object, ...] = (recipe, "--runs", tmp_path, "--gpus", "H200")
+    words += ("stages.zero.health={on_alarm: rollback, rollbacks: 2}", "stages.zero.stop={above: 0.9}")
+    words += ("stages.zero.watch={tasks: [gsm8k/test], every: 4}", "stages.zero.keep=best")
+    words += ("stages.zero.efficiency.dynamic_sampling_rounds=3", "stages.zero.tasks=[{use: gsm8k, weight: 0.5}]")
+    found = planned(*words)
+    told = {line["what"]: line["source"] for line in stage(found, "zero")["assumptions"]}
+    assert "up to 2 times" in told["health"] and "may end earlier" in told["stop"] and "saves" in told["keep"]
+    assert "3 more rounds" in told["efficiency.dynamic_sampling_rounds"]
+    assert "weight 0.5" in told["problems"]
+    assert stage(found, "zero")["steps"] == math.ceil(3736 / 64)  # half of the 7,473 problems
+    (line,) = [line for line in found["assumptions"] if line["what"] == "not counted"]
+    assert "decontaminating" in line["source"] and "judging" in line["source"]
+
+
+def test_pass_rates_and_spare_prompts_are_planned(recipe: Path, tmp_path: Path) -> None:
+    """A `pass_rate` stage samples as an evaluation of as many samples does; `spare` samples that much more."""
+    (tmp_path / "more.yaml").write_text(
+        RECIPE + '  rates: {kind: pass_rate, model: "@base", tasks: [{use: gsm8k, problems: 1319}], samples: 2,'
+        " rollout: {engine: vllm}}\n"
+    )
+    words = (tmp_path / "more.yaml", "--runs", tmp_path, "--gpus", "2xH200", "stages.score.models=['@base']")
+    found = planned(*words)
+    rates, score = stage(found, "rates"), stage(found, "score")
+    assert (rates["tokens"], rates["seconds"], rates["memory"]) == (score["tokens"], score["seconds"], score["memory"])
+    apart = "stages.zero.launch.gpus=2", "stages.zero.rollout.process.devices=[1]"
+    plain, more = (stage(planned(*words, *apart, f"stages.zero.rollout.spare={n}"), "zero") for n in ("0", "0.25"))
+    assert more["flops"]["sampling"] == pytest.approx(1.25 * plain["flops"]["sampling"])
+    assert more["flops"]["training"] == plain["flops"]["training"]
+
+
 def test_more_gpus_share_what_is_sharded(recipe: Path, tmp_path: Path) -> None:
     words = (recipe, "--runs", tmp_path, "stages.zero.launch.accelerate=fsdp2-1node")
     one, eight = (stage(planned(*words, "--gpus", gpus), "zero") for gpus in ("H100", "8xH100"))
@@ -119,9 +207,9 @@ def test_what_is_proposed_fits(recipe: Path, tmp_path: Path, gpus: str, size: st
     changes = [change for line in zero["smallest_change"] for change in line.split()]
     assert {change.split("=")[0].rpartition(".")[2] for change in changes} <= changed
     assert stage(planned(*words, *changes), "zero")["fits"]
-    for left_out in zero["smallest_change"][1:]:  # none of several can be left out
-        rest = [change for change in changes if change not in left_out.split()]
-        assert not stage(planned(*words, *rest), "zero")["fits"], left_out
+    for without in zero["smallest_change"][1:]:  # none of several can be left out
+        rest = [change for change in changes if change not in without.split()]
+        assert not stage(planned(*words, *rest), "zero")["fits"], without
 
 
 def test_a_share_that_cannot_hold_the_weights_is_told(recipe: Path, tmp_path: Path) -> None:
