@@ -11,7 +11,7 @@ import difflib
 import logging
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,17 +89,21 @@ def _read(path: Path) -> Artifact | None:
     return Artifact(path, manifest)
 
 
-def publish(source: Path, target: Path, manifest: Mapping[str, Any]) -> Artifact:
+def publish(
+    source: Path, target: Path, manifest: Mapping[str, Any], allowed: Callable[[], None] = lambda: None
+) -> Artifact:
     """Turn a finished folder into an artifact: hash its files, write the manifest, sync, rename into place.
 
     Args:
         source: the complete folder; on another file system than `target` it is copied.
         target: where the artifact will appear; a broken one there is replaced.
         manifest: everything but the files' hashes, which are added here.
+        allowed: asked last of all, when all is hashed; raises if nothing may appear any more.
     """
     follow_umask(source)
     durable.seal(source, MANIFEST, **manifest)
     durable.make_folder(target.parent)
+    allowed()
     if target.exists():
         shutil.rmtree(target)
     durable.move(source, target)

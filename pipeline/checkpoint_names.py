@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
-from pipeline import artifacts, durable, longer
+from pipeline import artifacts, durable, lease, longer
 from pipeline.conversion.checkpoints import OF_THE_TRAINER, to_model
 from pipeline.locks import STAGE_LOCK, stage_lock
 from pipeline.rows import whole_row
@@ -34,6 +34,8 @@ LINKED_BYTES = 2**20
 """Size from which on a file of a checkpoint is linked: larger than configs, and many tokenizers."""
 ABANDONED_SECONDS = 60.0
 """Age from which on a reader's folder that nobody holds is deleted: its process was killed."""
+FORGOTTEN_SECONDS = 7 * 24 * 3600.0
+"""The same for a reader on another host, whose lock may not be seen from here."""
 
 
 class NamedCheckpointError(LookupError):
@@ -222,7 +224,7 @@ def _manifest(run: Path, entry: Mapping[str, Any], named: Named) -> dict[str, An
 def _view(run: Path) -> Iterator[Path]:
     """A folder of the reader's own: in the run, where links can be made, or elsewhere if that is not to be written."""
     try:
-        view = Path(mkdtemp(prefix=VIEW, dir=run))
+        view = Path(mkdtemp(prefix=f"{VIEW}{_host()}-", dir=run))
     except OSError:
         with TemporaryDirectory(prefix=VIEW) as folder:
             yield Path(folder)
@@ -233,12 +235,16 @@ def _view(run: Path) -> Iterator[Path]:
         shutil.rmtree(view, ignore_errors=True)
 
 
+def _host() -> str:
+    return durable.file_name(lease.this_host().boot)[:12]
+
+
 def _sweep(run: Path) -> None:
     """Delete the folders of readers that were killed."""
     for view in run.glob(f"{VIEW}*"):
-        lock = view / STAGE_LOCK
+        lock, own = view / STAGE_LOCK, view.name.startswith(f"{VIEW}{_host()}-")
         with contextlib.suppress(OSError):
-            if time.time() - view.stat().st_mtime < ABANDONED_SECONDS:
+            if time.time() - view.stat().st_mtime < (ABANDONED_SECONDS if own else FORGOTTEN_SECONDS):
                 continue
             with lock.open("a") as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -213,8 +213,12 @@ def describe(faults: Mapping[str, str], most: int = 3) -> str:
 
 def move(source: Path, target: Path) -> None:
     """Rename a folder to where nothing is; across file systems, copy it first, so that it still appears at once."""
+    number = source.stat().st_ino
     try:
         source.rename(target)
+    except FileNotFoundError:
+        if not target.exists() or target.stat().st_ino != number:
+            raise  # otherwise it was done, and NFS has lost the answer and asked again
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise

@@ -28,6 +28,7 @@ from pipeline.forkserver import ForkServer
 from pipeline.gpus import Gpu
 from pipeline.graph import Node, State
 from pipeline.inputs import Inputs
+from pipeline.lease import Lease
 from pipeline.locks import LockError, await_ghosts, run_lock
 from pipeline.observer import Failure, Observer
 from pipeline.placement import Placed
@@ -99,7 +100,7 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
         StageError: a stage failed; stages that ran beside it were still finished and published.
         KeyboardInterrupt: interrupted; all stages were stopped, and the same command resumes.
     """
-    with _working_on(run):
+    with _working_on(run) as lease:
         recipe = graph.pinned(recipe)
         nodes = graph.build(recipe)
         steps, slots = graph.plan(nodes, run), Slots(nodes, recipe.base, observer)
@@ -117,7 +118,7 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
         if unmet := needs.unmet(recipe, [name for name in recipe.stages if name in stale], run=True):
             raise RunError("\n".join(("nothing was started:", *unmet)))
         with _mirrored(recipe, run, observer) as mirrors:
-            _Scheduler(recipe, run, nodes, states, observer, done, slots, mirrors).run(jobs or recipe.jobs)
+            _Scheduler(recipe, run, nodes, states, observer, done, slots, mirrors, lease).run(jobs or recipe.jobs)
         return Finished({name: done[name] for name in nodes}, stale)
 
 
@@ -134,9 +135,11 @@ class _Scheduler:
         done: dict[str, Artifact],
         slots: Slots,
         mirrors: Mirrors,
+        lease: Lease,
     ) -> None:
         self.recipe, self.run_path, self.nodes, self.states = recipe, run, nodes, states
         self.observer, self.done, self.slots, self.mirrors = observer, done, slots, mirrors
+        self.lease = lease
         self.running: list[StageProcess] = []
         self.restarts: Counter[str] = Counter()
         self.gone_back: Counter[str] = Counter()
@@ -194,6 +197,7 @@ class _Scheduler:
         self.slots.tell(node)
 
     def _start(self, node: Node) -> StageProcess:
+        self.lease.check()
         scratch = artifacts.scratch(self.run_path, node.name, node.fingerprint)
         self._take_over(node, scratch)
         durable.make_folder(scratch)
@@ -206,9 +210,8 @@ class _Scheduler:
         attempt = count_attempt(scratch / "attempts")
         durable.whole_lines(scratch / EVENTS)
         lease, placed = self.slots.of(node)
-        job = job_of(
-            node, self.recipe, self._inputs(node), list(filter(self.publishing.__contains__, node.inputs)), placed
-        )
+        awaited = list(filter(self.publishing.__contains__, node.inputs))
+        job = job_of(node, self.recipe, self._inputs(node), awaited, placed, self.lease.path)
         return start(node, scratch, job, self.recipe.base, attempt, lease, placed, self.early, self.forks)
 
     def _take_over(self, node: Node, scratch: Path) -> None:
@@ -222,7 +225,7 @@ class _Scheduler:
         return {name: self._target(self.nodes[name]).resolve() for name in node.inputs}
 
     def _start_early(self, node: Node, which: Sequence[Gpu], placed: Placed | None, folder: Path) -> Waiting:
-        job = job_of(node, self.recipe, self._inputs(node), list(node.inputs), placed)
+        job = job_of(node, self.recipe, self._inputs(node), list(node.inputs), placed, self.lease.path)
         scratch = artifacts.scratch(self.run_path, node.name, node.fingerprint)
         return start_early(node, job, self.recipe.base, scratch, which, placed, folder)
 
@@ -250,6 +253,7 @@ class _Scheduler:
         ended: list[str] = []
         if self.running or self.publishing or waiting:
             time.sleep(POLL_SECONDS)
+        self.lease.look()
         for process in list(self.running):
             code = process.ended()
             for event in process.events():
@@ -259,6 +263,7 @@ class _Scheduler:
             self.running.remove(process)
             process.signal(signal.SIGKILL)  # whatever the stage has started and left behind
             process.scrub()
+            self.lease.check()  # whoever has taken over has ended it, and what is there may be theirs
             if code == 0 and (process.scratch / OUTCOME).exists():
                 shutil.rmtree(self._target(process.node), ignore_errors=True)  # a broken one is none to wait for
                 self.slots.release(process.node.name)
@@ -304,6 +309,7 @@ class _Scheduler:
         self.running.append(self._start(node))
 
     def _publish(self, process: StageProcess) -> Artifact:
+        self.lease.check()
         node, finished = process.node, time.time()
         outcome = json.loads((process.scratch / OUTCOME).read_text(encoding="utf-8"))
         output = process.scratch / "output"
@@ -311,7 +317,9 @@ class _Scheduler:
             if (process.scratch / name).exists():
                 shutil.copy2(process.scratch / name, output / name)
         kept.publish(process.scratch, self.run_path)
-        artifact = artifacts.publish(output, self._target(node), recording.manifest(process, outcome, finished))
+        artifact = artifacts.publish(
+            output, self._target(node), recording.manifest(process, outcome, finished), self.lease.check
+        )
         longer.keep(self.run_path, node.name, node.fingerprint)
         shutil.rmtree(process.scratch, ignore_errors=True)  # what is left, `artifacts.clean` removes
         return artifact
@@ -353,15 +361,15 @@ def _mirrored(recipe: Recipe, run: Path, observer: Observer) -> Iterator[Mirrors
 
 
 @contextlib.contextmanager
-def _working_on(run: Path) -> Iterator[None]:
+def _working_on(run: Path) -> Iterator[Lease]:
     """Hold the run; a full disk, or another fault of it, is one line, and finished stages are kept.
 
     Raises:
-        RunError: another process works on the run, or its folder cannot be read or written.
+        RunError: another process works on the run or has taken it over, or its folder cannot be read or written.
     """
     try:
-        with run_lock(run):
-            yield
+        with run_lock(run) as lease:
+            yield lease
     except LockError as error:
         raise RunError(str(error)) from error
     except BrokenPipeError:

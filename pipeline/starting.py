@@ -99,7 +99,12 @@ def start_early(
 
 
 def job_of(
-    node: Node, recipe: Recipe, inputs: Mapping[str, Path], awaited: Sequence[str], placed: Placed | None
+    node: Node,
+    recipe: Recipe,
+    inputs: Mapping[str, Path],
+    awaited: Sequence[str],
+    placed: Placed | None,
+    lease: Path,
 ) -> Job:
     """What a stage's process is to do.
 
@@ -109,6 +114,7 @@ def job_of(
         inputs: stage -> folder of its artifact.
         awaited: those of them that are not published yet.
         placed: which of its processes see which GPUs.
+        lease: the file of the runner's lease.
     """
     config = node.config if placed is None else placed.config(node.config)
     return Job(
@@ -120,6 +126,7 @@ def job_of(
         tasks={name: definition.model_dump(mode="json") for name, definition in recipe.tasks.items()},
         seed=node.config.seed or 0,
         evaluated=[spec.model_dump(mode="json", by_alias=True) for spec in recipe.evaluated],
+        lease=str(lease.resolve()),
     )
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import durable, gpus, ranks
+from pipeline import durable, gpus, lease, ranks
 from pipeline.artifacts import MANIFEST
 from pipeline.context import StageContext
 from pipeline.locks import stage_lock
@@ -50,6 +50,7 @@ class Job:
         seed: seed of the stage.
         evaluated: the tasks that the recipe scores.
         awaited: those of the inputs that are still being published.
+        lease: the file of the runner's lease of the run; see `pipeline.lease`.
     """
 
     stage: str
@@ -60,6 +61,7 @@ class Job:
     seed: int
     evaluated: Sequence[Mapping[str, Any]] = ()
     awaited: Sequence[str] = ()
+    lease: str = ""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -79,6 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     with stage_lock(scratch):
         gpus.keep()
         _end_without(int(runner))
+        if job.lease:
+            lease.end_without(Path(job.lease))
         if (rank := ranks.number()) is not None:
             sys.excepthook = lambda kind, error, trace: _leave(scratch, error)
             ranks.Stand(scratch, rank).start()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,8 +63,8 @@ SECONDS = 200.0
 """Longest wait for anything, on a machine that is busy with other tests."""
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
+def until(condition: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.02)
@@ -84,7 +85,7 @@ class Runs:
         self.started: list[subprocess.Popen[str]] = []
         self.seen: set[int] = set()
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         command = [str(Path(sys.executable).parent / "zero2r1"), "run", "recipe.yaml", *arguments]
         process = subprocess.Popen(
             command,
@@ -93,7 +94,13 @@ class Runs:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "1"},  # of whatever starts the runner
+            env={
+                **os.environ,
+                "RANK": "0",
+                "WORLD_SIZE": "1",
+                "MASTER_PORT": "1",
+                **variables,
+            },  # what starts the runner
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal, wherever the tests run
         )
@@ -311,6 +318,33 @@ def test_two_runners_do_not_work_on_one_run(runs: Runs) -> None:
     other = runs.start("--runs", "elsewhere")
     assert runs.stage("one")[0] != stage
     assert other.poll() is None
+
+
+def test_a_runner_on_another_host_waits_for_a_sign_of_life_and_is_refused(runs: Runs) -> None:
+    first = runs.start(ZERO2R1_HOST="one")
+    stage, _ = runs.stage("one")
+    second = runs.start(ZERO2R1_HOST="another")
+    _, errors = second.communicate(timeout=SECONDS)
+    assert second.returncode == 1
+    assert f"runs/play was last worked on by process {first.pid} on host {socket.gethostname()}" in errors
+    assert f"another process (pid {first.pid} on host {socket.gethostname()}) works on runs/play" in errors
+    assert alive(stage) and first.poll() is None
+
+
+@pytest.mark.slow
+def test_another_host_goes_on_with_the_run_of_one_that_is_gone(runs: Runs) -> None:
+    first = runs.start(ZERO2R1_HOST="one")
+    stage, child = runs.stage("one")
+    os.kill(first.pid, signal.SIGSTOP)  # the stage lives, and so does the runner, which gives no sign of it
+    second = runs.start(ZERO2R1_HOST="another")
+    until(lambda: not alive(stage) and not alive(child), "the stage on the other host to end itself", 4 * SECONDS)
+    again, _ = runs.stage("one")
+    os.kill(first.pid, signal.SIGCONT)
+    _, errors = first.communicate(timeout=SECONDS)
+    assert first.returncode == 1
+    assert f"process {second.pid} on host {socket.gethostname()} has taken over runs/play" in errors
+    assert "Traceback" not in errors
+    assert alive(again) and second.poll() is None
 
 
 def test_jobs_run_beside_each_other_and_a_failure_waits_for_the_others(runs: Runs) -> None:
