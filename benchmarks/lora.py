@@ -2,7 +2,7 @@
 
     python -m benchmarks.lora --model Qwen/Qwen2.5-Coder-1.5B-Instruct --problems path/to/gsm8k --devices 0 1 2 \\
         --out benchmarks/results/lora-h200.json
-    python -m benchmarks.lora --recipe lora/7b-24gb --limit-gb 24 --tokenizer path/to/qwen --random-7b \\
+    python -m benchmarks.lora --recipe lora/7b-24gb --limit-gb 24 --tokenizer path/to/qwen --random Qwen/Qwen2.5-7B \\
         --steps 10 --out benchmarks/results/7b-24gb-h200.json
     python -m benchmarks.lora --smoke --model path/to/tiny --problems path/to/gsm8k            # on a CPU, two steps
 
@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,6 +34,7 @@ from benchmarks import children
 from benchmarks.children import Place, leave, places, side_by_side
 from benchmarks.grpo import WARM_UP, context_of, versions
 from benchmarks.grpo_clock import Clock, Memory, summarise, watch
+from pipeline.cost import models
 from pipeline.process import allocator
 from pipeline.recipe import load
 from pipeline.stages.registry import config_class
@@ -40,9 +43,6 @@ ADAPTERS: Mapping[str, dict[str, Any] | None] = {"full": None, "lora": {}, "qlor
 """Kind of run -> the recipe's `adapter`."""
 CARD_BYTES = 25.3e9
 """What torch sees of a card of 24 GB, whose share a recipe's `gpu_memory` is."""
-SEVEN_B = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
-SEVEN_B |= {"num_key_value_heads": 4, "vocab_size": 152_064, "max_position_embeddings": 32_768}
-"""The shape of Qwen2.5-7B."""
 
 
 def train(config: Mapping[str, Any], seed: int, folder: Path, problems: int, limit_gb: float | None) -> dict[str, Any]:
@@ -180,26 +180,32 @@ def of_recipe(options: argparse.Namespace, model: str) -> dict[str, Any]:
     return given
 
 
-def random_model(tokenizer: str, folder: Path, small: bool) -> str:
-    """A model of Qwen2.5-7B's shape with random weights, or a small one like it."""
+def random_model(like: str, tokenizer: str, folder: Path, small: bool) -> str:
+    """A model with random weights, of the shape of one on the hub, or a small one like it. Returns its folder."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     read = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-    shape = dict(SEVEN_B)
+    shape = models.config(like)
+    if shape is None:
+        raise ValueError(f"the shape of {like} is not known: one of {', '.join(models.names())}")
     if small:
-        shape |= {"hidden_size": 56, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": len(read)}
+        shape |= {"hidden_size": 4 * shape["num_attention_heads"], "intermediate_size": 64}
+        shape |= {"num_hidden_layers": 2, "vocab_size": len(read)}
     ends = {"eos_token_id": read.eos_token_id, "pad_token_id": read.pad_token_id, "bos_token_id": None}
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        config = Qwen2Config(**shape, **ends, tie_word_embeddings=False)
+        config = AutoConfig.for_model(**shape, **ends)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if small else torch.bfloat16)
     model.save_pretrained(folder)
     read.save_pretrained(folder)
-    del model
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     return str(folder)
+
+
+def made(like: str, tokenizer: str, folder: Path, small: bool) -> str:
+    """`random_model` in a process of its own: one that has used a GPU keeps some of its memory as long as it lives."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(random_model, like, tokenizer, folder, small).result()
 
 
 def in_child(config: Mapping[str, Any], options: argparse.Namespace, place: Place, problems: int) -> dict[str, Any]:
@@ -244,8 +250,8 @@ def held(options: argparse.Namespace) -> dict[str, Any]:
     """A recipe's stage on a smaller card."""
     with tempfile.TemporaryDirectory() as folder:
         model = options.model
-        if options.random_7b:
-            model = random_model(options.tokenizer or options.model, Path(folder) / "model", options.smoke)
+        if options.random is not None:
+            model = made(options.random, options.tokenizer or options.model, Path(folder) / "model", options.smoke)
         config = of_recipe(options, model)
         found = in_child(config, options, places(options.devices)[0], 0)
     numbers = {} if "failed" in found else {"peak_gb": found["peak_gb"], "seconds_a_step": found["seconds_a_step"]}
@@ -275,7 +281,7 @@ def main() -> None:
         "--override", nargs="*", default=[], help="settings of that recipe, as `zero2r1 run` takes them"
     )
     parser.add_argument("--limit-gb", type=float, help="what torch's allocator may take")
-    parser.add_argument("--random-7b", action="store_true", help="a model of Qwen2.5-7B's shape with random weights")
+    parser.add_argument("--random", help="model on the hub: one of its shape with random weights takes its place")
     parser.add_argument("--tokenizer", help="folder or hub id of that model's tokenizer")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path)

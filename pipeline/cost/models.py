@@ -117,15 +117,24 @@ def names() -> list[str]:
     return sorted((*_CONFIGS, *PRESETS))
 
 
+def config(name: str) -> dict[str, Any] | None:
+    """What a model's config.json says of its shape, also of its instruction-tuned form; `None` if it is not known."""
+    return next((dict(_CONFIGS[found]) for found in _names(name) if found in _CONFIGS), None)
+
+
 def known(name: str) -> Shape | None:
     """The shape of a model on the hub, also of its instruction-tuned form; `None` if it is not known here."""
-    short = next((name.removesuffix(end) for end in _TUNED if name.endswith(end)), name)
-    for candidate in (name, short):
+    for candidate in _names(name):
         if candidate in _CONFIGS:
             return from_config(_CONFIGS[candidate])
         if candidate in PRESETS:
             return preset(PRESETS[candidate])
     return None
+
+
+def _names(name: str) -> tuple[str, str]:
+    """A name, and that of the model which it was tuned from."""
+    return name, next((name.removesuffix(end) for end in _TUNED if name.endswith(end)), name)
 
 
 def preset(name: str | Mapping[str, Any], vocabulary: int | None = None) -> Shape:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import difficulty, grpo, grpo_replay, lora, overlap, scaling
+from benchmarks import difficulty, fits, grpo, grpo_replay, lora, overlap, scaling
 from benchmarks.children import Place, places
 from benchmarks.counting import FEWEST, MOST, Counting, every_second
 from pipeline.stages.registry import config_class
@@ -77,10 +77,26 @@ def test_an_adapter_is_measured_as_all_weights_are(config: dict[str, Any], tmp_p
 
 def test_a_recipe_is_held_to_a_smaller_card(calculator: Path, tmp_path: Path) -> None:
     options = argparse.Namespace(recipe="lora/7b-24gb", override=[], steps=2, smoke=True)
-    model = lora.random_model(str(calculator), tmp_path / "model", small=True)
+    model = lora.random_model("Qwen/Qwen2.5-7B", str(calculator), tmp_path / "model", small=True)
     found = lora.train(lora.of_recipe(options, model), 0, tmp_path / "run", 0, None)
     assert found["accuracy"] == [0.5, 0.5], "every second rollout is paid"
     assert found["seconds_a_step"] > 0
+
+
+def test_what_fits_is_measured_once_and_stands_in_the_table(calculator: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fits.json"
+    words = ["--measure", "--smoke", "--tokenizer", str(calculator), "--models", "0.5B", "--lengths", "1024"]
+    with pytest.raises(SystemExit) as ended:
+        fits.main([*words, "--ways", "LoRA", "--out", str(out)])
+    assert ended.value.code == 0
+    (found,) = fits.measured(out).values()
+    assert found["samples_per_s"] > 0 and found["peak_gb"] > 0
+    row = next(line for line in fits.table({"0.5B LoRA 1024": found}).splitlines() if "| 0.5B | LoRA |" in line)
+    assert f"**{found['peak_gb']:.0f} GB, {found['samples_per_s']:.1f}/s" in row and row.count("**") == 2
+    before = out.stat().st_mtime_ns
+    with pytest.raises(SystemExit):
+        fits.main([*words, "--ways", "LoRA", "--out", str(out)])
+    assert out.stat().st_mtime_ns == before, "it is not measured again"
 
 
 def test_the_target_is_reached_by_the_mean_of_several_steps() -> None:
