@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
@@ -27,6 +27,7 @@ from pipeline.training.evidence import Evidence
 from pipeline.training.finite import NonFiniteError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 GO_ON = "The checkpoints are kept; to go on past alarms, set health.on_alarm: warn"
 
@@ -63,8 +64,21 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
         """Know what an interrupted stage had logged, so that it is compared with the same first steps."""
         for entry in state.log_history:
             if LOSS in entry:  # others are looks at held-out scores
-                self.alarms.look(entry)
+                self._look(entry)
                 self._follow(entry["step"])
+
+    def _look(self, metrics: Mapping[str, Any]) -> list[Tripped]:
+        """The alarms of a logged step, and what is crossed for all, as the first rank sees them. Collective."""
+        tripped, self.alarms.crossed = self._by_first(lambda: (self.alarms.look(metrics), self.alarms.crossed))
+        return tripped
+
+    def _by_first(self, decide: Callable[[], T]) -> T:
+        """What the first rank decides, in every rank: others may see other files, or round otherwise. Collective."""
+        found: list[Any] = [decide() if self.trainer.is_world_process_zero() else None]
+        if self.trainer.accelerator.num_processes > 1:
+            broadcast_object_list(found, from_process=0)
+        decided: T = found[0]
+        return decided
 
     def _follow(self, step: int) -> None:
         """Notice where a symptom begins, and where it is gone."""
@@ -91,7 +105,7 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
         """
         if logs is None or LOSS not in logs:
             return
-        tripped = self._agreed(self.alarms.look(logs))
+        tripped = self._look(logs)
         self._follow(state.global_step)
         if tripped:
             self._raise(tripped, state.global_step, logs)
@@ -110,22 +124,15 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
                 self._guard(step - 2)
             self._raise([Tripped(LOSS, LOSS, float("nan"), float("inf"), str(error))], step, {})
 
-    def _agreed(self, tripped: list[Tripped]) -> list[Tripped]:
-        if self.trainer.accelerator.num_processes == 1:
-            return tripped
-        told: list[Any] = [tripped]
-        broadcast_object_list(told)
-        found: list[Tripped] = told[0]
-        return found
-
     def _raise(self, tripped: list[Tripped], step: int, logs: Mapping[str, Any]) -> None:
         where = self.evidence.keep(step, self._began, self._before, tripped, logs)
-        then, to = self._then(step)
+        then, to = self._by_first(lambda: self._then(step))
         for number, one in enumerate(tripped):
             text = f"alarm after step {step}: {one.reason}"
-            log.warning("%s", text)
             more = "" if number else f". {where.told} {then}".rstrip()  # once is enough
-            self._tell(step, text + more, one, where.folder, to)
+            if self.trainer.is_world_process_zero():
+                log.warning("%s", text)
+                self._tell(step, text + more, one, where.folder, to)
         text = "; ".join(one.reason for one in tripped)
         if to is not None:
             entry = {"step": step, "began": self._began, "to": to, "alarm": tripped[0].alarm, "done": False}
@@ -152,8 +159,6 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
         return f"Rollback {gone + 1} of {health.rollbacks}: back to {place}, and on with {rate}", to
 
     def _tell(self, step: int, text: str, one: Tripped, folder: Path | None, to: int | None) -> None:
-        if not self.trainer.is_world_process_zero():
-            return
         fields = {name: value for name, value in one.fields().items() if value is not None}
         more = {"then": self.health.on_alarm if to is not None or self.health.on_alarm != "rollback" else "stop"}
         more |= {} if folder is None else {"kept": folder.relative_to(self.context.scratch).as_posix()}
@@ -162,22 +167,26 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
 
     def _guard(self, step: int) -> None:
         """Keep the newest complete checkpoint up to a step from being deleted while there is a symptom."""
+        self._before = self._by_first(lambda: self._guarded(step))
+
+    def _guarded(self, step: int) -> int | None:
         folder = self.context.scratch / kept.KEPT
         paths = [*checkpoints.by_step(self.context.checkpoints), *checkpoints.by_step(folder)]
         found = [p for p in paths if checkpoints.step_of(p) <= step and (p / checkpoints.MARK).exists()]
         newest = max(found, key=checkpoints.step_of, default=None)
-        self._before = None if newest is None else checkpoints.step_of(newest)
-        if newest is not None and self.trainer.is_world_process_zero():
-            link(newest, folder / newest.name)
+        if newest is None:
+            return None
+        link(newest, folder / newest.name)
+        return checkpoints.step_of(newest)
 
     def _forget_guard(self) -> None:
         """Let go of a checkpoint that no kept batch belongs to."""
-        if self._before is None or not self.trainer.is_world_process_zero():
+        before, self._before = self._before, None
+        if before is None or not self.trainer.is_world_process_zero():
             return
         folder = self.context.scratch / kept.KEPT
-        if self._before not in [record["checkpoint"] for record in kept.records(folder).values()]:
-            shutil.rmtree(folder / f"{kept.CHECKPOINT}{self._before}")
-        self._before = None
+        if before not in [record["checkpoint"] for record in kept.records(folder).values()]:
+            shutil.rmtree(folder / f"{kept.CHECKPOINT}{before}")
 
 
 def accuracy_of(config: Any) -> str:

@@ -15,8 +15,10 @@ from rewards.registry import nearest
 
 MARK = "complete"
 """Of a checkpoint; see `pipeline.training.checkpoints`."""
-OPTIMIZER = "optimizer.pt"
-"""The optimizer's state in a checkpoint."""
+OPTIMIZER, GATHERED = "optimizer.pt", "optimizer.bin"
+"""The optimizer's state in a checkpoint: of one process or of DDP, and what FSDP has gathered of all ranks' parts."""
+PARTS = "optimizer_0"
+"""The same of FSDP where each rank has written its own part."""
 REPLAYED = "grpo"
 """The stage kind whose batches are replayed."""
 
@@ -132,12 +134,29 @@ def _case(run: Path, stage: str, kind: str, found: Path, step: int | None) -> Ca
                 f"the checkpoint before the symptom is gone or damaged: {checkpoint} ({durable.describe(faults)});"
                 " without it there is nothing to replay the batch on"
             )
-        if not (checkpoint / OPTIMIZER).is_file():
-            raise WhyError(
-                f"the checkpoint before the symptom has no {OPTIMIZER}: {checkpoint}. Several processes saved it in"
-                " parts, or `trainer.save_only_model` left it out; one process replays, and needs the whole state"
-            )
+        _check_optimizer(checkpoint)
     return Case(run, stage, folder, record, [other for other in records if other != chosen], checkpoint)
+
+
+def _check_optimizer(checkpoint: Path) -> None:
+    """Make sure that one process can go on from a checkpoint.
+
+    Raises:
+        WhyError: it cannot; says why, and with which setting it could.
+    """
+    if any((checkpoint / name).is_file() for name in (OPTIMIZER, GATHERED)):
+        return
+    if (checkpoint / PARTS).is_dir():
+        why = "each rank of FSDP has written its part of the state. Set `fsdp_state_dict_type: FULL_STATE_DICT` in the"
+        why += " accelerate config, as the one that is named fsdp2-1node has it"
+    elif any(checkpoint.glob("global_step*")):
+        why = "DeepSpeed has written it in its own format. Train with `launch: {accelerate: fsdp2-1node}`"
+    else:
+        why = "`trainer.save_only_model` has left it out. Leave that setting out"
+    raise WhyError(
+        f"the checkpoint before the symptom has no {OPTIMIZER}, which one process would replay from: {checkpoint}:"
+        f" {why}, and run the stage again"
+    )
 
 
 def _moved(folder: Path, run: Path) -> Path:

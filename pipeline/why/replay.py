@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
 from pipeline.context import StageContext
 from pipeline.stages import grpo
@@ -23,7 +24,7 @@ from pipeline.training.grpo.judging import Samples
 from pipeline.training.grpo.sampling import TrlSampler
 from pipeline.training.grpo.trainer import GrpoTrainer
 from pipeline.why.batches import Kept
-from pipeline.why.case import OPTIMIZER, Case
+from pipeline.why.case import GATHERED, OPTIMIZER, Case
 
 MOST_UPDATES = 4
 """Optimizer steps that a batch is trained on, at most, where the symptom began later than that after the checkpoint."""
@@ -81,9 +82,14 @@ class Replay:
         self.model.load_state_dict(self.weights)
         self.trainer.optimizer = None
         self.trainer.create_optimizer()
-        if self.case.checkpoint is not None:
-            saved = torch.load(self.case.checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
+        if (checkpoint := self.case.checkpoint) is None:
+            return
+        if (checkpoint / OPTIMIZER).is_file():
+            saved = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
             self.trainer.optimizer.load_state_dict(saved)
+        else:  # by the names of the weights
+            saved = torch.load(checkpoint / GATHERED, map_location="cpu", weights_only=True)
+            set_optimizer_state_dict(self.model, self.trainer.optimizer, saved)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, as it was logged; that of the optimizer where it was not."""

@@ -211,7 +211,14 @@ def test_what_cannot_be_replayed_is_told_in_a_line(tmp_path: Path) -> None:
     checkpoint.mkdir()
     (checkpoint / "optimizer_0").mkdir()
     durable.seal(checkpoint, "complete")
-    assert f"has no optimizer.pt: {checkpoint}. Several processes saved it in parts" in says("zero")
+    assert "Set `fsdp_state_dict_type: FULL_STATE_DICT`" in says("zero")
+    (checkpoint / "optimizer_0").rename(checkpoint / "global_step2")
+    durable.seal(checkpoint, "complete")
+    assert "DeepSpeed has written it in its own format" in says("zero")
+    (checkpoint / "global_step2").rmdir()
+    assert f"has no optimizer.pt, which one process would replay from: {checkpoint}: `trainer.save_only_" in says(
+        "zero"
+    )
     (step / kept.RECORD).write_text("{")
     assert "this batch cannot be replayed" in says("zero")
 
