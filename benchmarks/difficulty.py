@@ -39,6 +39,7 @@ from typing import Any
 from benchmarks import children, grpo
 from benchmarks.children import Place, leave, side_by_side
 from pipeline import durable
+from pipeline.dead_groups import EQUAL, FAILED
 from pipeline.process import allocator
 from pipeline.stages.registry import config_class, run_function
 
@@ -52,7 +53,6 @@ CACHE_BYTES = 6 * 10**9
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 """Number of seeds -> the two-sided 95 % quantile of Student's t with one degree of freedom less."""
 WATCHED = "watch/gsm8k/test/"
-DEAD = ("groups/all_failed", "groups/all_equal_above_zero")
 
 
 def task_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -121,9 +121,9 @@ def run_stage(config: Mapping[str, Any], seed: int, folder: Path) -> dict[str, A
 
 def told_by(lines: Sequence[Mapping[str, Any]], rollouts: int) -> dict[str, Any]:
     """What the events of a `grpo` stage say, with so many rollouts a step."""
-    steps = [line for line in lines if DEAD[0] in line]
+    steps = [line for line in lines if FAILED in line]
     looks = [line for line in lines if WATCHED + "pass@1" in line]
-    dead = [sum(line[name] for name in DEAD) for line in steps]
+    dead = [line[FAILED] + line[EQUAL] for line in steps]
     parts = [{name: value for name, value in line.items() if name.startswith("seconds/")} for line in steps]
     curve = [
         {"rollouts": look["step"] * rollouts, "accuracy": look[WATCHED + "pass@1"]}
@@ -135,8 +135,8 @@ def told_by(lines: Sequence[Mapping[str, Any]], rollouts: int) -> dict[str, Any]
         "rollouts": rollouts * len(steps),
         "live_rollouts": round(sum(rollouts * (1 - share) for share in dead)),
         "dead_share": round(fmean(dead), 4),
-        "all_failed": [round(line[DEAD[0]], 4) for line in steps],
-        "all_solved": [round(line[DEAD[1]], 4) for line in steps],
+        "all_failed": [round(line[FAILED], 4) for line in steps],
+        "all_solved": [round(line[EQUAL], 4) for line in steps],
         "reward": [round(line["reward"], 4) for line in steps],
         "seconds_a_step": round(median(sum(part.values()) - part["seconds/watching"] for part in parts), 3),
     }

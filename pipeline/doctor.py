@@ -9,12 +9,11 @@ import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -22,6 +21,7 @@ from rich.text import Text
 
 from pipeline import durable
 from pipeline.conversion import folder
+from pipeline.dead_groups import EQUAL, FAILED, Shares
 from pipeline.schema import extras
 
 if TYPE_CHECKING:
@@ -304,12 +304,12 @@ def files(folder: Path) -> Iterator[Finding]:
 
 def run(folder: Path) -> Iterator[Finding]:
     """A run's RL stages: groups whose rewards are all equal teach nothing; says how many there are, and why."""
-    from pipeline.report.run_data import events, read_run
+    from pipeline.report.run_data import events, health_of, read_run
 
     for stage in read_run(folder).stages.values():
-        recent = [event for event in events(stage) if "frac_reward_zero_std" in event][-RECENT_EVENTS:]
-        if recent:
-            yield _dead_groups(stage.name, recent)
+        recent = [event for event in events(stage) if _both_known(event)][-RECENT_EVENTS:]
+        if (groups := Shares.of(recent)) is not None:
+            yield _dead_groups(stage.name, groups, len(recent), health_of(stage).dead_groups)
 
 
 def _files(stage: Stage) -> Iterator[Finding]:
@@ -336,17 +336,14 @@ def _files(stage: Stage) -> Iterator[Finding]:
                 yield Finding(level, stage.name, told)
 
 
-def _dead_groups(stage: str, events: Sequence[Mapping[str, Any]]) -> Finding:
-    from pipeline.schema.health import DEAD_SHARE
+def _both_known(event: Mapping[str, Any]) -> bool:
+    from pipeline.report.text import finite
 
-    dead = fmean(event["frac_reward_zero_std"] for event in events)
-    score = sum(event.get("rewards/accuracy/score", event.get("reward", 0.0)) for event in events) / len(events)
-    message = f"{dead:.0%} of the groups had no difference in reward over the last {len(events)} logged steps"
-    if dead < DEAD_SHARE:
+    return all(finite(event.get(name)) is not None for name in (FAILED, EQUAL))
+
+
+def _dead_groups(stage: str, groups: Shares, steps: int, limit: float) -> Finding:
+    message = f"{groups} in the last {steps} logged steps"
+    if groups.dead < limit:
         return Finding(Level.OK, stage, message)
-    cause = "mixed scores: groups may be too small (trainer.num_generations)"
-    if score < 0.1:
-        cause = "almost everything scores 0: the problems are too hard, the answer format is missed, or it is cut off"
-    elif score > 0.9:
-        cause = "almost everything scores 1: the problems are too easy by now"
-    return Finding(Level.WARNING, stage, f"{message}; {cause}")
+    return Finding(Level.WARNING, stage, f"{message}: {groups.cause}")

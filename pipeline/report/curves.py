@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.dead_groups import EQUAL, FAILED
 from pipeline.report.figures import Line, Panel, line_panel
 from pipeline.report.run_data import Run, Stage, events
 from pipeline.report.text import clean, finite, number, percent
@@ -27,8 +28,8 @@ ROUNDING = 1e-5
 REWARDS_SHOWN = 6  # lines in one panel: the size of the palette
 
 TROUBLE = {
-    "groups/all_failed": "all failed",
-    "groups/all_equal_above_zero": "all alike",
+    FAILED: "all failed",
+    EQUAL: "all alike",
     "completions/clipped_ratio": "cut off",
 }
 TROUBLE_NOTE = (
@@ -37,8 +38,8 @@ TROUBLE_NOTE = (
 HELD_OUT = "watch/"
 HELD_OUT_NOTE = "Problems that are not trained on, before the first step and as training goes on; with 95 % intervals."
 TROUBLE_ALONE = {
-    "groups/all_failed": "Groups in which all failed",
-    "groups/all_equal_above_zero": "Groups that scored alike",
+    FAILED: "Groups in which all failed",
+    EQUAL: "Groups that scored alike",
     "completions/clipped_ratio": "Completions cut off",
 }
 """The same, as titles of panels of their own."""

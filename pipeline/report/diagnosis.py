@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from statistics import fmean, variance
 
-from pydantic import ValidationError
-
+from pipeline.dead_groups import EQUAL, FAILED, Cause, Shares
 from pipeline.report.differences import Difference, Outcomes, difference, task_name
 from pipeline.report.prose import main_root
-from pipeline.report.run_data import Run, Stage, State, events, log_tail, mapping, rows
+from pipeline.report.run_data import Run, Stage, State, events, health_of, log_tail, mapping, rows
 from pipeline.report.scores import Group, Table
 from pipeline.report.text import clean, finite, interval, number, percent
-from pipeline.schema.health import Health
 
 MOST_SENTENCES = 3
 CUT_OFF = 0.1
@@ -31,6 +29,11 @@ LAST = 4
 """The last fourth of a stage's logged steps is how it ended, the first how it began."""
 FEWEST_LOGGED = 8
 """Logged steps, at least, from which a stage is judged."""
+BECAUSE = {
+    Cause.HARD: "none of their answers is right: easier problems, or a look at how answers are read, would help",
+    Cause.EASY: "all their answers are right, so harder problems would teach more",
+    Cause.MIXED: "in some all answers are right and in others none: larger groups, or other problems, would help",
+}
 TOLD_OTHERWISE = ("dead_groups", "truncated")
 """Alarms about what a rule of its own looks for."""
 SOLVED = 0.9
@@ -289,23 +292,12 @@ def _few_kept(run: Run) -> Iterator[Finding]:
 def _dead_groups(run: Run) -> Iterator[Finding]:
     """Stages in whose last fourth nearly all groups have equal rewards, by the threshold of the stage's alarms."""
     for stage in run.stages.values():
-        failed, equal = (_ends(stage, name)[1] for name in ("groups/all_failed", "groups/all_equal_above_zero"))
-        dead = (failed or 0.0) + (equal or 0.0)
-        if stage.kind == "grpo" and dead >= _health(stage).dead_groups:
-            why = "all their answers are right, so harder problems would teach more"
-            if (failed or 0.0) > (equal or 0.0):
-                why = "none of their answers is right: easier problems, or a look at how answers are read, would help"
-            text = (
-                f"{percent(dead, 0)} % of the groups at the end of `{clean(stage.name)}` teach nothing, because {why}."
-            )
-            yield Finding(Concern.DEAD_GROUPS, text, dead)
-
-
-def _health(stage: Stage) -> Health:
-    try:
-        return Health.model_validate(stage.config.get("health") or {})
-    except ValidationError:  # of an older version, or a recipe that was never checked
-        return Health()
+        failed, equal = (_ends(stage, name)[1] for name in (FAILED, EQUAL))
+        groups = Shares(failed or 0.0, equal or 0.0)
+        if stage.kind == "grpo" and groups.dead >= health_of(stage).dead_groups:
+            share, why = percent(groups.dead, 0), BECAUSE[groups.cause]
+            text = f"{share} % of the groups at the end of `{clean(stage.name)}` teach nothing, because {why}."
+            yield Finding(Concern.DEAD_GROUPS, text, groups.dead)
 
 
 def _logged(stage: Stage, metric: str) -> list[float]:

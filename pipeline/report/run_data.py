@@ -16,10 +16,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipeline import artifacts, durable, source
 from pipeline.report.text import finite
 from pipeline.rows import whole_row
 from pipeline.schema.environment import names_only
+from pipeline.schema.health import Health
 
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 log = logging.getLogger(__name__)
@@ -248,6 +251,14 @@ def _parameters_in(path: Path) -> int:
         header = whole_row(source.read(length)) if 0 < length <= SAFETENSORS_HEADER_LIMIT else None
     shapes = [mapping(entry).get("shape") for name, entry in (header or {}).items() if name != "__metadata__"]
     return sum(math.prod(int(edge) for edge in shape) for shape in shapes if isinstance(shape, list))
+
+
+def health_of(stage: Stage) -> Health:
+    """The thresholds of a stage's alarms; the usual ones where it has none."""
+    try:
+        return Health.model_validate(stage.config.get("health") or {})
+    except ValidationError:  # of an older version, or a recipe that was never checked
+        return Health()
 
 
 def mapping(value: object) -> Mapping[str, Any]:

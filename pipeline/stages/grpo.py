@@ -327,6 +327,8 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
             **more,
         )
     adapters.settle(trainer)
+    if config.health is not None:
+        trainer.group_watch.limit = None
     trainer.left_out = left_out
     renderer.guide(trainer)
     experts.balance(trainer, config.routing)

@@ -10,6 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from pipeline.context import in_json
+from pipeline.dead_groups import FAILED, Shares
 from pipeline.schema.health import Health
 from pipeline.training.finite import SKIPPED
 
@@ -17,7 +18,6 @@ LOSS, ENTROPY, LENGTH, GRADIENT, REWARD = "loss", "entropy", "completions/mean_l
 TRUNCATED, KL, MISMATCH = "completions/clipped_ratio", "kl", "sampling/sampling_logp_difference/mean"
 EFFECTIVE = "sampling/effective_sample_size"
 REPETITION, FOREIGN = "completions/repetition", "completions/foreign_words"
-FAILED, EQUAL = "groups/all_failed", "groups/all_equal_above_zero"
 FEWEST_BEFORE = 3
 """Steps whose median norm a step's is compared with, at least."""
 LATEST = 50
@@ -142,13 +142,10 @@ class Alarms:
             yield Tripped("length", LENGTH, now[LENGTH], limit, told, length)
 
     def _of_rewards(self, now: Mapping[str, float]) -> Iterator[Tripped]:
-        health, failed, equal = self.health, now.get(FAILED, 0.0), now.get(EQUAL, 0.0)
-        if (dead := failed + equal) >= health.dead_groups:
-            why = "problems are too hard, or answers are not found"
-            if failed <= equal:
-                why = "the verifier pays everything, or problems are too easy"
-            told = f"{dead:.0%} of the groups teach nothing (health.dead_groups {health.dead_groups:g}): {why}"
-            yield Tripped("dead_groups", FAILED, dead, health.dead_groups, told)
+        health, groups = self.health, Shares.of([now])
+        if groups is not None and groups.dead >= health.dead_groups:
+            told = f"{groups} (health.dead_groups {health.dead_groups:g}): {groups.cause}"
+            yield Tripped("dead_groups", FAILED, groups.dead, health.dead_groups, told)
         if len(self._scores) < 2 * SMOOTHED:
             return
         first, last = self._scores[:SMOOTHED], self._scores[-SMOOTHED:]

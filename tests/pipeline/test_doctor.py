@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from pipeline import doctor
 from pipeline.cli import app
+from pipeline.dead_groups import EQUAL, FAILED
 from pipeline.doctor import Finding, Level
 from pipeline.recipe import load
 
@@ -141,27 +142,54 @@ def test_golds_that_their_grader_refuses_are_found(tmp_path: Path, answers: list
 
 
 @pytest.mark.parametrize(
-    ("dead", "score", "said"),
+    ("failed", "equal", "limit", "said"),
     [
-        (0.5, 0.5, None),
-        (0.9, 0.02, "almost everything scores 0"),
-        (0.9, 0.97, "almost everything scores 1"),
-        (0.9, 0.5, "groups may be too small"),
+        (0.3, 0.2, None, None),
+        (0.9, 0.0, None, "problems are too hard"),
+        (0.02, 0.9, None, "problems are too easy"),
+        (0.5, 0.45, None, "groups are too small (trainer.num_generations)"),
+        (0.3, 0.2, 0.4, "groups are too small"),
+        (0.9, 0.05, 0.99, None),
     ],
 )
 def test_groups_that_teach_nothing_are_explained(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dead: float, score: float, said: str | None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failed: float, equal: float, limit: float | None, said: str | None
 ) -> None:
+    """By the stage's own threshold; and the trainer's warning and the stage's alarm say the same of it."""
     from pipeline.report import run_data
+    from pipeline.schema.health import Health
+    from pipeline.training.alarms import Alarms
 
-    logged = [{"frac_reward_zero_std": 0.0, "reward": 0.5}] * 5 + [{"frac_reward_zero_std": dead, "reward": score}] * 20
-    stage = SimpleNamespace(name="zero")
+    logged: list[dict[str, Any]] = [{FAILED: 0.0, EQUAL: 0.0, "loss": 0.0}] * 5
+    logged += [{FAILED: failed, EQUAL: equal, "loss": 0.0}] * 20 + [{FAILED: "nan", EQUAL: None}]
+    health = {} if limit is None else {"dead_groups": limit}
+    stage = SimpleNamespace(name="zero", config={"health": health})
     monkeypatch.setattr(run_data, "read_run", lambda folder: SimpleNamespace(stages={"zero": stage}))
     monkeypatch.setattr(run_data, "events", lambda of: [{"step": 1}, *logged])
     (found,) = doctor.run(tmp_path)
-    assert found.message.startswith(f"{dead:.0%} of the groups"), "the last twenty steps, not all"
+    assert found.message.startswith(f"{failed + equal:.0%} of the groups teach nothing in the last 20 logged steps")
     assert found.level is (Level.OK if said is None else Level.WARNING)
     assert said is None or said in found.message
+    alarms = Alarms(Health(patience=1, **health))
+    raised = [alarm for step in logged[5:6] for alarm in alarms.look(step) if alarm.alarm == "dead_groups"]
+    assert bool(raised) is (said is not None)
+    assert all(alarm.reason.partition(": ")[2] == found.message.partition(": ")[2] for alarm in raised)
+
+
+def test_the_trainer_warns_of_groups_that_teach_nothing_for_long(caplog: pytest.LogCaptureFixture) -> None:
+    from pipeline.training.grpo.judging import DEAD_STEPS, GroupWatch
+
+    watch, silent = GroupWatch(), GroupWatch(None)
+    dead, live = {FAILED: 0.95, EQUAL: 0.0}, {FAILED: 0.5, EQUAL: 0.1}
+    with caplog.at_level("WARNING"):
+        for metrics in [*[dead] * (DEAD_STEPS - 1), live, *[dead] * (DEAD_STEPS - 1)]:
+            watch.add(metrics)
+        assert not caplog.text, "one live batch in between"
+        for _ in range(DEAD_STEPS):
+            silent.add(dead)
+        assert not caplog.text, "an alarm tells"
+        watch.add(dead)
+    assert "95% of the groups teach nothing in the last 5 batches: problems are too hard" in caplog.text
 
 
 def test_an_error_is_the_exit_code(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.dead_groups import Shares
 from pipeline.rows import whole_row, write_rows
 from pipeline.samples import SAMPLES
 from pipeline.schema.health import DEAD_SHARE
@@ -96,39 +97,22 @@ class Samples:
 
 
 class GroupWatch:
-    """Warns when too many groups teach nothing for too long.
+    """Warns when too many groups teach nothing for too long, in a stage without alarms.
 
     Args:
-        group: rollouts a group.
+        limit: share of dead groups; `None` where an alarm has its own (`health.dead_groups`).
     """
 
-    def __init__(self, group: int) -> None:
-        self.group = group
-        self.shares: list[tuple[float, float]] = []
+    def __init__(self, limit: float | None = DEAD_SHARE) -> None:
+        self.limit = limit
+        self.seen: list[Mapping[str, float]] = []
 
-    def add(self, failed: float, solved: float) -> None:
-        """Take the shares of a generation batch: every rollout failed; every one got the same reward above zero."""
-        self.shares = [*self.shares, (failed, solved)][-DEAD_STEPS:]
-        if len(self.shares) == DEAD_STEPS and min(map(sum, self.shares)) >= DEAD_SHARE:
-            log.warning("%s", explain_dead_groups(self.shares, self.group))
-            self.shares = []
-
-
-def explain_dead_groups(shares: Sequence[tuple[float, float]], group: int) -> str:
-    """Why groups teach nothing, in a sentence, and what to do about it.
-
-    Args:
-        shares: (all failed, all equal above zero) for each of the last generation batches.
-        group: rollouts a group.
-    """
-    failed = sum(share for share, _ in shares) / len(shares)
-    solved = sum(share for _, share in shares) / len(shares)
-    text = f"{failed + solved:.0%} of the groups have no variance in their rewards, so they teach nothing: "
-    if failed > 2 * solved:
-        return text + (
-            f"in {failed:.0%} every rollout failed. The problems are too hard, the completions are cut off"
-            " (rollout.max_tokens), or the answers are not found (look at samples.jsonl)"
-        )
-    if solved > 2 * failed:
-        return text + f"in {solved:.0%} every rollout got the same reward above zero. The problems are too easy"
-    return text + f"groups of {group} are too small, or problems are either trivial or hopeless"
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Take what a generation batch has logged of its groups."""
+        self.seen = [*self.seen, metrics][-DEAD_STEPS:]
+        if self.limit is None or len(self.seen) < DEAD_STEPS:
+            return
+        each, groups = [Shares.of([step]) for step in self.seen], Shares.of(self.seen)
+        if all(step is not None and step.dead >= self.limit for step in each) and groups is not None:
+            log.warning("%s in the last %d batches: %s", groups, DEAD_STEPS, groups.cause)
+            self.seen = []

@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from pipeline.dead_groups import EQUAL, FAILED
 from pipeline.samples import Judgement, sample_row
 from pipeline.training.grpo import objective, texts
 from pipeline.training.grpo.sampling import Sampled
@@ -58,10 +59,10 @@ def look_at(
     same_G = objective.equal_groups(total_B[:, None], trainer.num_generations)
     best_G = total_B.nan_to_num(0.0).view(-1, trainer.num_generations).amax(dim=1)  # the first may have no score
     solved_G, failed_G = same_G & (best_G > 0), same_G & (best_G <= 0)
-    failed, solved = failed_G.float().mean().item(), solved_G.float().mean().item()
-    trainer._metrics["train"]["groups/all_failed"].append(failed)
-    trainer._metrics["train"]["groups/all_equal_above_zero"].append(solved)
-    trainer.group_watch.add(failed, solved)
+    shares = {FAILED: failed_G.float().mean().item(), EQUAL: solved_G.float().mean().item()}
+    for name, share in shares.items():
+        trainer._metrics["train"][name].append(share)
+    trainer.group_watch.add(shares)
     texts.log_texts(trainer, sampled.problems, completions, sampled.completion_ids)
     if trainer.accelerator.is_main_process and trainer.samples.due(trainer.state.global_step):
         trainer.samples.add(_sample_rows(trainer, sampled, completions))

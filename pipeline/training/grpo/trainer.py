@@ -99,7 +99,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         sync_by_name(self)
         self.blocks = BlockTraining(self, mtp)
         self.metrics = Metrics()
-        self.group_watch, self.drift = judging.GroupWatch(self.num_generations), Drift()
+        self.group_watch, self.drift = judging.GroupWatch(), Drift()
         self.fill_watch = FillWatch(self.args.gradient_accumulation_steps, efficiency.tokens_per_pass)
         self.dynamic_sampling = DynamicSampling(self)
         self.stops, self.first_look = Stops.of(self._tokenizer, stop), FirstLook(self._tokenizer.eos_token)
