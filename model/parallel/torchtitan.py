@@ -11,7 +11,7 @@ import json
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,9 @@ _BROKEN = (
 """What a broken pickle brings, as the documentation of `pickle` has it."""
 
 _OFFICIAL = re.compile(r"model\.layers\.(\d+)\.(?:mlp\.experts\.(\d+)\.)?(.+)")
-_TITAN = re.compile(r"layers\.(\d+)\.(.+)")
+_TITAN = re.compile(r"(mtp_)?layers\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"model\.layers\.(\d+)\.enorm\.weight")
+"""What only prediction blocks have: torchtitan counts these from 0, behind `mtp_layers.`, and not with the layers."""
 _COPIES = re.compile(r"model\.layers\.\d+\.(?:embed_tokens|shared_head\.head)\.weight")
 """Copies of embedding and head, which official checkpoints have in prediction blocks, and torchtitan has not."""
 
@@ -131,14 +133,17 @@ def to_torchtitan(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
     renamed: dict[str, torch.Tensor] = {}
     experts: dict[str, dict[int, torch.Tensor]] = {}
+    blocks = sorted(int(found[1]) for found in map(_BLOCK.fullmatch, state) if found)
+    homes = {str(number): f"mtp_layers.{place}" for place, number in enumerate(blocks)}
     for name, tensor in state.items():
         found = _OFFICIAL.fullmatch(name)
         if name in TOP:
             renamed[TOP[name]] = tensor
         elif found and found[2] is None and found[3] in LAYER:
-            renamed[f"layers.{found[1]}.{LAYER[found[3]]}"] = tensor
+            renamed[f"{homes.get(found[1], f'layers.{found[1]}')}.{LAYER[found[3]]}"] = tensor
         elif found and found[2] is not None and found[3] in EXPERTS:
-            experts.setdefault(f"layers.{found[1]}.{EXPERTS[found[3]]}", {})[int(found[2])] = tensor
+            whole = f"{homes.get(found[1], f'layers.{found[1]}')}.{EXPERTS[found[3]]}"
+            experts.setdefault(whole, {})[int(found[2])] = tensor
         elif not _COPIES.fullmatch(name):
             raise ValueError(f"torchtitan's DeepSeek-V3 has no place for {name}")
     for name, by_number in experts.items():
@@ -148,26 +153,43 @@ def to_torchtitan(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-def from_torchtitan(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def from_torchtitan(state: Mapping[str, torch.Tensor], layers: int | None = None) -> dict[str, torch.Tensor]:
     """A state of torchtitan's under official names, one tensor an expert.
+
+    Args:
+        state: all of it, or some layers.
+        layers: how many the model has, prediction blocks not counted; as many as the state has, if not given.
 
     Raises:
         ValueError: a name that is not of torchtitan's DeepSeek-V3.
     """
     top, layer, experts = ({theirs: ours for ours, theirs in table.items()} for table in (TOP, LAYER, EXPERTS))
+    behind = layers_of(state) if layers is None else layers
     renamed: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         found = _TITAN.fullmatch(name)
+        home = "" if found is None else f"model.layers.{_number(found, behind)}"
         if name in top:
             renamed[top[name]] = tensor
-        elif found and found[2] in layer:
-            renamed[f"model.layers.{found[1]}.{layer[found[2]]}"] = tensor
-        elif found and found[2] in experts:
+        elif found and found[3] in layer:
+            renamed[f"{home}.{layer[found[3]]}"] = tensor
+        elif found and found[3] in experts:
             for number, expert in enumerate(tensor.unbind()):
-                renamed[f"model.layers.{found[1]}.mlp.experts.{number}.{experts[found[2]]}"] = expert.contiguous()
+                renamed[f"{home}.mlp.experts.{number}.{experts[found[3]]}"] = expert.contiguous()
         else:
             raise ValueError(f"{name} is no tensor of torchtitan's DeepSeek-V3 (0.3)")
     return renamed
+
+
+def layers_of(names: Iterable[str]) -> int:
+    """How many layers a state of torchtitan's has, prediction blocks not counted."""
+    found = (_TITAN.fullmatch(name) for name in names)
+    return max((int(one[2]) + 1 for one in found if one and not one[1]), default=0)
+
+
+def _number(found: re.Match[str], layers: int) -> int:
+    """The official number of a layer, or of a prediction block, which stands behind them."""
+    return int(found[2]) + (layers if found[1] else 0)
 
 
 def write(source: Path, target: Path) -> None:
@@ -249,7 +271,9 @@ def read(source: Path, target: Path, dtype: str | None = None) -> None:
     entries = DataReader(source).read_metadata().state_dict_metadata
     homes: dict[str, str] = {}
     total = 0
-    groups = _by_layer({name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)})
+    layers = layers_of(entries)
+    tensors_only = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    groups = _by_layer(tensors_only, layers)
     for number, (_, group) in enumerate(groups, start=1):
         state = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in group.items()}
         try:
@@ -257,7 +281,7 @@ def read(source: Path, target: Path, dtype: str | None = None) -> None:
         except CheckpointException as error:
             first, _ = next(iter(error.failures.values()))
             raise ValueError(f"{source}: a file of tensors is broken, or holds other things: {_line(first)}") from error
-        tensors = from_torchtitan(state)
+        tensors = from_torchtitan(state, layers)
         if dtype is not None:
             wanted = getattr(torch, dtype)
             tensors |= {ours: tensor.to(wanted) for ours, tensor in tensors.items() if not ours.endswith(BIAS)}
@@ -277,7 +301,7 @@ def _line(error: BaseException) -> str:
 
 
 def _by_layer(
-    entries: Mapping[str, TensorStorageMetadata],
+    entries: Mapping[str, TensorStorageMetadata], layers: int
 ) -> list[tuple[int, dict[str, TensorStorageMetadata]]]:
     """The model's entries: those outside of the layers first, then layer by layer."""
     groups: dict[int, dict[str, TensorStorageMetadata]] = {}
@@ -285,5 +309,5 @@ def _by_layer(
         if name.startswith(OTHER):
             continue
         found = _TITAN.fullmatch(name)
-        groups.setdefault(int(found[1]) if found else -1, {})[name] = entry
+        groups.setdefault(_number(found, layers) if found else -1, {})[name] = entry
     return sorted(groups.items())

@@ -55,6 +55,19 @@ def test_experts_lie_one_after_another(saved: Path) -> None:
     assert renamed["layers.0.feed_forward.w3.weight"].equal(before["model.layers.0.mlp.up_proj.weight"])
 
 
+def test_prediction_blocks_are_counted_apart(saved: Path) -> None:
+    """As torchtitan's model has them; the adapter's own table names them as layers, and then moves them."""
+    renamed = torchtitan.to_torchtitan(state(saved))
+    assert renamed["mtp_layers.0.enorm.weight"].equal(state(saved)["model.layers.2.enorm.weight"])
+    assert renamed["mtp_layers.0.moe.routed_experts.inner_experts.w1_EFD"].shape[0] == 8
+    assert not [name for name in renamed if name.startswith("layers.2.")]
+    as_layers = {name.replace("mtp_layers.0.", "layers.2."): tensor for name, tensor in renamed.items()}
+    for written in (renamed, as_layers):  # the latter by earlier versions
+        back = torchtitan.from_torchtitan(written)
+        assert back.keys() == state(saved).keys()
+        assert all(tensor.equal(back[name]) for name, tensor in state(saved).items())
+
+
 def test_what_a_training_checkpoint_holds_beside_the_model_is_left_out(saved: Path, tmp_path: Path) -> None:
     renamed: dict[str, Any] = dict(torchtitan.to_torchtitan(state(saved)))
     renamed |= {"optimizer.state.norm.weight.exp_avg": torch.zeros(3), "train_state": torch.zeros(1)}
@@ -101,3 +114,20 @@ def test_the_names_are_those_of_torchtitan() -> None:
     for name, other in torchtitan.EXPERTS.items():
         ours[f"model.layers.{{}}.mlp.experts.{{}}.{name}"] = f"layers.{{}}.{other}"
     assert ours == theirs
+
+
+def test_torchtitans_own_model_loads_what_is_written(tmp_path: Path) -> None:
+    """Its model with a prediction block, by the call of its checkpoint manager, which wants every tensor by name."""
+    theirs = pytest.importorskip("torchtitan.models.deepseek_v3", reason="torchtitan is not installed, or not whole")
+    found = theirs.model_registry("debugmodel", num_mtp_layers=1).model.build().state_dict()
+    shape = {"hidden_size": 256, "intermediate_size": 1024, "moe_intermediate_size": 256, "vocab_size": 2048}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 16, "q_lora_rank": None, "kv_lora_rank": 512}
+    heads |= {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+    experts = {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_shared_experts": 2, "n_group": 1, "topk_group": 1}
+    layers = {"num_hidden_layers": 6, "first_k_dense_replace": 1, "num_nextn_predict_layers": 1}
+    V3ForCausalLM(V3Config(**shape, **heads, **experts, **layers)).save_pretrained(tmp_path / "ours")
+    torchtitan.write(tmp_path / "ours", tmp_path / "titan")
+    expected = torchtitan.to_torchtitan(state(tmp_path / "ours"))
+    assert found.keys() == expected.keys()
+    dcp.load(found, checkpoint_id=tmp_path / "titan", no_dist=True)
+    assert all(tensor.equal(found[name]) for name, tensor in expected.items())
