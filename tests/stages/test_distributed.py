@@ -8,7 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,87 @@ def test_two_cpu_processes_publish_what_one_does(tmp_path: Path, alone: StageCon
     assert_alike(weights(alone), weights(shared), tolerance=1e-3)
     assert sorted(looks(shared)) == [0, 4, 6]
     assert looks(shared)[0] == looks(alone)[0], "each process answers its share"
+
+
+class Hosts:
+    """Two hosts: network namespaces with a cable between them, or two loopback addresses where that is not permitted.
+
+    Attributes:
+        addresses: of the first and of the second.
+        words: what runs a command on each.
+        interface: the network interface that leads from one to the other.
+    """
+
+    def __init__(self) -> None:
+        self.names = [f"zero2r1-{uuid.uuid4().hex[:6]}-{number}" for number in range(2)]
+        self.made = list[str]()
+        permitted = shutil.which("ip") is not None and os.geteuid() == 0 and all(map(self._made, self.names))
+        cable = f"link add eth0 netns {self.names[0]} type veth peer name eth0 netns {self.names[1]}"
+        if permitted and _ip(cable):
+            self.addresses, self.interface = ["10.77.0.1", "10.77.0.2"], "eth0"
+            self.words = [["ip", "netns", "exec", name] for name in self.names]
+            for name, address in zip(self.names, self.addresses, strict=True):
+                told = (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up")
+                assert all(_ip(f"-n {name} {words}") for words in told)
+        else:
+            self.addresses, self.interface, self.words = ["127.0.0.1", "127.0.0.2"], "lo", [[], []]
+
+    def _made(self, name: str) -> bool:
+        made = _ip(f"netns add {name}")
+        self.made += [name] if made else []
+        return made
+
+    def start(self, number: int, *command: str, folder: Path) -> subprocess.Popen[bytes]:
+        """Start a command on a host; what it says goes to `NUMBER.txt` in the folder."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = {**os.environ, "PATH": path, "GLOO_SOCKET_IFNAME": self.interface}
+        words = [*self.words[number], *command]
+        with (folder / f"{number}.txt").open("w") as said:
+            return subprocess.Popen(words, cwd=folder, env=env, stdout=said, stderr=subprocess.STDOUT)
+
+    def close(self) -> None:
+        for name in self.made:
+            _ip(f"netns del {name}")
+
+
+def _ip(words: str) -> bool:
+    return subprocess.run(["ip", *words.split()], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    made = Hosts()
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+def test_two_hosts_without_ray_publish_what_one_process_does(
+    tmp_path: Path, alone: StageContext, free_port: int, hosts: Hosts
+) -> None:
+    """The second one by recipes/cluster/join.sh."""
+    prepared(tmp_path)
+    config = yaml.safe_load(accelerate_config("ddp", Path()).read_text())  # type: ignore[union-attr]
+    config |= {"num_machines": 2, "num_processes": 2, "rdzv_backend": "static", "same_network": True}
+    config |= {"main_process_ip": hosts.addresses[0], "main_process_port": free_port}
+    (tmp_path / "hosts.yaml").write_text(yaml.safe_dump(config))
+    shared = {**stage(2), "seed": 7, "launch": {"accelerate": "hosts.yaml"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "r", "stages": {"base": shared}}))
+    script = Path(__file__).parents[2] / "recipes" / "cluster" / "join.sh"
+    second = hosts.start(1, "sh", str(script), "runs/r", "base", "hosts.yaml", "1", folder=tmp_path)
+    first = hosts.start(0, "zero2r1", "run", "recipe.yaml", folder=tmp_path)
+    try:
+        codes = [first.wait(), second.wait()]
+        told, joined = ((tmp_path / f"{number}.txt").read_text() for number in range(2))
+        assert codes == [0, 0], told + joined
+        assert joined.count("takes part in runs/r/scratch/base-") == 1
+        assert "is published" in joined
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.wait()
+    (artifact,) = (tmp_path / "runs" / "r" / "stages" / "base").iterdir()
+    assert_alike(weights(alone), load_file(artifact / "model" / "model.safetensors"), tolerance=1e-3)
 
 
 def launched(name: str) -> tuple[dict[str, str], int]:
