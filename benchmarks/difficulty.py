@@ -187,7 +187,8 @@ def summary(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, An
         if found
     }
     for way in told.keys() - {"none"}:
-        told[way]["over_none"] = difference(whole[way], whole.get("none", {}))
+        if whole[way].keys() & whole.get("none", {}).keys():
+            told[way]["over_none"] = difference(whole[way], whole["none"])
     return told
 
 
@@ -205,9 +206,7 @@ def difference(runs: Mapping[str, Mapping[str, Any]], others: Mapping[str, Mappi
                 raise ValueError(f"seed {seed}: the looks of two runs are at other numbers of rollouts")
             ours, theirs = (fmean(look["accuracy"] for look in curve) for curve in curves)
             pairs.append(ours - theirs)
-        told[name] = {"seeds": [round(pair, 4) for pair in pairs]}
-        if pairs:
-            told[name]["mean"] = round(fmean(pairs), 4)
+        told[name] = {"seeds": [round(pair, 4) for pair in pairs], "mean": round(fmean(pairs), 4)}
         if len(pairs) in STUDENT_T:
             half = STUDENT_T[len(pairs)] * stdev(pairs) / math.sqrt(len(pairs))
             told[name]["interval"] = [round(fmean(pairs) - half, 4), round(fmean(pairs) + half, 4)]
