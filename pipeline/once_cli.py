@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -84,17 +84,32 @@ def export(
     replace: Annotated[
         bool, typer.Option("--replace", help="With --push: a new commit in place of other files that are there.")
     ] = False,
+    target: Annotated[
+        Literal["huggingface", "torchtitan", "adapter"],
+        typer.Option("--format", help="torchtitan writes its checkpoint, adapter the trained adapter alone."),
+    ] = "huggingface",
+    origin: Annotated[
+        Literal["huggingface", "torchtitan"],
+        typer.Option("--from", help="torchtitan reads its checkpoint; config and tokenizer lie beside it."),
+    ] = "huggingface",
 ) -> None:
     """Write a stage's model as a Hugging Face folder with a model card, or publish it on the hub."""
     if folder is None and push is None:
         fail("say where the model goes: a FOLDER, or --push owner/name", code=2)
     if push is None and (public or replace):
         fail("--public and --replace are for --push owner/name", code=2)
+    if origin == "torchtitan" and (folder is None or push is not None or target != "huggingface"):
+        fail("--from torchtitan writes a Hugging Face FOLDER: publish or convert that", code=2)
     if folder is not None:
         unused(folder)
+    if origin == "torchtitan":
+        brought = {"kind": "import_model", "model": str(Path(model).absolute()), "format": origin}
+        _once({**brought, **({"dtype": dtype} if dtype else {})}, 0, folder, json=False, part="model")
+        return
     stage: dict[str, object] = {
         "kind": "export",
         "model": model_folder(model, command),
+        "format": target,
         **({"dtype": dtype} if dtype else {}),
     }
     if push is not None:

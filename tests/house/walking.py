@@ -4,6 +4,7 @@
 |---|---|
 | `yaml`, a whole recipe | written to the file that the text names, and planned (`zero2r1 plan`) |
 | `yaml`, a part of one | put where it belongs in a recipe, which is then checked whole |
+| `yaml`, an accelerate config | read as `accelerate launch` reads it |
 | `python` | run; a session with `>>>` is held against what it prints; one for `torchrun` is compiled |
 | `json` | parsed, line by line or as a whole, and written to the file that the text names |
 | `sh` | each command: `zero2r1` parsed with its own parser, its recipes read, and run where that is cheap; |
@@ -28,6 +29,7 @@ from typing import Any
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -129,6 +131,9 @@ class Reader:
             file = self.folder / (name or f"{data['name']}.yaml")
             file.write_text(block, encoding="utf-8")
             self.zero2r1(["plan", str(file)])
+        elif "compute_environment" in data:
+            assert name is not None, "an accelerate config is saved as a file"
+            load_config_from_file(str(self.folder / name))
         else:
             file = self.folder / "part.yaml"
             file.write_text(block, encoding="utf-8")
@@ -214,6 +219,8 @@ class Reader:
         elif program == "pytest":
             paths = [word for word in arguments if word.startswith("tests/")]
             assert paths and all((ROOT / path).exists() for path in paths), paths
+        elif program in ("sh", "sbatch"):
+            assert (ROOT / arguments[0]).is_file(), arguments[0]
         elif program == "python" and arguments[0] == "-c":
             compile(arguments[1], "-c", "exec")
         elif program == "python" and arguments[0] == "-m":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,24 @@ def test_torchtitan_out_and_in(trained: Path, tmp_path: Path) -> None:
     (exported / "model" / "config.json").unlink()
     with pytest.raises(ValueError, match=r"has no config\.json: copy the model's config and tokenizer there"):
         stage(tmp_path, "bare", {"kind": "import_model", "model": str(exported / "model"), "format": "torchtitan"})
+
+
+@pytest.mark.slow
+def test_one_command_hands_a_model_over_and_one_brings_it_back(trained: Path, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "zero2r1"), "export"]
+    there, back = str(tmp_path / "titan"), str(tmp_path / "back")
+    subprocess.run([*command, str(trained / "model"), there, "--format", "torchtitan"], check=True)
+    subprocess.run([*command, there, back, "--from", "torchtitan"], check=True)
+    before, after = state(trained / "model"), state(Path(back))
+    assert before.keys() == after.keys()
+    assert all(weight.equal(after[name]) for name, weight in before.items())
+
+
+def test_what_comes_from_torchtitan_goes_to_a_folder() -> None:
+    command = [str(Path(sys.executable).parent / "zero2r1"), "export", "titan", "--push", "a/b", "--from", "torchtitan"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--from torchtitan writes a Hugging Face FOLDER: publish or convert that" in done.stderr
 
 
 @pytest.mark.parametrize(
