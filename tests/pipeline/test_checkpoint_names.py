@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline import artifacts, durable
 from pipeline.chat import model_path, opened_model
 from pipeline.checkpoint_names import VIEW, NamedCheckpointError, opened
+from pipeline.lease import HOST
 from pipeline.stages.evaluate import model_label
 from pipeline.stages.registry import run_function
 from pipeline.training.checkpoints import MARK
@@ -78,6 +81,27 @@ def test_an_export_names_the_step(run: Path, tmp_path: Path) -> None:
     card = (context.output / "model" / "README.md").read_text()
     assert "| taught:step-2 | sft | `abababababab` |" in card
     assert equal(context.output / "model", scratch_of(run) / "checkpoints" / "checkpoint-2")
+
+
+def test_folders_of_killed_readers_go_and_those_of_other_hosts_stay_for_a_week(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, ages = tmp_path / "run", {"two minutes": 120, "eight days": 8 * 24 * 3600}
+    shutil.copytree(run, copy)
+    left = {}
+    for host in ("here", "elsewhere"):
+        monkeypatch.setenv(HOST, host)
+        for age in ages:
+            with opened(copy, ENTRY, "last") as folder:
+                (view,) = (path for path in folder.parents if path.name.startswith(VIEW))
+                left[host, age] = Path(shutil.copytree(view, tmp_path / view.name))
+    for (_, age), view in left.items():
+        os.utime(view, times=(0, time.time() - ages[age]))
+        view.rename(copy / view.name)
+    monkeypatch.setenv(HOST, "here")
+    with opened(copy, ENTRY, "last"):
+        pass
+    assert {path.name for path in copy.glob(f"{VIEW}*")} == {left["elsewhere", "two minutes"].name}
 
 
 def test_what_a_stage_deletes_meanwhile_stays_for_the_reader(run: Path, tmp_path: Path) -> None:
