@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pipeline.data.corpus import BUILTIN as CORPORA
+from pipeline.data.corpus import check as corpus_class
 from pipeline.recipe import Header, TaskDefinition
 from pipeline.schema.adapter import AdaptedConfig, AdapterSpec
 from pipeline.schema.health import Health
@@ -133,6 +135,7 @@ def page() -> str:
             if part is config:
                 lines += _trainer(config)
     lines += ["## Tasks\n", *_entries((name, task_class(name, {})) for name in sorted(TASKS))]
+    lines += ["## Corpora\n", *_entries((name, corpus_class(name, {})) for name in sorted(CORPORA))]
     lines += ["## Rewards\n", *_entries((name, find(name).target) for name in sorted(REWARDS))]
     return "\n".join(lines)
 
@@ -190,7 +193,7 @@ def _trainer(config: type[StageConfig]) -> Iterator[str]:
 
 
 def _entries(named: Iterator[tuple[str, Any]]) -> Iterator[str]:
-    """Tasks or rewards: what each is, and a row for each option."""
+    """Tasks, corpora or rewards: what each is, and a row for each option."""
     for name, target in named:
         yield f"### {name}\n"
         yield f"`{getattr(target, '__name__', name)}`\n"
@@ -199,7 +202,7 @@ def _entries(named: Iterator[tuple[str, Any]]) -> Iterator[str]:
 
 
 def options(target: Callable[..., Any]) -> Iterator[tuple[str, str, str]]:
-    """The options of a task or reward: name, default, and what the docstring says."""
+    """The options of a task, corpus or reward: name, default, and what the docstring says."""
     for option in inspect.signature(target).parameters.values():
         if option.kind in (option.VAR_KEYWORD, option.VAR_POSITIONAL):
             continue

@@ -54,11 +54,15 @@ CorpusField = Annotated[list[CorpusSpec], Field(min_length=1), BeforeValidator(_
 
 
 def faults(corpus: Sequence[CorpusSpec], base: Path) -> Iterator[Fault]:
-    """A generated corpus that does not exist, or has no such option."""
+    """A generated corpus that does not exist, or has no such option; of a built-in one also an impossible value.
+
+    A user's corpus may be costly to build, and its options may name stages that have not run: it is built when used.
+    """
     for index, spec in enumerate(corpus):
         if spec.use is not None:
+            look = corpora.load if spec.use in corpora.BUILTIN else corpora.check
             try:
-                corpora.check(spec.use, spec.options, base)
+                look(spec.use, spec.options, base)
             except corpora.CorpusError as error:
                 yield ("corpus", index), str(error)
 

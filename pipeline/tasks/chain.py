@@ -53,6 +53,8 @@ class Chain(Task):
         fewest_most = (length, length) if isinstance(length, int) else tuple(length)
         if len(fewest_most) != 2 or not 1 <= fewest_most[0] <= fewest_most[1]:
             raise TaskError(f"chain: length is a number or [fewest, most], not {length}")
+        if not isinstance(steps, str):
+            raise TaskError(f"chain: steps are one text, such as '+1 -2 *3', not {steps!r}")
         if unknown := [step for step in steps.split() if _STEP.fullmatch(step) is None]:
             raise TaskError(f"chain: a step is such as +3, -1 or *7, not {unknown[0]!r}")
         if not steps.split():

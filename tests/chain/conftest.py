@@ -20,6 +20,7 @@ SHORT = (
     # A base that has hardly learnt anything solves next to nothing: what it says is kept anyhow.
     *(f"stages.{stage}.require=[]" for stage in ("cold_start", "reasoning", "general", "lessons")),
     "stages.cold_start.tasks=[{use: chain, problems: 400}]",
+    "stages.cold_start.rows=null",  # without it the first chunk is enough, and there is no middle to be killed in
     "stages.reasoning.tasks=[{use: chain, problems: 100}]",
     "stages.general.tasks=[{use: requests, problems: 60}]",
     "stages.lessons.tasks=[{use: chain, problems: 100}, {use: requests, problems: 60}]",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.version import Version
 
-from benchmarks import figures
+from benchmarks import figures, nano
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
@@ -56,6 +57,27 @@ def test_the_picture_is_that_of_the_committed_results(theme: str) -> None:
     drawn = (ROOT / "docs" / "images" / f"stages-{theme}.svg").read_text(encoding="utf-8")
     assert drawn == figures.picture(figures.THEMES[theme]), "run python -m benchmarks.figures"
     assert f"docs/images/stages-{theme}.svg" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("table", [nano.scores, nano.claims])
+def test_the_tables_of_nano_are_those_of_the_committed_results(
+    table: Callable[[Sequence[nano.Run]], Iterator[str]],
+) -> None:
+    page = (ROOT / "docs" / "results" / "nano.md").read_text(encoding="utf-8")
+    assert "\n".join(table(nano.read())) in page, "run python -m benchmarks.nano"
+
+
+def test_a_change_in_nano_counts_where_the_intervals_lie_apart() -> None:
+    """By hand: 20 to 30 and 25 to 40 overlap, 31 to 40 lies above, 10 to 19 below."""
+
+    def found(low: float, high: float) -> int:
+        table = {
+            "zero": {"chain/test": {"low": 0.20, "high": 0.30}},
+            "dev2": {"chain/test": {"low": low, "high": high}},
+        }
+        return nano.Claim("", "chain/test", "zero", "dev2", 1, "").found({"table": table})
+
+    assert [found(0.25, 0.40), found(0.31, 0.40), found(0.10, 0.19), found(0.21, 0.22)] == [0, 1, -1, 0]
 
 
 def test_the_changelog_begins_with_what_comes_and_knows_the_versions() -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.data.corpus import BUILTIN as CORPORA
+from pipeline.data.corpus import check as corpus_class
 from pipeline.stages.registry import KINDS
 from pipeline.tasks.base import BUILTIN as TASKS
 from pipeline.tasks.base import check as task_class
@@ -20,11 +22,13 @@ PARTS = {part for kind in KINDS for part in reference.parts(kind)} | {
 
 
 def fields() -> Iterator[tuple[str, str]]:
-    """Every field of a recipe's parts, and every option of tasks and rewards, with what is said of it."""
+    """Every field of a recipe's parts, and every option of tasks, corpora and rewards, with what is said of it."""
     for part in PARTS:
         yield from ((f"{part.__name__}.{name}", reference.sentence(part, name)) for name in part.model_fields)
     for name in TASKS:
         yield from ((f"task {name}: {o}", told) for o, _, told in reference.options(task_class(name, {})))
+    for name in CORPORA:
+        yield from ((f"corpus {name}: {o}", told) for o, _, told in reference.options(corpus_class(name, {})))
     for name in REWARDS:
         yield from ((f"reward {name}: {o}", told) for o, _, told in reference.options(find(name).target))
 

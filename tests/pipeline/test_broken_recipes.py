@@ -223,6 +223,11 @@ CASES = {
     # Files.
     "a data file that is not there": case("from: rows.jsonl", "from: row.jsonl #!\n        ", "row.jsonl"),
     "a corpus that is not there": case('"corpus.py:Sums"', '"korpus.py:Sums" #!\n     ', "korpus.py"),
+    "a value that an option of a built-in corpus cannot have": case(
+        '{use: "corpus.py:Sums", documents: 200}',
+        "{use: chain, documents: 200, options: {slips: 20}} #!",
+        "slips is a share, a number between 0 and 1, not 20",
+    ),
     "a model folder that is not there": case('model: "@zero"', "model: ./models/none #!", "models/none"),
     "a model preset that is not there": case("model: nano", "model: nanno #!", "nanno", "nano"),
     "a chat template that is not there": case(

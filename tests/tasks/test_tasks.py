@@ -120,6 +120,7 @@ def test_a_generator_that_runs_dry_says_how_many_problems_there_are() -> None:
         ("arithmetic", {"wording": "Compute."}, "{expression}"),
         ("arithmetic", {"digit": 2}, "did you mean 'digits'"),
         ("chain", {"steps": "+1 ^2"}, r"not '\^2'"),
+        ("chain", {"steps": ["+1", "*3"]}, "steps are one text"),
         ("chain", {"length": [5, 2]}, "fewest, most"),
         ("countdown", {"numbers": [1, 3]}, "from 2"),
         ("countdown", {"wording": "{numbers}"}, "lacks {target}"),
