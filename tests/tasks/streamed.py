@@ -1,4 +1,4 @@
-"""Reads and tokenises the rows of files for fine-tuning, as a stage does, in a process of its own: see `test_files`.
+"""Reads and tokenises rows of files for fine-tuning, as a stage does, in a process of its own: see `test_many_rows`.
 
     python -m tests.tasks.streamed FOLDER few.parquet many.parquet
 

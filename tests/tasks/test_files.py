@@ -6,8 +6,6 @@ import bz2
 import gzip
 import json
 import lzma
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,25 +202,3 @@ def test_a_turn_that_no_chat_has_names_its_row(row: dict[str, Any], words: str, 
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     with pytest.raises(DataError, match=words):
         list(shaped(DataSource.model_validate({"from": str(tmp_path / "rows.jsonl")}), Path))
-
-
-def test_two_hundred_thousand_rows_stay_on_disk(tmp_path: Path) -> None:
-    """Reading and tokenising them takes hardly more memory than 2,000 rows do, and none of what lies in their texts."""
-    few, many, unread = 2000, 200_000, "x" * 1500
-    schema = pa.schema([(name, pa.string()) for name in ("problem", "solution", "source")])
-    for name, count in (("few", few), ("many", many)):
-        with parquet.ParquetWriter(tmp_path / f"{name}.parquet", schema) as sink:
-            for start in range(0, count, few):
-                said = [" ".join(str(n)) for n in range(start, start + few)]
-                columns = {"problem": [f"say {n}" for n in said], "solution": said}
-                sink.write_table(pa.table({**columns, "source": [f"{unread} {n}" for n in said]}, schema))
-    command = [sys.executable, "-m", "tests.tasks.streamed", str(tmp_path), "few.parquet", "many.parquet"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    first, second = map(json.loads, done.stdout.splitlines())
-    digits = [sum(len(str(n)) for n in range(count)) for count in (few, many)]
-    for found, count, number in zip((first, second), (few, many), digits, strict=True):
-        assert found["rows"] == count - 1  # 17 is in a test set
-        assert found["tokens"] == 2 * (number - 2) + 2 * (count - 1)  # `say`, the digits twice, the end
-    more, text = second["peak"] - first["peak"], many * len(unread)
-    assert more < text / 3, f"{more / 2**20:.0f} MiB more for {many:,} rows, whose texts have {text / 2**20:.0f} MiB"

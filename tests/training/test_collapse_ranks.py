@@ -23,6 +23,7 @@ from tests.training.ranks import RANK_SECONDS, RANKS, join, started
 from tests.training.test_collapse import Planted, explained, notes, planted
 
 __all__ = ["planted"]
+pytestmark = pytest.mark.timeout(RANK_SECONDS + 300)  # whichever test comes first waits for the ranks
 
 STEPS, ROWS = 6, 32
 HEALTH = {"on_alarm": "rollback", "rollback_lr": 0.001, "patience": 2, "entropy_rise": 2.0, "rollbacks": 1}
@@ -62,7 +63,6 @@ def fallen(request: pytest.FixtureRequest, planted: Planted) -> StageContext[Any
     return context
 
 
-@pytest.mark.timeout(2 * RANK_SECONDS + 60)
 def test_ranks_keep_a_whole_batch_and_go_back_together(fallen: StageContext[Any]) -> None:
     said = [json.loads((fallen.base / f"said-{number}.json").read_text()) for number in range(RANKS)]
     assert said[0] == said[1] and "Rollback 1 of 1: back to the checkpoint after step" in said[0]["said"]
