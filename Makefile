@@ -38,7 +38,7 @@ docs: dev ## the documentation as a site, in site/ (open site/index.html)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
 
 dev: ## install for development into .venv
-	@sh scripts/bootstrap.sh dev,gguf,lang,puzzles,qlora,track,harness
+	@sh scripts/bootstrap.sh dev,gguf,lang,puzzles,qlora,track,harness,cluster
 
 constraints: dev ## resolve the pinned versions of constraints/*.txt anew
 	@$(BIN)/python -m pip install --quiet uv

@@ -62,6 +62,10 @@ def run(
     overrides: OverridesArgument = None,
     runs: RunsOption = Path("runs"),
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Stages that may run at once.")] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Run the stages on a Ray cluster: auto, or its head's HOST:PORT.", metavar="auto|ADDRESS"),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Run a recipe, or go on with it: only stages that are not finished run."""
@@ -71,7 +75,7 @@ def run(
     folder = _folder(checked, runs)
     console = plain_console(json)
     try:
-        _execute(checked, folder, jobs, console, json)
+        _execute(checked, folder, jobs, cluster, console, json)
     except KeyboardInterrupt:
         fail(f"interrupted; the same command goes on from here ({folder})", code=130)
     except BrokenPipeError:
@@ -83,7 +87,7 @@ def run(
         fail(f"{error.filename or folder}: {error.strerror}; what is finished is kept ({folder})")
 
 
-def _execute(recipe: Recipe, folder: Path, jobs: int | None, console: Console, json: bool) -> None:
+def _execute(recipe: Recipe, folder: Path, jobs: int | None, cluster: str | None, console: Console, json: bool) -> None:
     import signal
 
     from pipeline import display, runner
@@ -92,7 +96,7 @@ def _execute(recipe: Recipe, folder: Path, jobs: int | None, console: Console, j
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with display.observer(console, json, {} if json else fits.step_seconds(recipe)) as observer:
-        done = runner.execute(recipe, folder, observer, jobs)
+        done = runner.execute(recipe, folder, observer, jobs, cluster)
     if done.ran or not (folder / "report.html").exists():
         from pipeline.report.page import write_report  # brings matplotlib along: not for a run with nothing to do
 
@@ -158,14 +162,17 @@ def plan(
 
 @app.command()
 def status(run: RunArgument, json: JsonOption = False) -> None:
-    """Show how far a run is: every stage with its state, time and main numbers."""
+    """Show how far a run is: every stage with its state, time and main numbers, and where on a cluster it runs."""
     from pipeline import inspection
 
-    rows = inspection.status(run_folder(run))
+    folder = run_folder(run)
+    rows = inspection.status(folder)
     if json:
         print_json(rows)
-    else:
-        plain_console().print(inspection.status_table(rows))
+        return
+    plain_console().print(inspection.status_table(rows))
+    if (hosts := inspection.cluster_table(folder, rows)) is not None:
+        plain_console().print(hosts)
 
 
 app.command()(report)

@@ -16,20 +16,17 @@ from pipeline import ranks
 from pipeline.ranks import Failure
 from pipeline.worker import DISK_FULL
 
-_FOLLOWS = frozenset({"", signal.SIGTERM.name, signal.SIGABRT.name})
-"""How a rank ends whose partners are gone: an error of its own, the launcher's signal, or NCCL's watchdog."""
-
 
 def main() -> None:
     """Start the ranks, wait for them, and end with 1 if one of them failed."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    scratch = Path(sys.argv[1])
+    scratch, arguments = Path(sys.argv[1]), launch_command_parser().parse_args(sys.argv[2:])
     try:
-        launch_command(launch_command_parser().parse_args(sys.argv[2:]))
+        launch_command(arguments)
     except ChildFailedError as error:
-        ranks.first(scratch, first(error.failures, ranks.reported(scratch)))
+        ranks.first(scratch, first(error.failures, ranks.reported(scratch)), arguments.machine_rank or 0)
         full = any(failure.exitcode == DISK_FULL for failure in error.failures.values())
         sys.exit(DISK_FULL if full else 1)
 
@@ -47,7 +44,7 @@ def first(failures: Mapping[int, Any], reported: list[Failure]) -> Failure:
         for rank, one in sorted(failures.items())
         if rank not in told
     ]
-    killed = [failure for failure in silent if failure.signal not in _FOLLOWS]
+    killed = [failure for failure in silent if failure.killed]
     return (killed or reported or silent)[0]
 
 

@@ -56,6 +56,8 @@ OPTIMIZERS = {
     "anyprecision": "torchdistx",
 }
 """Part of an optimizer's name -> the package it comes from; the first that fits counts."""
+CLUSTER = "ray"
+"""The package that `--cluster` needs."""
 PACKAGES = ("pipeline", "rewards", "model", "configs", "recipes")
 """The packages that zero2r1 consists of."""
 GENERATED = "reasoning_gym"
@@ -89,6 +91,8 @@ def packages(config: StageConfig, base: Path) -> Iterator[Need]:
         yield ("efficiency", "fused_kernels"), "liger_kernel"
     if getattr(config, "precision", None) == "fp8" and config.kind != "export" and gpus.of_driver():
         yield ("precision",), "torchao"  # a CPU simulates it
+    if config.launch.nodes > 1:
+        yield ("launch", "nodes"), CLUSTER
     if config.launch.accelerate is not None and (file := accelerate_config(config.launch.accelerate, base)) is not None:
         said = source.read(file).data
         if isinstance(said, dict) and str(said.get("distributed_type")).upper() == "DEEPSPEED":
@@ -106,12 +110,12 @@ def packages(config: StageConfig, base: Path) -> Iterator[Need]:
             yield leaf.loc, "gguf"
 
 
-def missing(config: StageConfig, base: Path) -> Iterator[Fault]:
-    """What a stage needs and this machine lacks."""
+def missing(config: StageConfig, base: Path, here: bool = True) -> Iterator[Fault]:
+    """What a stage needs and this machine lacks; of GPUs only if the stage is to run `here`, and not on a cluster."""
     for loc, package in dict.fromkeys(packages(config, base)):
         if importlib.util.find_spec(package) is None:
             yield loc, _lacks(package)
-    if not gpus.of_driver():
+    if here and not gpus.of_driver():
         without = "needs a GPU, and there is none here: set it to {}, or leave it out"
         if (getattr(config, "adapter", None) or AdapterSpec()).quantize != "none":
             yield ("adapter", "quantize"), without.format("none")
@@ -253,23 +257,23 @@ def broken_tasks(recipe: Recipe, config: StageConfig, download: bool = True) -> 
             yield leaf.loc, str(error)
 
 
-def unmet(recipe: Recipe, stages: list[str], run: bool = False) -> list[str]:
+def unmet(recipe: Recipe, stages: list[str], run: bool = False, here: bool = True) -> list[str]:
     """Every need of these stages that is not met, a line each: `stages.sft.trainer.report_to: needs …`.
 
     Args:
         recipe: the recipe.
         stages: those that are to run.
         run: whether they are about to; only then the recipe's Python files are imported, and data on the hub is read.
+        here: whether they run on this host's GPUs, and not on a cluster's.
     """
-    there = gpus.visible(os.environ)
-    asked = placement.unmet(recipe, stages, there)
+    asked = placement.unmet(recipe, stages, gpus.visible(os.environ)) if here else ()
     told = [f"{'.'.join(map(str, ('stages', name, *loc)))}: {message}" for name, (loc, message) in asked]
     told += [
         f"track: {_lacks(one.use)}" for one in recipe.track if stages and importlib.util.find_spec(one.use) is None
     ]
     for name in stages:
         config = recipe.stages[name]
-        found = [*missing(config, recipe.base), *unfound(recipe, config)]
+        found = [*missing(config, recipe.base, here), *unfound(recipe, config)]
         unread = [*broken_models(config, recipe.base), *broken_data(config, recipe.base)]
         if not found:
             found += unknown_harness(config, recipe.base)

@@ -140,9 +140,11 @@ def placed(config: StageConfig, base: Path, gpus: Sequence[Gpu]) -> Placed:
 
 def faults(config: StageConfig, base: Path) -> Iterator[Fault]:
     """What is wrong with the GPUs that a stage asks for, wherever it runs."""
-    asked = config.launch.gpus
-    if asked is None:
+    asked, hosts = config.launch.gpus, config.launch.nodes
+    yield from _several(config)
+    if asked is None or (isinstance(asked, int) and asked % hosts):
         return
+    asked = asked // hosts if isinstance(asked, int) else asked  # those of one host
     if twice := list(_said_twice(config, base)):
         yield from twice
     elif asked != 0 and not _computes(config):
@@ -160,7 +162,10 @@ def unmet(recipe: Recipe, stages: Sequence[str], there: Sequence[Gpu]) -> Iterat
         config = recipe.stages[name]
         want, asked = wanted(config, recipe.base), config.launch.gpus
         have = f"there are {len(there)} here" if there else "there are none here"
-        if lost := sorted(set(_split(want.names)) - {gpu.name for gpu in _known(want.names)}):
+        if config.launch.nodes > 1:
+            how = "run it with --cluster, or leave it out"
+            yield name, (("launch", "nodes"), f"asks for {config.launch.nodes} hosts, and this is one: {how}")
+        elif lost := sorted(set(_split(want.names)) - {gpu.name for gpu in _known(want.names)}):
             where = ("launch", "env", VISIBLE) if VISIBLE in config.launch.env else ("rollout", "process", "devices")
             yield name, (where, f"names {len(lost)} GPUs that are not here, where there are {len(of_driver())}")
         elif isinstance(asked, int) and asked > len(there):
@@ -172,6 +177,22 @@ def unmet(recipe: Recipe, stages: Sequence[str], there: Sequence[Gpu]) -> Iterat
             elif asked == ALL:
                 for fault in _too_few(config, len(there)):
                     yield name, fault
+
+
+def _several(config: StageConfig) -> Iterator[Fault]:
+    """What is wrong with the hosts that a stage asks for."""
+    asked, hosts = config.launch.gpus, config.launch.nodes
+    if hosts == 1:
+        return
+    if not config.distributed:
+        yield ("launch", "nodes"), f"the stage kind {config.kind} runs on one host: leave it out"
+    elif config.launch.accelerate is None:
+        yield (
+            ("launch", "nodes"),
+            "several hosts want launch.accelerate (ddp, fsdp2-1node), which starts their processes",
+        )
+    elif isinstance(asked, int) and asked % hosts:
+        yield ("launch", "gpus"), f"{asked} GPUs do not divide among {hosts} hosts: set a multiple of {hosts}"
 
 
 def _known(names: Sequence[str]) -> tuple[Gpu, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import ranks
+from pipeline.cluster.attempt import Attempt
 from pipeline.forkserver import Forked
 from pipeline.graph import Node
 from pipeline.observer import Failure
@@ -24,6 +25,8 @@ from rewards.parent import ending, kill_group
 
 EVENTS, LOG = "events.jsonl", "log.txt"
 """Files in a stage's scratch folder: its progress, a JSON object a line, and whatever it prints."""
+LOGS = "log*.txt"
+"""The log, and on a cluster those of a stage's further hosts, `log-1.txt` and so on."""
 LOG_TAIL_LINES = 25
 RANK_POLL_SECONDS = 1.0
 OUT_OF_MEMORY = " (out of memory?)"
@@ -44,7 +47,7 @@ def allocator(config: StageConfig, env: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(slots=True)
 class StageProcess:
-    """A stage's process, which leads a process group of its own.
+    """A stage's process, which leads a process group of its own; on a cluster, those on all of its hosts.
 
     Attributes:
         node: the stage.
@@ -59,7 +62,7 @@ class StageProcess:
 
     node: Node
     scratch: Path
-    popen: subprocess.Popen[bytes] | Forked
+    popen: subprocess.Popen[bytes] | Forked | Attempt
     started: float
     attempt: int
     read: int = 0
@@ -102,12 +105,15 @@ class StageProcess:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and to whatever it has started."""
-        kill_group(self.popen.pid, number)
+        if isinstance(self.popen, Attempt):
+            self.popen.signal(number)
+        else:
+            kill_group(self.popen.pid, number)
 
     def scrub(self) -> None:
         """Take values of environment variables out of what it has logged, after it has ended."""
-        said = (self.scratch / name for name in (EVENTS, LOG, OUTCOME))
-        for path in (*said, *ranks.files(self.scratch)):
+        said = (self.scratch / name for name in (EVENTS, OUTCOME))
+        for path in (*said, *self.scratch.glob(LOGS), *ranks.files(self.scratch)):
             environment.scrub(path, self.secrets)
 
     def failure(self, code: int) -> Failure:
@@ -117,6 +123,10 @@ class StageProcess:
             how = f"ended because the disk of {self.scratch} is full"
             return Failure(name, how, ": free some space, and run again; it goes on from its last checkpoint")
         log, first = self.scratch / LOG, ranks.failure(self.scratch)
+        if isinstance(self.popen, Attempt):
+            log = self.popen.log
+            if self.popen.lost:
+                return Failure(name, self.popen.lost)
         if first is not None and first.error and not self.hung:
             more = f"; the end of its error, which is all in {log}:\n{_tail(first.error)}"
             *_, last = first.error.strip().splitlines()
@@ -127,7 +137,7 @@ class StageProcess:
             ended = f"was killed by {first.signal}" if first.signal else "ended without a word"
             how = f"failed: rank {first.rank} {ended}"
             how += OUT_OF_MEMORY if first.signal == signal.SIGKILL.name else ""
-        tail = _tail(log.read_text(encoding="utf-8", errors="replace"))
+        tail = _tail(log.read_text(encoding="utf-8", errors="replace") if log.exists() else "")
         return Failure(name, self.hung or how, f"; the end of {log}:\n{tail}")
 
     def _hung(self) -> str:
@@ -135,7 +145,7 @@ class StageProcess:
         allowed = self.node.config.launch.silence
         if allowed is None:
             return ""
-        paths = (self.scratch / EVENTS, self.scratch / LOG)
+        paths = (self.scratch / EVENTS, *self.scratch.glob(LOGS))
         written = sum(path.stat().st_size for path in paths if path.exists())
         if written != self.written:
             self.written, self.heard = written, time.monotonic()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -22,8 +23,10 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-FAILURE = "failure.json"
-"""What the launcher saw: the rank that failed first, as a `Failure`."""
+FAILURES = "failure-host-*.json"
+"""What the launcher of each host saw: the rank that failed first, as a `Failure`."""
+FOLLOWS = frozenset({"", signal.SIGTERM.name, signal.SIGABRT.name})
+"""How a rank ends whose partners are gone: an error of its own, the launcher's signal, or NCCL's watchdog."""
 LOOK_SECONDS = 1.0
 LOOKS, MANY_LOOKS = 10, 100
 """Looks at the main thread each time, a few milliseconds apart, until one finds that it has moved; and when many found
@@ -50,6 +53,11 @@ class Failure:
     error: str = ""
     signal: str = ""
 
+    @property
+    def killed(self) -> bool:
+        """Whether something killed it other than the end of its partners."""
+        return self.signal not in FOLLOWS
+
 
 def number() -> int | None:
     """This process's rank; `None` if no launcher has started it."""
@@ -64,7 +72,7 @@ def clear(scratch: Path) -> None:
 
 def files(scratch: Path) -> list[Path]:
     """All that ranks and their launcher have left."""
-    return [scratch / FAILURE, *scratch.glob("failure-rank-*.json"), *scratch.glob("stand-rank-*.json")]
+    return [path for name in (FAILURES, "failure-rank-*.json", "stand-rank-*.json") for path in scratch.glob(name)]
 
 
 def report(scratch: Path, error: BaseException) -> None:
@@ -76,21 +84,23 @@ def report(scratch: Path, error: BaseException) -> None:
 
 def reported(scratch: Path) -> list[Failure]:
     """What ranks have reported, the earliest first."""
-    found = [Failure(**json.loads(path.read_text("utf-8"))) for path in scratch.glob("failure-rank-*.json")]
-    return sorted(found, key=lambda failure: failure.time)
+    return _read(scratch, "failure-rank-*.json")
 
 
-def first(scratch: Path, failure: Failure) -> None:
-    """Write down which rank failed first."""
-    _write(scratch / FAILURE, asdict(failure))
+def first(scratch: Path, failure: Failure, host: int) -> None:
+    """Write down which rank of a host, by the host's number, failed first."""
+    _write(scratch / FAILURES.replace("*", str(host)), asdict(failure))
 
 
 def failure(scratch: Path) -> Failure | None:
-    """The rank that failed first, if the launcher has said so, or a rank itself."""
-    try:
-        return Failure(**json.loads((scratch / FAILURE).read_text("utf-8")))
-    except FileNotFoundError:
-        return next(iter(reported(scratch)), None)
+    """The rank that failed first, if a launcher or a rank has said so; one that was killed counts before all others."""
+    seen = _read(scratch, FAILURES)
+    return next(iter([*(one for one in seen if one.killed), *reported(scratch), *seen]), None)
+
+
+def _read(scratch: Path, pattern: str) -> list[Failure]:
+    found = [Failure(**json.loads(path.read_text("utf-8"))) for path in scratch.glob(pattern)]
+    return sorted(found, key=lambda failure: failure.time)
 
 
 class Stand(threading.Thread):

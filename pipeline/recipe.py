@@ -239,12 +239,20 @@ def _with_defaults(stage: str, values: dict[str, Any], header: Header, text: Sou
     model = config_class(kind)
     merged = _merge(header.defaults.get(kind, {}), values)
     if header.launch is not None and "launch" not in merged:
-        merged["launch"] = header.launch.model_dump(include=model.launch_fields())
+        merged["launch"] = _launch(header.launch, model.launch_fields())
     if header.task is not None and "tasks" in model.model_fields and not {"tasks", "data", "harness"} & merged.keys():
         merged["tasks"] = [f"{header.task}/{model.default_split}"]
     watch = merged.get("watch")
     if header.task is not None and isinstance(watch, dict):
         merged["watch"] = {"tasks": [f"{header.task}/test"], **watch}
+    return merged
+
+
+def _launch(launch: Launch, fields: set[str]) -> dict[str, Any]:
+    """The recipe's `launch` for a stage kind; of GPUs on several hosts, one that runs on one host has those of one."""
+    merged = launch.model_dump(include=fields)
+    if "nodes" not in fields and isinstance(gpus := merged.get("gpus"), int):
+        merged["gpus"] = gpus // launch.nodes
     return merged
 
 

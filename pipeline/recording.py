@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from pipeline import artifacts
+from pipeline.cluster import attempt
 from pipeline.graph import Node
 from pipeline.placement import Wanted
 from pipeline.process import StageProcess
@@ -81,6 +82,11 @@ def manifest(process: StageProcess, outcome: Mapping[str, Any], finished: float)
         "packages": outcome["packages"],
         "git": _git_revision(),
         **({"gpus": list(process.gpus)} if process.gpus else {}),
+        **(
+            {"hosts": list(attempt.read(process.scratch)["hosts"])}
+            if isinstance(process.popen, attempt.Attempt)
+            else {}
+        ),
     }
 
 

@@ -23,6 +23,8 @@ from pathlib import Path
 
 from pipeline import artifacts, durable, graph, kept, longer, needs, ranks, recording
 from pipeline.artifacts import Artifact
+from pipeline.cluster.hosts import ClusterError
+from pipeline.cluster.slots import ClusterSlots
 from pipeline.early import Early, Waiting
 from pipeline.forkserver import ForkServer
 from pipeline.gpus import Gpu
@@ -32,13 +34,13 @@ from pipeline.lease import Lease
 from pipeline.locks import LockError, await_ghosts, run_lock
 from pipeline.observer import Failure, Observer
 from pipeline.placement import Placed
-from pipeline.process import EVENTS, LOG, StageProcess
+from pipeline.process import EVENTS, LOGS, StageProcess
 from pipeline.recipe import Recipe
 from pipeline.slots import Slots
 from pipeline.source import brief
 from pipeline.starting import job_of, start, start_early
 from pipeline.tracking.mirrors import Mirrors
-from pipeline.worker import OUTCOME
+from pipeline.worker import OUTCOME, Job
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +88,9 @@ class Finished:
     ran: tuple[str, ...]
 
 
-def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = None) -> Finished:
+def execute(
+    recipe: Recipe, run: Path, observer: Observer, jobs: int | None = None, cluster: str | None = None
+) -> Finished:
     """Bring a run up to date.
 
     Args:
@@ -94,16 +98,18 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
         run: the run's folder; made if it is not there.
         observer: told what happens.
         jobs: how many stages may run at once; the recipe's own number if not given.
+        cluster: address of a Ray cluster whose hosts the stages run on, or `auto`; they run on this host if not given.
 
     Raises:
-        RunError: another process works on this run, its folder cannot be written, or a stage needs what is not here.
+        RunError: another process works on this run, its folder cannot be written, a stage needs what is not here, or
+            the cluster cannot be used.
         StageError: a stage failed; stages that ran beside it were still finished and published.
         KeyboardInterrupt: interrupted; all stages were stopped, and the same command resumes.
     """
     with _working_on(run) as lease:
         recipe = graph.pinned(recipe)
         nodes = graph.build(recipe)
-        steps, slots = graph.plan(nodes, run), Slots(nodes, recipe.base, observer)
+        steps, slots = graph.plan(nodes, run), _slots(nodes, recipe, run, observer, cluster)
         recording.record(recipe, nodes, run, slots.wanted)
         observer.planned(steps)
         states = {step.node.name: step.state for step in steps}
@@ -115,9 +121,10 @@ def execute(recipe: Recipe, run: Path, observer: Observer, jobs: int | None = No
         for name, artifact in done.items():
             artifacts.clean(run, name, artifact)
         stale = tuple(name for name in nodes if name not in done)
-        if unmet := needs.unmet(recipe, [name for name in recipe.stages if name in stale], run=True):
+        waiting = [name for name in recipe.stages if name in stale]
+        if unmet := needs.unmet(recipe, waiting, run=True, here=cluster is None):
             raise RunError("\n".join(("nothing was started:", *unmet)))
-        with _mirrored(recipe, run, observer) as mirrors:
+        with slots.connected(waiting), _mirrored(recipe, run, observer) as mirrors:
             _Scheduler(recipe, run, nodes, states, observer, done, slots, mirrors, lease).run(jobs or recipe.jobs)
         return Finished({name: done[name] for name in nodes}, stale)
 
@@ -133,7 +140,7 @@ class _Scheduler:
         states: Mapping[str, State],
         observer: Observer,
         done: dict[str, Artifact],
-        slots: Slots,
+        slots: Slots | ClusterSlots,
         mirrors: Mirrors,
         lease: Lease,
     ) -> None:
@@ -149,12 +156,13 @@ class _Scheduler:
         self.publishing: dict[str, Future[Artifact]] = {}
         self.early = Early(run, self._start_early, bool(slots.there) if recipe.warm is None else recipe.warm)
         self.forks = ForkServer(recipe.warm is None and not slots.wanted)
+        self.ready: list[str] = []
 
     def run(self, jobs: int) -> None:
         order: TopologicalSorter[str] = TopologicalSorter({name: node.after for name, node in self.nodes.items()})
         order.prepare()
         rank = {name: position for position, name in enumerate(self.recipe.stages)}
-        ready: list[str] = []
+        ready = self.ready
         try:
             while True:
                 ready += order.get_ready()
@@ -209,10 +217,15 @@ class _Scheduler:
         ranks.clear(scratch)
         attempt = count_attempt(scratch / "attempts")
         durable.whole_lines(scratch / EVENTS)
-        lease, placed = self.slots.of(node)
         awaited = list(filter(self.publishing.__contains__, node.inputs))
-        job = job_of(node, self.recipe, self._inputs(node), awaited, placed, self.lease.path)
-        return start(node, scratch, job, self.recipe.base, attempt, lease, placed, self.early, self.forks)
+
+        def job(placed: Placed | None) -> Job:
+            return job_of(node, self.recipe, self._inputs(node), awaited, placed, self.lease.path)
+
+        if isinstance(self.slots, ClusterSlots):
+            return self.slots.start(node, scratch, job, attempt)
+        lease, placed = self.slots.of(node)
+        return start(node, scratch, job(placed), self.recipe.base, attempt, lease, placed, self.early, self.forks)
 
     def _take_over(self, node: Node, scratch: Path) -> None:
         """Have a longer training go on from what a shorter one has left, if it may."""
@@ -306,16 +319,20 @@ class _Scheduler:
             return
         self.restarts[node.name] += 1
         self.observer.restarted(node, message)
-        self.running.append(self._start(node))
+        if isinstance(self.slots, ClusterSlots):  # a host may be gone: it asks for others
+            self.slots.release(node.name)
+            self.ready.append(node.name)
+        else:
+            self.running.append(self._start(node))
 
     def _publish(self, process: StageProcess) -> Artifact:
         self.lease.check()
         node, finished = process.node, time.time()
         outcome = json.loads((process.scratch / OUTCOME).read_text(encoding="utf-8"))
         output = process.scratch / "output"
-        for name in (EVENTS, LOG):
-            if (process.scratch / name).exists():
-                shutil.copy2(process.scratch / name, output / name)
+        for path in (process.scratch / EVENTS, *process.scratch.glob(LOGS)):
+            if path.exists():
+                shutil.copy2(path, output / path.name)
         kept.publish(process.scratch, self.run_path)
         artifact = artifacts.publish(
             output, self._target(node), recording.manifest(process, outcome, finished), self.lease.check
@@ -347,6 +364,14 @@ def count_attempt(counter: Path) -> int:
     return attempt
 
 
+def _slots(
+    nodes: Mapping[str, Node], recipe: Recipe, run: Path, observer: Observer, cluster: str | None
+) -> Slots | ClusterSlots:
+    if cluster is None:
+        return Slots(nodes, recipe.base, observer)
+    return ClusterSlots(nodes, recipe, run, observer, cluster)
+
+
 @contextlib.contextmanager
 def _mirrored(recipe: Recipe, run: Path, observer: Observer) -> Iterator[Mirrors]:
     """Have the recipe's trackers follow the run; they get what is there also where it ends with an error."""
@@ -370,7 +395,7 @@ def _working_on(run: Path) -> Iterator[Lease]:
     try:
         with run_lock(run) as lease:
             yield lease
-    except LockError as error:
+    except (LockError, ClusterError) as error:
         raise RunError(str(error)) from error
     except BrokenPipeError:
         raise

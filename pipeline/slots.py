@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from pipeline import gpus
@@ -39,6 +40,10 @@ class Slots:
         )
         self._leases: dict[str, Lease] = {}
         self._waiting: dict[str, float] = {}
+
+    def connected(self, stages: Sequence[str]) -> contextlib.AbstractContextManager[None]:
+        """This host's GPUs are always there; those of a cluster have to be reached."""
+        return contextlib.nullcontext()
 
     def take(self, node: Node) -> bool:
         """Take the GPUs of a stage, unless it has them; whether it has them now."""

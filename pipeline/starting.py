@@ -18,7 +18,7 @@ from pipeline.gpus import Gpu, Lease
 from pipeline.graph import Node
 from pipeline.launch_checks import accelerate_config
 from pipeline.placement import Placed
-from pipeline.process import EVENTS, LOG, StageProcess, allocator
+from pipeline.process import EVENTS, LOG, LOGS, StageProcess, allocator
 from pipeline.recipe import Recipe
 from pipeline.schema import environment
 from pipeline.schema.pieces import VISIBLE
@@ -62,16 +62,10 @@ def start(
         early: what has been started early.
         forks: forks processes where there are no GPUs.
     """
-    durable.write(scratch / JOB, json.dumps(environment.names_only(asdict(job))))
-    secrets = environment.secrets(node.config, os.environ)
-    for name in (EVENTS, LOG):  # of an attempt whose runner was killed
-        environment.scrub(scratch / name, secrets)
-    events = scratch / EVENTS
-    seen = events.stat().st_size if events.exists() else 0
     which = () if lease is None else lease.gpus
     names = tuple(gpu.name for gpu in which)
-    (scratch / PLACED).write_text(json.dumps(names), encoding="utf-8")
-    variables, log = _variables(node, job, which, placed), scratch / LOG
+    seen, secrets = prepare(node, scratch, job, names)
+    variables, log = variables_of(node, job, which, placed), scratch / LOG
     popen: subprocess.Popen[bytes] | Forked | None = early.take(node, names)
     if popen is None and node.config.launch.accelerate is None:
         popen = forks.fork([str(scratch / JOB), str(os.getpid())], variables, log)
@@ -94,7 +88,7 @@ def start_early(
     durable.write(folder / JOB, json.dumps(environment.names_only(asdict(job))))
     go = folder / "go"
     words = command(node, base, scratch / JOB, placed, [str(folder / JOB), str(go)])
-    popen = _spawn(words, _variables(node, job, which, placed), folder / LOG)
+    popen = _spawn(words, variables_of(node, job, which, placed), folder / LOG)
     return Waiting(node.name, node.fingerprint, tuple(gpu.name for gpu in which), popen, go)
 
 
@@ -130,7 +124,26 @@ def job_of(
     )
 
 
-def _variables(node: Node, job: Job, which: Sequence[Gpu], placed: Placed | None) -> dict[str, str]:
+def prepare(node: Node, scratch: Path, job: Job, names: Sequence[str]) -> tuple[int, dict[str, str]]:
+    """Write down what a stage's process is to do, and where.
+
+    Args:
+        node, scratch, job: see `start`.
+        names: of the GPUs that it has.
+
+    Returns:
+        Bytes of its events that are there already, and the secrets that must stand in none of its files.
+    """
+    durable.write(scratch / JOB, json.dumps(environment.names_only(asdict(job))))
+    secrets = environment.secrets(node.config, os.environ)
+    for path in (scratch / EVENTS, *scratch.glob(LOGS)):  # of an attempt whose runner was killed
+        environment.scrub(path, secrets)
+    (scratch / PLACED).write_text(json.dumps(names), encoding="utf-8")
+    events = scratch / EVENTS
+    return events.stat().st_size if events.exists() else 0, secrets
+
+
+def variables_of(node: Node, job: Job, which: Sequence[Gpu], placed: Placed | None) -> dict[str, str]:
     """The environment of a stage's process."""
     inherited = {name: value for name, value in os.environ.items() if name not in _RANK}
     if placed is not None:

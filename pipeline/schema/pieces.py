@@ -74,6 +74,10 @@ class Launch(Strict):
             a process on each. A stage that samples starts an engine on each, and one that trains has those for its
             engines that `rollout.process.devices` counts, from 0. If not given: as many as `accelerate` starts
             processes, or one.
+        nodes: over how many hosts of a cluster (`zero2r1 run --cluster`) the stage's processes are spread; each has as
+            large a part of `gpus`. For stages that train with `accelerate`; others run on one host, with that part.
+        deadline: seconds after which a host of a cluster that does not answer counts as lost, and after which a host
+            that hears nothing of the run ends its processes.
         env: environment variables for the stage's process; their values are recorded nowhere.
         restarts: how often a stage whose process has ended without a result goes on from its last checkpoint in a new
             process. The run fails after that.
@@ -86,6 +90,8 @@ class Launch(Strict):
 
     accelerate: str | None = None
     gpus: Annotated[int, Field(ge=0)] | Literal["all"] | None = None
+    nodes: Annotated[int, Field(ge=1)] = 1
+    deadline: Annotated[float, Field(gt=0)] = 60.0
     env: Environment = Field(default_factory=dict)
     restarts: Annotated[int, Field(ge=0)] = 0
     silence: Annotated[float, Field(gt=0)] | None = None
@@ -134,7 +140,7 @@ class StageConfig(Strict):
         """The fields of `launch` that mean something to stages of this kind."""
         fields = set(Launch.model_fields)
         if not cls.distributed:
-            fields -= {"accelerate"} if "rollout" in cls.model_fields else {"accelerate", "gpus"}
+            fields -= {"accelerate", "nodes"} if "rollout" in cls.model_fields else {"accelerate", "nodes", "gpus"}
         return fields
 
     kind: str

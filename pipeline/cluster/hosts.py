@@ -1,0 +1,290 @@
+"""The hosts of a cluster: what they have, and whether a run can rely on them.
+
+Before a run starts, every host must see the run's folder and the recipe as this one does, and have the same versions of
+what shapes results, and a clock that agrees. A difference found now is one line; found later it is a wrong number, or a
+collective that hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pipeline
+from pipeline import durable
+from pipeline.schema import extras
+
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "vllm", "ray", "zero2r1")
+"""What must have the same version on all hosts, beside Python."""
+HOSTS = "cluster.json"
+"""In the run's folder: the hosts that were up when it was last started on a cluster."""
+SILENCE = {"RAY_DEDUP_LOGS_SKIP_REGEX": "(?s).*", "RAY_SCHEDULER_EVENTS": "0"}
+"""Variables that keep Ray from printing logs of its hosts between our lines; read when it is imported."""
+CLOCK_SECONDS = 5.0
+"""By how much clocks may differ: times of logs and artifacts are compared, and those count in seconds."""
+AUTO = "auto"
+"""Instead of an address: that of the cluster that this host is part of."""
+CONNECT_SECONDS = 10.0
+"""How long the head may take to accept a connection."""
+ANSWER_SECONDS = 120.0
+"""How long a host may take to answer: Ray starts a process there, on a cold file system."""
+SEEN_SECONDS = 15.0
+"""How long a new file may take to appear on another host: network file systems remember what was not there."""
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot be reached, or its hosts are not alike; a line for each fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host that is up.
+
+    Attributes:
+        node: Ray's number of it.
+        name: its host name, with the beginning of that number where several have the same name.
+        address: its IP address.
+        cpus, gpus: how many Ray may give away.
+    """
+
+    node: str
+    name: str
+    address: str
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a host is to look for.
+
+    Attributes:
+        token: a file that was written just now.
+        content: what is in it.
+        recipe: the recipe's file.
+    """
+
+    token: Path
+    content: str
+    recipe: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a host says of itself.
+
+    Attributes:
+        sees: whether it can read the token.
+        writes: whether it can write beside it.
+        same: name -> value; what all hosts must have in common.
+        time: its clock, in seconds since the epoch.
+    """
+
+    sees: bool
+    writes: bool
+    same: Mapping[str, str]
+    time: float
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Be connected to a cluster.
+
+    Raises:
+        ClusterError: there is none at this address, or this machine is not part of it.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ClusterError(f"--cluster needs the package ray, which is not installed here: {extras.install('ray')}")
+    _check_address(os.environ.get("RAY_ADDRESS", address) if address == AUTO else address)
+    os.environ.update(SILENCE)
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    root = Path(pipeline.__path__[0]).parent
+    try:
+        with contextlib.chdir(root):  # Ray lets workers import from the current folder, before everything else
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _unreachable(address, str(error).strip().partition("\n")[0].removesuffix(".")) from error
+    signal.signal(signal.SIGTERM, handler)  # Ray has put in one of its own
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Find out whether somebody listens there; Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if address == AUTO:
+        return
+    if "/" in address or not host or not port.isdecimal():
+        raise ClusterError(
+            f"--cluster {address} is neither auto nor the HOST:PORT of a cluster's head, such as 10.0.0.1:6379. Run"
+            " zero2r1 on a host of the cluster: through a proxy, stages would not end with their run"
+        )
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, f"nobody answers there ({error})") from error
+
+
+def _unreachable(address: str, reason: str) -> ClusterError:
+    how = "start Ray on every host (`ray start --head`, then `ray start --address=HEAD:6379`), this one included"
+    return ClusterError(f"--cluster {address}: {reason}: {how}")
+
+
+def up() -> list[Host]:
+    """The hosts that are up, sorted by address."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    names = [node["NodeManagerHostname"] for node in nodes]
+    found = [
+        Host(
+            node["NodeID"],
+            name if names.count(name) == 1 else f"{name} ({node['NodeID'][:6]})",
+            node["NodeManagerAddress"],
+            int(node["Resources"].get("CPU", 0)),
+            int(node["Resources"].get("GPU", 0)),
+        )
+        for node, name in zip(nodes, names, strict=True)
+    ]
+    return sorted(found, key=lambda host: (host.address, host.node))
+
+
+def check(hosts: Sequence[Host], run: Path, recipe: Path) -> None:
+    """Compare every host with this one.
+
+    Args:
+        hosts: see `up`.
+        run: the run's folder; it is there.
+        recipe: the recipe's file.
+
+    Raises:
+        ClusterError: says what is wrong, a line for each host and fault.
+    """
+    token = run.resolve() / f".seen-{uuid.uuid4().hex}"
+    asked = Asked(token, uuid.uuid4().hex, recipe.resolve())
+    token.write_text(asked.content, encoding="utf-8")
+    try:
+        here = facts(asked)
+        before = time.time()
+        answers = _ask(hosts, asked)
+        after = time.time()
+    finally:
+        token.unlink()
+    found = [fault for host in hosts for fault in faults(host, answers[host.node], here, run, before, after)]
+    if found:
+        raise ClusterError("\n".join(("nothing was started: the hosts of the cluster are not alike", *found)))
+
+
+def facts(asked: Asked) -> Facts:
+    """What this host says of itself."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not (sees := _holds(asked.token, asked.content)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    mark = asked.token.with_name(f"{asked.token.name}-{uuid.uuid4().hex}")
+    writes = sees
+    try:
+        mark.touch()
+        mark.unlink()
+    except OSError:
+        writes = False
+    same = {"Python": platform.python_version(), "bubblewrap": "there" if shutil.which("bwrap") else "missing"}
+    for name in PACKAGES:
+        try:
+            same[name] = version(name)
+        except PackageNotFoundError:
+            same[name] = "missing"
+    try:
+        same[str(asked.recipe)] = hashlib.sha256(asked.recipe.read_bytes()).hexdigest()[:12]
+    except OSError:
+        same[str(asked.recipe)] = "missing"
+    return Facts(sees, writes, same, time.time())
+
+
+def _holds(path: Path, content: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == content
+    except OSError:
+        return False
+
+
+def _ask(hosts: Sequence[Host], asked: Asked) -> dict[str, Facts | str]:
+    """What each host says, by Ray's number; or why it says nothing."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+    remote = ray.remote(facts)
+    references = {
+        host.node: remote.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=On(node_id=host.node, soft=False)
+        ).remote(asked)
+        for host in hosts
+    }
+    ray.wait(list(references.values()), num_returns=len(references), timeout=ANSWER_SECONDS)
+    answers: dict[str, Facts | str] = {}
+    for node, reference in references.items():
+        try:
+            answers[node] = ray.get(reference, timeout=0)
+        except ray.exceptions.GetTimeoutError:
+            answers[node] = f"has not answered for {ANSWER_SECONDS:g} s"
+        except ray.exceptions.RayError as error:
+            answers[node] = str(error).strip().splitlines()[-1]
+    return answers
+
+
+def faults(host: Host, said: Facts | str, here: Facts, run: Path, before: float, after: float) -> Iterator[str]:
+    """What is wrong with a host, a line each.
+
+    Args:
+        host: which.
+        said: its facts, or why there are none.
+        here: those of this host.
+        run: the run's folder.
+        before, after: this host's clock when the others were asked, and when all had answered.
+    """
+    me = socket.gethostname()
+    if isinstance(said, str):
+        yield f"{host.name} ({host.address}): {said}"
+        return
+    if not said.sees:
+        yield (
+            f"{host.name}: does not see {run.resolve()}, which {me} has just written to: set --runs to a folder that"
+            " all hosts share under the same path"
+        )
+    elif not said.writes:
+        yield f"{host.name}: cannot write in {run.resolve()}"
+    for name, value in here.same.items():
+        if said.same.get(name) != value:
+            yield f"{host.name}: {name} is {said.same.get(name)}, and on {me} {value}: make them alike"
+    ahead = said.time - min(max(said.time, before), after)
+    if abs(ahead) > CLOCK_SECONDS:
+        way = "ahead of" if ahead > 0 else "behind"
+        yield f"{host.name}: its clock is {abs(ahead):.0f} s {way} that of {me}: synchronise them (chrony, ntpd)"
+
+
+def record(hosts: Sequence[Host], run: Path) -> None:
+    """Keep the hosts in the run's folder, for `status`."""
+    durable.write(run / HOSTS, json.dumps([asdict(host) for host in hosts]))
+
+
+def recorded(run: Path) -> list[dict[str, Any]]:
+    """The hosts that were up when the run was last started on a cluster."""
+    path = run / HOSTS
+    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []

@@ -1,0 +1,280 @@
+"""Runs on a real Ray cluster of two hosts: stages on both of them, and hosts and processes that are killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from ray.cluster_utils import Cluster
+from safetensors.torch import load_file
+
+from pipeline.context import StageContext
+from pipeline.stages.registry import run_function
+from tests.cluster.conftest import WITH_GPU
+from tests.pipeline.test_runner import PLAY, alive, until
+from tests.stages.driving import CORPUS, PRELOAD, TINY, context_of
+
+SECONDS = 280
+"""Longest wait for a command, on a machine that is busy with other tests."""
+SEED = 3
+RECIPE: dict[str, Any] = {
+    "name": "both",
+    "seed": SEED,
+    "stages": {
+        "base": {
+            "kind": "pretrain",
+            "model": TINY,
+            "vocabulary": {"kind": "words", "tokens": ["<think>", "</think>", "<answer>", "</answer>"]},
+            "corpus": {"use": "corpus.py:Sums", "documents": 100},
+            "length": 32,
+            "trainer": {"max_steps": 8, "learning_rate": 5e-3, "warmup_steps": 0, "bf16": False},
+        },
+        "zero": {
+            "kind": "grpo",
+            "model": "@base",
+            "tasks": ["sums.py:Sums"],
+            "rewards": ["sums.py:shape"],
+            "rollout": {"max_tokens": 8},
+            "launch": {"nodes": 2, "accelerate": "ddp"},
+            "trainer": {
+                "num_generations": 4,
+                "per_device_train_batch_size": 8,
+                "gradient_accumulation_steps": 1,
+                "beta": 0.0,
+                "learning_rate": 1e-3,
+                "max_steps": 4,
+                "save_steps": 2,
+                "bf16": False,
+            },
+        },
+    },
+}
+SUMS = """
+from pipeline.tasks.base import Problem, Task
+
+class Sums(Task):
+    def problems(self, split, n=None, seed=0):
+        return [Problem(f"{a}-{b}", f"{a} + {b} =", str(a + b)) for a in range(5) for b in range(5)]
+
+def shape(completion):
+    return completion.count("<think>") + len(set(completion.split())) / 10
+"""
+
+
+class Runs:
+    """Runs of a recipe on the cluster, in a folder of a test."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, recipe: dict[str, Any], address: str | None = None) -> subprocess.Popen[str]:
+        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        process = subprocess.Popen(
+            [*zero2r1("run", "recipe.yaml", "--json", "--cluster"), address or self.cluster.address],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        self.started.append(process)
+        return process
+
+    def ended(self, process: subprocess.Popen[str], code: int) -> tuple[list[dict[str, Any]], str]:
+        """The events of a run that ends with this code, and what it said besides; all that it prints is JSON."""
+        output, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == code, output + errors
+        return list(map(json.loads, output.splitlines())), errors
+
+    def status(self, run: str, *options: str) -> str:
+        command = zero2r1("status", f"runs/{run}", *options)
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=True).stdout
+
+    def hosts_of(self, stage: str) -> list[str]:
+        """Ray's numbers of the hosts that a stage runs on."""
+        (path,) = self.folder.glob(f"runs/*/scratch/{stage}-*/hosts.json")
+        said = json.loads(path.read_text())
+        assert not said["over"]
+        return [host["node"] for host in said["hosts"]]
+
+    def at_work(self, stage: str) -> tuple[int, int]:
+        """The process of a stage of `PLAY` and a child of it, once it is at work; each attempt is told once."""
+        sign = self.folder / f"{stage}.started"
+        until(sign.exists, f"{stage} to start")
+        process, child = map(int, sign.read_text().split())
+        sign.unlink()
+        return process, child
+
+    def close(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def runs(two_hosts: Cluster, tmp_path: Path) -> Iterator[Runs]:
+    """The cluster, with two hosts again if one was lost, and a folder."""
+    found = Runs(two_hosts, tmp_path)
+    yield found
+    found.close()
+
+
+def zero2r1(*words: str) -> list[str]:
+    return [str(Path(sys.executable).parent / "zero2r1"), *words]
+
+
+def play(name: str, **fields: Any) -> dict[str, Any]:
+    """A stage that waits for a sign, and then fails."""
+    task = {"use": "play.py:Play", "options": {"name": name}}
+    return {"kind": "evaluate", "model": "no/model", "tasks": [task], **fields}
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(weight.dtype == torch.float32 for weight in one.values())
+    assert max((weight - other[name]).abs().max().item() for name, weight in one.items()) <= 1e-6
+
+
+def rank(number: int, port: int, context: StageContext) -> None:
+    """One of two ranks of a stage on one host, as torchrun starts them."""
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+    torch.set_num_threads(1)
+    run_function(context.config.kind)(context)
+    torch.distributed.destroy_process_group()
+
+
+def on_one_host(folder: Path, port: int) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights of both stages of `RECIPE` where there is no cluster."""
+    base = context_of(folder, "base", RECIPE["stages"]["base"], {}, SEED)
+    run_function("pretrain")(base)
+    zero = context_of(folder, "zero", RECIPE["stages"]["zero"], {"base": base.output}, SEED)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    ranks = [context.Process(target=rank, args=(number, port, zero)) for number in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(SECONDS)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    return {context.name: weights(context.output) for context in (base, zero)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_hosts_end_in_the_weights_of_one(runs: Runs, free_port: int) -> None:
+    """GRPO whose ranks are on different hosts and talk through gloo, after a stage on one of them."""
+    for name, text in (("corpus.py", CORPUS), ("sums.py", SUMS)):
+        (runs.folder / name).write_text(text)
+    process = runs.start(RECIPE)
+    alone = on_one_host(runs.folder, free_port)
+    runs.ended(process, 0)
+    for name, expected in alone.items():
+        (artifact,) = runs.folder.glob(f"runs/both/stages/{name}/*")
+        assert_equal(weights(artifact), expected)
+        hosts = {host["node"] for host in json.loads((artifact / "manifest.json").read_text())["hosts"]}
+        assert len(hosts) == (2 if name == "zero" else 1)
+    assert [set(row["hosts"]) for row in json.loads(runs.status("both", "--json"))][1] == {
+        host["name"] for host in json.loads((runs.folder / "runs/both/cluster.json").read_text())
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_stage_survives_the_loss_of_its_agent_its_runner_and_its_host(runs: Runs) -> None:
+    """A stage on the only GPU, which comes back with another host, and one that nothing happens to."""
+    (runs.folder / "play.py").write_text(PLAY)
+    stages = {"one": play("one", launch={"gpus": 1, "restarts": 1}), "two": play("two", launch={"gpus": 0})}
+    recipe = {"name": "play", "jobs": 2, "stages": stages}
+    first = runs.start(recipe)
+    lost, child = runs.at_work("one")
+    other, _ = runs.at_work("two")
+    environment = Path(f"/proc/{lost}/environ").read_bytes().split(b"\0")
+    assert b"CUDA_VISIBLE_DEVICES=0" in environment
+    assert b"CUDA_VISIBLE_DEVICES=" in Path(f"/proc/{other}/environ").read_bytes().split(b"\0")
+
+    os.kill(parent(lost), signal.SIGKILL)
+    until(lambda: not (alive(lost) or alive(child)), "the processes of a killed agent to end")
+    lost, child = runs.at_work("one")
+    assert alive(other), "the other stage goes on"
+
+    first.kill()
+    until(lambda: not any(map(alive, (lost, child, other))), "the stages of a killed runner to end")
+    second = runs.start(recipe)
+    lost, child = runs.at_work("one")
+    runs.at_work("two")
+    (node,) = runs.hosts_of("one")
+    (gpu_host,) = [host for host in runs.cluster.worker_nodes if host.node_id == node]
+    told = runs.status("play").splitlines()
+    (of_stage,) = [line for line in told if line.startswith("one ")]
+    (of_host,) = [line for line in told if node[:6] in line and not line.startswith("one ")]
+    assert f"({node[:6]}):0" in of_stage and of_host.split()[-1] == "one"
+    name = " ".join(of_host.split()[:2])
+
+    gpu_host.kill_raylet(check_alive=False)
+    runs.cluster.worker_nodes.remove(gpu_host)
+    until(lambda: not (alive(lost) or alive(child)), "the process on a lost host to end")
+    assert second.stdout is not None
+    before = []
+    for line in second.stdout:
+        before.append(json.loads(line))
+        if "waits for 1 GPU on one host; the cluster has 0 GPUs" in before[-1].get("note", ""):
+            break
+    (why,) = [event["message"] for event in before if event["event"] == "restarted"]
+    assert f"lost host {name}: " in why
+    runs.cluster.add_node(**WITH_GPU)
+    runs.at_work("one")
+    for name in stages:
+        (runs.folder / f"{name}.go").touch()
+    events, _ = runs.ended(second, 1)
+    ends = {event["stage"]: event["message"] for event in events if event["event"] == "failed"}
+    assert ends.keys() == set(stages) and all("the cupboard is bare" in message for message in ends.values())
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_leaves_nothing_behind(runs: Runs) -> None:
+    (runs.folder / "play.py").write_text(PLAY)
+    process = runs.start({"name": "play", "stages": {"one": play("one", launch={"gpus": 0})}})
+    stage, child = runs.at_work("one")
+    process.send_signal(signal.SIGINT)
+    _, errors = runs.ended(process, 130)
+    assert "the same command goes on from here" in errors
+    assert not (alive(stage) or alive(child))
+    (said,) = runs.folder.glob("runs/play/scratch/one-*/hosts.json")
+    assert json.loads(said.read_text())["over"]
+
+
+def test_a_stage_that_no_host_can_take_is_refused(runs: Runs) -> None:
+    (runs.folder / "play.py").write_text(PLAY)
+    process = runs.start({"name": "play", "stages": {"one": play("one", launch={"gpus": 3})}})
+    _, errors = runs.ended(process, 1)
+    assert "stages.one.launch: wants 3 GPUs on one host, and" in errors
+    assert not list(runs.folder.glob("runs/play/scratch/*"))
+
+
+def test_an_address_without_a_cluster_is_one_line(runs: Runs, free_port: int) -> None:
+    (runs.folder / "play.py").write_text(PLAY)
+    process = runs.start({"name": "play", "stages": {"one": play("one")}}, f"127.0.0.1:{free_port}")
+    _, errors = runs.ended(process, 1)
+    (line,) = errors.strip().splitlines()
+    assert f"--cluster 127.0.0.1:{free_port}: nobody answers there" in line and "ray start --head" in line
