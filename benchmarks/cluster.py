@@ -3,9 +3,9 @@
     python -m benchmarks.cluster --kills 20 --out benchmarks/results/cluster-kills.json
 
 Ray's own test cluster is two hosts on this machine (CPU). A tiny GRPO stage has a rank on each, which talk through
-gloo. Once in each trial something is killed (SIGKILL): a rank, the launcher of one host, an agent, the raylet of the
-second host (another host comes in its place), or the runner, which is started again. Weights are compared with those of
-the untouched run, and what is still alive of the run is counted.
+gloo. Once in each trial, at a random step or before the first, something is killed (SIGKILL): a rank, the launcher of
+one host, an agent, the raylet of the second host (another host comes in its place), or the runner, which is started
+again. Weights are compared with those of the untouched run, and what is still alive of the run is counted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ import yaml
 
 HOST = {"num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False}
 WAIT_SECONDS = 600.0
-STEPS = 12
+STEPS = 40
+START_SECONDS = 20.0
+"""About as long as ranks take to load their libraries: a kill before the first step falls into it."""
 KINDS = ("rank", "launcher", "agent", "raylet", "runner")
 CORPUS = """
 import random
@@ -61,7 +63,7 @@ TINY |= {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16, "max_po
 def recipe() -> dict[str, Any]:
     """A model, and a GRPO stage of two hosts."""
     trainer = {"num_generations": 4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "beta": 0.0}
-    trainer |= {"learning_rate": 1e-3, "max_steps": STEPS, "save_steps": 2, "bf16": False}
+    trainer |= {"learning_rate": 1e-3, "max_steps": STEPS, "save_steps": 4, "logging_steps": 1, "bf16": False}
     base = {"kind": "pretrain", "model": TINY, "vocabulary": {"kind": "words"}, "length": 32, "launch": {"gpus": 0}}
     base |= {"corpus": {"use": "corpus.py:Sums", "documents": 100}}
     base |= {"trainer": {"max_steps": 8, "learning_rate": 5e-3, "warmup_steps": 0, "bf16": False}}
@@ -96,22 +98,29 @@ class Trial:
         return sorted(found)
 
     def ranks(self) -> list[int]:
-        """The ranks: Python processes of the worker that no launcher is."""
-        launchers = set(self.launchers())
-        return [number for number in self.processes("pipeline.worker") if number not in launchers]
+        """The ranks: processes of the worker, whose name is in the commands of launchers as well."""
+        others = set(self.processes("pipeline.launcher"))
+        return [number for number in self.processes("pipeline.worker") if number not in others]
 
     def launchers(self) -> list[int]:
-        """The launchers, one a host."""
-        return self.processes("pipeline.launcher")
+        """The launchers, one a host; not the guards that they have forked."""
+        found = self.processes("pipeline.launcher")
+        return [number for number in found if parent(number) not in found]
 
     def agents(self) -> list[int]:
         """The actors that have started the launchers."""
-        return [parent(number) for number in self.launchers()]
+        return [found for number in self.launchers() if (found := parent(number)) > 1]
 
     def saved(self) -> int:
         """The step of the newest checkpoint."""
         names = self.folder.glob("runs/killed/scratch/zero-*/checkpoints/checkpoint-*/complete")
         return max((int(path.parent.name.partition("-")[2]) for path in names), default=0)
+
+    def step(self) -> int:
+        """The last step that was logged."""
+        for path in self.folder.glob("runs/killed/scratch/zero-*/events.jsonl"):
+            return max((json.loads(line)["step"] for line in path.read_text().splitlines() if line), default=0)
+        return 0
 
     def weights(self) -> dict[str, Any]:
         """What the stage has published."""
@@ -123,7 +132,10 @@ class Trial:
 
 def parent(process: int) -> int:
     """The process that started one."""
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0  # it has ended
 
 
 def until(condition: Callable[[], Any], what: str) -> None:
@@ -161,22 +173,22 @@ def trials(cluster: Any, folder: Path, kills: int, seed: int) -> Iterator[dict[s
     whole.folder.mkdir()
     for name, text in (("corpus.py", CORPUS), ("sums.py", SUMS), ("recipe.yaml", yaml.safe_dump(recipe()))):
         (whole.folder / name).write_text(text)
-    run = whole.start()
-    until(lambda: run.poll() is not None or whole.ranks(), "the stage")
-    until(lambda: run.poll() is not None or whole.launchers(), "the stage of two hosts")
-    began = time.monotonic()
+    began, run = time.monotonic(), whole.start()
     if run.wait() != 0:
         raise RuntimeError((whole.folder / "said.txt").read_text())
-    seconds, expected = time.monotonic() - began, whole.weights()
-    yield {"kind": "untouched", "seconds": round(seconds, 1)}
+    expected = whole.weights()
+    yield {"kind": "untouched", "seconds": round(time.monotonic() - began, 1)}
     for number in range(kills):
         kind = KINDS[number % len(KINDS)]
         trial = Trial(cluster, folder / f"trial-{number}")
         shutil.copytree(whole.folder, trial.folder, ignore=shutil.ignore_patterns("zero", "said.txt", ".seen*"))
         began, run = time.monotonic(), trial.start()
         until(lambda: run.poll() is not None or len(trial.launchers()) == 2, "both launchers")  # noqa: B023
-        time.sleep(rng.uniform(0.0, seconds))
-        step, running = trial.saved(), run.poll() is None
+        moment = rng.randrange(STEPS + 1)
+        if moment == 0:
+            time.sleep(rng.uniform(0.0, START_SECONDS))
+        until(lambda: run.poll() is not None or trial.step() >= moment, "a step")  # noqa: B023
+        step, saved, running = trial.step(), trial.saved(), run.poll() is None
         run = kill(trial, kind, run, rng)
         code = run.wait()
         found = trial.weights() if code == 0 else {}
@@ -185,7 +197,8 @@ def trials(cluster: Any, folder: Path, kills: int, seed: int) -> Iterator[dict[s
             if found
             else None
         )
-        entry = {"kind": kind, "saved": step, "running": running, "code": code, "difference": difference}
+        entry = {"kind": kind, "step": step, "saved": saved, "running": running, "code": code}
+        entry["difference"] = difference
         yield entry | {"left": len(trial.processes()), "seconds": round(time.monotonic() - began, 1)}
         if code == 0:
             shutil.rmtree(trial.folder)

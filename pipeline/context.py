@@ -44,6 +44,19 @@ class Work:
         self.seconds += seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which part of a stage's sampling this process does, where hosts of a cluster share it.
+
+    Attributes:
+        number: of this host, from 0; what the first one leaves is published.
+        hosts: how many there are.
+    """
+
+    number: int = 0
+    hosts: int = 1
+
+
 @dataclass(frozen=True)
 class StageContext(Generic[C]):
     """What a stage runs with.
@@ -60,6 +73,7 @@ class StageContext(Generic[C]):
         tasks: the recipe's `tasks:` definitions, for resolving names.
         evaluated: the tasks that the recipe's `evaluate` stages score: what no stage is to learn.
         work: how long it has trained or sampled.
+        share: which part of the sampling is this process's.
     """
 
     name: str
@@ -73,6 +87,7 @@ class StageContext(Generic[C]):
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     evaluated: Sequence[TaskSpec] = ()
     work: Work = field(default_factory=Work)
+    share: Share = Share()
 
     def model_path(self, ref: str) -> str:
         """What to give to `from_pretrained`: the folder behind `@stage`, a local folder, or the hub id as it is.

@@ -184,9 +184,9 @@ def _several(config: StageConfig) -> Iterator[Fault]:
     asked, hosts = config.launch.gpus, config.launch.nodes
     if hosts == 1:
         return
-    if not config.distributed:
+    if not config.distributed and not config.shared:
         yield ("launch", "nodes"), f"the stage kind {config.kind} runs on one host: leave it out"
-    elif config.launch.accelerate is None:
+    elif config.distributed and config.launch.accelerate is None:
         yield (
             ("launch", "nodes"),
             "several hosts want launch.accelerate (ddp, fsdp2-1node), which starts their processes",

@@ -109,7 +109,9 @@ def execute(
     with _working_on(run) as lease:
         recipe = graph.pinned(recipe)
         nodes = graph.build(recipe)
-        steps, slots = graph.plan(nodes, run), _slots(nodes, recipe, run, observer, cluster)
+        steps = graph.plan(nodes, run)
+        on_cluster = cluster and ClusterSlots(nodes, recipe, run, observer, cluster)
+        slots = on_cluster or Slots(nodes, recipe.base, observer)
         recording.record(recipe, nodes, run, slots.wanted)
         observer.planned(steps)
         states = {step.node.name: step.state for step in steps}
@@ -362,14 +364,6 @@ def count_attempt(counter: Path) -> int:
     attempt = 1 + (int(text) if text.isdecimal() else 0)
     durable.write(counter, str(attempt))
     return attempt
-
-
-def _slots(
-    nodes: Mapping[str, Node], recipe: Recipe, run: Path, observer: Observer, cluster: str | None
-) -> Slots | ClusterSlots:
-    if cluster is None:
-        return Slots(nodes, recipe.base, observer)
-    return ClusterSlots(nodes, recipe, run, observer, cluster)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Any
 
 from pipeline import durable, gpus, lease, ranks
 from pipeline.artifacts import MANIFEST
-from pipeline.context import StageContext
+from pipeline.context import Share, StageContext
 from pipeline.locks import stage_lock
 from pipeline.schema import environment
 from pipeline.schema.pieces import StageConfig
@@ -30,6 +31,8 @@ from pipeline.stages.registry import config_class, preload, run_function
 from rewards.parent import end_with_parent, guard_group
 
 OUTCOME = "outcome.json"
+SHARED = "ZERO2R1_HOSTS"
+"""Variable that says how many hosts share a stage's sampling; `RANK` says which of them this is."""
 AWAIT_SECONDS = 0.1
 DISK_FULL = os.EX_IOERR
 """Exit code of a stage that ended because its disk, or its user's quota, is full."""
@@ -122,17 +125,24 @@ def _wait(job: Path, sign: Path, log: Path) -> None:
 
 def _run(job: Job, scratch: Path) -> None:
     config = config_class(str(job.config["kind"])).model_validate(job.config)
+    number, hosts = ranks.number() or 0, int(os.environ.get(SHARED, "1"))
+    mine = f"-{number}" if hosts > 1 and number else ""  # what another host than the first leaves is only its own
+    output = scratch / f"output{mine}"
+    if mine:
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir()
     context = StageContext(
         name=job.stage,
         config=config,
         inputs={name: Path(folder) for name, folder in job.inputs.items()},
-        output=scratch / "output",
+        output=output,
         scratch=scratch,
         base=Path(job.base),
         seed=job.seed,
-        events=scratch / "events.jsonl",
+        events=scratch / f"events{mine}.jsonl",
         tasks=job.tasks,
         evaluated=[TaskSpec.model_validate(spec) for spec in job.evaluated],
+        share=Share(number, hosts) if hosts > 1 else Share(),
     )
     run = run_function(config.kind)
     if job.awaited:

@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 INTEGRATION = (
     "chain",
+    "cluster",
     "durability",
     "house",
     "model",
@@ -43,6 +44,7 @@ INTEGRATION = (
 """Tests that start processes, browsers or sandboxes, or that train a model; the others are unit tests."""
 LONGEST = (
     "chain/test_chain.py",
+    "cluster/test_runs.py",
     "durability/test_kills_and_power_cuts.py",
     "durability/test_damaged_files.py",
     "stages/test_distributed.py",

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import durable
-from pipeline.cluster.agent import Part, Place
+from pipeline.cluster.agent import LOOKS_A_DEADLINE, Part, Place
 from pipeline.lease import this_host
 
 HOSTS = "hosts.json"
@@ -111,7 +111,7 @@ class Attempt:
 
     def _meet(self) -> None:
         """Have the ranks of several hosts meet at a port that is free on the first one now."""
-        if len(self.parts) == 1:
+        if self.parts[0].meeting is None:
             return
         address = self.places[0].address
         port = self._ask(lambda at: self.agents[at].free_port.remote(address if at == 0 else ""), once=True).get(0, 0)
@@ -127,14 +127,15 @@ class Attempt:
         import ray
 
         asked = {question(at): at for at in self._running}
-        ray.wait(list(asked), num_returns=len(asked), timeout=self.deadline)
+        patience = self.deadline / (2 if once else LOOKS_A_DEADLINE)  # the other agents want to be asked as well
+        ray.wait(list(asked), num_returns=len(asked), timeout=patience)
         answers: dict[int, Any] = {}
         for reference, at in asked.items():
             try:
                 answers[at] = ray.get(reference, timeout=0)
                 self._heard[at] = time.monotonic()
             except (ray.exceptions.GetTimeoutError, ray.exceptions.ActorUnavailableError):
-                if once or time.monotonic() - self._heard[at] > self.deadline:
+                if once or time.monotonic() - self._heard[at] > self.deadline - patience:
                     self._lose(at, f"has not answered for {time.monotonic() - self._heard[at]:.0f} s")
             except ray.exceptions.RayError as error:
                 self._lose(at, _reason(error))

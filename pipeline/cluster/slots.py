@@ -8,13 +8,14 @@ group that does not fit waiting until something is free, or a host comes (back).
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, gpus
+from pipeline import artifacts, durable, gpus
 from pipeline.cluster import attempt, hosts
 from pipeline.cluster.agent import Agent, Part, Place, Rendezvous, portable
 from pipeline.cluster.attempt import Attempt, Fence
@@ -25,9 +26,10 @@ from pipeline.observer import NOTE, Observer
 from pipeline.placement import Placed, Wanted, placed, wanted
 from pipeline.process import LOG, StageProcess
 from pipeline.recipe import Recipe
+from pipeline.schema import environment
 from pipeline.schema.pieces import StageConfig
 from pipeline.starting import JOB, prepare, variables_of
-from pipeline.worker import Job
+from pipeline.worker import SHARED, Job
 
 PATIENCE_SECONDS = 5.0
 """Wait for a host of which nothing is said."""
@@ -129,29 +131,30 @@ class ClusterSlots:
             job_of: what it is to do, by which of its processes see which GPUs.
             count: 1 for its first attempt.
         """
-        claim = self._claims[node.name]
-        several = len(claim.places) > 1
-        shares = [
-            placed(_on_host(node.config, at), self.recipe.base, place.gpus) for at, place in enumerate(claim.places)
-        ]
-        job = job_of(shares[0])
+        claim, config = self._claims[node.name], node.config
+        many, first = len(claim.places), claim.places[0]
+        shares = [placed(_on_host(config, at), self.recipe.base, place.gpus) for at, place in enumerate(claim.places)]
         names = attempt.gpu_names(claim.places)
-        seen, secrets = prepare(node, scratch, job, names)
-        parts = [
-            Part(
-                job=(scratch / JOB).resolve(),
+        seen, secrets = prepare(node, scratch, job_of(shares[0]), names)
+        parts = []
+        for at, (place, mine) in enumerate(zip(claim.places, shares, strict=True)):
+            job = job_of(mine if config.shared else shares[0])  # GPUs have other names on other hosts
+            path = scratch / (JOB if at == 0 else f"job-{at}.json")
+            durable.write(path, json.dumps(environment.names_only(asdict(job))))
+            variables = portable(variables_of(node, job, (), mine if place.gpus else None), config.launch.env)
+            part = Part(
+                job=path.resolve(),
                 log=(scratch / (LOG if at == 0 else f"log-{at}.txt")).resolve(),
-                variables=portable(variables_of(node, job, (), mine if place.gpus else None), node.config.launch.env),
+                variables=variables | ({"RANK": str(at), SHARED: str(many)} if many > 1 and config.shared else {}),
                 visible=",".join(mine.own),
-                accelerate=node.config.launch.accelerate,
-                base=self.recipe.base.resolve(),
+                accelerate=config.launch.accelerate,
+                base=self.recipe.base,
                 folder=Path.cwd(),
-                ranks=max(1, len(mine.own)) if several else mine.ranks,
-                meeting=Rendezvous(len(shares), at, claim.places[0].address) if several else None,
+                ranks=max(1, len(mine.own)) if many > 1 else mine.ranks,
+                meeting=Rendezvous(many, at, first.address) if many > 1 and config.launch.accelerate else None,
             )
-            for at, (place, mine) in enumerate(zip(claim.places, shares, strict=True))
-        ]
-        popen = Attempt(scratch, claim.agents, claim.places, parts, node.config.launch.deadline)
+            parts.append(part)
+        popen = Attempt(scratch, claim.agents, claim.places, parts, config.launch.deadline)
         return StageProcess(node, scratch, popen, time.time(), count, seen, secrets, names)
 
     def foreseen(self, node: Node, leaving: Collection[str]) -> tuple[tuple[gpus.Gpu, ...], Placed | None] | None:
@@ -233,14 +236,24 @@ class ClusterSlots:
 
 
 def share(config: StageConfig, base: Path, there: Sequence[Host]) -> tuple[int, int]:
-    """How many bundles a stage wants, and how many GPUs each of them has; none where there are none, unless it asks."""
+    """How many bundles a stage wants, and how many GPUs each of them has; none where there are none, unless it asks.
+
+    Hosts that share the sampling may be fewer than asked for: what they sample is the same.
+    """
     many, want = config.launch.nodes, wanted(config, base)
-    if not (config.launch.gpus or any(host.gpus for host in there)):
-        return many, 0
-    if want.count is None:  # all that there are
-        most = sorted((host.gpus for host in there), reverse=True)[:many]
-        return many, min(most, default=0)
-    return many, want.count // many if config.launch.gpus else want.count
+    most = sorted((host.gpus for host in there), reverse=True)[:many]
+    if not (config.launch.gpus or any(most)):
+        each = 0
+    elif want.count is None:  # all that there are
+        each = min(most, default=0)
+    else:
+        each = want.count // many if config.launch.gpus else want.count
+    return (max(1, min(many, _room(each, there))) if config.shared else many), each
+
+
+def _room(each: int, there: Sequence[Host]) -> int:
+    """How many bundles with so many GPUs hosts could hold."""
+    return sum(min(host.cpus, host.gpus // each if each else host.cpus) for host in there)
 
 
 def unmet(recipe: Recipe, stages: Sequence[str], there: Sequence[Host]) -> Iterator[str]:
@@ -248,14 +261,13 @@ def unmet(recipe: Recipe, stages: Sequence[str], there: Sequence[Host]) -> Itera
     for name in stages:
         config = recipe.stages[name]
         want, (many, each) = wanted(config, recipe.base), share(config, recipe.base, there)
-        room = sum(min(host.cpus, host.gpus // each if each else host.cpus) for host in there)
         have = ", ".join(f"{host.name} has {host.gpus} GPUs and {host.cpus} cores" for host in there)
         if want.names:
             yield (
                 f"stages.{name}: names GPUs {', '.join(want.names)}, and on a cluster Ray chooses them: set launch.gpus"
                 " alone, in which rollout.process.devices are counted from 0"
             )
-        elif room < many:
+        elif _room(each, there) < many:
             yield f"stages.{name}.launch: wants {said(many, each)}, and {have}"
 
 
@@ -267,7 +279,7 @@ def _on_host(config: StageConfig, at: int) -> StageConfig:
     each = launch.gpus // launch.nodes if isinstance(launch.gpus, int) else launch.gpus
     changed: dict[str, Any] = {"launch": launch.model_copy(update={"gpus": each, "nodes": 1})}
     rollout = getattr(config, "rollout", None)
-    if at and rollout is not None and rollout.process is not None:
+    if at and not config.shared and rollout is not None and rollout.process is not None:
         changed["rollout"] = rollout.model_copy(update={"process": None})
     return config.model_copy(update=changed)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import durable
+from pipeline.context import Share
 from pipeline.rendering import Prompt, Renderer
 from pipeline.rollout import TRANSFORMERS, VLLM_SERVER, engine_name, sampling
 from pipeline.rollout.base import Finish, Rollout, RolloutError, derived_seed
@@ -37,6 +38,8 @@ CHUNK_SEQUENCES: Mapping[str, int] = {TRANSFORMERS: 512, VLLM_SERVER: 4096}
 CHUNK_SEQUENCES_VLLM = 16384
 """vLLM keeps hundreds of sequences going and idles at the end of each chunk, so its chunks are large."""
 SECONDS_BETWEEN_REPORTS = 1.0
+AWAIT_SECONDS = 1.0
+"""Between two looks for a chunk that another host samples; the runner ends this one if that host is lost."""
 
 Report = Callable[[int, int], None]
 """Called with (sequences done, sequences in all)."""
@@ -93,6 +96,8 @@ class Sampler:
         chat_template: chat template to use instead of the tokenizer's own.
         template_kwargs, prefill: see `pipeline.rendering.Renderer`.
         engines: what opens the engine, if other samplers use it before or after this one.
+        share: which chunks are sampled here, and which by other hosts, into the same folder: those of its own number,
+            going round. Nothing of what is sampled depends on it.
 
     Attributes:
         left_out: rows so far that did not fit into the model's context.
@@ -114,6 +119,7 @@ class Sampler:
         template_kwargs: Mapping[str, Any] | None = None,
         prefill: str | None = None,
         engines: Engines | None = None,
+        share: Share = Share(),
     ) -> None:
         from transformers import AutoTokenizer
 
@@ -131,7 +137,7 @@ class Sampler:
         self.renderer = Renderer(self.tokenizer, template_kwargs, prefill)
         self.limit = ContextLimit(context_of(model, rollout.engine_options), rollout.max_tokens, rollout.too_long)
         self.limit.check()
-        self._engines = engines or Engines(rollout, seed)
+        self._engines, self.share = engines or Engines(rollout, seed), share
         self.speculation: dict[str, float] = {}
         self.left_out = 0
         self.seconds = 0.0
@@ -160,19 +166,40 @@ class Sampler:
         folder = self.scratch / durable.file_name(label)
         durable.make_folder(folder)
         tell = _throttled(report)
-        for number, start in enumerate(range(0, len(rows), size)):
-            chunk, path = rows[start : start + size], folder / f"{number:05d}.jsonl"
+        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+
+        def make(number: int, path: Path) -> None:
+            seed, done = derived_seed(self.seed, label, number), number * size * self.n
+            prompts = self.renderer.prompts([row["prompt"] for row in chunks[number]])
+            rollouts = self._rollouts(prompts, seed, lambda step, _: tell(done + step, len(rows) * self.n))
+            write_rows(path, _judged(chunks[number], prompts, rollouts, judge))
+            durable.seal_file(path)
+
+        for number, chunk in enumerate(chunks):
+            path = self._made(number, len(chunks), folder, make)
             prompts = self.renderer.prompts([row["prompt"] for row in chunk])
-            if not _whole(path):
-                seed = derived_seed(self.seed, label, number)
-                done, total = start * self.n, len(rows) * self.n
-                rollouts = self._rollouts(prompts, seed, lambda step, _: tell(done + step, total))  # noqa: B023
-                write_rows(path, _judged(chunk, prompts, rollouts, judge))
-                durable.seal_file(path)
             for row, prompt, (_, stored) in zip(chunk, prompts, read_rows(path), strict=True):
                 yield Group(row, prompt.text, tuple(map(_sample, stored["samples"])), prompt.begun)
         if report is not None:
             report(len(rows) * self.n, len(rows) * self.n)
+
+    def _made(self, number: int, chunks: int, folder: Path, make: Callable[[int, Path], None]) -> Path:
+        """The file of a chunk, once it is there: sampled here, or by the host whose turn it is.
+
+        Args:
+            number: the chunk's.
+            chunks: how many there are.
+            folder: of their files.
+            make: samples one into its file.
+        """
+        path = folder / f"{number:05d}.jsonl"
+        mine = number + (self.share.number - number) % self.share.hosts  # not later than others make this one
+        ahead = folder / f"{mine:05d}.jsonl"
+        if mine < chunks and not _whole(ahead):
+            make(mine, ahead)
+        while mine != number and not (path.with_name(path.name + durable.SEAL).exists() and _whole(path)):
+            time.sleep(AWAIT_SECONDS)
+        return path
 
     def fitting(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """The rows whose prompts leave room for a completion in the model's context; nothing is sampled for it.

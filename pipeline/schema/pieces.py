@@ -74,8 +74,8 @@ class Launch(Strict):
             a process on each. A stage that samples starts an engine on each, and one that trains has those for its
             engines that `rollout.process.devices` counts, from 0. If not given: as many as `accelerate` starts
             processes, or one.
-        nodes: over how many hosts of a cluster (`zero2r1 run --cluster`) the stage's processes are spread; each has as
-            large a part of `gpus`. For stages that train with `accelerate`; others run on one host, with that part.
+        nodes: over how many hosts of a cluster (`zero2r1 run --cluster`) a stage is spread, each with as large a part
+            of `gpus`: one that trains with `accelerate`, or samples and judges, with fewer hosts if there are no more.
         deadline: seconds after which a host of a cluster that does not answer counts as lost, and after which a host
             that hears nothing of the run ends its processes.
         env: environment variables for the stage's process; their values are recorded nowhere.
@@ -126,6 +126,8 @@ class StageConfig(Strict):
     """`module:class` of the config that `trainer:` is passed to; its fields are checked without importing it."""
     distributed: ClassVar[bool] = False
     """Whether several processes may share the work, as `launch: {accelerate: …}` makes them do."""
+    shared: ClassVar[bool] = False
+    """Whether hosts of a cluster may share the sampling; see `pipeline.context.Share`."""
     default_split: ClassVar[Literal["train", "test"]] = "train"
     """Split of the recipe's `task:` that a stage without `tasks` uses."""
     reserved: ClassVar[Mapping[str, str]] = {}
@@ -140,7 +142,8 @@ class StageConfig(Strict):
         """The fields of `launch` that mean something to stages of this kind."""
         fields = set(Launch.model_fields)
         if not cls.distributed:
-            fields -= {"accelerate", "nodes"} if "rollout" in cls.model_fields else {"accelerate", "nodes", "gpus"}
+            fields -= {"accelerate"} if "rollout" in cls.model_fields else {"accelerate", "gpus"}
+            fields -= set() if cls.shared else {"nodes"}
         return fields
 
     kind: str

@@ -75,6 +75,7 @@ class EvaluateConfig(PromptedConfig):
     """
 
     product: ClassVar[Product] = Product.METRICS
+    shared: ClassVar[bool] = True
     version: ClassVar[int] = 2  # a completion that is cut off has no format
     default_split: ClassVar[Literal["train", "test"]] = "test"
 
@@ -212,6 +213,7 @@ def _sampler(context: StageContext[EvaluateConfig], label: str, reference: str, 
         config.chat_template_kwargs,
         config.prefill,
         engines,
+        context.share,
     )
 
 

@@ -50,6 +50,7 @@ class PassRateConfig(PromptedConfig):
     """
 
     product: ClassVar[Product] = Product.DATASET
+    shared: ClassVar[bool] = True
 
     kind: Literal["pass_rate"] = "pass_rate"
     model: ModelRef
@@ -73,6 +74,7 @@ def run(context: StageContext[PassRateConfig]) -> Outputs:
         config.chat_template,
         config.chat_template_kwargs,
         config.prefill,
+        share=context.share,
     )
     judge = composite([RewardSpec(use=ACCURACY)], config.tasks, context)
     judge.prepare()

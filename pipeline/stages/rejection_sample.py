@@ -94,6 +94,7 @@ class RejectionSampleConfig(PromptedConfig):
     """
 
     product: ClassVar[Product] = Product.DATASET
+    shared: ClassVar[bool] = True
     version: ClassVar[int] = 3  # what the recipe evaluates is left out
 
     model: ModelRef
@@ -133,6 +134,7 @@ def run(context: StageContext[RejectionSampleConfig]) -> Outputs:
         config.chat_template,
         config.chat_template_kwargs,
         config.prefill,
+        share=context.share,
     )
     judge = _judge(context)
     judge.prepare()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 
 HOST = {"num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False}
 WITH_GPU = {**HOST, "num_gpus": 1}
@@ -16,8 +15,11 @@ WITH_GPU = {**HOST, "num_gpus": 1}
 
 
 @pytest.fixture(scope="session")
-def two_hosts() -> Iterator[Cluster]:
+def two_hosts() -> Iterator[Any]:
     """The cluster, whose second host has a GPU; in a folder with a short name, since names of sockets are short."""
+    import ray
+    from ray.cluster_utils import Cluster
+
     folder = tempfile.mkdtemp(prefix="z", dir="/tmp")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)

@@ -189,6 +189,13 @@ def test_the_missing_package_comes_with_its_command(monkeypatch: pytest.MonkeyPa
     assert any(line.startswith("stages.s.launch.nodes: needs the package ray") for line in told)
 
 
+def test_several_hosts_want_a_cluster(tmp_path: Path) -> None:
+    from pipeline import needs
+
+    (line,) = needs.unmet(recipe(tmp_path, {"s": {**SFT, "launch": TWO}}), ["s"])
+    assert line == "stages.s.launch.nodes: asks for 2 hosts, and this is one: run it with --cluster, or leave it out"
+
+
 BIG, SMALL, BARE = (
     Host("1", "a", "10.0.0.1", 64, 8),
     Host("2", "b", "10.0.0.2", 64, 4),
@@ -228,7 +235,11 @@ def test_a_stage_takes_its_part_of_each_host(
     ("stage", "where", "why"),
     [
         ({**SFT, "launch": {"nodes": 2}}, "launch.nodes", "several hosts want launch.accelerate"),
-        ({**SCORE, "launch": {"nodes": 2}}, "launch.nodes", "the stage kind evaluate runs on one host"),
+        (
+            {"kind": "import_model", "model": "m", "launch": {"nodes": 2}},
+            "launch.nodes",
+            "import_model runs on one host",
+        ),
         ({**SFT, "launch": {**TWO, "gpus": 5}}, "launch.gpus", "5 GPUs do not divide among 2 hosts"),
         (
             {**GRPO, "rollout": {"process": {"devices": [4]}}, "launch": {**TWO, "gpus": 8}},
@@ -246,10 +257,13 @@ def test_hosts_that_a_stage_cannot_use_are_refused_with_the_recipe(
 
 
 def test_one_line_scales_all_stages_of_a_recipe(tmp_path: Path) -> None:
-    """Those that run on one host get the part of one."""
-    found = recipe(tmp_path, {"train": SFT, "score": SCORE}, launch={**TWO, "gpus": 16})
-    assert slots.share(found.stages["train"], tmp_path, [BIG, BIG]) == (2, 8)
-    assert slots.share(found.stages["score"], tmp_path, [BIG, BIG]) == (1, 8)
+    """One that answers held-out problems alone, or imports, runs on one host."""
+    stages = {"import": {"kind": "import_model", "model": "m"}, "train": SFT, "score": SCORE}
+    found = recipe(tmp_path, stages, launch={**TWO, "gpus": 16}).stages
+    assert slots.share(found["import"], tmp_path, [BIG, BIG]) == (1, 0)
+    assert slots.share(found["train"], tmp_path, [BIG, BIG]) == (2, 8)
+    assert slots.share(found["score"], tmp_path, [BIG, BIG]) == (2, 8)
+    assert slots.share(found["score"], tmp_path, [BIG]) == (1, 8), "what is sampled depends on no number of hosts"
 
 
 def test_a_rank_that_was_killed_is_told_from_those_that_lost_it(tmp_path: Path) -> None:

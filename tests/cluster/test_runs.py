@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from pipeline.context import StageContext
@@ -30,6 +29,7 @@ SEED = 3
 RECIPE: dict[str, Any] = {
     "name": "both",
     "seed": SEED,
+    "jobs": 2,
     "stages": {
         "base": {
             "kind": "pretrain",
@@ -57,6 +57,16 @@ RECIPE: dict[str, Any] = {
                 "bf16": False,
             },
         },
+        # 25 problems with 64 samples each are four chunks of the transformers engine, two for each host
+        "pick": {
+            "kind": "rejection_sample",
+            "model": "@base",
+            "tasks": ["sums.py:Sums"],
+            "samples": 64,
+            "require": [{"use": "sums.py:shape", "min": 0.5}],
+            "rollout": {"max_tokens": 8},
+            "launch": {"nodes": 2, "gpus": 0},
+        },
     },
 }
 SUMS = """
@@ -74,7 +84,7 @@ def shape(completion):
 class Runs:
     """Runs of a recipe on the cluster, in a folder of a test."""
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
+    def __init__(self, cluster: Any, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
         self.started: list[subprocess.Popen[str]] = []
 
@@ -124,7 +134,7 @@ class Runs:
 
 
 @pytest.fixture
-def runs(two_hosts: Cluster, tmp_path: Path) -> Iterator[Runs]:
+def runs(two_hosts: Any, tmp_path: Path) -> Iterator[Runs]:
     """The cluster, with two hosts again if one was lost, and a folder."""
     found = Runs(two_hosts, tmp_path)
     yield found
@@ -164,8 +174,8 @@ def rank(number: int, port: int, context: StageContext) -> None:
     torch.distributed.destroy_process_group()
 
 
-def on_one_host(folder: Path, port: int) -> dict[str, dict[str, torch.Tensor]]:
-    """The weights of both stages of `RECIPE` where there is no cluster."""
+def on_one_host(folder: Path, port: int) -> dict[str, Path]:
+    """What the stages of `RECIPE` leave where there is no cluster."""
     base = context_of(folder, "base", RECIPE["stages"]["base"], {}, SEED)
     run_function("pretrain")(base)
     zero = context_of(folder, "zero", RECIPE["stages"]["zero"], {"base": base.output}, SEED)
@@ -177,13 +187,15 @@ def on_one_host(folder: Path, port: int) -> dict[str, dict[str, torch.Tensor]]:
     for process in ranks:
         process.join(SECONDS)
     assert [process.exitcode for process in ranks] == [0, 0]
-    return {context.name: weights(context.output) for context in (base, zero)}
+    pick = context_of(folder, "pick", RECIPE["stages"]["pick"], {"base": base.output}, SEED)
+    run_function("rejection_sample")(pick)
+    return {context.name: context.output for context in (base, zero, pick)}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_hosts_end_in_the_weights_of_one(runs: Runs, free_port: int) -> None:
-    """GRPO whose ranks are on different hosts and talk through gloo, after a stage on one of them."""
+def test_two_hosts_end_as_one_does(runs: Runs, free_port: int) -> None:
+    """After a stage on one host, GRPO whose ranks are on both and talk through gloo, and samples of both."""
     for name, text in (("corpus.py", CORPUS), ("sums.py", SUMS)):
         (runs.folder / name).write_text(text)
     process = runs.start(RECIPE)
@@ -191,12 +203,17 @@ def test_two_hosts_end_in_the_weights_of_one(runs: Runs, free_port: int) -> None
     runs.ended(process, 0)
     for name, expected in alone.items():
         (artifact,) = runs.folder.glob(f"runs/both/stages/{name}/*")
-        assert_equal(weights(artifact), expected)
+        if name == "pick":
+            kept, samples = ((artifact / file).read_text() for file in ("data.jsonl", "samples.jsonl"))
+            assert kept and kept == (expected / "data.jsonl").read_text()
+            assert samples == (expected / "samples.jsonl").read_text()
+        else:
+            assert_equal(weights(artifact), weights(expected))
         hosts = {host["node"] for host in json.loads((artifact / "manifest.json").read_text())["hosts"]}
-        assert len(hosts) == (2 if name == "zero" else 1)
-    assert [set(row["hosts"]) for row in json.loads(runs.status("both", "--json"))][1] == {
-        host["name"] for host in json.loads((runs.folder / "runs/both/cluster.json").read_text())
-    }
+        assert len(hosts) == (1 if name == "base" else 2)
+    rows = {row["stage"]: row for row in json.loads(runs.status("both", "--json"))}
+    known = {host["name"] for host in json.loads((runs.folder / "runs/both/cluster.json").read_text())}
+    assert set(rows["zero"]["hosts"]) == known == set(rows["pick"]["hosts"])
 
 
 @pytest.mark.slow
