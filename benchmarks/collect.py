@@ -15,7 +15,13 @@ from pipeline import artifacts
 from pipeline.report.run_data import Stage, events, read_run
 from pipeline.report.summary import summarise
 
-CURVES = ("reward", "completions/mean_length", "rewards/accuracy/score", "rewards/language/score")
+CURVES = (
+    "reward",
+    "completions/mean_length",
+    "rewards/accuracy/score",
+    "rewards/language/score",
+    "rewards/process/score",
+)
 """Logged metrics of RL stages that are kept, one value a step."""
 
 

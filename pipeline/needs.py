@@ -210,7 +210,7 @@ def broken_sources(config: StageConfig, base: Path, download: bool = True) -> It
             if isinstance(leaf.value, corpora.CorpusSpec):
                 next(corpora.documents(leaf.value, locate), None)
             else:
-                mixture.check(leaf.value, locate, pairs=config.kind == "reward_model")
+                mixture.check(leaf.value, locate, getattr(config, "row_keys", ()))
         except mixture.DataError as error:
             yield (*leaf.loc, "from"), str(error)
 

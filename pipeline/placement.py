@@ -33,6 +33,8 @@ from pipeline.schema.walk import walk
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
 
+REWARD_MODELS = ("preference", "process")
+"""Rewards that are models, on a GPU where there is one."""
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 """Options of vLLM whose product is the number of GPUs of an engine."""
 
@@ -271,7 +273,7 @@ def _of_engine(config: StageConfig) -> int:
 def _of_rewards(config: StageConfig) -> int:
     """GPUs that reward models of a stage name (`device: cuda:1`), or 1 for one that takes what there is."""
     specs = [leaf.value for leaf in walk(config) if isinstance(leaf.value, RewardSpec)]
-    devices = [str(spec.options.get("device", "cuda")) for spec in specs if spec.use == "preference"]
+    devices = [str(spec.options.get("device", "cuda")) for spec in specs if spec.use in REWARD_MODELS]
     return max((int(device.partition(":")[2] or 0) + 1 for device in devices if device.startswith("cuda")), default=0)
 
 

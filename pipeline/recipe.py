@@ -39,8 +39,9 @@ from rewards.registry import nearest
 
 __all__ = ["Issue", "Recipe", "RecipeError", "TaskDefinition", "load", "locate", "shipped"]
 
-EVALUATE, PASS_RATE = "evaluate", "pass_rate"
-"""Stage kinds that other stages are told about; `pass_rate` is also the column that such a stage measures."""
+SCORING, PASS_RATE = ("evaluate", "tree_search"), "pass_rate"
+"""Stage kinds that other stages are told about: those that score on held-out problems, and one whose name is also that
+of the column that it measures."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -129,7 +130,7 @@ class Recipe:
     @property
     def evaluated(self) -> list[TaskSpec]:
         """The tasks that its `evaluate` stages score, whole: what no stage is to learn unless it says so."""
-        scored = [spec for config in self.stages.values() if config.kind == EVALUATE for spec in tasks_of(config)]
+        scored = [spec for config in self.stages.values() if config.kind in SCORING for spec in tasks_of(config)]
         whole = {"problems": None, "filter": None}
         return list({spec.label: spec.model_copy(update=whole) for spec in scored}.values())
 

@@ -68,7 +68,7 @@ class Preference:
         from transformers import AutoConfig, AutoTokenizer
 
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        _check_classifier(model, config)
+        check_classifier(model, config)
         self._truncation = truncation
         self._max_tokens = min(max_tokens, getattr(config.get_text_config(), "max_position_embeddings", max_tokens))
         self._reader = ConversationReader(
@@ -188,7 +188,7 @@ def _verdict(score: float, ms: float) -> Verdict:
     return Verdict(Status.CORRECT if score > 0 else Status.WRONG, score, ms=ms)
 
 
-def _check_classifier(model: str, config: Any) -> None:
+def check_classifier(model: str, config: Any) -> None:
     """transformers would give any language model a random classifier's head, with a warning only."""
     architectures = config.architectures or []
     if not any(name.endswith("ForSequenceClassification") for name in architectures):

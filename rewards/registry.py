@@ -44,6 +44,7 @@ BUILTIN: Mapping[str, str] = {
     "reasoning_gym": "rewards.reasoning_gym:ReasoningGym",
     "repetition": "rewards.repetition:Repetition",
     "preference": "rewards.preference:Preference",
+    "process": "rewards.process:Process",
     "judge": "rewards.judge:Judge",
 }
 """Built-in rewards: name -> module:attribute."""

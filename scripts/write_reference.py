@@ -38,6 +38,7 @@ from pipeline.schema.pieces import (
 from pipeline.schema.strict import Strict
 from pipeline.schema.task import TaskSpec
 from pipeline.schema.track import Track
+from pipeline.search.writer import SteppedConfig
 from pipeline.stages.registry import KINDS, config_class
 from pipeline.tasks.base import BUILTIN as TASKS
 from pipeline.tasks.base import check as task_class
@@ -60,6 +61,7 @@ SHARED: Mapping[str, tuple[type[Strict], ...]] = {
     "What every training stage has": (TrainingConfig, Health),
     "What every stage has that trains an existing model": (AdaptedConfig, AdapterSpec),
     "What every stage has whose model answers problems": (WatchedConfig, WatchSpec, KeepSpec, StopSpec),
+    "What every stage has that works on the steps of an answer": (SteppedConfig,),
     "Pieces that several kinds share": (RolloutSpec, ProcessSpec, TaskSpec, RewardSpec, FinetuneConfig),
 }
 """Heading -> parts of a recipe that are described once."""
@@ -164,7 +166,8 @@ def default(field: FieldInfo) -> str:
 def _shown(value: object) -> str:
     if value is None:
         return "not given"
-    plain = value if isinstance(value, str) else json.dumps(value, default=_plain, ensure_ascii=False)
+    as_it_is = isinstance(value, str) and value.isprintable()
+    plain = str(value) if as_it_is else json.dumps(value, default=_plain, ensure_ascii=False)
     return f"`{plain}`" if plain else '`""`'
 
 

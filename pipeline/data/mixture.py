@@ -32,7 +32,7 @@ from pipeline import files, hub
 from pipeline.columns import FieldError, lookup, passes
 from pipeline.context import StageContext
 from pipeline.data.cleaning import Cleaner, Seen
-from pipeline.data.shapes import PAIR, known
+from pipeline.data.shapes import known
 from pipeline.messages import MessageError, conversation, without
 from pipeline.rows import RowError
 from pipeline.schema.hub import Columns, HubSource, RowsRef
@@ -42,7 +42,7 @@ from rewards.text import plain
 Locate = Callable[[str], Path]
 MOST_TIMES = 255
 """How often a row can come up in an epoch: a byte counts it."""
-LEARNT = ("messages", "prompt", "completion", "text", "chosen", "rejected", "tools")
+LEARNT = ("messages", "prompt", "completion", "text", "chosen", "rejected", "tools", "completions", "labels")
 """Keys that make two rows the same, whatever else stands beside them."""
 
 
@@ -129,8 +129,8 @@ def shaped(source: DataSource, locate: Locate) -> Iterator[Row]:
             raise DataError(f"{row.place}: {error}") from error
 
 
-def check(source: DataSource, locate: Locate, pairs: bool = False) -> None:
-    """Make sure that the first row of a source is one to train on: a pair of responses, or a row as at the top.
+def check(source: DataSource, locate: Locate, keys: Sequence[str] = ()) -> None:
+    """Make sure that the first row of a source is one to train on: it has these keys, or is a row as at the top.
 
     Raises:
         DataError: it is none; or see `shaped`.
@@ -139,11 +139,11 @@ def check(source: DataSource, locate: Locate, pairs: bool = False) -> None:
     if row is None:
         return
     try:
-        known = all(row.get(name) for name in PAIR) if pairs else _is_training_row(row)
+        known = all(row.get(name) for name in keys) if keys else _is_training_row(row)
     except MessageError as error:
         raise DataError(f"{row.place}: {error}") from error
     if not known:
-        wanted = "chosen and rejected" if pairs else "messages, or prompt and completion"
+        wanted = " and ".join(keys) or "messages, or prompt and completion"
         raise DataError(
             f"{row.place}: wants {wanted}, and has: {', '.join(row)}; say which of its fields they are with columns:"
             " {prompt: …}"

@@ -17,7 +17,7 @@ PLANNED = frozenset(
     {"adapter", "context", "corpus", "data", "efficiency", "filters", "harness", "keep", "kind", "launch"}
     | {"length", "length_schedule", "max_length", "model", "models", "mtp", "packing", "pool", "precision"}
     | {"problems", "rewards", "rollout", "rows", "samples", "tasks", "teacher", "tokenizer", "trainer"}
-    | {"vocabulary", "watch"}
+    | {"learns", "vocabulary", "watch"}
     | {"efficiency.fused_kernels", "efficiency.merge_micro_batches", "efficiency.packing"}
     | {"efficiency.reuse_logprobs", "efficiency.tokens_per_pass"}
     | {"rollout.batch_size", "rollout.engine", "rollout.engine_options", "rollout.gpu_memory"}
@@ -32,13 +32,15 @@ FREE = frozenset(
     | {"description", "dtype", "factor", "format", "harness_folder", "keep_state", "license", "name"}
     | {"non_finite", "prefill", "require", "revision", "routing", "sample_every", "save", "scope", "scores"}
     | {"seed", "shard_size", "template", "too_long"}
+    | {"budgets", "continuations", "exploration", "step_end", "step_tokens", "value", "width"}
     | {"efficiency.background_rewards", "efficiency.drop_dead_groups", "efficiency.dynamic_sampling_queue"}
     | {"rollout.min_p", "rollout.stop", "rollout.temperature", "rollout.too_long", "rollout.top_k"}
     | {"rollout.top_p"}
     | {"watch.temperature", "watch.top_p"}
     | {"tasks.bad_rows", "tasks.name", "tasks.template"}
 )
-"""Fields that change time and memory by little, or what every stage of a kind does, which `NOTES` tells once."""
+"""Fields that change time and memory by little, or what every stage of a kind does, which `NOTES` tells once, or of
+kinds that are not planned at all, which a plan says."""
 NOTES = (
     Assumption(
         "not counted",

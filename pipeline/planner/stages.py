@@ -128,7 +128,7 @@ class Reader:
     def _judges(self, config: StageConfig) -> Iterator[Shape]:
         """The reward models that share the stage's GPU."""
         for leaf in walk(config):
-            if isinstance(leaf.value, RewardSpec) and leaf.value.use == "preference":
+            if isinstance(leaf.value, RewardSpec) and leaf.value.use in placement.REWARD_MODELS:
                 options = leaf.value.options
                 if options.get("device") in (None, "cuda", "cuda:0") and isinstance(options.get("model"), str):
                     yield self.shape(options["model"])
@@ -184,7 +184,7 @@ class Reader:
         accumulation = int(values.get("gradient_accumulation_steps", TRL_ACCUMULATION))
         rows, length, longest, whole, told = self._data(config, shape)
         steps, more = self._steps(values, rows, batch * accumulation * ranks)
-        pairs = 2 if config.kind == "reward_model" else 1
+        pairs = 2 if config.kind == "reward_model" and config.learns == "pairs" else 1
         setup = self._setup(config, values, pairs * batch * longest, ranks, sharded)
         training = Training(
             setup,

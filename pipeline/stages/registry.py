@@ -31,6 +31,8 @@ KINDS: Mapping[str, str] = {
     "pass_rate": "pipeline.stages.pass_rate:PassRateConfig",
     "rejection_sample": "pipeline.stages.rejection_sample:RejectionSampleConfig",
     "reward_model": "pipeline.stages.reward_model:RewardModelConfig",
+    "step_labels": "pipeline.stages.step_labels:StepLabelsConfig",
+    "tree_search": "pipeline.stages.tree_search:TreeSearchConfig",
     "distill": "pipeline.stages.distill:DistillConfig",
     "evaluate": "pipeline.stages.evaluate:EvaluateConfig",
     "export": "pipeline.stages.export:ExportConfig",
@@ -48,6 +50,8 @@ HEAVY: Mapping[str, str] = {
     "rejection_sample": "pipeline.sampling.sampler",
     "pass_rate": "pipeline.sampling.sampler",
     "evaluate": "pipeline.sampling.sampler",
+    "step_labels": "pipeline.sampling.sampler",
+    "tree_search": "pipeline.sampling.sampler",
 }
 """Stage kind -> a module that imports most of the libraries that its `run` needs."""
 

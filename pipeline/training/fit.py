@@ -181,6 +181,7 @@ _ENDS = {
     "loss": "loss",
     "mean_token_accuracy": "token_accuracy",
     "accuracy": "pair_accuracy",
+    "step_accuracy": "step_accuracy",
     "reward": "reward",
     "completions/mean_length": "length",
 }

@@ -34,7 +34,15 @@ SHORT = (
     "stages.out={kind: export, model: '@brought', after: [wide]}",
     "stages.rates={kind: pass_rate, model: '@brought', tasks: [{use: chain, problems: 200}], after: [out]}",
     "stages.rates.rollout={max_tokens: 16}",
-    "stages.score.after=[rates]",
+    "stages.labels={kind: step_labels, model: '@brought', tasks: [{use: chain, problems: 300}], after: [rates]}",
+    "stages.labels.samples=2",
+    "stages.labels.continuations=1",
+    "stages.labels.step_tokens=4",
+    "stages.labels.rollout={max_tokens: 16}",
+    "stages.search={kind: tree_search, model: '@brought', value: '@judge', budgets: [32], after: [labels]}",
+    "stages.search.tasks=[{use: chain, problems: 130}]",
+    "stages.search.rollout={max_tokens: 16}",
+    "stages.score.after=[search]",
 )
 """Overrides; with them the chain takes two to three minutes on two idle cores."""
 PAIRS = [{"prompt": f"{i} + 1 =", "chosen": str(i + 1), "rejected": str(i)} for i in range(9)] * 8

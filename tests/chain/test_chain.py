@@ -193,6 +193,8 @@ VICTIMS: dict[str, tuple[str, Callable[[Path], bool], str]] = {
     "wide": ("extend_context", trained(3), "stage"),
     "out": ("export", started, "runner"),
     "rates": ("pass_rate", sampled, "runner"),
+    "labels": ("step_labels", sampled, "stage"),
+    "search": ("tree_search", sampled, "runner"),
     "score": ("evaluate", sampled, "stage"),
 }
 """Stage -> its kind, when it is in its middle, and which process is killed."""
