@@ -30,7 +30,7 @@ import yaml
 
 HOST = {"num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False}
 WAIT_SECONDS = 600.0
-STEPS = 40
+STEPS = 24
 START_SECONDS = 20.0
 """About as long as ranks take to load their libraries: a kill before the first step falls into it."""
 KINDS = ("rank", "launcher", "agent", "raylet", "runner")
@@ -181,7 +181,7 @@ def trials(cluster: Any, folder: Path, kills: int, seed: int) -> Iterator[dict[s
     for number in range(kills):
         kind = KINDS[number % len(KINDS)]
         trial = Trial(cluster, folder / f"trial-{number}")
-        shutil.copytree(whole.folder, trial.folder, ignore=shutil.ignore_patterns("zero", "said.txt", ".seen*"))
+        shutil.copytree(whole.folder, trial.folder, ignore=shutil.ignore_patterns("zero", "zero-*", "said.txt"))
         began, run = time.monotonic(), trial.start()
         until(lambda: run.poll() is not None or len(trial.launchers()) == 2, "both launchers")  # noqa: B023
         moment = rng.randrange(STEPS + 1)

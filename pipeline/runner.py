@@ -106,6 +106,7 @@ def execute(
         StageError: a stage failed; stages that ran beside it were still finished and published.
         KeyboardInterrupt: interrupted; all stages were stopped, and the same command resumes.
     """
+    run = run if cluster is None else run.resolve()  # current folders differ between hosts
     with _working_on(run) as lease:
         recipe = graph.pinned(recipe)
         nodes = graph.build(recipe)

@@ -116,7 +116,9 @@ def connected(address: str) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     root = Path(pipeline.__path__[0]).parent
     try:
-        with contextlib.chdir(root):  # Ray lets workers import from the current folder, before everything else
+        # Ray lets workers import from the current folder, before everything else. Other threads are the lease's alone,
+        # whose path is absolute.
+        with contextlib.chdir(root):
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _unreachable(address, str(error).strip().partition("\n")[0].removesuffix(".")) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,7 +25,9 @@ from pipeline.launch_checks import accelerate_config
 from pipeline.lease import this_host
 from pipeline.ranks import Failure
 from pipeline.recipe import RecipeError, load
+from pipeline.runner import RunError, execute
 from tests.pipeline.test_runner import PLAY, alive, until
+from tests.stages.test_publishing import Told
 
 SFT = {"kind": "sft", "model": "m", "data": ["rows.jsonl"]}
 GRPO = {"kind": "grpo", "model": "m", "tasks": ["gsm8k"]}
@@ -176,6 +179,27 @@ def test_a_cluster_that_cannot_be_reached_is_one_line(address: str, why: str) ->
     with pytest.raises(ClusterError, match=why) as error, hosts.connected(address):
         pass
     assert "\n" not in str(error.value)
+
+
+def test_a_run_keeps_its_lease_while_it_connects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    """Ray is given another current folder for that, and the run's own path may be relative."""
+    import ray
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "play.py").write_text(PLAY)
+    task = {"use": "play.py:Play", "options": {"name": "one"}}
+    found = recipe(tmp_path, {"one": {"kind": "evaluate", "model": "no/model", "tasks": [task]}})
+
+    def init(**_: Any) -> None:
+        lease = tmp_path / "runs" / "r" / ".lease" / "000001"
+        until(lambda: b"beat 000000000002" in lease.read_bytes(), "two beats")
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray, "init", init)
+    with socket.create_server(("127.0.0.1", free_port)), pytest.raises(RunError, match="nobody there"):
+        execute(found, Path("runs/r"), Told(), cluster=f"127.0.0.1:{free_port}")
 
 
 def test_the_missing_package_comes_with_its_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
