@@ -66,6 +66,10 @@ def run(
         str | None,
         typer.Option(help="Run the stages on a Ray cluster: auto, or its head's HOST:PORT.", metavar="auto|ADDRESS"),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="Keep copies of artifacts and checkpoints there, and go on from them: s3://bucket/prefix."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Run a recipe, or go on with it: only stages that are not finished run."""
@@ -75,7 +79,7 @@ def run(
     folder = _folder(checked, runs)
     console = plain_console(json)
     try:
-        _execute(checked, folder, jobs, cluster, console, json)
+        _execute(checked, folder, jobs, cluster, store, console, json)
     except KeyboardInterrupt:
         fail(f"interrupted; the same command goes on from here ({folder})", code=130)
     except BrokenPipeError:
@@ -87,7 +91,15 @@ def run(
         fail(f"{error.filename or folder}: {error.strerror}; what is finished is kept ({folder})")
 
 
-def _execute(recipe: Recipe, folder: Path, jobs: int | None, cluster: str | None, console: Console, json: bool) -> None:
+def _execute(
+    recipe: Recipe,
+    folder: Path,
+    jobs: int | None,
+    cluster: str | None,
+    store: str | None,
+    console: Console,
+    json: bool,
+) -> None:
     import signal
 
     from pipeline import display, runner
@@ -96,7 +108,7 @@ def _execute(recipe: Recipe, folder: Path, jobs: int | None, cluster: str | None
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with display.observer(console, json, {} if json else fits.step_seconds(recipe)) as observer:
-        done = runner.execute(recipe, folder, observer, jobs, cluster)
+        done = runner.execute(recipe, folder, observer, jobs, cluster, store)
     if done.ran or not (folder / "report.html").exists():
         from pipeline.report.page import write_report  # brings matplotlib along: not for a run with nothing to do
 

@@ -39,6 +39,7 @@ from pipeline.recipe import Recipe
 from pipeline.slots import Slots
 from pipeline.source import brief
 from pipeline.starting import job_of, start, start_early
+from pipeline.store import Store, StoreError, Uploads, fetch
 from pipeline.tracking.mirrors import Mirrors
 from pipeline.worker import OUTCOME, Job
 
@@ -89,7 +90,12 @@ class Finished:
 
 
 def execute(
-    recipe: Recipe, run: Path, observer: Observer, jobs: int | None = None, cluster: str | None = None
+    recipe: Recipe,
+    run: Path,
+    observer: Observer,
+    jobs: int | None = None,
+    cluster: str | None = None,
+    store: str | None = None,
 ) -> Finished:
     """Bring a run up to date.
 
@@ -99,6 +105,7 @@ def execute(
         observer: told what happens.
         jobs: how many stages may run at once; the recipe's own number if not given.
         cluster: address of a Ray cluster whose hosts the stages run on, or `auto`; they run on this host if not given.
+        store: where copies of artifacts and checkpoints lie, and are taken from; see `pipeline.store`.
 
     Raises:
         RunError: another process works on this run, its folder cannot be written, a stage needs what is not here, or
@@ -110,6 +117,9 @@ def execute(
     with _working_on(run) as lease:
         recipe = graph.pinned(recipe)
         nodes = graph.build(recipe)
+        copies = None if store is None else Store(store, run)
+        if copies is not None:
+            fetch(copies, run, nodes)
         steps = graph.plan(nodes, run)
         on_cluster = cluster and ClusterSlots(nodes, recipe, run, observer, cluster)
         slots = on_cluster or Slots(nodes, recipe.base, observer)
@@ -127,8 +137,10 @@ def execute(
         waiting = [name for name in recipe.stages if name in stale]
         if unmet := needs.unmet(recipe, waiting, run=True, here=cluster is None):
             raise RunError("\n".join(("nothing was started:", *unmet)))
-        with slots.connected(waiting), _mirrored(recipe, run, observer) as mirrors:
-            _Scheduler(recipe, run, nodes, states, observer, done, slots, mirrors, lease).run(jobs or recipe.jobs)
+        copying = Uploads.of(copies, run, done)
+        with slots.connected(waiting), _mirrored(recipe, run, observer) as mirrors, copying as uploads:
+            scheduler = _Scheduler(recipe, run, nodes, states, observer, done, slots, mirrors, lease, uploads)
+            scheduler.run(jobs or recipe.jobs)
         return Finished({name: done[name] for name in nodes}, stale)
 
 
@@ -146,10 +158,11 @@ class _Scheduler:
         slots: Slots | ClusterSlots,
         mirrors: Mirrors,
         lease: Lease,
+        uploads: Uploads | None,
     ) -> None:
         self.recipe, self.run_path, self.nodes, self.states = recipe, run, nodes, states
         self.observer, self.done, self.slots, self.mirrors = observer, done, slots, mirrors
-        self.lease = lease
+        self.lease, self.uploads = lease, uploads
         self.running: list[StageProcess] = []
         self.restarts: Counter[str] = Counter()
         self.gone_back: Counter[str] = Counter()
@@ -270,6 +283,8 @@ class _Scheduler:
         if self.running or self.publishing or waiting:
             time.sleep(POLL_SECONDS)
         self.lease.look()
+        if self.uploads is not None:
+            self.uploads.look()
         for process in list(self.running):
             code = process.ended()
             for event in process.events():
@@ -303,6 +318,9 @@ class _Scheduler:
                 self.inputs.trust(self.done[name])
                 del self.publishing[name]
                 self.observer.finished(self.nodes[name], self.done[name])
+                if self.uploads is not None:
+                    scratch = artifacts.scratch(self.run_path, name, self.nodes[name].fingerprint)
+                    self.uploads.artifact(self.done[name], scratch)
 
     def _target(self, node: Node) -> Path:
         """Where a stage's artifact is, or will be."""
@@ -390,7 +408,7 @@ def _working_on(run: Path) -> Iterator[Lease]:
     try:
         with run_lock(run) as lease:
             yield lease
-    except (LockError, ClusterError) as error:
+    except (LockError, ClusterError, StoreError) as error:
         raise RunError(str(error)) from error
     except BrokenPipeError:
         raise

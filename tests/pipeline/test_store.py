@@ -1,0 +1,252 @@
+"""Copies of a run: whole or not there, whatever interrupts them, and enough for another host to go on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import yaml
+from fsspec.implementations.memory import MemoryFileSystem
+from safetensors.torch import load_file
+
+from pipeline import artifacts, durable
+from pipeline.artifacts import MANIFEST
+from pipeline.store import Store, StoreError, Uploads
+from pipeline.training.checkpoints import MARK
+from tests.stages.driving import CORPUS, TINY, start
+
+FINGERPRINT = "0123456789abcdef" * 4
+FILES = {"model/model.safetensors": b"\x00\x01weights" * 1000, "data [1]*.jsonl": b'{"text": "a"}\n', "empty": b""}
+GO_ON = threading.Event()
+
+
+@pytest.fixture(params=["memory", "file", "folder"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    unique = uuid.uuid4().hex
+    return {"memory": f"memory://{unique}/p", "file": f"file://{tmp_path}/s", "folder": str(tmp_path / "s")}[
+        request.param
+    ]
+
+
+def published(run: Path, files: dict[str, bytes] = FILES) -> artifacts.Artifact:
+    source = run / "scratch" / "output"
+    write(source, files)
+    target = artifacts.folder(run, "base", FINGERPRINT)
+    return artifacts.publish(source, target, {"fingerprint": FINGERPRINT, "finished": "1"})
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    folder = artifacts.scratch(run, "base", FINGERPRINT) / "checkpoints" / f"checkpoint-{step}"
+    write(folder, {"model.safetensors": str(step).encode(), "events.jsonl": b"{}\n"})
+    durable.seal(folder, MARK)
+    return folder
+
+
+def test_what_one_host_publishes_another_one_takes(url: str, tmp_path: Path) -> None:
+    a, b = (tmp_path / host / "r" for host in "ab")
+    artifact = published(a)
+    assert not Store(url, b).pull(artifacts.folder(b, "base", FINGERPRINT), MANIFEST), "nothing is there yet"
+    for _ in range(2):
+        assert Store(url, a).push(artifact.path, MANIFEST, GO_ON)
+    assert Store(url, b).pull(artifacts.folder(b, "base", FINGERPRINT), MANIFEST)
+    found = artifacts.find(b, "base", FINGERPRINT)
+    assert found is not None and found.manifest == artifact.manifest
+    assert artifacts.verify(found) == []
+    assert {name: (found.path / name).read_bytes() for name in FILES} == FILES
+    assert not list(found.path.parent.glob(".*"))
+
+
+class Failing(MemoryFileSystem):  # type: ignore[misc]
+    """In memory; writes so many files more, and then none: the network is gone."""
+
+    protocol = "failing"
+    left = 0
+
+    def put_file(self, *args: Any, **kwargs: Any) -> None:
+        if Failing.left == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        Failing.left -= 1
+        super().put_file(*args, **kwargs)
+
+
+@pytest.fixture
+def failing() -> Iterator[str]:
+    fsspec.register_implementation("failing", Failing, clobber=True)
+    yield f"failing://{uuid.uuid4().hex}/p"
+    Failing.left = 0
+
+
+def test_an_upload_that_breaks_off_does_not_count_and_is_taken_up_again(failing: str, tmp_path: Path) -> None:
+    artifact, there = published(tmp_path / "a" / "r"), artifacts.folder(tmp_path / "b" / "r", "base", FINGERPRINT)
+    store, other = Store(failing, tmp_path / "a" / "r"), Store(failing, tmp_path / "b" / "r")
+    for number in range(len(FILES) + 1):
+        Failing.left = number
+        with pytest.raises(OSError, match="Input/output"):
+            store.push(artifact.path, MANIFEST, GO_ON)
+        assert not other.pull(there, MANIFEST)
+        assert not there.exists()
+    stopped = threading.Event()
+    stopped.set()
+    assert not store.push(artifact.path, MANIFEST, stopped)
+    Failing.left = len(FILES) + 1
+    assert store.push(artifact.path, MANIFEST, GO_ON)
+    assert other.pull(there, MANIFEST)
+
+
+def test_kill_9_while_copying_leaves_all_or_nothing(tmp_path: Path) -> None:
+    a, b = tmp_path / "a" / "r", tmp_path / "b" / "r"
+    artifact = published(a, {f"{number}.bin": bytes([number]) * 50_000 for number in range(200)})
+    script = (
+        "import sys, threading; from pathlib import Path; from pipeline.store import Store\n"
+        "store = Store(sys.argv[1], Path(sys.argv[2])); print('ready', flush=True)\n"
+        "store.push(Path(sys.argv[3]), 'manifest.json', threading.Event())"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "s"), str(a), str(artifact.path)]
+    for attempt in range(6):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            time.sleep(attempt * 0.005)
+            process.send_signal(signal.SIGKILL)
+        there = artifacts.folder(b, "base", FINGERPRINT)
+        if Store(str(tmp_path / "s"), b).pull(there, MANIFEST):
+            found = artifacts.find(b, "base", FINGERPRINT)
+            assert found is not None and artifacts.verify(found) == []
+        assert there.exists() == ((there / MANIFEST).exists())
+        shutil.rmtree(tmp_path / "b", ignore_errors=True)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert Store(str(tmp_path / "s"), b).pull(artifacts.folder(b, "base", FINGERPRINT), MANIFEST)
+
+
+def test_a_copy_that_is_not_what_was_written_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    a, b, there = tmp_path / "a" / "r", tmp_path / "b" / "r", tmp_path / "s"
+    assert Store(str(there), a).push(published(a).path, MANIFEST, GO_ON)
+    (weights,) = there.rglob("model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert not Store(str(there), b).pull(artifacts.folder(b, "base", FINGERPRINT), MANIFEST)
+    assert "is not whole (model/model.safetensors has other content than was written): it is not taken" in caplog.text
+    weights.unlink()
+    assert not Store(str(there), b).pull(artifacts.folder(b, "base", FINGERPRINT), MANIFEST)
+    assert not list((b / "stages" / "base").iterdir())
+
+
+def test_two_hosts_that_make_the_same_do_not_mix(url: str, tmp_path: Path) -> None:
+    contents = []
+    for host in "ab":
+        files = {"model/model.safetensors": host.encode() * 5, "data.jsonl": host.encode()}
+        contents.append(files)
+        assert Store(url, tmp_path / host / "r").push(published(tmp_path / host / "r", files).path, MANIFEST, GO_ON)
+    taken = artifacts.folder(tmp_path / "c" / "r", "base", FINGERPRINT)
+    assert Store(url, tmp_path / "c" / "r").pull(taken, MANIFEST)
+    assert {name: (taken / name).read_bytes() for name in contents[0]} in contents
+
+
+def test_complete_checkpoints_are_copied_and_go_when_the_stage_is_published(url: str, tmp_path: Path) -> None:
+    run = tmp_path / "a" / "r"
+    scratch, store = artifacts.scratch(run, "base", FINGERPRINT), Store(url, run)
+    (checkpoint(run, 40) / MARK).unlink()
+    for step in (5, 10, 100):
+        checkpoint(run, step)
+    uploads = Uploads(store, run)
+    uploads.look()
+    uploads.close(interrupted=False)
+    assert store.checkpoints(scratch) == [100, 10], "the newest two, and none that is incomplete"
+    uploads = Uploads(store, run)
+    uploads.artifact(published(run), scratch)
+    uploads.close(interrupted=False)
+    assert store.checkpoints(scratch) == []
+
+
+def test_what_cannot_be_copied_is_told(failing: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tmp_path / "a" / "r"
+    uploads = Uploads(Store(failing, run), run)
+    checkpoint(run, 5)
+    uploads.look()
+    uploads.artifact(artifact := published(run), artifacts.scratch(run, "base", FINGERPRINT))
+    with pytest.raises(StoreError) as told:
+        uploads.close(interrupted=False)
+    assert str(told.value).startswith(
+        f"{artifact.path} could not be copied to {failing} ([Errno 5] Input/output error)"
+    )
+    assert "It is kept here, and the same command copies it" in str(told.value)
+    assert "checkpoint-5 could not be copied" in caplog.text
+
+
+STAGE = {
+    "kind": "pretrain",
+    "model": TINY,
+    "vocabulary": {"kind": "words", "tokens": ["<think>", "</think>", "<answer>", "</answer>"]},
+    "corpus": {"use": "corpus.py:Sums", "documents": 60},
+    "length": 16,
+    "trainer": {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "warmup_steps": 0},
+}
+
+
+def prepared(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "corpus.py").write_text(CORPUS)
+    return folder
+
+
+@pytest.mark.slow
+def test_another_host_goes_on_from_a_copied_checkpoint_and_ends_in_the_same_weights(tmp_path: Path) -> None:
+    a, b, c, url = (prepared(tmp_path / "a"), prepared(tmp_path / "b"), prepared(tmp_path / "c"), str(tmp_path / "s"))
+    assert start(a, "base", STAGE, die=("step", 5)) == -signal.SIGKILL
+    uploaded = Store(url, a)
+    for name in ("checkpoint-2", "checkpoint-4"):
+        assert uploaded.push(a / "base-scratch" / "checkpoints" / name, MARK, GO_ON)
+    store = Store(url, b.with_name("a"))  # the run has one name on every host
+    store.run = b
+    assert store.checkpoints(b / "base-scratch") == [4, 2]
+    assert store.pull(b / "base-scratch" / "checkpoints" / "checkpoint-4", MARK)
+    assert start(b, "base", STAGE) == 0
+    assert start(c, "base", STAGE) == 0
+    steps = [json.loads(line)["step"] for line in (b / "base-scratch" / "events.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == [1, 2, 3, 4, 5, 6], "what was logged before came along"
+    on, whole = (load_file(folder / "base" / "model" / "model.safetensors") for folder in (b, c))
+    assert all(tensor.equal(whole[name]) for name, tensor in on.items())
+
+
+def zero2r1(folder: Path, store: str) -> subprocess.CompletedProcess[str]:
+    recipe = {"name": "r", "stages": {"base": STAGE}}
+    (prepared(folder) / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [str(Path(sys.executable).parent / "zero2r1"), "run", "recipe.yaml", "--store", store]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_taken_from_the_store_and_does_not_run_again(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    done = zero2r1(tmp_path / "a", str(store))
+    assert done.returncode == 0, done.stderr
+    assert len(list(store.glob("r/stages/base/*@*/manifest.json"))) == 1
+    assert not list(store.glob("r/scratch/*/checkpoints/*/complete"))
+    again = zero2r1(tmp_path / "b", str(store))
+    assert again.returncode == 0 and f"is taken from {store}" in again.stderr
+    first, second = ({path.name for path in (tmp_path / host).glob("runs/r/stages/base/*")} for host in "ab")
+    assert first == second
+    assert not list((tmp_path / "b").glob("runs/r/scratch/*"))
+
+
+def test_a_store_that_nobody_knows_is_one_line(tmp_path: Path) -> None:
+    done = zero2r1(tmp_path, "nope://x")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "zero2r1: --store nope://x: Protocol not known: nope"
