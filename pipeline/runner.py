@@ -39,7 +39,7 @@ from pipeline.recipe import Recipe
 from pipeline.slots import Slots
 from pipeline.source import brief
 from pipeline.starting import job_of, start, start_early
-from pipeline.store import Store, StoreError, Uploads, fetch
+from pipeline.store import StoreError, Uploads, fetch
 from pipeline.tracking.mirrors import Mirrors
 from pipeline.worker import OUTCOME, Job
 
@@ -117,9 +117,7 @@ def execute(
     with _working_on(run) as lease:
         recipe = graph.pinned(recipe)
         nodes = graph.build(recipe)
-        copies = None if store is None else Store(store, run)
-        if copies is not None:
-            fetch(copies, run, nodes)
+        copies = None if store is None else fetch(store, run, nodes)
         steps = graph.plan(nodes, run)
         on_cluster = cluster and ClusterSlots(nodes, recipe, run, observer, cluster)
         slots = on_cluster or Slots(nodes, recipe.base, observer)
@@ -138,7 +136,7 @@ def execute(
         if unmet := needs.unmet(recipe, waiting, run=True, here=cluster is None):
             raise RunError("\n".join(("nothing was started:", *unmet)))
         copying = Uploads.of(copies, run, done)
-        with slots.connected(waiting), _mirrored(recipe, run, observer) as mirrors, copying as uploads:
+        with slots.connected(waiting), Mirrors.of(recipe, run, observer) as mirrors, copying as uploads:
             scheduler = _Scheduler(recipe, run, nodes, states, observer, done, slots, mirrors, lease, uploads)
             scheduler.run(jobs or recipe.jobs)
         return Finished({name: done[name] for name in nodes}, stale)
@@ -319,8 +317,7 @@ class _Scheduler:
                 del self.publishing[name]
                 self.observer.finished(self.nodes[name], self.done[name])
                 if self.uploads is not None:
-                    scratch = artifacts.scratch(self.run_path, name, self.nodes[name].fingerprint)
-                    self.uploads.artifact(self.done[name], scratch)
+                    self.uploads.artifact(name, self.done[name])
 
     def _target(self, node: Node) -> Path:
         """Where a stage's artifact is, or will be."""
@@ -383,19 +380,6 @@ def count_attempt(counter: Path) -> int:
     attempt = 1 + (int(text) if text.isdecimal() else 0)
     durable.write(counter, str(attempt))
     return attempt
-
-
-@contextlib.contextmanager
-def _mirrored(recipe: Recipe, run: Path, observer: Observer) -> Iterator[Mirrors]:
-    """Have the recipe's trackers follow the run; they get what is there also where it ends with an error."""
-    mirrors, interrupted = Mirrors(recipe, run, observer), False
-    try:
-        yield mirrors
-    except KeyboardInterrupt:
-        interrupted = True
-        raise
-    finally:
-        mirrors.close(interrupted)
 
 
 @contextlib.contextmanager

@@ -146,12 +146,13 @@ def _told(store: Store) -> Iterator[None]:
         raise StoreError(f"{store.url} cannot be read ({error})") from error
 
 
-def fetch(store: Store, run: Path, nodes: Mapping[str, Node]) -> None:
-    """Take what a run has not and the store has: artifacts of its stages, or the newest checkpoint of each.
+def fetch(url: str, run: Path, nodes: Mapping[str, Node]) -> Store:
+    """Take what a run has not and a store has: artifacts of its stages, or the newest checkpoint of each.
 
     Raises:
-        StoreError: the store cannot be read.
+        StoreError: there is no such store, or it cannot be read.
     """
+    store = Store(url, run)
     with _told(store):
         for name, node in nodes.items():
             target = artifacts.folder(run, name, node.fingerprint)
@@ -169,6 +170,7 @@ def fetch(store: Store, run: Path, nodes: Mapping[str, Node]) -> None:
                 if store.pull(folder, MARK):
                     log.warning("%s is taken from %s", folder, store.url)
                     break
+    return store
 
 
 class Uploads:
@@ -185,8 +187,9 @@ class Uploads:
         self._asked: dict[Path, Future[None]] = {}
         self._looked = 0.0
 
-    def artifact(self, artifact: Artifact, scratch: Path) -> None:
-        """Copy an artifact; then its stage's checkpoints go. One that is there already costs a question."""
+    def artifact(self, stage: str, artifact: Artifact) -> None:
+        """Copy the artifact of a stage; then its checkpoints go. One that is there already costs a question."""
+        scratch = artifacts.scratch(self.run, stage, str(artifact.manifest["fingerprint"]))
         self._asked[artifact.path] = self._pool.submit(self._artifact, artifact.path, scratch)
 
     def look(self) -> None:
@@ -226,7 +229,7 @@ class Uploads:
             return
         uploads, interrupted = cls(store, run), False
         for name, artifact in done.items():
-            uploads.artifact(artifact, artifacts.scratch(run, name, str(artifact.manifest["fingerprint"])))
+            uploads.artifact(name, artifact)
         try:
             yield uploads
         except KeyboardInterrupt:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import artifacts, durable
@@ -112,6 +114,19 @@ class Mirrors:
             for file in (self.run / FOLDER).rglob("*"):
                 if file.suffix in LOCAL:
                     environment.scrub(file, self.hidden)
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, recipe: Recipe, run: Path, observer: Observer) -> Iterator[Mirrors]:
+        """Have the recipe's trackers follow the run; they get what is there also where it ends with an error."""
+        mirrors, interrupted = cls(recipe, run, observer), False
+        try:
+            yield mirrors
+        except KeyboardInterrupt:
+            interrupted = True
+            raise
+        finally:
+            mirrors.close(interrupted)
 
     def _failed(self, name: str, how: str) -> None:
         process = self.running.pop(name)

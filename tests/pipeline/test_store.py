@@ -170,7 +170,7 @@ def test_complete_checkpoints_are_copied_and_go_when_the_stage_is_published(url:
     uploads.close(interrupted=False)
     assert store.checkpoints(scratch) == [100, 10], "the newest two, and none that is incomplete"
     uploads = Uploads(store, run)
-    uploads.artifact(published(run), scratch)
+    uploads.artifact("base", published(run))
     uploads.close(interrupted=False)
     assert store.checkpoints(scratch) == []
 
@@ -180,7 +180,7 @@ def test_what_cannot_be_copied_is_told(failing: str, tmp_path: Path, caplog: pyt
     uploads = Uploads(Store(failing, run), run)
     checkpoint(run, 5)
     uploads.look()
-    uploads.artifact(artifact := published(run), artifacts.scratch(run, "base", FINGERPRINT))
+    uploads.artifact("base", artifact := published(run))
     with pytest.raises(StoreError) as told:
         uploads.close(interrupted=False)
     assert str(told.value).startswith(
