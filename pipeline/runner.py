@@ -108,8 +108,7 @@ def execute(
         store: where copies of artifacts and checkpoints lie, and are taken from; see `pipeline.store`.
 
     Raises:
-        RunError: another process works on this run, its folder cannot be written, a stage needs what is not here, or
-            the cluster cannot be used.
+        RunError: the run is in use, its folder, store or cluster cannot be used, or a stage needs what is not here.
         StageError: a stage failed; stages that ran beside it were still finished and published.
         KeyboardInterrupt: interrupted; all stages were stopped, and the same command resumes.
     """

@@ -43,7 +43,7 @@ BLOCK = re.compile(r"^```([a-z]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SAVED = re.compile(r"(?:Save (?:this|a function) as|and this as) `([\w.-]+)`[^`]*\Z")
 FIRST = ROOT / "README.md"
 """Where the recipe stands that the pages call `recipe.yaml`."""
-OTHERS = {"git", "cd", "export", "for", "done", ".", "apt-get", "sysctl", "vllm", "eval"}
+OTHERS = {"git", "ray", "cd", "export", "for", "done", ".", "apt-get", "sysctl", "vllm", "eval"}
 """Commands of other programs, which are not looked into."""
 HEADER = {"name", "description", "seed", "jobs", "warm", "task", "tasks", "track", "defaults", "launch", "stages"}
 CHEAP = {("plan",), ("cost",), ("new",), ("rewards", "list"), ("rewards", "show"), ("rewards", "try")}
