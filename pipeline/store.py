@@ -34,6 +34,9 @@ DIGITS = 12
 LOOK_SECONDS = 2.0
 """Between two looks for new checkpoints."""
 
+CLOUDS = frozenset({"botocore", "aiohttp", "google", "gcsfs", "azure"})
+"""Packages behind fsspec's file systems whose errors (no credentials, say) are no `OSError`."""
+
 
 class StoreError(RuntimeError):
     """The store cannot be opened, read or written; the message says which and why."""
@@ -142,7 +145,9 @@ def _told(store: Store) -> Iterator[None]:
     """Say which store an error of a file system comes from."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in CLOUDS:
+            raise
         raise StoreError(f"{store.url} cannot be read ({error})") from error
 
 

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 
 from pipeline import artifacts, durable
 from pipeline.artifacts import MANIFEST
-from pipeline.store import Store, StoreError, Uploads
+from pipeline.store import Store, StoreError, Uploads, fetch
 from pipeline.training.checkpoints import MARK
 from tests.stages.driving import CORPUS, TINY, start
 
@@ -244,6 +245,20 @@ def test_a_finished_run_is_taken_from_the_store_and_does_not_run_again(tmp_path:
     first, second = ({path.name for path in (tmp_path / host).glob("runs/r/stages/base/*")} for host in "ab")
     assert first == second
     assert not list((tmp_path / "b").glob("runs/r/scratch/*"))
+
+
+def test_errors_of_a_cloud_are_one_line_and_other_errors_stay_what_they_are(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = type("NoCredentialsError", (Exception,), {"__module__": "botocore.exceptions"})
+    for error, told in ((missing("Unable to locate credentials"), StoreError), (ZeroDivisionError("a bug"), None)):
+
+        def refuse(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(Failing, "glob", refuse)
+        with pytest.raises(told or ZeroDivisionError, match="Unable to locate credentials" if told else "a bug"):
+            fetch(failing, tmp_path / "r", {"base": SimpleNamespace(fingerprint=FINGERPRINT)})  # type: ignore[dict-item]
 
 
 def test_a_store_that_nobody_knows_is_one_line(tmp_path: Path) -> None:
