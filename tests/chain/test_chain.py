@@ -5,10 +5,12 @@ All in one file, because the tests share a chain and test workers are given whol
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,8 +228,41 @@ def processes(scratch: Path) -> list[int]:
 
 
 def kill_in_the_middle(chain: Chain, stage: str) -> None:
-    """Start the run, wait until the stage is in its middle, kill; nothing of it may go on."""
+    """Start the run, wait until the stage is in its middle, kill; nothing of it may go on.
+
+    All stand still while the victim is chosen. A stage that has ended by then was too quick: it begins anew.
+    """
     _, middle, victim = VICTIMS[stage]
+    for _ in range(10):
+        runner, scratch = start_until(chain, stage, middle)
+        os.kill(runner.pid, signal.SIGSTOP)
+        victims = processes(scratch)
+        for process in victims:
+            os.kill(process, signal.SIGSTOP)
+        published = list((chain.path / "stages").glob(f"{stage}/*"))
+        for process in [runner.pid] if victim == "runner" or published or not victims else victims:
+            os.kill(process, signal.SIGKILL)
+        for process in [runner.pid, *victims]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
+        _, errors = runner.communicate(timeout=SECONDS)
+        deadline = time.monotonic() + SECONDS
+        while processes(scratch):
+            assert time.monotonic() < deadline, f"{stage} outlives its runner"
+            time.sleep(0.1)
+        if victims and not published:
+            break
+        shutil.rmtree(chain.path / "stages" / stage, ignore_errors=True)
+    else:
+        pytest.fail(f"{stage} is never at work for long enough to be killed")
+    assert runner.returncode == (-signal.SIGKILL if victim == "runner" else 1)
+    if victim == "stage":
+        assert f"stage {stage!r} was killed by SIGKILL" in errors
+    assert not list((chain.path / "stages").glob(f"{stage}/*")), "an unfinished stage was published"
+
+
+def start_until(chain: Chain, stage: str, middle: Callable[[Path], bool]) -> tuple[subprocess.Popen[str], Path]:
+    """Start the run and wait until a stage is in its middle. Returns the runner and the stage's scratch folder."""
     runner = subprocess.Popen(
         chain.command(),
         stdin=subprocess.DEVNULL,
@@ -240,22 +275,10 @@ def kill_in_the_middle(chain: Chain, stage: str) -> None:
     while True:
         scratch = next((chain.path / "scratch").glob(f"{stage}-????????????"), None)
         if scratch is not None and middle(scratch):
-            break
+            return runner, scratch
         assert runner.poll() is None, f"the run ended before {stage} was in its middle: {runner.communicate()[1]}"
         assert time.monotonic() < deadline, f"{stage} never came to its middle"
         time.sleep(0.01)
-    if victim == "runner":
-        runner.kill()
-    for process in processes(scratch) if victim == "stage" else ():
-        os.kill(process, signal.SIGKILL)
-    _, errors = runner.communicate(timeout=SECONDS)
-    assert runner.returncode == (-signal.SIGKILL if victim == "runner" else 1)
-    if victim == "stage":
-        assert f"stage {stage!r} was killed by SIGKILL" in errors
-    while processes(scratch):
-        assert time.monotonic() < deadline, f"{stage} outlives its runner"
-        time.sleep(0.1)
-    assert not list((chain.path / "stages").glob(f"{stage}/*")), "an unfinished stage was published"
 
 
 def outcome(chain: Chain) -> dict[str, dict[str, object]]:
