@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pipeline import artifacts, durable
 from pipeline.artifacts import MANIFEST, Artifact
@@ -97,7 +97,7 @@ class Store:
             durable.make_folder(part)
             try:
                 self.files.get_file(f"{place}/{mark}", str(part / mark))
-                for name in durable.read_record(part / mark)["files"]:
+                for name in _inside(part / mark):
                     (part / name).parent.mkdir(parents=True, exist_ok=True)
                     self.files.get_file(f"{place}/{name}", str(part / name))
                 faults = durable.damage_of(part, mark)
@@ -138,6 +138,20 @@ class Store:
 
     def _at(self, folder: Path) -> str:
         return f"{self.root}/{folder.relative_to(self.run).as_posix()}"
+
+
+def _inside(record: Path) -> list[str]:
+    """The files that a record names.
+
+    Raises:
+        DamageError: one of them lies outside of its folder, which nothing that we wrote says.
+    """
+    names = list(durable.read_record(record)["files"])
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise durable.DamageError(record, f"names {name!r}, which is outside of its folder")
+    return names
 
 
 @contextlib.contextmanager

@@ -149,6 +149,25 @@ def test_a_copy_that_is_not_what_was_written_is_not_taken(tmp_path: Path, caplog
     assert not list((b / "stages" / "base").iterdir())
 
 
+@pytest.mark.parametrize("name", ["../../../../outside", "/etc/outside", "model/../../../outside"])
+def test_a_record_that_names_files_elsewhere_takes_nothing(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b = (tmp_path / host / "r" for host in "ab")
+    artifact = published(a)
+    record = {**artifact.manifest, "files": {**artifact.manifest["files"], name: {"sha256": "0" * 64, "bytes": 1}}}
+    durable.write_record(artifact.path / MANIFEST, record)
+    hostile = tmp_path / "s" / "r" / f"{artifact.path.relative_to(a).as_posix()}@abc"
+    shutil.copytree(artifact.path, hostile)
+    source = Path(f"{hostile}/{name}")
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_bytes(b"!")
+    before = sorted(tmp_path.rglob("*"))
+    assert not Store(str(tmp_path / "s"), b).pull(artifacts.folder(b, "base", FINGERPRINT), MANIFEST)
+    assert f"names {name!r}, which is outside of its folder" in caplog.text
+    assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and path.is_file()] == []
+
+
 def test_two_hosts_that_make_the_same_do_not_mix(url: str, tmp_path: Path) -> None:
     contents = []
     for host in "ab":
