@@ -5,7 +5,7 @@
 #   sbatch --nodes=8 slurm.sh recipe.yaml --jobs 2       # options of sbatch before the script, of `zero2r1 run` behind it
 #
 # The same command goes on from the last checkpoints, on whatever hosts, and so does Slurm by itself when a host fails.
-# The folder of runs must be on a file system that all hosts share; on all of them, zero2r1[cluster] is at the same path.
+# The folder of runs must be on a file system that all hosts share; on all of them, zero2r1 with the extra `cluster` is at the same path.
 # Two lines to edit for your site:
 #SBATCH --nodes=2
 #SBATCH --gpus-per-node=8

@@ -228,12 +228,15 @@ def test_a_file_named_like_a_package_is_told_with_another_name() -> None:
 
 
 def test_nothing_says_to_install_what_no_index_has() -> None:
-    """Every `pip install '…'` in code names a requirement of `pyproject.toml`; the docs name none of our extras."""
+    """Every `pip install '…'` names a requirement of `pyproject.toml`, or extras of a checkout: no index has ours."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     known = {line for extra in declared["optional-dependencies"].values() for line in extra}
     sources = [path for room in ("pipeline", "rewards", "model") for path in (ROOT / room).rglob("*.py")]
-    for path in (*sources, ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
-        for named in re.findall(r"pip install '([^'{}]+)'", path.read_text(encoding="utf-8")):
+    shipped = [path for room in ("recipes", "docker", "scripts") for path in (ROOT / room).rglob("*") if path.is_file()]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    for path in (*sources, *pages, *(path for path in shipped if path.suffix != ".pyc")):
+        text = path.read_text(encoding="utf-8")
+        for named in re.findall(r"pip install (?:-\S+ )*['\"]([^'\"{}$]+)['\"]", text):
             assert named in known or named.startswith("."), f"{path}: {named}"
     assert extras.install("clearml") == "pip install clearml", "no requirement of ours"
     assert re.fullmatch(r"pip install .wandb>=[\d.]+.", extras.install("wandb"))

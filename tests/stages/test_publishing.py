@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,11 @@ def test_the_next_stage_starts_while_its_input_is_hashed(
     """Hashing waits until the second stage has started, and some more, in which that one would fail if it read."""
     whole, told, second = artifacts.publish, Told(), threading.Event()
 
-    def slow(source: Path, target: Path, manifest: Mapping[str, Any]) -> Artifact:
+    def slow(source: Path, target: Path, manifest: Mapping[str, Any], allowed: Callable[[], None]) -> Artifact:
         if manifest["stage"] == "one":
             assert second.wait(200)
             time.sleep(5)
-        return whole(source, target, manifest)
+        return whole(source, target, manifest, allowed)
 
     monkeypatch.setattr(artifacts, "publish", slow)
     start = told.started
@@ -87,7 +87,7 @@ def test_what_cannot_be_published_stops_whoever_waits_for_it(
 ) -> None:
     told, second = Told(), threading.Event()
 
-    def full(source: Path, target: Path, manifest: Mapping[str, Any]) -> Artifact:
+    def full(source: Path, target: Path, manifest: Mapping[str, Any], allowed: Callable[[], None]) -> Artifact:
         assert second.wait(200)
         raise OSError(28, "No space left on device", str(target))
 
