@@ -209,12 +209,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=400)
     parser.add_argument("--gpu-memory", type=float, default=0.3)
     parser.add_argument("--smoke", action="store_true", help="a tiny random model, on a CPU")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        child(options.child)
-        return
+    options = children.options(parser, child)
     asked = {
         name: getattr(options, name) for name in ("rank", "rounds", "prompts", "group", "max_tokens", "gpu_memory")
     }

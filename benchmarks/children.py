@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -54,6 +55,22 @@ def side_by_side(jobs: Sequence[Job], devices: Sequence[str], run: Callable[[Job
 
     with ThreadPoolExecutor(free.qsize()) as pool:
         return list(pool.map(placed, jobs))
+
+
+def options(parser: argparse.ArgumentParser, child: Callable[[str], None]) -> argparse.Namespace:
+    """The options of a benchmark that runs itself in processes of its own; one of these does its job and ends here.
+
+    Args:
+        parser: to which `--out` and `--child` are added.
+        child: does the job; see `in_child`.
+    """
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    found = parser.parse_args()
+    if found.child:
+        child(found.child)
+        sys.exit()
+    return found
 
 
 def in_child(module: str, job: Mapping[str, Any], env: Mapping[str, str]) -> Found:

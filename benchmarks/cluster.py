@@ -28,36 +28,14 @@ from typing import Any
 
 import yaml
 
+from tests.stages.driving import CORPUS, SUMS, TINY
+
 HOST = {"num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False}
 WAIT_SECONDS = 600.0
 STEPS = 24
 START_SECONDS = 20.0
 """About as long as ranks take to load their libraries: a kill before the first step falls into it."""
 KINDS = ("rank", "launcher", "agent", "raylet", "runner")
-CORPUS = """
-import random
-from pipeline.data.corpus import Corpus
-
-class Sums(Corpus):
-    def documents(self, n, seed):
-        rng = random.Random(seed)
-        for _ in range(n):
-            a, b = rng.randrange(5), rng.randrange(5)
-            yield f"User: {a} + {b} = Assistant: <think> {a} {b} </think> <answer> {a + b} </answer>"
-"""
-SUMS = """
-from pipeline.tasks.base import Problem, Task
-
-class Sums(Task):
-    def problems(self, split, n=None, seed=0):
-        return [Problem(f"{a}-{b}", f"{a} + {b} =", str(a + b)) for a in range(5) for b in range(5)]
-
-def shape(completion):
-    return completion.count("<think>") + len(set(completion.split())) / 10
-"""
-TINY = {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16, "num_hidden_layers": 2}
-TINY |= {"num_attention_heads": 2, "n_routed_experts": 4, "num_experts_per_tok": 2, "kv_lora_rank": 16}
-TINY |= {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16, "max_position_embeddings": 128}
 
 
 def recipe() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,26 @@ def _curves(stage: Stage) -> dict[str, list[float]]:
     return {name: values for name, values in curves.items() if values}
 
 
-def main() -> None:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def keep(numbers: Callable[[Path], dict[str, Any]], about: str | None) -> list[dict[str, Any]]:
+    """Parse the command line, write the numbers of each run into one file, and return them.
+
+    Args:
+        numbers: those of one run, by its folder.
+        about: what `--help` says.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    runs = [collect(run) for run in options.runs]
+    runs = [numbers(run) for run in options.runs]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"runs": runs}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return runs
+
+
+def main() -> None:
+    """Parse the command line and write the file."""
+    keep(collect, __doc__)
 
 
 if __name__ == "__main__":

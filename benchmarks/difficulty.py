@@ -278,12 +278,7 @@ def main() -> None:
         help="vLLM's, as JSON",
     )
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        child(options.child)
-        return
+    options = children.options(parser, child)
     options.beta, options.dynamic_sampling_rounds, options.long = 0.0, 0, False
     if options.smoke:
         options.steps, options.looks, options.test_problems, options.train_problems = 2, 1, 4, 16

@@ -6,15 +6,13 @@ python -m benchmarks.failed_attempts runs/*/nano-failed-attempts --out benchmark
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.collect import collect
+from benchmarks.collect import collect, keep
 from pipeline import artifacts
 from pipeline.rows import read_rows
 from pipeline.tasks.chain import results
@@ -116,14 +114,8 @@ def _percent(entry: Mapping[str, float], key: str) -> str:
 
 
 def main() -> None:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    runs = [run_of(run) for run in options.runs]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"runs": runs}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Parse the command line, write the file, and print the tables."""
+    runs = keep(run_of, __doc__)
     print("\n".join([*rl_table(runs), "", *search_table(runs)]))
 
 

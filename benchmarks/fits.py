@@ -26,7 +26,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from benchmarks import lora
+from benchmarks import lora, pages
 from benchmarks.children import Place, side_by_side
 from benchmarks.grpo import versions
 from pipeline import durable
@@ -44,7 +44,8 @@ LENGTHS = (1024, 4096, 16_384)
 ROLLOUTS, PROMPT, STEPS = 64, 128, 200
 GPU = "H200"
 RESULTS = Path("benchmarks/results/fits-h200.json")
-BEGIN, END = "<!-- benchmarks.fits -->", "<!-- /benchmarks.fits -->"
+PAGE = "fits"
+"""What the markers of the table are called."""
 
 
 def recipe(model: str, way: str, length: int, *more: str) -> Recipe:
@@ -148,13 +149,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def written(page: str, cells: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page with the table of today between its markers."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table(cells)}\n\n{END}{after}"
-
-
 def measured(path: Path = RESULTS) -> dict[str, dict[str, Any]]:
     """The cells of a file of results; none if there is no file."""
     return dict(json.loads(path.read_text(encoding="utf-8"))["cells"]) if path.exists() else {}
@@ -177,11 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.measure:
         found = measure(options)["cells"]
         sys.exit("a cell failed: see above" if any("failed" in cell for cell in found.values()) else 0)
-    if options.write is None:
-        print(table(measured()))
-    else:
-        page = options.write.read_text(encoding="utf-8")
-        options.write.write_text(written(page, measured()), encoding="utf-8")
+    pages.tell(PAGE, table(measured()), options.write)
 
 
 if __name__ == "__main__":

@@ -336,13 +336,8 @@ def main() -> None:
     parser.add_argument("--raw-engine", action=argparse.BooleanOptionalAction, default=True, help="its speed alone")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--merge", nargs="+", type=Path, help="results of single seeds, or kinds, to put into one")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        child(options.child)
-        return
+    options = children.options(parser, child)
     if options.merge:
         tell(merged([json.loads(path.read_text(encoding="utf-8")) for path in options.merge], options.target), options)
         return

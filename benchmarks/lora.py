@@ -284,12 +284,7 @@ def main() -> None:
     parser.add_argument("--random", help="model on the hub: one of its shape with random weights takes its place")
     parser.add_argument("--tokenizer", help="folder or hub id of that model's tokenizer")
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        child(options.child)
-        return
+    options = children.options(parser, child)
     if options.smoke:
         options.steps = 2
         options.kinds = [kind for kind in options.kinds if kind != "qlora"]  # it needs a GPU

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks import pages
 from pipeline.cost import memory, models, speed
 from pipeline.cost.hardware import Cluster, cluster
 from pipeline.cost.memory import Setup
@@ -31,7 +32,8 @@ from pipeline.stages.grpo import GrpoConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- benchmarks.planner -->", "<!-- /benchmarks.planner -->"
+PAGE = "planner"
+"""What the markers of the table are called."""
 MODELS = {
     "models/qwen2.5-coder-0.5b": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
     "models/qwen2.5-coder-1.5b": "Qwen/Qwen2.5-Coder-1.5B-Instruct",
@@ -244,22 +246,12 @@ def _error(error: float | None, bound: float) -> str:
     return f"{error:+.0%}" if abs(error) <= bound else f"**{error:+.0%}**"
 
 
-def written(page: str, told: str) -> str:
-    """A page with the table in its place."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{told}\n\n{END}{rest.partition(END)[2]}"
-
-
 def main() -> None:
     """Parse the command line; print the table, or write it into a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="a page with the markers that the table goes between")
     options = parser.parse_args()
-    told = markdown(table())
-    if options.write is None:
-        print(told)
-    else:
-        options.write.write_text(written(options.write.read_text(encoding="utf-8"), told), encoding="utf-8")
+    pages.tell(PAGE, markdown(table()), options.write)
 
 
 if __name__ == "__main__":

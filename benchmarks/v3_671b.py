@@ -16,11 +16,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import pages
 from pipeline.cost import deepseek, flops, memory, models, published
 from pipeline.cost.hardware import GPUS
 from pipeline.cost.published import Number
 
-BEGIN, END = "<!-- benchmarks.v3_671b -->", "<!-- /benchmarks.v3_671b -->"
+PAGE = "v3_671b"
+"""What the markers of the tables are called."""
 SHAPE = models.preset(deepseek.V3)
 LENGTH = 4096
 HOST = 8
@@ -280,21 +282,12 @@ def markdown() -> str:
     return "\n".join(lines).rstrip()
 
 
-def written(page: str) -> str:
-    """A page with the tables in their place."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{markdown()}\n\n{END}{rest.partition(END)[2]}"
-
-
 def main() -> None:
     """Print the tables, or write them into a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="a page with the markers that the tables go between")
     options = parser.parse_args()
-    if options.write is None:
-        print(markdown())
-    else:
-        options.write.write_text(written(options.write.read_text(encoding="utf-8")), encoding="utf-8")
+    pages.tell(PAGE, markdown(), options.write)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pipeline.context import StageContext
 from pipeline.stages.registry import run_function
 from tests.cluster.conftest import WITH_GPU
 from tests.pipeline.test_runner import PLAY, alive, until
-from tests.stages.driving import CORPUS, PRELOAD, TINY, context_of
+from tests.stages.driving import CORPUS, PRELOAD, SUMS, TINY, context_of
 
 SECONDS = 280
 """Longest wait for a command, on a machine that is busy with other tests."""
@@ -69,16 +69,6 @@ RECIPE: dict[str, Any] = {
         },
     },
 }
-SUMS = """
-from pipeline.tasks.base import Problem, Task
-
-class Sums(Task):
-    def problems(self, split, n=None, seed=0):
-        return [Problem(f"{a}-{b}", f"{a} + {b} =", str(a + b)) for a in range(5) for b in range(5)]
-
-def shape(completion):
-    return completion.count("<think>") + len(set(completion.split())) / 10
-"""
 
 
 class Runs:

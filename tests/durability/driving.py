@@ -16,31 +16,16 @@ from typing import Any
 from pipeline import artifacts, durable
 from pipeline.context import StageContext
 from pipeline.stages.registry import config_class, run_function
-from tests.stages.driving import CORPUS, PRELOAD, TINY
+from tests.stages.driving import CORPUS, PRELOAD, PRETRAIN, SUMS
 
 FINGERPRINT = "0123456789abcdef" * 4
 STAGE = "stage"
 SECONDS = 240
 """Longest life of a child, on a machine that is busy with other tests."""
 BASE = {
-    "kind": "pretrain",
-    "model": TINY,
-    "vocabulary": {"kind": "words", "tokens": ["<think>", "</think>", "<answer>", "</answer>"]},
-    "corpus": {"use": "corpus.py:Sums", "documents": 60},
-    "length": 16,
+    **PRETRAIN,
     "trainer": {"max_steps": 4, "warmup_steps": 0},
 }
-SUMS = """
-from pipeline.tasks.base import Problem, Task
-from rewards import Verdict
-
-class Sums(Task):
-    def problems(self, split, n=None, seed=0):
-        return [Problem(f"{a}-{b}", f"{a} + {b} =", str(a + b)) for a in range(5) for b in range(5)]
-
-def rare(completion):
-    return float(completion.count("<think>") == 1)
-"""
 ROWS = [
     {"prompt": f"User: {a} + {b} = Assistant:", "completion": f" <answer> {a + b} </answer>"}
     for a in range(5)

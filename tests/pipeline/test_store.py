@@ -27,7 +27,7 @@ from pipeline import artifacts, durable
 from pipeline.artifacts import MANIFEST
 from pipeline.store import Store, StoreError, Uploads, fetch
 from pipeline.training.checkpoints import MARK
-from tests.stages.driving import CORPUS, TINY, start
+from tests.stages.driving import CORPUS, PRETRAIN, start
 
 FINGERPRINT = "0123456789abcdef" * 4
 FILES = {"model/model.safetensors": b"\x00\x01weights" * 1000, "data [1]*.jsonl": b'{"text": "a"}\n', "empty": b""}
@@ -211,11 +211,7 @@ def test_what_cannot_be_copied_is_told(failing: str, tmp_path: Path, caplog: pyt
 
 
 STAGE = {
-    "kind": "pretrain",
-    "model": TINY,
-    "vocabulary": {"kind": "words", "tokens": ["<think>", "</think>", "<answer>", "</answer>"]},
-    "corpus": {"use": "corpus.py:Sums", "documents": 60},
-    "length": 16,
+    **PRETRAIN,
     "trainer": {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "warmup_steps": 0},
 }
 

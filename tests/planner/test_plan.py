@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import fits as small
-from benchmarks import planner
+from benchmarks import pages, planner
 from pipeline.cli import app
 from pipeline.cost import memory, models
 from pipeline.planner import fits, found, left_out, sizes
@@ -352,7 +352,8 @@ def test_plan_and_doctor_say_what_does_not_fit_the_gpu_that_is_here(
 
 def test_the_page_says_what_fits_as_it_is_planned_today() -> None:
     page = (ROOT / "docs" / "guides" / "memory.md").read_text("utf-8")
-    table = page.partition(small.BEGIN)[2].partition(small.END)[0]
+    begin, end = pages.markers(small.PAGE)
+    table = page.partition(begin)[2].partition(end)[0]
     rows = {tuple(line.strip("| ").split(" | ")[:2]): line for line in table.splitlines() if "GB" in line}
     assert rows.keys() == {(model, way) for model in small.MODELS for way in small.WAYS}
     for model, way in (("1.5B", "LoRA"), ("7B", "QLoRA")):
@@ -409,9 +410,21 @@ def test_every_result_with_a_peak_on_a_gpu_is_in_the_table() -> None:
     assert with_peak == {row.result for row in planner.table()}
 
 
+def test_a_page_without_a_place_for_a_table_stays_as_it_is(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    for text in ("# A page\n", "<!-- benchmarks.fits -->\nthe end is missing\n"):
+        page.write_text(text)
+        with pytest.raises(ValueError, match=r"put <!-- benchmarks\.fits --> and <!-- /benchmarks\.fits --> where"):
+            pages.tell("fits", "| a |", page)
+        assert page.read_text() == text
+    page.write_text("before\n<!-- benchmarks.fits -->\nold\n<!-- /benchmarks.fits -->\nbehind\n")
+    pages.tell("fits", "| a |", page)
+    assert page.read_text() == "before\n<!-- benchmarks.fits -->\n\n| a |\n\n<!-- /benchmarks.fits -->\nbehind\n"
+
+
 def test_the_page_has_the_table_of_today() -> None:
     page = (ROOT / "docs" / "results" / "planning.md").read_text(encoding="utf-8")
-    assert planner.written(page, planner.markdown(planner.table())) == page, (
+    assert pages.placed(page, planner.PAGE, planner.markdown(planner.table())) == page, (
         "run: python -m benchmarks.planner --write docs/results/planning.md"
     )
 

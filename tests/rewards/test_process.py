@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM, set_seed
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
 from pipeline.context import Outputs
 from pipeline.data.mixture import DataError
@@ -72,10 +72,7 @@ def test_what_the_template_has_begun_is_not_begun_twice() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A language model that knows nothing, and answers that go wrong with their first `fool`."""
     folder = tmp_path_factory.mktemp("process")
-    set_seed(0)
-    tokenizer = tiny.tokenizer(WORDS)
-    LlamaForCausalLM(tiny.config(tokenizer)).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    tiny.save(folder / "base", WORDS)
     rng = random.Random(0)
     rows = []
     for _ in range(300):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from pipeline.data.vocabulary import VocabularySpec, build
 
@@ -33,6 +34,15 @@ def config(tokenizer: Any, **fields: Any) -> LlamaConfig:
         bos_token_id=None,
         **{**shape, **fields},
     )
+
+
+def save(folder: Path, words: str) -> Any:
+    """A language model that knows nothing, and its tokenizer, which is returned."""
+    set_seed(0)
+    made = tokenizer(words)
+    LlamaForCausalLM(config(made)).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return made
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -44,6 +44,30 @@ class Sums(Corpus):
             yield f"User: {a} + {b} = Assistant: <think> {a} {b} </think> <answer> {a + b} </answer>"
 """
 
+SUMS = """
+from pipeline.tasks.base import Problem, Task
+
+class Sums(Task):
+    def problems(self, split, n=None, seed=0):
+        return [Problem(f"{a}-{b}", f"{a} + {b} =", str(a + b)) for a in range(5) for b in range(5)]
+
+def shape(completion):
+    return completion.count("<think>") + len(set(completion.split())) / 10
+
+def rare(completion):
+    return float(completion.count("<think>") == 1)
+"""
+"""The problems of that text, and two rewards."""
+
+PRETRAIN = {
+    "kind": "pretrain",
+    "model": TINY,
+    "vocabulary": {"kind": "words", "tokens": ["<think>", "</think>", "<answer>", "</answer>"]},
+    "corpus": {"use": "corpus.py:Sums", "documents": 60},
+    "length": 16,
+}
+"""A stage that trains it on that text, written to `corpus.py`."""
+
 Drive = Callable[..., tuple[Path, Outputs]]
 
 

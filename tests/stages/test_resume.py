@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from model import factory, presets
-from tests.stages.driving import TINY, Drive, start
+from tests.stages.driving import SUMS, TINY, Drive, start
 
 pytestmark = pytest.mark.slow
 
@@ -115,19 +115,6 @@ STAGES: dict[str, dict[str, Any]] = {
         },
     },
 }
-SUMS = """
-from pipeline.tasks.base import Problem, Task
-
-class Sums(Task):
-    def problems(self, split, n=None, seed=0):
-        return [Problem(f"{a}-{b}", f"{a} + {b} =", str(a + b)) for a in range(5) for b in range(5)]
-
-def shape(completion):
-    return completion.count("<think>") + len(set(completion.split())) / 10
-
-def rare(completion):
-    return float(completion.count("<think>") == 1)
-"""
 
 
 @pytest.fixture(scope="module")

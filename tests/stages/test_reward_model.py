@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, set_seed
+from transformers import AutoTokenizer
 
 from pipeline.context import Outputs
 from pipeline.data.mixture import DataError
@@ -34,10 +34,7 @@ def say(rng: random.Random, polite: bool) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A language model that knows nothing, and pairs whose polite answers are the better ones, thoughts aside."""
     folder = tmp_path_factory.mktemp("reward_model")
-    set_seed(0)
-    tokenizer = tiny.tokenizer(WORDS)
-    LlamaForCausalLM(tiny.config(tokenizer)).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    tiny.save(folder / "base", WORDS)
     rng = random.Random(0)
     rows = [
         {
