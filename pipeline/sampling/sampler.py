@@ -195,9 +195,9 @@ class Sampler:
         path = folder / f"{number:05d}.jsonl"
         mine = number + (self.share.number - number) % self.share.hosts  # not later than others make this one
         ahead = folder / f"{mine:05d}.jsonl"
-        if mine < chunks and not _whole(ahead):
+        if mine < chunks and not whole(ahead):
             make(mine, ahead)
-        while mine != number and not (path.with_name(path.name + durable.SEAL).exists() and _whole(path)):
+        while mine != number and not (path.with_name(path.name + durable.SEAL).exists() and whole(path)):
             time.sleep(AWAIT_SECONDS)
         return path
 
@@ -229,7 +229,7 @@ class Sampler:
         return groups
 
 
-def _whole(path: Path) -> bool:
+def whole(path: Path) -> bool:
     """Whether a chunk is there as it was written; a damaged one is reported, and sampled again with the same seed."""
     fault = durable.file_damage(path)
     if fault is not None and (path.exists() or path.with_name(path.name + durable.SEAL).exists()):

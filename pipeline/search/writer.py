@@ -18,7 +18,7 @@ from pipeline.rollout.base import Finish, Rollout, RolloutError
 from pipeline.rollout.stops import Stops
 from pipeline.rows import read_rows, write_rows
 from pipeline.sampling.engines import Engines
-from pipeline.sampling.sampler import Group, Sampler, judged_groups
+from pipeline.sampling.sampler import Group, Sampler, judged_groups, whole
 from pipeline.schema.pieces import ModelRef, PromptedConfig, RolloutSpec
 from pipeline.tasks.grading import ACCURACY
 from pipeline.templates import ChatTemplateName, encode
@@ -149,9 +149,9 @@ class Writer:
     ) -> list[list[Rollout]]:
         asked = sampling(self._spec, n, seed)
         asked = replace(asked, max_tokens=tokens, stop=(*asked.stop, *stop))
-        whole = [[*prompt, *head] for prompt, head in zip(prompts, begun, strict=True)]
+        texts = [[*prompt, *head] for prompt, head in zip(prompts, begun, strict=True)]
         engine, started = self._engines.of(self._model), time.perf_counter()
-        groups = engine.generate(whole, asked)
+        groups = engine.generate(texts, asked)
         self._work.add(time.perf_counter() - started)
         if any(rollout.finish is Finish.ABORT for group in groups for rollout in group):
             raise RolloutError(f"the engine gave up on answers of {self._model}")
@@ -207,7 +207,7 @@ def in_chunks(
     durable.make_folder(folder)
     for number, start in enumerate(range(0, len(rows), size)):
         path = folder / f"{number:05d}.jsonl"
-        if durable.file_damage(path) is not None:
+        if not whole(path):
             write_rows(path, work(rows[start : start + size], number))
             durable.seal_file(path)
         context.log(min(start + size, len(rows)), len(rows))

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceCl
 from pipeline.context import StageContext
 from pipeline.search.labels import beginnings, row_of, share
 from pipeline.search.search import Search, Values, sampled
-from pipeline.search.writer import Writer
+from pipeline.search.writer import Row, Writer, in_chunks
 from pipeline.stages import step_labels, tree_search
 from pipeline.stages.step_labels import StepLabelsConfig
 from pipeline.stages.tree_search import TreeSearchConfig
@@ -207,3 +207,21 @@ def test_settings_without_sense_are_named(config: dict[str, Any], words: str) ->
     kind = next(kind for kind in kinds if kind.model_fields["kind"].default == config["kind"])
     with pytest.raises(ValueError, match=words):
         kind.model_validate(config)
+
+
+def test_a_damaged_chunk_is_told_and_made_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    context, asked = context_of(folder, "labels", LABELS, {}), list[int]()
+
+    def work(rows: Sequence[Row], number: int) -> list[Row]:
+        asked.append(number)
+        return [{"number": number, "rows": len(rows)}]
+
+    rows = [{"prompt": str(at)} for at in range(5)]
+    first = list(in_chunks(rows, 2, context, work))
+    assert [(row["number"], row["rows"]) for row in first] == [(0, 2), (1, 2), (2, 1)]
+    assert list(in_chunks(rows, 2, context, work)) == first and asked == [0, 1, 2]
+    (damaged,) = (context.scratch / "samples").rglob("00001.jsonl")
+    damaged.write_text(damaged.read_text()[:-3])
+    assert list(in_chunks(rows, 2, context, work)) == first and asked == [0, 1, 2, 1]
+    (line,) = caplog.messages
+    assert f"{damaged} is damaged" in line and line.endswith("its prompts are sampled again")
