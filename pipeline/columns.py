@@ -25,17 +25,26 @@ def lookup(row: Mapping[str, Any], name: str) -> Any:
     if name in row:
         return row[name]
     value: Any = row
-    for part in name.split("."):
+    parts = name.split(".")
+    for at, part in enumerate(parts):
         if isinstance(value, Mapping) and part in value:
             value = value[part]
         elif isinstance(value, Sequence) and not isinstance(value, str) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         else:
-            there = list(row)
-            raise FieldError(
-                f"there is no field {name}{nearest(name, there)}; the row has: {', '.join(map(str, there))}"
-            )
+            raise FieldError(_absent(name, ".".join(parts[:at]), value))
     return value
+
+
+def _absent(name: str, within: str, value: Any) -> str:
+    """That there is no such field, and what stands where it was looked for."""
+    where = within or "the row"
+    if isinstance(value, Mapping):
+        there = [f"{within}.{key}" if within else str(key) for key in value]
+        return f"there is no field {name}{nearest(name, there)}; {where} has: {', '.join(map(str, value))}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"there is no field {name}; {where} is a list of {len(value)}, counted from 0"
+    return f"there is no field {name}; {where} is {str(value)[:100]!r}, which has no fields"
 
 
 def passes(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ that is one list. Cells of a CSV file are texts.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -80,18 +81,20 @@ def _file(path: Path, bad: list[RowError] | None) -> Rows:
         return _json(path)
     if found == ".arrow":
         return _arrow(path)
+    if found not in (*LINES, ".json") and not _has_lines(path):
+        raise RowError(f"{path} is in none of the formats that are read: {', '.join(SUFFIXES)}, also compressed")
     return read_rows(path, bad)
 
 
 def _has_lines(path: Path) -> bool:
-    """Whether a `.json` file holds one object a line."""
+    """Whether a file holds one JSON object a line; an empty one does."""
     try:
         with open_bytes(path) as source:
-            first = next((line for line in source if line.strip()), b"")
-        return isinstance(json.loads(first), dict)
+            first = next((line for line in source if line.strip()), b"{}")
+        return isinstance(json.loads(first.decode("utf-8-sig")), dict)
     except (OSError, EOFError):
         return True  # told by whoever reads it
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -102,6 +105,8 @@ def _json(path: Path) -> Rows:
             data = json.load(source)
     except (OSError, EOFError, ValueError) as error:
         raise RowError(f"cannot read {path}: {error}") from error
+    except RecursionError as error:
+        raise RowError(f"{path} is nested too deeply to be read") from error
     if isinstance(data, dict):
         lists = [value for value in data.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
         data = lists[0] if len(lists) == 1 else [data]
@@ -120,6 +125,9 @@ def _table(path: Path, delimiter: str) -> Rows:
     read = csv.ReadOptions(block_size=BLOCK_BYTES)
     parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     try:
+        with open_bytes(path) as source:
+            if source.read(len(codecs.BOM_UTF16)) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise RowError(f"{path} is encoded in UTF-16: save it as UTF-8")
         with open_bytes(path) as source:
             names = csv.open_csv(source, read, parse).schema.names
         if len(set(names)) < len(names):
@@ -155,7 +163,7 @@ def _arrow(path: Path) -> Rows:
 def _numbered(path: Path, batches: Iterable[Any]) -> Rows:
     number = 0
     for batch in batches:
-        for row in batch.to_pylist():
+        for row in batch.to_pylist(maps_as_pydicts="strict"):
             number += 1
             yield f"{path}, row {number}", row
 

@@ -30,7 +30,7 @@ from pipeline.schema.pieces import Fault, Product, Ref, RewardSpec, RolloutSpec,
 from pipeline.schema.task import TaskSpec
 from pipeline.schema.walk import walk
 from pipeline.tasks import base as tasks
-from pipeline.tasks.resolve import merged, repository, resolve
+from pipeline.tasks.resolve import merged, passing, repository, resolve
 from rewards import registry
 from rewards.registry import located
 
@@ -194,7 +194,10 @@ def unfound(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
 
 
 def broken_sources(config: StageConfig, base: Path, download: bool = True) -> Iterator[Fault]:
-    """Sources whose first row training cannot read: a wrong field, configuration or split."""
+    """Sources with a row that training cannot read: a wrong field, configuration or split.
+
+    Files of up to `READ_BYTES` are looked through; of others, the first row.
+    """
     from pipeline.data import corpora, mixture
 
     def locate(name: str) -> Path:
@@ -210,7 +213,8 @@ def broken_sources(config: StageConfig, base: Path, download: bool = True) -> It
             if isinstance(leaf.value, corpora.CorpusSpec):
                 next(corpora.documents(leaf.value, locate), None)
             else:
-                mixture.check(leaf.value, locate, getattr(config, "row_keys", ()))
+                small = isinstance(source, str) and sum(map(_bytes, files.matching(locate(source)))) <= READ_BYTES
+                mixture.check(leaf.value, locate, getattr(config, "row_keys", ()), small)
         except mixture.DataError as error:
             yield (*leaf.loc, "from"), str(error)
 
@@ -247,12 +251,16 @@ def broken_tasks(recipe: Recipe, config: StageConfig, download: bool = True) -> 
         if use not in tasks.BUILTIN:
             continue
         try:
-            task = resolve(spec, definitions, recipe.base).task
+            resolved = resolve(spec, definitions, recipe.base)
+            task = resolved.task
             in_files = any(options.get(name) for name in task.path_options)
             if not in_files and (task.repository is None or not download):
                 continue
-            if not task.problems(spec.split, None if spec.filter else spec.problems, seed):
+            problems = task.problems(spec.split, None if spec.filter else spec.problems, seed)
+            if not problems:
                 yield leaf.loc, f"there are no problems in its split {spec.split}"
+            elif spec.filter is not None and spec.filter.source is None:
+                passing(resolved, [resolved.row(problem) for problem in problems])
         except (tasks.TaskError, RowError) as error:
             yield leaf.loc, str(error)
 

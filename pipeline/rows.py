@@ -54,7 +54,7 @@ def read_rows(path: Path, bad: list[RowError] | None = None) -> Iterator[tuple[s
         RowError: the file does not exist, or a line is not a JSON object of text that can be written again.
     """
     try:
-        with io.TextIOWrapper(open_bytes(path), encoding="utf-8") as source:
+        with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as source:  # some editors put a mark before it
             for number, line in enumerate(source, start=1):
                 if not line.strip():
                     continue
@@ -76,6 +76,8 @@ def _object(line: str, place: str) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError as error:
         raise RowError(f"{place} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise RowError(f"{place} is nested too deeply to be read") from error
     if "\\u" in line:  # the only way to half of a character: the file itself is UTF-8
         try:
             json.dumps(row, ensure_ascii=False).encode()

@@ -129,25 +129,51 @@ def shaped(source: DataSource, locate: Locate) -> Iterator[Row]:
             raise DataError(f"{row.place}: {error}") from error
 
 
-def check(source: DataSource, locate: Locate, keys: Sequence[str] = ()) -> None:
-    """Make sure that the first row of a source is one to train on: it has these keys, or is a row as at the top.
+def check(source: DataSource, locate: Locate, keys: Sequence[str] = (), whole: bool = False) -> None:
+    """Make sure that the rows of a source are some to train on: they have these keys, or are rows as at the top.
+
+    Args:
+        source: the source.
+        locate: gives the file behind a path.
+        keys: what rows have to have.
+        whole: whether to look at all rows, and not at the first alone.
 
     Raises:
-        DataError: it is none; or see `shaped`.
+        DataError: a row is none, or no row passes the filter, or too few are there to be taken; or see `shaped`.
     """
-    row = next(shaped(source, locate), None)
-    if row is None:
-        return
+    count = 0
+    for row in shaped(source, locate):
+        _check_row(row, keys)
+        if not whole:
+            return
+        count += 1
+    _check_count(source, count, count)
+
+
+def _check_row(row: Row, keys: Sequence[str]) -> None:
     try:
         known = all(row.get(name) for name in keys) if keys else _is_training_row(row)
     except MessageError as error:
         raise DataError(f"{row.place}: {error}") from error
-    if not known:
-        wanted = " and ".join(keys) or "messages, or prompt and completion"
-        raise DataError(
-            f"{row.place}: wants {wanted}, and has: {', '.join(row)}; say which of its fields they are with columns:"
-            " {prompt: …}"
-        )
+    if known:
+        return
+    for name in keys or ("prompt", "completion"):
+        if (value := row.get(name)) is not None and not isinstance(value, str | list):
+            raise DataError(f"{row.place}: {name} is a text or a list of messages, not {str(value)[:100]}")
+    wanted = " and ".join(keys) or "messages, or prompt and completion"
+    raise DataError(
+        f"{row.place}: wants {wanted}, and has: {', '.join(row)}; say which of its fields they are with columns:"
+        " {prompt: …}"
+    )
+
+
+def _check_count(source: DataSource, read: int, kept: int) -> None:
+    if not read:
+        raise DataError(f"{source.source} has no rows" + (f" that pass {source.filter}" if source.filter else ""))
+    if not kept:
+        raise DataError(f"all rows of {source.source} ask test questions (`decontaminate`) or are duplicates")
+    if source.take is not None and source.take > kept:
+        raise DataError(f"{source.source} has {kept} rows, fewer than the {source.take} to be taken")
 
 
 def _is_training_row(row: Row) -> bool:
@@ -225,12 +251,7 @@ def _times(
     for row in shaped(source, context.data_path):
         times.append(cleaner is None or cleaner.keeps(asked(row), row.place, whole(row), seen))
     kept = [at for at, keep in enumerate(times) if keep]
-    if not times:
-        raise DataError(f"{source.source} has no rows" + (f" that pass {source.filter}" if source.filter else ""))
-    if not kept:
-        raise DataError(f"all rows of {source.source} ask test questions (`decontaminate`) or are duplicates")
-    if source.take is not None and source.take > len(kept):
-        raise DataError(f"{source.source} has {len(kept)} rows, fewer than the {source.take} to be taken")
+    _check_count(source, len(times), len(kept))
     random.Random(f"{context.seed} {position}").shuffle(kept)
     taken = kept[: source.take]
     often, more = divmod(round(source.weight * len(taken)), len(taken))

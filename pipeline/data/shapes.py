@@ -1,7 +1,10 @@
 """Training rows in the shapes that people publish, brought into those of `pipeline.data.mixture`.
 
     ShareGPT     {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}], "system": "…"}
-                 also with the turns `function_call`, `observation`, and `tools` as JSON text
+                 also with the turns `function_call`, `observation`, and `tools` as JSON text; and such turns, or
+                 messages, as `conversation` or `messages`; as a list, as JSON text (in the cell of a table), or as
+                 columns: {"from": ["human", "gpt"], "value": ["2 + 2?", "4"]}
+    half a chat  {"prompt": [user], "completion": "4"}  {"prompt": "2 + 2?", "completion": [assistant]}
     Alpaca       {"instruction": "Add.", "input": "2 and 2", "output": "4", "system": "…", "history": [["…", "…"]]}
     pairs        {"prompt": "2 + 2?", "chosen": [user, assistant], "rejected": [user, assistant]}
                  {"conversations": […], "chosen": {"from": "gpt", "value": "4"}, "rejected": {…}}
@@ -15,7 +18,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pipeline.messages import MessageError
@@ -31,6 +35,11 @@ ROLES: Mapping[str, str] = {
 }
 """What ShareGPT's `from` says -> the role; `call` is a turn of the assistant's that calls tools."""
 _SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+CHATS = ("messages", "conversations", "conversation")
+"""Keys of a chat; the first that a row has counts."""
+ALPACA = {"instruction", "output"}
+HALVES: Mapping[str, str] = {"prompt": "user", "completion": "assistant"}
+"""Keys of a chat in two parts -> who says one that is a text."""
 PAIR = ("chosen", "rejected")
 
 
@@ -42,24 +51,44 @@ def known(row: Mapping[str, Any]) -> Row:
     """
     if all(name in row for name in PAIR):
         return _pair(row)
-    for keys, change in _SHAPES:
-        if keys <= row.keys() and row.get("messages") is None:
-            return change(row)
-    return dict(row)
+    if (chat := next((key for key in CHATS if row.get(key) is not None), None)) is not None:
+        return {**{key: value for key, value in row.items() if key not in (*CHATS, "system")}, **_chat(row, chat)}
+    if row.keys() >= ALPACA:
+        return _alpaca(row)
+    return _halves(row)
 
 
-def _sharegpt(row: Mapping[str, Any]) -> Row:
-    rest = {key: value for key, value in row.items() if key not in ("conversations", "system")}
-    return {**rest, "messages": _messages(row)}
+def _chat(row: Mapping[str, Any], key: str) -> Row:
+    """The messages of a row, begun by the system prompt that stands beside them."""
+    messages, system = _turns(row[key], key), _text(row, "system")
+    begun = bool(messages) and messages[0].get("role") == "system"
+    if begun and system and messages[0].get("content") != system:
+        raise MessageError(
+            f"system is another prompt than that of {key}[0]: take one with columns: {{messages: {key}}}"
+        )
+    return {"messages": messages if begun or not system else [{"role": "system", "content": system}, *messages]}
 
 
-def _messages(row: Mapping[str, Any]) -> list[Row]:
-    turns = row["conversations"]
+def _turns(turns: Any, key: str) -> list[Row]:
+    if isinstance(turns, str):
+        with suppress(ValueError):  # told as what it is
+            turns = json.loads(turns)
+    if isinstance(turns, Mapping) and all(isinstance(column, list) for column in turns.values()):
+        turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
     if not isinstance(turns, Sequence) or isinstance(turns, str):
-        raise MessageError(f"conversations is a list of turns, not {str(turns)[:100]!r}")
-    said = [_turn(turn, f"conversations[{at}]") for at, turn in enumerate(turns)]
-    system = row.get("system")
-    return [{"role": "system", "content": system}, *said] if system else said
+        raise MessageError(f"{key} is a list of turns, not {str(turns)[:100]!r}")
+    return [_turn(turn, f"{key}[{at}]") for at, turn in enumerate(turns)]
+
+
+def _halves(row: Mapping[str, Any]) -> Row:
+    """A prompt and a completion of which one is a text and the other a chat: the text is what its side says."""
+    changed = dict(row)
+    given = {key: row[key] for key in HALVES if row.get(key) is not None}
+    if len(given) == len(HALVES) and any(isinstance(value, list | Mapping) for value in given.values()):
+        for key, value in given.items():
+            said = [{"role": HALVES[key], "content": value}] if isinstance(value, str) else value
+            changed[key] = _turns([said] if isinstance(said, Mapping) else said, key)
+    return changed
 
 
 def _turn(turn: Any, place: str) -> Row:
@@ -67,8 +96,11 @@ def _turn(turn: Any, place: str) -> Row:
     if not isinstance(turn, Mapping):
         raise MessageError(f"{place}: a turn has `from` and `value`, unlike {str(turn)[:100]!r}")
     if turn.get("from") is None:
-        return dict(turn)
-    role = ROLES.get(str(turn["from"]).lower())
+        said = dict(turn)
+        if said.get("content") is None and isinstance(said.get("value"), str):
+            said["content"] = said.pop("value")
+        return said
+    role = ROLES.get(str(turn["from"]).strip().lower())
     if role is None:
         raise MessageError(f"{place}.from is {turn['from']!r}; it is one of: {', '.join(ROLES)}")
     rest = {key: value for key, value in turn.items() if key not in ("from", "value") and value is not None}
@@ -108,18 +140,11 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     return value
 
 
-_SHAPES: Sequence[tuple[set[str], Callable[[Mapping[str, Any]], Row]]] = (
-    ({"conversations"}, _sharegpt),
-    ({"instruction", "output"}, _alpaca),
-)
-"""Keys that tell a shape -> how it is changed; the first that fits counts."""
-
-
 def _pair(row: Mapping[str, Any]) -> Row:
     """A pair whose responses are what the assistant says last."""
     changed = dict(row)
     if isinstance(row.get("conversations"), list):
-        changed["prompt"] = _messages(row)
+        changed["prompt"] = _chat(row, "conversations")["messages"]
         del changed["conversations"]
     for name in PAIR:
         said = changed[name]

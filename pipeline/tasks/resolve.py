@@ -272,7 +272,24 @@ def problem_rows(resolved: Resolved, context: StageContext[Any]) -> list[dict[st
         raise TaskError(f"{resolved.label} has no problems")
     if not wanted:
         return rows
-    measured = _measured(resolved, context)
+    return passing(resolved, rows, _measured(resolved, context))
+
+
+def passing(
+    resolved: Resolved, rows: Sequence[dict[str, Any]], measured: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """The rows that a task's filter lets pass, as many as are wanted.
+
+    Args:
+        resolved: the task, which has a filter.
+        rows: all of its rows.
+        measured: further columns of rows, by their ids; a row that is not among them does not pass.
+
+    Raises:
+        TaskError: too few of them pass, or there is no such column.
+    """
+    spec = resolved.spec
+    wanted = spec.filter.wanted if spec.filter is not None else {}
     try:
         passed = [row for row in rows if measured is None or row["id"] in measured]
         passed = [row for row in passed if passes({**row, **(measured or {}).get(row["id"], {})}, wanted)]

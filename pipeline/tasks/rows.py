@@ -15,6 +15,7 @@ import json
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
@@ -66,6 +67,8 @@ class RowsTask(Task):
             raise TaskError(f"{self.name}: test_share is from 0 to 1, not {test_share}")
         self.test_share = test_share
         self.question, self.answer, self.answer_after = question, answer, answer_after
+        if isinstance(columns, str):
+            raise TaskError(f"{self.name}: columns is a list of fields, or a mapping: write [{columns}]")
         self.columns = dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
         self.bad_rows = checked_bad_rows(self.name, bad_rows)
         self.grader, self.grader_options, self.template = grader, dict(grader_options or {}), template
@@ -134,6 +137,8 @@ class RowsTask(Task):
         return self._text(value, place)
 
     def _text(self, value: Any, place: str) -> str:
+        if isinstance(value, Decimal):  # of a Parquet column with a fixed number of digits
+            value = format(value, "f")
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             hint = (
                 f"; name a field within it, such as {self.answer}.{next(iter(value), '')}"

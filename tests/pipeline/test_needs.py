@@ -199,9 +199,35 @@ def test_a_data_file_is_read_through_before_anything_runs(lines: Sequence[str], 
     assert needs.unmet(load(path), ["first"]) == [], "a stage that is finished needs nothing"
 
 
+PROMPTED = '{"prompt": "1", "completion": "2", "level": 1}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "source", "message"),
+    [
+        ([PROMPTED] * 5 + ['{"prompt": "1", "completion": 2}'], "late.jsonl", "late.jsonl:6: completion is a text or"),
+        ([PROMPTED, '{"conversations": [{"from": "narrator", "value": "x"}]}'], "late.jsonl", "late.jsonl:2: conv"),
+        ([PROMPTED, '{"prompt": "1"}'], "late.jsonl", "late.jsonl:2: wants messages, or prompt and completion"),
+        ([PROMPTED, '{"prompt": "1", "completion": "2"}'], "{from: late.jsonl, filter: {level: 1}}", "no field level"),
+        ([PROMPTED], "{from: late.jsonl, filter: {level: [2, 3]}}", "no rows that pass {'level': [2, 3]}"),
+        ([PROMPTED], "{from: late.jsonl, take: 2}", "late.jsonl has 1 rows, fewer than the 2 to be taken"),
+    ],
+)
+def test_every_row_of_a_small_file_is_one_to_train_on(
+    lines: Sequence[str], source: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "late.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    path = recipe(tmp_path, FIRST, SFT.format("").replace("rows.jsonl", source))
+    (told,) = needs.unmet(load(path), ["first", "later"])
+    assert told.startswith("stages.later.data.0.from: ")
+    assert message in told
+
+
 @pytest.mark.parametrize(
     ("lines", "options", "message"),
     [
+        (['{"question": "1 + 1", "answer": "2", "level": 1}'], ", filter: {level: [2, 3]}", "0 of 1 problems pass"),
+        (['{"question": "1 + 1", "answer": "2"}'], ", filter: {level: [2, 3]}", "no field level"),
         (['{"question": "1 + 1", "answer": "2"}', "{"], "", "problems.jsonl:2 is not JSON"),
         (['{"question": "1 + 1"}'], "", "problems.jsonl:1"),
         (['{"question": "1 + 1", "answer": "2"}'] * 3, ", problems: 50", "50"),
@@ -217,7 +243,7 @@ def test_a_tasks_data_is_read_before_anything_runs(
     (told,) = needs.unmet(recipe_of_it, ["first", "later"], run=True)
     assert told.startswith("stages.later.tasks.0: ")
     assert message in told
-    whole = "".join(json.dumps({"question": f"{n} + 1", "answer": str(n + 1)}) + "\n" for n in range(60))
+    whole = "".join(json.dumps({"question": f"{n} + 1", "answer": str(n + 1), "level": 2}) + "\n" for n in range(60))
     (tmp_path / "problems.jsonl").write_text(whole)
     assert needs.unmet(recipe_of_it, ["first", "later"], run=True) == []
 

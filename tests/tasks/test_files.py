@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import json
 import lzma
+import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from pipeline.columns import FieldError, lookup, passes
 from pipeline.data.mixture import DataError, DataSource, asked, shaped
 from pipeline.messages import conversation
 from pipeline.rows import RowError
-from pipeline.tasks.base import load
+from pipeline.tasks.base import TaskError, load
 
 ROWS = [{"question": '1 + 1,\n"so"?', "answer": "2"}, {"question": "Ü", "answer": "007"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -91,6 +94,10 @@ def test_patterns_and_folders(tmp_path: Path) -> None:
         ("table.csv", b"a,b\n1,2\n3\n", "Expected 2 columns, got 1"),
         ("table.csv", b"a,a\n1,2\n", "two columns have the same name"),
         ("table.csv", b"", "cannot read .*Empty CSV"),
+        ("table.csv", "a,b\n1,2\n".encode("utf-16"), "table.csv is encoded in UTF-16: save it as UTF-8"),
+        ("table.xlsx", b"PK\x03\x04", "table.xlsx is in none of the formats that are read: .jsonl"),
+        ("deep.jsonl", b'{"a": ' + b"[" * 99_999, "deep.jsonl:1 is nested too deeply"),
+        ("deep.json", b"[" * 99_999, "deep.json is nested too deeply"),
         ("list.json", b"[1]", "list.json, row 1: is not a JSON object"),
         ("list.json", b"[{", "cannot read .*list.json"),
         ("table.arrow", b"nonsense", "cannot read .*table.arrow"),
@@ -103,11 +110,41 @@ def test_what_is_broken_is_one_line(name: str, content: bytes, words: str, tmp_p
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "lines.json", "list.json", "table.csv"])
+def test_the_mark_that_some_editors_put_before_a_text_is_no_part_of_it(name: str, tmp_path: Path) -> None:
+    FORMATS[name](tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    marked = gzip.compress(codecs.BOM_UTF8 + LINES) if name.endswith(".gz") else codecs.BOM_UTF8 + content
+    (tmp_path / name).write_bytes(marked)
+    assert [row for _, row in files.read(tmp_path / name)] == ROWS
+
+
+def test_gold_answers_of_a_parquet_file_that_are_numbers_or_stand_within_maps(tmp_path: Path) -> None:
+    maps = pa.array([[("gold", "7")]], pa.map_(pa.string(), pa.string()))
+    table = pa.table({"question": ["a"], "number": [Decimal("5.50")], "within": maps})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    for answer, gold in {"number": "5.50", "within.gold": "7"}.items():
+        options = {"path": str(tmp_path / "rows.parquet"), "test_share": 0, "answer": answer}
+        assert [problem.answer for problem in load("jsonl", options).problems("train")] == [gold]
+
+
+def test_columns_are_a_list(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(LINES)
+    with pytest.raises(TaskError, match=r"columns is a list of fields, or a mapping: write \[level\]"):
+        load("jsonl", {"path": str(tmp_path / "rows.jsonl"), "columns": "level"})
+
+
 def test_fields_within_fields_and_filters() -> None:
     row = {"a.b": 1, "reward": {"truth": [3, 4]}, "level": "5", "tags": ["x", "y"], "rate": None}
     assert (lookup(row, "a.b"), lookup(row, "reward.truth.1")) == (1, 4)
-    with pytest.raises(FieldError, match=r"no field reward.thruth .*; the row has: a.b, reward"):
-        lookup(row, "reward.thruth")
+    for name, words in {
+        "reward.thruth": "no field reward.thruth (did you mean 'reward.truth'?); reward has: truth",
+        "reward.truth.2": "no field reward.truth.2; reward.truth is a list of 2, counted from 0",
+        "level.x": "no field level.x; level is '5', which has no fields",
+        "levl": "no field levl (did you mean 'level'?); the row has: a.b, reward, level, tags, rate",
+    }.items():
+        with pytest.raises(FieldError, match=re.escape(words)):
+            lookup(row, name)
     assert passes(row, {"level": [3, 5], "tags": "x", "a.b": 1})
     assert not passes(row, {"level": [6, 9]})
     assert not passes(row, {"rate": [0, 1]}), "what is empty is in no range"
@@ -115,6 +152,7 @@ def test_fields_within_fields_and_filters() -> None:
 
 
 USER, BOT = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
+SYSTEM = {"role": "system", "content": "S"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
 
 
@@ -147,6 +185,15 @@ CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b
             [{"role": "system", "content": "S"}, USER, BOT, {"role": "user", "content": "Add.\n\n2 and 2"}, BOT],
         ),
         ({"prompt": [USER], "completion": [BOT]}, [USER, BOT]),
+        ({"prompt": [USER], "completion": "4"}, [USER, BOT]),
+        ({"prompt": "2 + 2?", "completion": BOT}, [USER, BOT]),
+        ({"messages": [{"from": "Human ", "value": "2 + 2?"}, {"from": "GPT", "value": "4"}]}, [USER, BOT]),
+        ({"conversation": [{"role": "user", "value": "2 + 2?"}, BOT]}, [USER, BOT]),
+        ({"conversations": {"from": ["human", "gpt"], "value": ["2 + 2?", "4"]}}, [USER, BOT]),
+        ({"messages": json.dumps([USER, BOT])}, [USER, BOT]),
+        ({"messages": [USER, BOT], "system": "S"}, [SYSTEM, USER, BOT]),
+        ({"messages": [SYSTEM, USER, BOT], "system": "S"}, [SYSTEM, USER, BOT]),
+        ({"messages": [USER, BOT], "system": None, "instruction": "x", "output": "y"}, [USER, BOT]),
     ],
 )
 def test_chats_in_the_shapes_that_people_have(row: dict[str, Any], messages: list[Any], tmp_path: Path) -> None:
@@ -196,6 +243,8 @@ def test_pairs_in_the_shapes_that_people_have(row: dict[str, Any], tmp_path: Pat
         ({"conversations": "x"}, "conversations is a list of turns"),
         ({"instruction": "x", "output": 3}, "output is a text"),
         ({"prompt": "other", "chosen": [USER, BOT], "rejected": WHOLE}, "do not begin with the prompt"),
+        ({"messages": [SYSTEM, USER, BOT], "system": "T"}, r"system is another prompt than that of messages\[0\]"),
+        ({"messages": "[{"}, "messages is a list of turns"),
     ],
 )
 def test_a_turn_that_no_chat_has_names_its_row(row: dict[str, Any], words: str, tmp_path: Path) -> None:
