@@ -77,12 +77,12 @@ class Trial:
 
     def ranks(self) -> list[int]:
         """The ranks: processes of the worker, whose name is in the commands of launchers as well."""
-        others = set(self.processes("pipeline.launcher"))
-        return [number for number in self.processes("pipeline.worker") if number not in others]
+        others = set(self.processes("pipeline.runner.launcher"))
+        return [number for number in self.processes("pipeline.runner.worker") if number not in others]
 
     def launchers(self) -> list[int]:
         """The launchers, one a host; not the guards that they have forked."""
-        found = self.processes("pipeline.launcher")
+        found = self.processes("pipeline.runner.launcher")
         return [number for number in found if parent(number) not in found]
 
     def agents(self) -> list[int]:

@@ -38,9 +38,9 @@ from typing import Any
 
 from benchmarks import children, grpo
 from benchmarks.children import Place, leave, side_by_side
-from pipeline import durable
-from pipeline.dead_groups import EQUAL, FAILED
-from pipeline.process import allocator
+from pipeline.files import durable
+from pipeline.records.dead_groups import EQUAL, FAILED
+from pipeline.runner.process import allocator
 from pipeline.stages.registry import config_class, run_function
 
 WAYS = ("none", "pool", "filter")

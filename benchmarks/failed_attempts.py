@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.collect import collect, keep
 from pipeline import artifacts
-from pipeline.rows import read_rows
+from pipeline.files.rows import read_rows
 from pipeline.tasks.chain import results
 from pipeline.tasks.requests import CHINESE, ENGLISH
 

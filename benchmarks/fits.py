@@ -29,9 +29,9 @@ from typing import Any
 from benchmarks import lora, pages
 from benchmarks.children import Place, side_by_side
 from benchmarks.grpo import versions
-from pipeline import durable
 from pipeline.cost import memory
 from pipeline.cost.hardware import cluster
+from pipeline.files import durable
 from pipeline.planner.estimate import Estimate, estimate
 from pipeline.planner.stages import Reader
 from pipeline.planner.work import Given

@@ -34,7 +34,7 @@ from benchmarks import children
 from benchmarks.children import Place, leave, places, side_by_side
 from benchmarks.grpo_clock import Clock, Memory, profile, summarise, watch
 from pipeline.context import StageContext
-from pipeline.process import allocator
+from pipeline.runner.process import allocator
 from pipeline.schema.pieces import VISIBLE
 from pipeline.stages.registry import config_class
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import durable
+from pipeline.files import durable
 from pipeline.schema.pieces import VISIBLE
 
 JOBS = Path(__file__).with_suffix(".yaml")

@@ -35,8 +35,8 @@ from benchmarks.children import Place, leave, places, side_by_side
 from benchmarks.grpo import WARM_UP, context_of, versions
 from benchmarks.grpo_clock import Clock, Memory, summarise, watch
 from pipeline.cost import models
-from pipeline.process import allocator
 from pipeline.recipe import load
+from pipeline.runner.process import allocator
 from pipeline.stages.registry import config_class
 
 ADAPTERS: Mapping[str, dict[str, Any] | None] = {"full": None, "lora": {}, "qlora": {"quantize": "4bit"}}

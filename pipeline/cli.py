@@ -8,12 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.chat_cli import (
-    fail,
-    generate,
-)
-from pipeline.completion import completion, recipes
-from pipeline.cost_cli import (
+from pipeline.commands.completion import completion, recipes
+from pipeline.commands.cost import (
     CompletionOption,
     GpusOption,
     PriceOption,
@@ -24,13 +20,17 @@ from pipeline.cost_cli import (
     plan_options,
     say_what_does_not_fit,
 )
-from pipeline.new_cli import new
-from pipeline.once_cli import evaluate, export
-from pipeline.report_cli import report
-from pipeline.rewards_cli import app as rewards_app
-from pipeline.terminal import JsonOption, RunArgument, plain_console, print_json, run_folder
-from pipeline.usage import OneLine
-from pipeline.why_cli import why
+from pipeline.commands.generate import (
+    fail,
+    generate,
+)
+from pipeline.commands.new import new
+from pipeline.commands.once import evaluate, export
+from pipeline.commands.report import report
+from pipeline.commands.rewards import app as rewards_app
+from pipeline.commands.terminal import JsonOption, RunArgument, plain_console, print_json, run_folder
+from pipeline.commands.usage import OneLine
+from pipeline.commands.why import why
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,7 +73,7 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Run a recipe, or go on with it: only stages that are not finished run."""
-    from pipeline import runner
+    from pipeline.runner import runner
 
     checked = _load(recipe, overrides)
     folder = _folder(checked, runs)
@@ -102,9 +102,10 @@ def _execute(
 ) -> None:
     import signal
 
-    from pipeline import display, runner
+    from pipeline.commands import display
     from pipeline.planner import fits
     from pipeline.report import summary
+    from pipeline.runner import runner
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with display.observer(console, json, {} if json else fits.step_seconds(recipe)) as observer:
@@ -137,7 +138,9 @@ def plan(
     json: JsonOption = False,
 ) -> None:
     """Show which stages of a recipe would run, and why; with --cost, what they would take."""
-    from pipeline import graph, needs, placement
+    from pipeline import placement
+    from pipeline.checks import needs
+    from pipeline.runner import graph
 
     asked = plan_options(cost, gpus, probe, prompt_tokens, completion_tokens, price)
     checked = _load(recipe, overrides)
@@ -161,7 +164,7 @@ def plan(
             ]
         )
     else:
-        from pipeline.display import plan_table
+        from pipeline.commands.display import plan_table
 
         plain_console().print(plan_table(steps, cards))
     waiting = [step.node.name for step in steps if step.state is not graph.State.FRESH]
@@ -175,15 +178,15 @@ def plan(
 @app.command()
 def status(run: RunArgument, json: JsonOption = False) -> None:
     """Show how far a run is: every stage with its state, time and main numbers, and where on a cluster it runs."""
-    from pipeline import inspection
+    from pipeline.commands import status
 
     folder = run_folder(run)
-    rows = inspection.status(folder)
+    rows = status.status(folder)
     if json:
         print_json(rows)
         return
-    plain_console().print(inspection.status_table(rows))
-    if (hosts := inspection.cluster_table(folder, rows)) is not None:
+    plain_console().print(status.status_table(rows))
+    if (hosts := status.cluster_table(folder, rows)) is not None:
         plain_console().print(hosts)
 
 
@@ -207,7 +210,7 @@ def doctor(
     """Find what would go wrong later: the environment, and a recipe, model or run if named."""
     from dataclasses import asdict
 
-    from pipeline import doctor as checks
+    from pipeline.commands import doctor as checks
 
     findings = list(checks.environment())
     if model is not None:
@@ -240,7 +243,7 @@ def _load(recipe: str, overrides: list[str] | None) -> Recipe:
 
 
 def _folder(recipe: Recipe, runs: Path) -> Path:
-    from pipeline import runner
+    from pipeline.runner import runner
 
     try:
         return runner.run_folder(recipe, runs)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pipeline.adapter_folders import is_adapter, merged_path
+from pipeline.files.adapter_folders import is_adapter, merged_path
 from pipeline.schema.pieces import RolloutSpec, StageConfig
 from pipeline.schema.task import TaskSpec
 from rewards.registry import located

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.checks.launch import accelerate_config, settings
 from pipeline.gpus import Gpu, named, of_driver, visible
-from pipeline.launch_checks import accelerate_config, settings
 from pipeline.schema.pieces import (
     ALL,
     VISIBLE,

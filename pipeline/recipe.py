@@ -22,8 +22,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from pipeline import checks, source
-from pipeline.durable import LONGEST_NAME
+from pipeline.checks import whole_recipe
+from pipeline.files import source
+from pipeline.files.durable import LONGEST_NAME
+from pipeline.files.source import Issue, Loc, RecipeError, Source, brief
 from pipeline.schema import trainer_fields
 from pipeline.schema.environment import HIDDEN
 from pipeline.schema.hub import FILE_ARM, HUB_ARM
@@ -32,7 +34,6 @@ from pipeline.schema.strict import Strict
 from pipeline.schema.task import TaskFilter, TaskSpec
 from pipeline.schema.track import Track, Tracks
 from pipeline.schema.walk import replaced
-from pipeline.source import Issue, Loc, RecipeError, Source, brief
 from pipeline.stages.registry import KINDS, config_class
 from pipeline.tasks.resolve import with_options
 from rewards.registry import nearest
@@ -212,7 +213,7 @@ def check(text: Source) -> Recipe:
             issues.extend(error.issues)
     about = (header.description, header.seed, header.jobs, header.tasks, text.data, header.warm, header.track)
     recipe = Recipe(header.name, text.path, stages, *about)
-    issues.extend(checks.check(recipe, text, names=list(header.stages)))
+    issues.extend(whole_recipe.check(recipe, text, names=list(header.stages)))
     if issues:
         raise RecipeError(issues)
     return recipe
@@ -294,10 +295,10 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unknown(model: type[BaseModel], loc: Loc) -> str:
     """What is said of a key that does not exist: what has become of it, or the nearest one."""
-    piece, key = checks.model_at(model, loc[:-1]), str(loc[-1])
+    piece, key = whole_recipe.model_at(model, loc[:-1]), str(loc[-1])
     if piece is not None and issubclass(piece, Strict) and key in piece.former:
         return piece.former[key]
-    known = checks.keys_at(model, loc[:-1])
+    known = whole_recipe.keys_at(model, loc[:-1])
     if (home := _home(piece, key)) is not None:
         return f"belongs in {home}: write `{home}: {{{key}: …}}`"
     return f"unknown key{nearest(key, known)}. Known: {', '.join(known)}" if known else "unknown key"
@@ -311,7 +312,7 @@ def _home(piece: type[BaseModel] | None, key: str) -> str | None:
         return "trainer"
     fields = piece.model_fields  # `rollout`, which every such stage has, before `watch`, which few have
     always_first = sorted(fields, key=lambda name: fields[name].default is None)
-    return next((name for name in always_first if key in checks.keys_at(piece, (name,))), None)
+    return next((name for name in always_first if key in whole_recipe.keys_at(piece, (name,))), None)
 
 
 def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefix: Loc) -> list[Issue]:

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import gpus
+from pipeline.checks.launch import accelerate_config
+from pipeline.files.lease import this_host
 from pipeline.gpus import Gpu
-from pipeline.launch_checks import accelerate_config
-from pipeline.lease import this_host
 from pipeline.schema.pieces import VISIBLE
 from rewards.parent import kill_group
 
@@ -194,11 +194,11 @@ def _own(name: str) -> bool:
 
 def command(part: Part, runner: int) -> list[str]:
     """The command of a part; `runner` is the process with which it ends."""
-    worker = ["-m", "pipeline.worker", str(part.job), str(runner)]
+    worker = ["-m", "pipeline.runner.worker", str(part.job), str(runner)]
     if part.accelerate is None:
         return [sys.executable, *worker]
     config = accelerate_config(part.accelerate, part.base)
-    launcher = [sys.executable, "-m", "pipeline.launcher", str(part.job.parent), "--config_file", str(config)]
+    launcher = [sys.executable, "-m", "pipeline.runner.launcher", str(part.job.parent), "--config_file", str(config)]
     if part.meeting is not None:
         launcher += part.meeting.arguments(part.ranks or 1)
     elif part.ranks is not None:

@@ -22,9 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import durable
 from pipeline.cluster.agent import LOOKS_A_DEADLINE, Part, Place
-from pipeline.lease import this_host
+from pipeline.files import durable
+from pipeline.files.lease import this_host
 
 HOSTS = "hosts.json"
 """In a stage's scratch folder: where its latest attempt runs, and whether all of its processes are known to be over."""

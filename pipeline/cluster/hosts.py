@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
-from pipeline import durable
+from pipeline.files import durable
 from pipeline.schema import extras
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "vllm", "ray", "zero2r1")

@@ -15,21 +15,22 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, durable, gpus
+from pipeline import artifacts, gpus
 from pipeline.cluster import attempt, hosts
 from pipeline.cluster.agent import Agent, Part, Place, Rendezvous, portable
 from pipeline.cluster.attempt import Attempt, Fence
 from pipeline.cluster.hosts import Host
-from pipeline.graph import Node
-from pipeline.locks import STAGE_LOCK
-from pipeline.observer import NOTE, Observer
+from pipeline.files import durable
+from pipeline.files.locks import STAGE_LOCK
 from pipeline.placement import Placed, Wanted, placed, wanted
-from pipeline.process import LOG, StageProcess
 from pipeline.recipe import Recipe
+from pipeline.runner.graph import Node
+from pipeline.runner.observer import NOTE, Observer
+from pipeline.runner.process import LOG, StageProcess
+from pipeline.runner.starting import JOB, prepare, variables_of
+from pipeline.runner.worker import SHARED, Job
 from pipeline.schema import environment
 from pipeline.schema.pieces import StageConfig
-from pipeline.starting import JOB, prepare, variables_of
-from pipeline.worker import SHARED, Job
 
 PATIENCE_SECONDS = 5.0
 """Wait for a host of which nothing is said."""
@@ -57,7 +58,7 @@ class Claim:
 
 
 class ClusterSlots:
-    """The same as `pipeline.slots.Slots`, for the hosts of a cluster.
+    """The same as `pipeline.runner.slots.Slots`, for the hosts of a cluster.
 
     Args:
         nodes: the stages.

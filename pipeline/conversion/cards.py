@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from pipeline import artifacts, durable
+from pipeline import artifacts
+from pipeline.files import durable
 from pipeline.schema.environment import names_only
 
 Manifest = Mapping[str, Any]
@@ -106,7 +107,7 @@ class Card:
         precision: their type, such as `BF16`.
         stages: manifests of the stages that led to the model, in order.
         evaluations: manifests of `evaluate` stages.
-        prompting: how the model is prompted beyond its chat template (see `pipeline.rendering`).
+        prompting: how the model is prompted beyond its chat template (see `pipeline.prompts.rendering`).
     """
 
     name: str

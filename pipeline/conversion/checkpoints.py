@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.adapter_folders import is_adapter
+from pipeline.files.adapter_folders import is_adapter
 
 SHARDED = "pytorch_model_fsdp_0"
 """Folder of a checkpoint that holds weights in the format of torch.distributed.checkpoint (accelerate's name)."""

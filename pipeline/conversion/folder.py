@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import hub
+from pipeline.files import hub
 
 WEIGHTS = ".safetensors"
 CONFIG = "config.json"

@@ -31,7 +31,7 @@ from pipeline.conversion.folder import (
     read_json,
     unsaveable,
 )
-from pipeline.templates import PROMPTING, encode, set_chat_template
+from pipeline.prompts.templates import PROMPTING, encode, set_chat_template
 
 log = logging.getLogger(__name__)
 

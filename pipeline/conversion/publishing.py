@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import durable
+from pipeline.files import durable
 from pipeline.schema.hub import Publish
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.columns import FieldError, lookup
 from pipeline.context import StageContext
 from pipeline.data import corpus as corpora
 from pipeline.data.cleaning import Cleaner, Seen
+from pipeline.files.columns import FieldError, lookup
 from pipeline.schema.hub import RowsRef
 from pipeline.schema.pieces import Fault
 from pipeline.schema.strict import Strict

@@ -1,9 +1,9 @@
 """Training rows become token ids and labels, in exactly the form in which the model will later generate.
 
-What the assistant says is tokenised apart from what comes before it, as when it is generated; `pipeline.rendering`
-says what is which. So what is trained is what is sampled, whatever the template does with earlier turns (R1's drops
-their thoughts). A text that is no chat begins with what the tokenizer puts before a text, which is mostly a
-beginning-of-sequence token.
+What the assistant says is tokenised apart from what comes before it, as when it is generated;
+`pipeline.prompts.rendering` says what is which. So what is trained is what is sampled, whatever the template does with
+earlier turns (R1's drops their thoughts). A text that is no chat begins with what the tokenizer puts before a text,
+which is mostly a beginning-of-sequence token.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from model.labels import IGNORED
-from pipeline import durable
 from pipeline.data.mixture import DataError
-from pipeline.messages import MessageError, conversation
-from pipeline.rendering import Renderer
-from pipeline.templates import encode, start_ids
+from pipeline.files import durable
+from pipeline.prompts.messages import MessageError, conversation
+from pipeline.prompts.rendering import Renderer
+from pipeline.prompts.templates import encode, start_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset

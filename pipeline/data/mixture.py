@@ -8,13 +8,14 @@ A row is one of
     {"text": "Two and two make four."}
 
 and may have further columns, which are left alone. ShareGPT's and Alpaca's rows are read, too (see
-`pipeline.data.shapes`). Rows come from a stage, from files in any of the usual formats (see `pipeline.files`), or from
-the hub::
+`pipeline.data.shapes`). Rows come from a stage, from files in any of the usual formats (see
+`pipeline.files.formats`), or from the hub::
 
     data: ["@samples", chats/*.parquet, {from: {hub: open-r1/Mixture-of-Thoughts, config: math}, take: 20000}]
 
 Chats may have `tools` (JSON schemas) and `chat_template_kwargs`
-beside them, and messages what `pipeline.messages` knows: `tool_calls`, `reasoning_content`, `weight`, parts of text.
+beside them, and messages what `pipeline.prompts.messages` knows: `tool_calls`, `reasoning_content`, `weight`, parts
+of text.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from pipeline import files, hub
-from pipeline.columns import FieldError, lookup, passes
 from pipeline.context import StageContext
 from pipeline.data.cleaning import Cleaner, Seen
 from pipeline.data.shapes import known
-from pipeline.messages import MessageError, conversation, without
-from pipeline.rows import RowError
+from pipeline.files import formats, hub
+from pipeline.files.columns import FieldError, lookup, passes
+from pipeline.files.rows import RowError
+from pipeline.prompts.messages import MessageError, conversation, without
 from pipeline.schema.hub import Columns, HubSource, RowsRef
 from pipeline.schema.strict import Strict
 from rewards.text import plain
@@ -67,7 +68,7 @@ class DataSource(Strict):
         source: `@stage`, files, or `{hub: owner/name, config, split, revision}`; `from` in a recipe.
         columns: keys of training rows and the fields they are taken from, such as `{prompt: problem, completion:
             solution}`, with dots for fields within fields; rows are taken as they are if not given.
-        filter: rows to take, by their fields: `{source: aime, level: [3, 5]}` (see `pipeline.columns`).
+        filter: rows to take, by their fields: `{source: aime, level: [3, 5]}` (see `pipeline.files.columns`).
         take: how many of its rows, drawn by the stage's seed; all if not given.
         weight: how often a row comes up in an epoch: with 2 each one is there twice, with 0.5 every other one is.
         ignore: keys of messages that are left out, such as [name]; what a chat template does not use is an error
@@ -97,7 +98,7 @@ def read(path: Path) -> Iterator[Row]:
         DataError: a file is missing, or a row cannot be read; the message names it.
     """
     try:
-        yield from (Row(row, place) for place, row in files.read(path))
+        yield from (Row(row, place) for place, row in formats.read(path))
     except RowError as error:
         raise DataError(str(error)) from error
 

@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.mixture import DataError
-from pipeline.messages import Message, MessageError, normal
-from pipeline.rendering import Renderer
+from pipeline.prompts.messages import Message, MessageError, normal
+from pipeline.prompts.rendering import Renderer
 from rewards.preference import ConversationReader
 from rewards.text import THINK_CLOSE, THINK_OPEN, plain
 from rewards.verdict import Item

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pipeline.messages import MessageError
+from pipeline.prompts.messages import MessageError
 
 Row = dict[str, Any]
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.prompts.templates import CHATS, ChatTemplateName, set_chat_template
 from pipeline.schema.strict import Strict
-from pipeline.templates import CHATS, ChatTemplateName, set_chat_template
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
@@ -21,7 +21,7 @@ class VocabularySpec(Strict):
         kind: `words`: every word between spaces is a token, and a word that the corpus lacks is unknown;
             `bpe`: byte-level byte-pair encoding, which can write any text.
         size: entries in the vocabulary, special tokens included; with `words` all words if not given.
-        chat_template: its chat template, by name (see `pipeline.templates`).
+        chat_template: its chat template, by name (see `pipeline.prompts.templates`).
         tokens: further tokens that are never split, such as `<think>`; they stay visible in decoded text.
     """
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import placement
+from pipeline.checks.launch import accelerate_config, settings
 from pipeline.cost import memory
 from pipeline.cost.bill import Assumption
 from pipeline.cost.memory import Setup
 from pipeline.cost.shape import Shape
 from pipeline.cost.speed import Sampling
 from pipeline.gpus import Gpu
-from pipeline.launch_checks import accelerate_config, settings
 from pipeline.planner import counts, left_out, sizes
 from pipeline.planner.watching import watching_of
 from pipeline.planner.work import Engine, Given, Training, Work
@@ -379,7 +379,8 @@ def works(recipe: Recipe, given: Given) -> list[Work]:
 
 def published(recipe: Recipe, folder: Path) -> dict[str, Path]:
     """Finished stages of a run -> the folders of their artifacts."""
-    from pipeline import artifacts, graph
+    from pipeline import artifacts
+    from pipeline.runner import graph
 
     found = {name: artifacts.find(folder, name, node.fingerprint) for name, node in graph.build(recipe).items()}
     return {name: artifact.path for name, artifact in found.items() if artifact is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import durable
+from pipeline.files import durable
 from pipeline.report import curves, frame, page, store
 from pipeline.report.comparison import Comparison, Row, compare
 from pipeline.report.differences import Difference

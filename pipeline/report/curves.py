@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.dead_groups import EQUAL, FAILED
+from pipeline.records.dead_groups import EQUAL, FAILED
 from pipeline.report.figures import Line, Panel, line_panel
 from pipeline.report.run_data import Run, Stage, events
 from pipeline.report.text import clean, finite, number, percent

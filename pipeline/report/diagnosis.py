@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from statistics import fmean, variance
 
-from pipeline.dead_groups import EQUAL, FAILED, Cause, Shares
+from pipeline.records.dead_groups import EQUAL, FAILED, Cause, Shares
 from pipeline.report.differences import Difference, Outcomes, difference, task_name
 from pipeline.report.prose import main_root
 from pipeline.report.run_data import Run, Stage, State, events, health_of, log_tail, mapping, rows

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import NormalDist, correlation, pstdev
 
+from pipeline.records.samples import SAMPLES, UNJUDGED
 from pipeline.report.run_data import Run, rows
 from pipeline.report.samples import is_correct, model_of
 from pipeline.report.scores import Score
 from pipeline.report.text import finite
-from pipeline.samples import SAMPLES, UNJUDGED
 
 ALPHA = 0.05
 """Chance that an interval misses the truth: those of scores are 95 % intervals."""

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from pipeline import durable
+from pipeline.files import durable
 from pipeline.report import curves, figures, frame, store, text
 from pipeline.report.diagnosis import diagnose
 from pipeline.report.differences import outcomes

@@ -18,9 +18,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline import artifacts, durable, source
+from pipeline import artifacts
+from pipeline.files import durable, source
+from pipeline.files.rows import whole_row
 from pipeline.report.text import finite
-from pipeline.rows import whole_row
 from pipeline.schema.environment import names_only
 from pipeline.schema.health import Health
 

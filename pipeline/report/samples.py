@@ -13,10 +13,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from pipeline.records.samples import SAMPLES
 from pipeline.report.prose import main_root
 from pipeline.report.run_data import Run, Stage, data_file, row_at, rows, rows_with_offsets
 from pipeline.report.text import clean, finite, shorten
-from pipeline.samples import SAMPLES
 from rewards.text import opens_thought, split_thought
 
 TEXT_LIMIT = 3_000  # characters of a thought, an answer or a question that the page shows

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import durable
+from pipeline.files import durable
+from pipeline.records.samples import SAMPLES
 from pipeline.report.run_data import Run, Stage, Store, mapping, rows
 from pipeline.report.samples import is_correct, model_of, thought_and_answer
 from pipeline.report.text import clean, finite, shorten
-from pipeline.samples import SAMPLES
 
 FOLDER = "report-data"
 """Beside the page."""

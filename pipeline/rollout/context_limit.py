@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.prompts.templates import encode
 from pipeline.rollout.base import RolloutError
-from pipeline.templates import encode
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from model.modeling import is_ours, load
-from pipeline.adapter_folders import CONFIG, WEIGHTS, AdapterFolderError, base_of
+from pipeline.files.adapter_folders import CONFIG, WEIGHTS, AdapterFolderError, base_of
 from pipeline.rollout import adapted
 from pipeline.rollout.weights import official_weights
 

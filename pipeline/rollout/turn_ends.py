@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.messages import Conversation
-from pipeline.rendering import Renderer
+from pipeline.prompts.messages import Conversation
+from pipeline.prompts.rendering import Renderer
+from pipeline.prompts.templates import encode
 from pipeline.rollout.base import Finish, Sampling
 from pipeline.rollout.context_limit import context_of
 from pipeline.rollout.transformers import TransformersEngine
-from pipeline.templates import encode
 
 QUESTIONS = (("What is 1 + 1?", "2"), ("Name a colour.", "Blue."), ("Say hello to me.", "Hello!"))
 """Questions, with answers that are complete."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.compiled import NOT_OF_THE_SHAPE
+from pipeline.files.compiled import NOT_OF_THE_SHAPE
 from pipeline.rollout import VLLM, engine_name, open_engine
 from pipeline.rollout.base import Engine
 from pipeline.schema.pieces import RolloutSpec

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.samples import Judgement
+from pipeline.records.samples import Judgement
 from pipeline.sampling.sampler import Group, Report, Sampler
 from pipeline.sampling.scores import interval
 from pipeline.tasks.grading import ACCURACY

@@ -14,19 +14,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import durable
 from pipeline.context import Share
-from pipeline.rendering import Prompt, Renderer
+from pipeline.files import durable
+from pipeline.files.rows import read_rows, write_rows
+from pipeline.prompts.rendering import Prompt, Renderer
+from pipeline.prompts.templates import TemplateError, encode, set_chat_template
+from pipeline.records.samples import Judgement, sample_row
 from pipeline.rollout import TRANSFORMERS, VLLM_SERVER, engine_name, sampling
 from pipeline.rollout.base import Finish, Rollout, RolloutError, derived_seed
 from pipeline.rollout.context_limit import ContextLimit, context_of
 from pipeline.rollout.speculative import facts
 from pipeline.rollout.stops import FirstLook
-from pipeline.rows import read_rows, write_rows
-from pipeline.samples import Judgement, sample_row
 from pipeline.sampling.engines import Engines
 from pipeline.schema.pieces import RolloutSpec
-from pipeline.templates import TemplateError, encode, set_chat_template
 from rewards import Batch, Composite
 from rewards.function import guard_infra
 from rewards.verdict import PREFILL, TRUNCATED, Verdict
@@ -94,7 +94,7 @@ class Sampler:
         seed: seed of everything.
         scratch: folder for finished chunks.
         chat_template: chat template to use instead of the tokenizer's own.
-        template_kwargs, prefill: see `pipeline.rendering.Renderer`.
+        template_kwargs, prefill: see `pipeline.prompts.rendering.Renderer`.
         engines: what opens the engine, if other samplers use it before or after this one.
         share: which chunks are sampled here, and which by other hosts, into the same folder: those of its own number,
             going round. Nothing of what is sampled depends on it.

@@ -93,7 +93,7 @@ def _kind(value: Any) -> str:
 
 
 RowsRef = Annotated[Annotated[DataRef, Tag(FILE_ARM)] | Annotated[HubSource, Tag(HUB_ARM)], Discriminator(_kind)]
-"""Where rows come from: `@stage`, files beside the recipe (see `pipeline.files`), or `{hub: …}`."""
+"""Where rows come from: `@stage`, files beside the recipe (see `pipeline.files.formats`), or `{hub: …}`."""
 
 
 def _columns(value: Any) -> Any:

@@ -172,7 +172,7 @@ class StageConfig(Strict):
 
 
 class PromptedConfig(StageConfig):
-    """Fields of the stages that render chats; see `pipeline.rendering`.
+    """Fields of the stages that render chats; see `pipeline.prompts.rendering`.
 
     A model carries them along: what is not given is what the model was trained with last.
 

@@ -41,7 +41,7 @@ class TaskSpec(Strict):
         split: which part of the task.
         problems: how many problems; all (or the task's default number, if it is generated) if not given.
         weight: how often its problems are drawn, relative to the other tasks of the stage.
-        template: prompt template (see `pipeline.templates`); the task's own if not given.
+        template: prompt template (see `pipeline.prompts.templates`); the task's own if not given.
         options: arguments of the task, on top of those that the recipe's `tasks:` gives.
         name: what its problems are called in tables, metrics and the column `task`. If not given, `use`; the last part
             of its name for a data set on the hub.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.rendering import Prompt
+from pipeline.prompts.rendering import Prompt
 from pipeline.rollout.base import Finish, Rollout, RolloutError, derived_seed
 from pipeline.search.tree import Grown, Node, Tree
 from pipeline.search.writer import Writer

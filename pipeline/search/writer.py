@@ -10,18 +10,18 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pipeline import durable
 from pipeline.context import StageContext
-from pipeline.rendering import Prompt
+from pipeline.files import durable
+from pipeline.files.rows import read_rows, write_rows
+from pipeline.prompts.rendering import Prompt
+from pipeline.prompts.templates import ChatTemplateName, encode
 from pipeline.rollout import sampling
 from pipeline.rollout.base import Finish, Rollout, RolloutError
 from pipeline.rollout.stops import Stops
-from pipeline.rows import read_rows, write_rows
 from pipeline.sampling.engines import Engines
 from pipeline.sampling.sampler import Group, Sampler, judged_groups, whole
 from pipeline.schema.pieces import ModelRef, PromptedConfig, RolloutSpec
 from pipeline.tasks.grading import ACCURACY
-from pipeline.templates import ChatTemplateName, encode
 from rewards import Composite
 from rewards.steps import STEP_END, STEP_TOKENS, StepRule
 

@@ -21,12 +21,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pipeline import durable
 from pipeline.artifacts import MANIFEST
 from pipeline.context import Outputs, StageContext
+from pipeline.files import durable
+from pipeline.files.rows import write_rows
+from pipeline.prompts.templates import ChatTemplateName
+from pipeline.records.samples import SAMPLES
 from pipeline.rollout import engine_name
-from pipeline.rows import write_rows
-from pipeline.samples import SAMPLES
 from pipeline.sampling.engines import Engines
 from pipeline.sampling.harness import Harness, Scored
 from pipeline.sampling.sampler import Group, Sampler, record
@@ -35,7 +36,6 @@ from pipeline.schema.pieces import InputFile, ModelRef, Product, PromptedConfig,
 from pipeline.schema.task import TaskSpec
 from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part, same_answers
 from pipeline.tasks.resolve import Resolved, TestTaskField, problem_rows, resolve
-from pipeline.templates import ChatTemplateName
 from rewards import Composite, names
 from rewards.registry import located
 

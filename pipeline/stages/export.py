@@ -22,8 +22,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.adapter_folders import BASE, CONFIG, is_adapter
 from pipeline.context import Outputs, StageContext
+from pipeline.files.adapter_folders import BASE, CONFIG, is_adapter
 from pipeline.schema.hub import Publish
 from pipeline.schema.pieces import Dtype, ModelRef, Product, Ref, StageConfig
 
@@ -88,7 +88,7 @@ def run(context: StageContext[ExportConfig]) -> Outputs:
     setup.prepare()
     from transformers import AutoTokenizer
 
-    from pipeline.rendering import carried_along
+    from pipeline.prompts.rendering import carried_along
 
     config = context.config
     target = context.output / "model"

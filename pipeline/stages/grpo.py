@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.context import Outputs, StageContext
-from pipeline.samples import SAMPLES
+from pipeline.records.samples import SAMPLES
 from pipeline.schema.adapter import POLICY_RANK, AdaptedConfig
 from pipeline.schema.efficiency import (
     Efficiency,

@@ -18,8 +18,8 @@ from pydantic import field_validator
 
 from pipeline.context import Outputs, StageContext, exists
 from pipeline.conversion.folder import ModelFolderError, check_format
+from pipeline.prompts.templates import TemplateError, chat_template, check_jinja
 from pipeline.schema.pieces import Dtype, Fault, InputFile, ModelRef, Product, StageConfig
-from pipeline.templates import TemplateError, chat_template, check_jinja
 from rewards.registry import located
 
 JINJA = (".jinja", ".j2")
@@ -34,7 +34,7 @@ class ImportModelConfig(StageConfig):
             config and tokenizer.
         revision: branch, tag or commit on the hub.
         dtype: what the weights are converted to; left as they are (GGUF, FP8: bfloat16) if not given.
-        chat_template: replaces the model's own: a name (see `pipeline.templates`), or a Jinja file.
+        chat_template: replaces the model's own: a name (see `pipeline.prompts.templates`), or a Jinja file.
     """
 
     product: ClassVar[Product] = Product.MODEL

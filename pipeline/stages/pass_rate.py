@@ -25,13 +25,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.context import Outputs, StageContext
-from pipeline.rows import write_rows
-from pipeline.samples import SAMPLES, UNJUDGED
+from pipeline.files.rows import write_rows
+from pipeline.prompts.templates import ChatTemplateName
+from pipeline.records.samples import SAMPLES, UNJUDGED
 from pipeline.sampling.sampler import Group, Sampler, record
 from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec
 from pipeline.tasks.grading import ACCURACY, composite
 from pipeline.tasks.resolve import TaskField, prompt_rows
-from pipeline.templates import ChatTemplateName
 
 BINS = 10
 """Of the histogram, between the problems that are never solved and those that always are."""

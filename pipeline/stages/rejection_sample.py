@@ -25,14 +25,14 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.context import Outputs, StageContext
 from pipeline.data.filters import Duplicates, FilterSpec
-from pipeline.rendering import left_open
-from pipeline.rows import write_rows
-from pipeline.samples import SAMPLES
+from pipeline.files.rows import write_rows
+from pipeline.prompts.rendering import left_open
+from pipeline.prompts.templates import ChatTemplateName, prompt_template
+from pipeline.records.samples import SAMPLES
 from pipeline.sampling.sampler import Group, Sample, Sampler, record
 from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec
 from pipeline.tasks.grading import ACCURACY, check_columns, composite
 from pipeline.tasks.resolve import TaskField, TestTaskField
-from pipeline.templates import ChatTemplateName, prompt_template
 from pipeline.training.decontaminate import clean_prompts
 from rewards import Composite
 from rewards.verdict import BLAMELESS

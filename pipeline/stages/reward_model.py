@@ -149,7 +149,7 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
 def _tokenised(context: StageContext[RewardModelConfig], tokenizer: Any, cleaner: Any) -> tuple[Any, dict[str, Any]]:
     """The stage's rows as the trainer takes them, and what became of them."""
     from pipeline.data import mixture, pairs, step_rows
-    from pipeline.rendering import Renderer
+    from pipeline.prompts.rendering import Renderer
     from pipeline.training import setup
     from rewards.preference import ConversationReader
     from rewards.process import StepReader

@@ -22,8 +22,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.context import Outputs, StageContext
+from pipeline.files.rows import write_rows
 from pipeline.rollout.base import derived_seed
-from pipeline.rows import write_rows
 from pipeline.schema.pieces import Product, RewardSpec
 from pipeline.search.labels import labelled
 from pipeline.search.writer import CHUNK_ANSWERS, SteppedConfig, Writer, in_chunks

@@ -23,9 +23,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from pipeline.context import Outputs, StageContext
+from pipeline.files.rows import write_rows
+from pipeline.records.samples import SAMPLES, Judgement
 from pipeline.rollout.base import derived_seed
-from pipeline.rows import write_rows
-from pipeline.samples import SAMPLES, Judgement
 from pipeline.sampling.sampler import Group, record
 from pipeline.sampling.scores import same_spelling
 from pipeline.schema.pieces import ModelRef, Product, RewardSpec

@@ -1,7 +1,7 @@
 """What a task is: problems, a prompt, and a grader; training, sampling and evaluation share it.
 
 A task is one module beside this one, or `file.py:Class` in a recipe. It yields problems and names the reward that
-grades them; how a problem becomes a chat is the template's business (`pipeline.templates`).
+grades them; how a problem becomes a chat is the template's business (`pipeline.prompts.templates`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import rewards
-from pipeline import files
+from pipeline.files import formats
 from pipeline.schema.hub import HubSource
 from rewards.golds import COMPARING, stands_for_nothing
 from rewards.math.verifier import payable
@@ -167,7 +167,7 @@ def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> typ
     except RewardError as error:
         raise TaskError(str(error)) from error
     for name in found.path_options:
-        if isinstance(options.get(name), str) and not files.matching(path := located(options[name], base).resolve()):
+        if isinstance(options.get(name), str) and not formats.matching(path := located(options[name], base).resolve()):
             raise TaskError(f"task {use!r}: there is no {path}")
     return found
 

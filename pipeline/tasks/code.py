@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import rewards
-from pipeline import files, hub
-from pipeline.rows import RowError
+from pipeline.files import formats, hub
+from pipeline.files.rows import RowError
 from pipeline.schema.hub import HubSource
 from pipeline.tasks.base import BadRows, Problem, Split, Task, TaskError
 from pipeline.tasks.generated import problem_id
@@ -99,7 +99,7 @@ class CodeTask(Task):
 
     def _rows(self, bad: list[RowError]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if self.path is not None:
-            return files.read(self.path, bad)
+            return formats.read(self.path, bad)
         assert self.repository is not None
         return hub.rows(self.repository)
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import hub
-from pipeline.rows import RowError, read_rows
+from pipeline.files import hub
+from pipeline.files.rows import RowError, read_rows
 from pipeline.schema.hub import HubSource
 from pipeline.tasks.base import BadRows, Problem, Split, Task, TaskError
 from pipeline.tasks.generated import problem_id

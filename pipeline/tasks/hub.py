@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline import hub
-from pipeline.rows import RowError
+from pipeline.files import hub
+from pipeline.files.rows import RowError
 from pipeline.schema.hub import HubSource
 from pipeline.tasks.base import BadRows, Split, TaskError
 from pipeline.tasks.generated import TEST_SHARE

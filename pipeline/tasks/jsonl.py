@@ -8,10 +8,10 @@ and `{use: jsonl, path: problems.jsonl, question: problem, answer: solution, ans
     answer    "5"
     columns   {"level": 1}          (only with `columns: [level]`)
 
-Files may also be Parquet, CSV, JSON or compressed, and several (`data/*.parquet`, a folder); see `pipeline.files`. The
-test problems lie in a file of their own (`test_path`), or are a share of the file, chosen by a stable hash of the
-question, so that the two never share a problem. A question that stands there twice counts once; with two answers it
-is an error.
+Files may also be Parquet, CSV, JSON or compressed, and several (`data/*.parquet`, a folder); see
+`pipeline.files.formats`. The test problems lie in a file of their own (`test_path`), or are a share of the file, chosen
+by a stable hash of the question, so that the two never share a problem. A question that stands there twice counts once;
+with two answers it is an error.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
-from pipeline.rows import RowError
+from pipeline.files import formats
+from pipeline.files.rows import RowError
 from pipeline.tasks.base import BadRows, Split, TaskError
 from pipeline.tasks.generated import TEST_SHARE
 from pipeline.tasks.rows import RowsTask
@@ -74,4 +74,4 @@ class Jsonl(RowsTask):
 
     def rows(self, where: Path, bad: list[RowError]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """See `RowsTask.rows`."""
-        return files.read(where, bad)
+        return formats.read(where, bad)

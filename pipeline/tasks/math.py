@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline import files, hub
-from pipeline.rows import RowError
+from pipeline.files import formats, hub
+from pipeline.files.rows import RowError
 from pipeline.schema.hub import HubSource
 from pipeline.tasks.base import BadRows, Problem, Split, Task, TaskError
 from pipeline.tasks.generated import problem_id
@@ -78,7 +78,7 @@ class MathTask(Task):
     def _rows(self, split: Split, bad: list[RowError]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         file = self.file(split)
         if file is not None:
-            return files.read(file, bad)
+            return formats.read(file, bad)
         assert self.repository is not None
         return hub.rows(self.hub[split].model_copy(update={"revision": self.repository.revision}))
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from pipeline import files, hub
-from pipeline.rows import RowError
+from pipeline.files import formats, hub
+from pipeline.files.rows import RowError
 from pipeline.schema.hub import HubSource
 from pipeline.tasks.base import BadRows, Split, TaskError
 from pipeline.tasks.rows import RowsTask
@@ -28,7 +28,7 @@ class Preset(RowsTask):
     """What these tasks share.
 
     Args:
-        path: files of the same shape instead of the hub (see `pipeline.files`).
+        path: files of the same shape instead of the hub (see `pipeline.files.formats`).
         revision: a commit, branch or tag of the data set; the newest commit if not given.
         config: which of its configurations.
         test_share: share of the problems that are held out for tests.
@@ -68,7 +68,7 @@ class Preset(RowsTask):
 
     def rows(self, where: Path | HubSource, bad: list[RowError]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """See `RowsTask.rows`."""
-        return hub.rows(where) if isinstance(where, HubSource) else files.read(where, bad)
+        return hub.rows(where) if isinstance(where, HubSource) else formats.read(where, bad)
 
 
 class Dapo(Preset):

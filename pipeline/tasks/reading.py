@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from typing import Any, get_args
 
-from pipeline.rows import RowError
+from pipeline.files.rows import RowError
 from pipeline.tasks.base import BadRows, Problem, Task, TaskError
 
 log = logging.getLogger(__name__)

@@ -20,16 +20,16 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator
 
-from pipeline import files
-from pipeline.columns import FieldError, passes
 from pipeline.context import StageContext
-from pipeline.rows import RowError
+from pipeline.files import formats
+from pipeline.files.columns import FieldError, passes
+from pipeline.files.rows import RowError
+from pipeline.prompts.templates import PromptTemplate, TemplateError, prompt_template
 from pipeline.schema.hub import HubSource
 from pipeline.schema.task import TaskSpec
 from pipeline.tasks.base import BUILTIN, Problem, Split, Task, TaskError, check, load
 from pipeline.tasks.hub import part_of
 from pipeline.tasks.rows import RowsTask
-from pipeline.templates import PromptTemplate, TemplateError, prompt_template
 from rewards import Item
 from rewards.registry import nearest
 from rewards.text import plain
@@ -311,7 +311,7 @@ def _measured(resolved: Resolved, context: StageContext[Any]) -> dict[str, dict[
     if resolved.spec.filter is None or (source := resolved.spec.filter.source) is None:
         return None
     try:
-        found = {str(row.get("id")): row for _, row in files.read(context.data_path(source))}
+        found = {str(row.get("id")): row for _, row in formats.read(context.data_path(source))}
     except RowError as error:
         raise TaskError(str(error)) from error
     columns = {name for row in found.values() for name in row if name not in ROW_KEYS}

@@ -19,8 +19,8 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.columns import FieldError, lookup, passes
-from pipeline.rows import RowError
+from pipeline.files.columns import FieldError, lookup, passes
+from pipeline.files.rows import RowError
 from pipeline.tasks.base import BadRows, Problem, Split, Task, TaskError
 from pipeline.tasks.generated import TEST_SHARE, problem_id, split_of
 from pipeline.tasks.reading import checked_bad_rows, problems_of, shuffled
@@ -36,7 +36,7 @@ class RowsTask(Task):
 
     Attributes:
         name: prefix of the problems' ids.
-        wanted: which rows are problems of the task, by their fields (see `pipeline.columns`).
+        wanted: which rows are problems of the task, by their fields (see `pipeline.files.columns`).
 
     Args:
         test_share: share of the rows that are test problems, chosen by a stable hash of the question.

@@ -25,9 +25,10 @@ from typing import Any
 
 import yaml
 
-from pipeline import artifacts, durable
-from pipeline.observer import NOTE
-from pipeline.process import EVENTS
+from pipeline import artifacts
+from pipeline.files import durable
+from pipeline.runner.observer import NOTE
+from pipeline.runner.process import EVENTS
 from pipeline.schema import environment
 from pipeline.schema.track import Track
 from pipeline.tracking.trackers import Tracker, open_tracker

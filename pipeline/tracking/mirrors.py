@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import artifacts, durable
-from pipeline.observer import Observer
+from pipeline import artifacts
+from pipeline.files import durable
 from pipeline.recipe import Recipe
+from pipeline.runner.observer import Observer
 from pipeline.schema import environment
 from pipeline.schema.track import Track
 from pipeline.tracking.mirror import FINISH_SECONDS, FOLDER, Progress

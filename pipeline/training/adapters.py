@@ -28,8 +28,8 @@ import torch
 from torch import nn
 
 from model.modeling import is_ours
-from pipeline.adapter_folders import BASE, CONFIG
 from pipeline.context import StageContext
+from pipeline.files.adapter_folders import BASE, CONFIG
 from pipeline.rollout.adapted import base_of
 from pipeline.rollout.merging import as_given, write
 from pipeline.rollout.weights import official_weights

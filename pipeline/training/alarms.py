@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from pipeline.context import in_json
-from pipeline.dead_groups import FAILED, Shares
+from pipeline.records.dead_groups import FAILED, Shares
 from pipeline.schema.health import Health
 from pipeline.training.finite import SKIPPED
 

@@ -1,9 +1,9 @@
 """Checkpoints that neither a `kill -9`, nor a power cut, nor a bad disk spoils, and the way back to the last good one.
 
 The trainer writes `checkpoint-<step>` file by file. Once all lie on the disk, the mark is written, which lists them
-with their sizes and hashes (`pipeline.durable`). A resumed stage takes the newest checkpoint that is as its mark says.
-One without a mark was being written when the process ended, and one that differs from its mark is damaged: both are
-told in a line and deleted. The two newest are kept, and an older one goes only when a younger one is complete.
+with their sizes and hashes (`pipeline.files.durable`). A resumed stage takes the newest checkpoint that is as its mark
+says. One without a mark was being written when the process ended, and one that differs from its mark is damaged: both
+are told in a line and deleted. The two newest are kept, and an older one goes only when a younger one is complete.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import durable
 from pipeline.context import StageContext
-from pipeline.samples import SAMPLES
+from pipeline.files import durable
+from pipeline.records.samples import SAMPLES
 from pipeline.schema.reserved import KEEP_CHECKPOINTS
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """The batches around an alarm, kept whole: those of the step before the symptom, of its first step, and of the alarm.
 
-Each rank writes what it had. See `pipeline.kept` for the files.
+Each rank writes what it had. See `pipeline.records.kept` for the files.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline import durable, kept
 from pipeline.context import StageContext, in_json
-from pipeline.rows import write_rows
+from pipeline.files import durable
+from pipeline.files.rows import write_rows
+from pipeline.records import kept
 from pipeline.schema import environment
 from pipeline.training.alarms import Tripped
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.rendering import Renderer
+from pipeline.prompts.rendering import Renderer
 from pipeline.schema.pieces import RewardSpec, RolloutSpec
 from rewards.verdict import PREFILL
 

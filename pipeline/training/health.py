@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from pipeline import durable, kept
 from pipeline.context import StageContext
+from pipeline.files import durable
+from pipeline.records import kept
 from pipeline.schema.health import Health
 from pipeline.tasks.grading import ACCURACY
 from pipeline.training import checkpoints, saving

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.context import StageContext
 from pipeline.data.examples import Account
-from pipeline.rendering import Renderer
+from pipeline.prompts.rendering import Renderer
 from pipeline.schema.pieces import Precision, PromptedConfig
 from pipeline.schema.reserved import TRAINER_FILES, low_precision
 from pipeline.training import adapters, sharding

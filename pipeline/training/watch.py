@@ -18,9 +18,10 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from pipeline import durable
 from pipeline.context import StageContext
-from pipeline.rendering import Prompt, Renderer
+from pipeline.files import durable
+from pipeline.prompts.rendering import Prompt, Renderer
+from pipeline.prompts.templates import encode
 from pipeline.rollout.base import Rollout, Sampling, derived_seed
 from pipeline.rollout.context_limit import ContextLimit, context_of_config
 from pipeline.sampling.sampler import judged_groups
@@ -28,7 +29,6 @@ from pipeline.sampling.scores import Labels, same_spelling, score
 from pipeline.schema.pieces import RewardSpec
 from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part, same_answers
 from pipeline.tasks.resolve import Resolved, problem_rows, resolve
-from pipeline.templates import encode
 from pipeline.training import checkpoints, live, saving
 from pipeline.training.checkpoints import BEST, MARK
 from pipeline.training.watching import MAX_TOKENS, WatchSpec

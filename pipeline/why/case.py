@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, durable, kept
+from pipeline import artifacts
 from pipeline.context import StageContext
+from pipeline.files import durable
+from pipeline.records import kept
 from pipeline.schema.pieces import TrainingConfig
 from pipeline.stages.registry import config_class
 from rewards.registry import nearest

@@ -35,8 +35,8 @@ while :; do
         job=${found#* * }
         scratch=$(dirname "$job")
         echo "join.sh: host $rank takes part in $scratch"
-        "${PYTHON:-python}" -m pipeline.launcher "$scratch" --config_file "$config" --machine_rank "$rank" \
-            -m pipeline.worker "$job" $$ || echo "join.sh: the attempt has failed here; the first host says why"
+        "${PYTHON:-python}" -m pipeline.runner.launcher "$scratch" --config_file "$config" --machine_rank "$rank" \
+            -m pipeline.runner.worker "$job" $$ || echo "join.sh: the attempt has failed here; the first host says why"
         artifact="$run/stages/$stage/$(basename "$scratch" | sed "s/^$stage-//")"
     elif [ -n "$known" ] && [ -f "$artifact/manifest.json" ]; then
         echo "join.sh: $artifact is published"

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from pipeline import artifacts
 from pipeline.cli import app
-from pipeline.locks import STAGE_LOCK
+from pipeline.files.locks import STAGE_LOCK
 from pipeline.recipe import load
 from pipeline.stages.registry import KINDS
 from tests.house.test_walk import PAGES

@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import ranks
+from pipeline.checks.launch import accelerate_config
 from pipeline.cluster import hosts, slots
 from pipeline.cluster.agent import OWN, Part, Rendezvous, command, interface, portable
 from pipeline.cluster.attempt import HOSTS, Fence
 from pipeline.cluster.hosts import Asked, ClusterError, Facts, Host
-from pipeline.launch_checks import accelerate_config
-from pipeline.lease import this_host
-from pipeline.ranks import Failure
+from pipeline.files.lease import this_host
 from pipeline.recipe import RecipeError, load
-from pipeline.runner import RunError, execute
+from pipeline.runner import ranks
+from pipeline.runner.ranks import Failure
+from pipeline.runner.runner import RunError, execute
 from tests.pipeline.test_runner import PLAY, alive, until
 from tests.stages.test_publishing import Told
 
@@ -88,15 +88,15 @@ def test_accelerate_starts_the_ranks_of_each_host(tmp_path: Path) -> None:
 
     for at in range(3):
         words = command(part(tmp_path, meeting=Rendezvous(3, at, "10.0.0.1", 1234)), 7)
-        launcher = words.index("pipeline.launcher")
-        assert words[1:4] == ["-m", "rewards.parent", "7"] and words[-3:] == ["pipeline.worker", *words[-2:]]
+        launcher = words.index("pipeline.runner.launcher")
+        assert words[1:4] == ["-m", "rewards.parent", "7"] and words[-3:] == ["pipeline.runner.worker", *words[-2:]]
         given = launch_command_parser().parse_args(words[launcher + 2 :])
         told = _validate_launch_command(given)[0]
         prepare_multi_gpu_env(told)
         assert (told.nnodes, told.node_rank, told.nproc_per_node) == ("3", at, "2")
         assert (told.master_addr, told.master_port, told.rdzv_backend) == ("10.0.0.1", "1234", "static")
     alone = command(part(tmp_path, accelerate=None, ranks=None), 7)
-    assert alone == [sys.executable, "-m", "pipeline.worker", str(tmp_path / "job.json"), "7"]
+    assert alone == [sys.executable, "-m", "pipeline.runner.worker", str(tmp_path / "job.json"), "7"]
     assert str(accelerate_config("ddp", tmp_path)) in command(part(tmp_path), 7)
 
 
@@ -207,14 +207,14 @@ def test_the_missing_package_comes_with_its_command(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: None if name == "ray" else find(name))
     with pytest.raises(ClusterError, match=r"needs the package ray, .*: pip install '?ray"), hosts.connected("auto"):
         pass
-    from pipeline import needs
+    from pipeline.checks import needs
 
     told = needs.unmet(recipe(tmp_path, {"s": {**SFT, "launch": TWO}}), ["s"], here=False)
     assert any(line.startswith("stages.s.launch.nodes: needs the package ray") for line in told)
 
 
 def test_several_hosts_want_a_cluster(tmp_path: Path) -> None:
-    from pipeline import needs
+    from pipeline.checks import needs
 
     (line,) = needs.unmet(recipe(tmp_path, {"s": {**SFT, "launch": TWO}}), ["s"])
     assert line == "stages.s.launch.nodes: asks for 2 hosts, and this is one: run it with --cluster, or leave it out"

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pipeline import artifacts, durable
+from pipeline import artifacts
 from pipeline.context import StageContext
+from pipeline.files import durable
 from pipeline.stages.registry import config_class, run_function
 from tests.stages.driving import CORPUS, PRELOAD, PRETRAIN, SUMS
 

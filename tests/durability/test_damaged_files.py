@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts, durable
-from pipeline.inputs import Inputs
+from pipeline import artifacts
+from pipeline.files import durable
+from pipeline.runner.inputs import Inputs
 from tests.durability.conftest import Bench
 from tests.durability.driving import FINGERPRINT, STAGE, STAGES, child, log_of, outcome, run_through
 

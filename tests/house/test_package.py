@@ -50,9 +50,8 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def test_a_recipe_is_read_without_anything_heavy() -> None:
     """Of any stage kind: its config is checked, and its process is started, long before anything is computed."""
-    said = (
-        "import sys; import pipeline.worker, pipeline.runner; from pipeline.stages.registry import KINDS, config_class;"
-    )
+    said = "import sys; import pipeline.runner.worker, pipeline.runner.runner; "
+    said += "from pipeline.stages.registry import KINDS, config_class;"
     said += "[config_class(kind) for kind in KINDS]; print(*{name.partition('.')[0] for name in sys.modules})"
     told = subprocess.run([sys.executable, "-c", said], check=True, capture_output=True, text=True).stdout
     assert not HEAVY & set(told.split())

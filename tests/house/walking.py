@@ -35,7 +35,7 @@ from typer.testing import CliRunner
 
 from pipeline import recipe as recipes
 from pipeline.cli import app
-from pipeline.source import Source, read
+from pipeline.files.source import Source, read
 from pipeline.stages.registry import KINDS, config_class
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline import needs
-from pipeline.adapter_folders import BASE as BASE_NAME
-from pipeline.checks import input_files
+from pipeline.checks import needs
+from pipeline.checks.whole_recipe import input_files
+from pipeline.files.adapter_folders import BASE as BASE_NAME
+from pipeline.files.rows import write_rows
 from pipeline.recipe import RecipeError, load
-from pipeline.rows import write_rows
 
 BASE = "  base: {kind: import_model, model: ./dense}\n"
 PRETRAINED = (

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline.chat import Conversation
+from pipeline.commands.chat import Conversation
+from pipeline.prompts.templates import TemplateError
 from pipeline.rollout.base import RolloutError, Sampling
-from pipeline.templates import TemplateError
 
 
 def test_an_answer_comes_and_is_remembered(calculator: Path) -> None:

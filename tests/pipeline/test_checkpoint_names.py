@@ -17,10 +17,11 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline import artifacts, durable
-from pipeline.chat import model_path, opened_model
-from pipeline.checkpoint_names import VIEW, NamedCheckpointError, opened
-from pipeline.lease import HOST
+from pipeline import artifacts
+from pipeline.commands.chat import model_path, opened_model
+from pipeline.commands.checkpoint_names import VIEW, NamedCheckpointError, opened
+from pipeline.files import durable
+from pipeline.files.lease import HOST
 from pipeline.stages.evaluate import model_label
 from pipeline.stages.registry import run_function
 from pipeline.training.checkpoints import MARK

@@ -24,7 +24,7 @@ def refused(*arguments: str) -> str:
 def test_a_file_where_runs_would_be(command: str, runs: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     said = refused(command, "nano/r1", "--runs", str(tmp_path / runs))
-    assert said == f"zero2r1: --runs: {tmp_path / 'file'} is a file, and runs want a folder\n"
+    assert said == f"zero2r1: --runs: {tmp_path / 'file'} is a file, and runs need a folder\n"
     assert (tmp_path / "file").read_text() == "kept"
 
 

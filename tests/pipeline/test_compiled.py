@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import compiled
-from pipeline.compiled import stable_name
+from pipeline.files import compiled
+from pipeline.files.compiled import stable_name
 
 
 def model(folder: Path, **config: Any) -> str:
@@ -64,7 +64,7 @@ def test_the_number_of_a_gpu_is_part_of_the_name(tmp_path: Path, monkeypatch: py
 
 HOLD = """
 import sys
-from pipeline.compiled import stable_name
+from pipeline.files.compiled import stable_name
 with stable_name(sys.argv[1]) as name:
     print(name, flush=True)
     input()
@@ -88,7 +88,9 @@ def test_a_name_is_free_again_when_its_process_is_killed(tmp_path: Path) -> None
 def test_many_start_at_once(tmp_path: Path) -> None:
     """Processes race for the names of two models of one shape: each reads its own model, by one of two names."""
     folders = [model(tmp_path / name) for name in ("one", "two")] * 4
-    race = "import sys; from pipeline.compiled import stable_name; from pathlib import Path\nfor _ in range(200):\n"
+    race = (
+        "import sys; from pipeline.files.compiled import stable_name; from pathlib import Path\nfor _ in range(200):\n"
+    )
     race += " with stable_name(sys.argv[1]) as n: assert (Path(n)/'model.safetensors').read_text() == sys.argv[2], n"
     started = [subprocess.Popen([sys.executable, "-c", race, each, Path(each).name]) for each in folders]
     assert [process.wait() for process in started] == [0] * len(folders)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import completion
+from pipeline.commands import completion
 from pipeline.recipe import shipped
 
 PROGRAM = Path(sys.executable).parent

@@ -15,10 +15,13 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pipeline import artifacts, display, doctor, durable, graph, inspection, recipe, runner
+from pipeline import artifacts, recipe
 from pipeline.cli import app
-from pipeline.inputs import Inputs
-from pipeline.observer import Failure
+from pipeline.commands import display, doctor, status
+from pipeline.files import durable
+from pipeline.runner import graph, scratch
+from pipeline.runner.inputs import Inputs
+from pipeline.runner.observer import Failure
 
 RECIPE = """\
 name: play
@@ -198,10 +201,10 @@ def test_attempts_that_cannot_be_read_are_counted_anew_and_said(
     content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     counter = tmp_path / "attempts"
-    assert [runner.count_attempt(counter) for _ in range(2)] == [1, 2]
+    assert [scratch.count_attempt(counter) for _ in range(2)] == [1, 2]
     assert caplog.text == ""
     counter.write_text(content)
-    assert [runner.count_attempt(counter) for _ in range(2)] == [1, 2]
+    assert [scratch.count_attempt(counter) for _ in range(2)] == [1, 2]
     assert f"{counter} is empty or broken: attempts are counted from 1 again" in caplog.text
 
 
@@ -249,7 +252,7 @@ def test_what_looks_like_markup_is_text(play: Play) -> None:
     console = Console(file=io.StringIO(), width=200)
     for table in (
         display.plan_table([graph.Step(node, state, f'prefill "" → {MARKUP}') for state in graph.State]),
-        inspection.status_table([row]),
+        status.status_table([row]),
         doctor.table([finding]),
     ):
         console.print(table)

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from pipeline import display, graph, pace
 from pipeline.artifacts import Artifact
+from pipeline.commands import display, pace
 from pipeline.recipe import load
+from pipeline.runner import graph
 
 GRPO = {
     "loss": 0.00123,

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipeline import doctor
 from pipeline.cli import app
-from pipeline.dead_groups import EQUAL, FAILED
-from pipeline.doctor import Finding, Level
+from pipeline.commands import doctor
+from pipeline.commands.doctor import Finding, Level
 from pipeline.recipe import load
+from pipeline.records.dead_groups import EQUAL, FAILED
 
 TURNS = "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ end }}{% endfor %}"
 

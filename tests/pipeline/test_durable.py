@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import durable
+from pipeline.files import durable
 
 FILES = {"model.safetensors": bytes(range(256)) * 40, "deep/er/state.pt": b"state" * 100, "empty": b""}
 

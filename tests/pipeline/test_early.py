@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import early, runner
-from pipeline.early import Early
 from pipeline.recipe import load
+from pipeline.runner import early, runner, scheduler
+from pipeline.runner.early import Early
 from tests.pipeline.test_runner import SECONDS, alive, until
 from tests.stages.test_publishing import Told
 
@@ -27,11 +27,11 @@ stages:
 SLOW = """
 import sys
 from pathlib import Path
-from pipeline import runner
+from pipeline.runner import runner, scheduler
 from pipeline.recipe import load
 from tests.stages.test_publishing import Told
 
-runner.SETTLED_SECONDS = 0.0
+scheduler.SETTLED_SECONDS = 0.0
 runner.execute(load(sys.argv[1]), Path(sys.argv[2]), Told())
 """
 
@@ -61,7 +61,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, bool]]]:
         return found
 
     monkeypatch.setattr(Early, "take", take)
-    monkeypatch.setattr(runner, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(scheduler, "SETTLED_SECONDS", 0.0)
     yield seen
 
 

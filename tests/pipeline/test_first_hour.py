@@ -11,8 +11,9 @@ import huggingface_hub.constants
 import pytest
 from typer.testing import CliRunner, Result
 
-from pipeline import doctor, needs
+from pipeline.checks import needs
 from pipeline.cli import app
+from pipeline.commands import doctor
 from pipeline.recipe import load
 from pipeline.schema import extras
 

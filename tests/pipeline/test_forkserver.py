@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import runner
-from pipeline.forkserver import ForkServer
 from pipeline.recipe import load
+from pipeline.runner import runner
+from pipeline.runner.forkserver import ForkServer
 from tests.pipeline.test_runner import SECONDS, alive, until
 from tests.stages.test_publishing import Told
 
@@ -28,7 +28,7 @@ stages:
 RUNNER = """
 import os, sys, time
 from pathlib import Path
-from pipeline.forkserver import ForkServer
+from pipeline.runner.forkserver import ForkServer
 
 server = ForkServer(True)
 server.fork([sys.argv[1], str(os.getpid())], os.environ, Path(sys.argv[1]).with_name("log.txt"))
@@ -53,7 +53,7 @@ def processes(runner_id: int) -> list[int]:
             words = (process / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue
-        if "pipeline.forkserver" in words and str(runner_id) in words and alive(int(process.name)):
+        if "pipeline.runner.forkserver" in words and str(runner_id) in words and alive(int(process.name)):
             found.append(int(process.name))
     return found
 

@@ -11,9 +11,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from pipeline import artifacts, display, graph, runner
-from pipeline.graph import State
+from pipeline import artifacts
+from pipeline.commands import display
 from pipeline.recipe import load
+from pipeline.runner import graph, runner
+from pipeline.runner.graph import State
 
 #         base -> zero -> samples -> taught
 #            \________________________/   \

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipeline import launch_checks
+from pipeline.checks import launch
 from pipeline.stages.registry import config_class
 
 SFT = {"kind": "sft", "model": "m", "data": ["rows.jsonl"]}
@@ -21,7 +21,7 @@ DEEPSPEED = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "DEEPSP
 def faults(config: dict[str, Any], folder: Path = Path()) -> dict[str, str]:
     """What is wrong with a stage, by the place of it."""
     checked = config_class(config["kind"]).model_validate(config)
-    return {".".join(map(str, where)): what for where, what in launch_checks.faults(checked, folder)}
+    return {".".join(map(str, where)): what for where, what in launch.faults(checked, folder)}
 
 
 @pytest.mark.parametrize("stage", [SFT, GRPO, ON_POLICY], ids=lambda stage: stage["kind"])

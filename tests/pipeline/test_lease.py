@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts, durable, lease, locks
-from pipeline.lease import Host, LockError
+from pipeline import artifacts
+from pipeline.files import durable, lease, locks
+from pipeline.files.lease import Host, LockError
 
 NEVER = 3600.0
 """Seconds: a test that waited for this would not end."""
@@ -24,8 +25,9 @@ SOON = 0.5
 OWNER = """
 import sys
 from pathlib import Path
-from pipeline import artifacts, locks
-from pipeline.lease import Host, LockError
+from pipeline import artifacts
+from pipeline.files import locks
+from pipeline.files.lease import Host, LockError
 
 run, name, silent = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 try:
@@ -206,7 +208,7 @@ def test_stages_end_with_their_lease(tmp_path: Path) -> None:
     path = tmp_path / "000001"
     path.touch()
     script = (
-        "import subprocess, sys; from pathlib import Path; from pipeline import lease\n"
+        "import subprocess, sys; from pathlib import Path; from pipeline.files import lease\n"
         "child = subprocess.Popen(['sleep', '600']); lease.end_without(Path(sys.argv[1]), 0.05)\n"
         "print(child.pid, flush=True); child.wait()"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import locks
+from pipeline.files import locks
 
 
 def test_nobody_to_wait_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import needs
-from pipeline.checks import input_files
-from pipeline.graph import build
+from pipeline.checks import needs
+from pipeline.checks.whole_recipe import input_files
+from pipeline.files.rows import write_rows
 from pipeline.recipe import RecipeError, load
-from pipeline.rows import write_rows
+from pipeline.runner.graph import build
 from pipeline.schema import trainer_fields
 from pipeline.stages.registry import config_class
 

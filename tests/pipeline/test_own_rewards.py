@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import doctor
-from pipeline.doctor import Level
+from pipeline.commands import doctor
+from pipeline.commands.doctor import Level
 from pipeline.recipe import RecipeError, load
 from pipeline.training.grpo.judging import Recorded
 from rewards import Composite, Part, ScoreError

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import gpus, placement, starting
+from pipeline import gpus, placement
 from pipeline.gpus import Gpu
 from pipeline.recipe import RecipeError, load
+from pipeline.runner import starting
 from pipeline.schema.pieces import VISIBLE
 from pipeline.stages.registry import config_class
 from tests.pipeline.test_runner import SECONDS, Runs, until

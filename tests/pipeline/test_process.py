@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.process import allocator
+from pipeline.runner.process import allocator
 from pipeline.stages.registry import config_class
 
 GROWING = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}

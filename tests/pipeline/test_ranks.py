@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import ranks
-from pipeline.launcher import first
-from pipeline.ranks import Failure
+from pipeline.runner import ranks
+from pipeline.runner.launcher import first
+from pipeline.runner.ranks import Failure
 from tests.stages.driving import TINY
 
 CORPUS = """
@@ -159,7 +159,7 @@ def test_the_first_failure_is_told_from_those_that_follow(
 LOOKER = """
 import sys, time
 from pathlib import Path
-from pipeline.ranks import Stand
+from pipeline.runner.ranks import Stand
 
 Stand(Path(sys.argv[1]), 3).start()
 deadline = time.monotonic() + float(sys.argv[2])

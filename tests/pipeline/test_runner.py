@@ -390,7 +390,7 @@ def test_a_worker_whose_own_runner_is_gone_does_nothing(tmp_path: Path) -> None:
     config = {"kind": "import_model", "model": "none"}
     job = {"stage": "s", "config": config, "inputs": {}, "base": str(tmp_path), "tasks": {}, "seed": 0}
     (tmp_path / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "pipeline.worker", str(tmp_path / "job.json"), str(ended.pid)]
+    command = [sys.executable, "-m", "pipeline.runner.worker", str(tmp_path / "job.json"), str(ended.pid)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, start_new_session=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert "the runner is gone" in done.stderr

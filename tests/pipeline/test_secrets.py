@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import graph
 from pipeline.conversion import cards
 from pipeline.recipe import RecipeError, load
 from pipeline.report.page import write_report
+from pipeline.runner import graph
 from pipeline.schema import environment
 from pipeline.schema.environment import HIDDEN
 from pipeline.schema.pieces import Launch, ProcessSpec
@@ -232,7 +232,7 @@ def test_configs_are_written_down_in_one_way(repository: Path) -> None:
                     part in ast.unparse(node)
                     for part in ("definition.", "node.config.model_dump(mode='json', by_alias")
                 ), f"{path}:{node.lineno}"
-    starting = (repository / "pipeline" / "starting.py").read_text()
+    starting = (repository / "pipeline" / "runner" / "starting.py").read_text()
     assert starting.count("durable.write(") == starting.count("JOB, json.dumps(environment.names_only(")
 
 

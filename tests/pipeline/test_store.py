@@ -23,9 +23,10 @@ import yaml
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file
 
-from pipeline import artifacts, durable
+from pipeline import artifacts
 from pipeline.artifacts import MANIFEST
-from pipeline.store import Store, StoreError, Uploads, fetch
+from pipeline.files import durable
+from pipeline.runner.store import Store, StoreError, Uploads, fetch
 from pipeline.training.checkpoints import MARK
 from tests.stages.driving import CORPUS, PRETRAIN, start
 
@@ -117,7 +118,7 @@ def test_kill_9_while_copying_leaves_all_or_nothing(tmp_path: Path) -> None:
     a, b = tmp_path / "a" / "r", tmp_path / "b" / "r"
     artifact = published(a, {f"{number}.bin": bytes([number]) * 50_000 for number in range(200)})
     script = (
-        "import sys, threading; from pathlib import Path; from pipeline.store import Store\n"
+        "import sys, threading; from pathlib import Path; from pipeline.runner.store import Store\n"
         "store = Store(sys.argv[1], Path(sys.argv[2])); print('ready', flush=True)\n"
         "store.push(Path(sys.argv[3]), 'manifest.json', threading.Event())"
     )

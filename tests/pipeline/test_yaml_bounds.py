@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import source
+from pipeline.files import source
 from pipeline.recipe import RecipeError, load
 
 ZERO2R1 = Path(sys.executable).parent / "zero2r1"

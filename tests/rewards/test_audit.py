@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.rewards_cli import app
+from pipeline.commands.rewards import app
 from rewards.audit import audit
 from rewards.hostile import attacks
 

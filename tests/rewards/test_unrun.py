@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import needs
+from pipeline.checks import needs
 from pipeline.recipe import RecipeError, load
 from rewards import registry, unrun
 

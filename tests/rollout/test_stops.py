@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.chat import Conversation
+from pipeline.commands.chat import Conversation
+from pipeline.prompts.templates import encode, prompt_template, render
 from pipeline.rollout import open_engine, sampling
 from pipeline.rollout.base import Finish, RolloutError, Sampling
 from pipeline.rollout.context_limit import ContextLimit, context_of
 from pipeline.rollout.stops import Stops
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.schema.pieces import RolloutSpec
-from pipeline.templates import encode, prompt_template, render
 from tests.tasks.chat_templates import tokenizer
 
 THINKS = "<think> 1 2 </think> <answer> 3 </answer>"

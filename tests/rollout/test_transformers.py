@@ -13,11 +13,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from pipeline.prompts.templates import encode, prompt_template, render
 from pipeline.rollout import RolloutError, engine_name, open_engine
 from pipeline.rollout.base import Finish, Sampling
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.schema.pieces import RolloutSpec
-from pipeline.templates import encode, prompt_template, render
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.prompts.templates import encode, prompt_template, render
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Engine, Finish, Sampling
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.schema.pieces import RolloutSpec
-from pipeline.templates import encode, prompt_template, render
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm

@@ -12,7 +12,8 @@ import psutil
 import pytest
 import yaml
 
-from pipeline import recipe, runner
+from pipeline import recipe
+from pipeline.runner import runner
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm

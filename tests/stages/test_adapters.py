@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from model.modeling import load
-from pipeline.adapter_folders import AdapterFolderError
+from pipeline.files.adapter_folders import AdapterFolderError
 from pipeline.rollout.merging import as_given
 from tests.stages.driving import Drive
 

@@ -18,8 +18,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from pipeline.checks.launch import accelerate_config
 from pipeline.context import StageContext
-from pipeline.launch_checks import accelerate_config
 from pipeline.stages.registry import run_function
 from pipeline.training.fit import TRAINED
 from tests.stages.driving import CORPUS, TINY, context_of

@@ -13,12 +13,12 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.context import StageContext
-from pipeline.samples import Judgement
+from pipeline.prompts.templates import TemplateError
+from pipeline.records.samples import Judgement
 from pipeline.sampling import sampler as sampling
 from pipeline.sampling.sampler import Group, Sample
 from pipeline.sampling.scores import interval, majority_correct, pass_at_k, score, sentence
 from pipeline.stages.evaluate import LABELS, EvaluateConfig, evaluate_model, run
-from pipeline.templates import TemplateError
 
 
 @pytest.mark.parametrize(("n", "correct"), [(1, 0), (1, 1), (5, 0), (5, 1), (5, 3), (6, 5), (6, 6)])

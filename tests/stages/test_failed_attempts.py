@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.failed_attempts import against_truth, rl_table, search_table
-from pipeline import graph
 from pipeline.recipe import load
+from pipeline.runner import graph
 from pipeline.stages.registry import run_function
 from tests.stages.driving import TINY, context_of
 

@@ -199,7 +199,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "a call": Planted,
     "a dotted name": lambda mark: _Named("torch", "Size.__class__"),
     "a function of torch": lambda mark: _Named("torch.serialization", "load"),
-    "a class of ours": lambda mark: _Named("pipeline.source", "Source"),
+    "a class of ours": lambda mark: _Named("pipeline.files.source", "Source"),
     "eval": lambda mark: _Named("builtins", "eval"),
 }
 

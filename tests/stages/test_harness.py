@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import needs
+from pipeline.checks import needs
 from pipeline.recipe import RecipeError, load
 from pipeline.sampling import harness
 from pipeline.sampling.scores import interval

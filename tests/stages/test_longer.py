@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline import artifacts, graph, longer, recipe, runner
-from pipeline.checkpoint_names import find
-from pipeline.display import PlainObserver
+from pipeline import artifacts, recipe
+from pipeline.commands.checkpoint_names import find
+from pipeline.commands.display import PlainObserver
+from pipeline.runner import graph, longer, runner
 from pipeline.schema.longer import why_anew
 from pipeline.stages.registry import config_class, run_function
 from pipeline.training.checkpoints import KEEP_STATE

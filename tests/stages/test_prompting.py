@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline.chat import Conversation
-from pipeline.rendering import Renderer
+from pipeline.commands.chat import Conversation
+from pipeline.prompts.rendering import Renderer
 from pipeline.rollout.base import RolloutError, Sampling
 from pipeline.stages.registry import config_class
 from tests.stages import test_training_stages

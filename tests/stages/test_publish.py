@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline import needs
+from pipeline.checks import needs
 from pipeline.conversion import publishing
 from pipeline.conversion.publishing import PublishError
 from pipeline.recipe import load

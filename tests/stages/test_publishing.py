@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import artifacts, runner
+from pipeline import artifacts
 from pipeline.artifacts import Artifact
-from pipeline.graph import Node, State, Step
 from pipeline.recipe import load
+from pipeline.runner import runner
+from pipeline.runner.graph import Node, State, Step
 
 RECIPE = """
 name: chained

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from pipeline.context import Outputs
 from pipeline.data.mixture import DataError
 from pipeline.data.pairs import tokenised
-from pipeline.rendering import Renderer
+from pipeline.prompts.rendering import Renderer
 from pipeline.stages.reward_model import run
 from rewards.preference import ConversationReader, Preference
 from rewards.verdict import Item

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import rewards
-from pipeline.samples import Judgement
+from pipeline.records.samples import Judgement
 from pipeline.sampling.sampler import Group, Sample
 from pipeline.sampling.scores import majority_correct, same_spelling, score
 from pipeline.stages.evaluate import LABELS

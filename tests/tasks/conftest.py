@@ -16,7 +16,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     from huggingface_hub import constants
     from huggingface_hub.file_download import hf_hub_url  # noqa: F401 - reads the constants when it is called
 
-    from pipeline.hub import _commit
+    from pipeline.files.hub import _commit
 
     cache = tmp_path_factory.mktemp("hub")
     with Hub() as made, pytest.MonkeyPatch.context() as patch:

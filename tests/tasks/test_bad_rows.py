@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import doctor
+from pipeline.commands import doctor
 from pipeline.recipe import RecipeError, load
 from pipeline.tasks.base import TaskError
 from pipeline.tasks.base import load as load_task

@@ -20,8 +20,9 @@ import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner
 
-from pipeline import artifacts, starting
+from pipeline import artifacts
 from pipeline.cli import app
+from pipeline.runner import starting
 from tests.hub import Hub
 from tests.stages.driving import PRELOAD
 
@@ -90,7 +91,7 @@ def _stage(words: list[str], env: dict[str, str], log: Path, hub: tuple[str, str
     import datasets
     from huggingface_hub import constants
 
-    from pipeline import worker
+    from pipeline.runner import worker
 
     os.setsid()
     os.environ.clear()
@@ -102,7 +103,7 @@ def _stage(words: list[str], env: dict[str, str], log: Path, hub: tuple[str, str
     with log.open("ab") as sink:
         for stream in (1, 2):
             os.dup2(sink.fileno(), stream)
-    worker.main(words[words.index("pipeline.worker") + 1 :])
+    worker.main(words[words.index("pipeline.runner.worker") + 1 :])
 
 
 def command(*words: str) -> str:

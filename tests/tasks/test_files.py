@@ -17,11 +17,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import csv, ipc, parquet
 
-from pipeline import files
-from pipeline.columns import FieldError, lookup, passes
 from pipeline.data.mixture import DataError, DataSource, asked, shaped
-from pipeline.messages import conversation
-from pipeline.rows import RowError
+from pipeline.files import formats
+from pipeline.files.columns import FieldError, lookup, passes
+from pipeline.files.rows import RowError
+from pipeline.prompts.messages import conversation
 from pipeline.tasks.base import TaskError, load
 
 ROWS = [{"question": '1 + 1,\n"so"?', "answer": "2"}, {"question": "Ü", "answer": "007"}]
@@ -58,7 +58,7 @@ FORMATS: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     FORMATS[name](tmp_path / name)
-    found = list(files.read(tmp_path / name))
+    found = list(formats.read(tmp_path / name))
     assert [row for _, row in found] == ROWS
     assert all(name in place for place, _ in found)
     problems = load("jsonl", {"path": str(tmp_path / name), "test_share": 0}).problems("train")
@@ -70,7 +70,7 @@ def test_patterns_and_folders(tmp_path: Path) -> None:
         parquet.write_table(pa.Table.from_pylist([{"question": name, "answer": 1}]), tmp_path / f"train-{name}.parquet")
     (tmp_path / "test.jsonl").write_text('{"question": "c", "answer": 1}\n')
     (tmp_path / "README.md").write_text("Not a row.")
-    read = lambda path, **more: [row["question"] for _, row in files.read(path, **more)]  # noqa: E731
+    read = lambda path, **more: [row["question"] for _, row in formats.read(path, **more)]  # noqa: E731
     assert read(tmp_path / "*.parquet") == ["a", "b"]
     assert read(tmp_path) == ["a", "b"]
     assert read(tmp_path, split="test") == ["c"]
@@ -106,7 +106,7 @@ def test_patterns_and_folders(tmp_path: Path) -> None:
 def test_what_is_broken_is_one_line(name: str, content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RowError, match=words) as caught:
-        list(files.read(tmp_path / name))
+        list(formats.read(tmp_path / name))
     assert "\n" not in str(caught.value)
 
 
@@ -116,7 +116,7 @@ def test_the_mark_that_some_editors_put_before_a_text_is_no_part_of_it(name: str
     content = (tmp_path / name).read_bytes()
     marked = gzip.compress(codecs.BOM_UTF8 + LINES) if name.endswith(".gz") else codecs.BOM_UTF8 + content
     (tmp_path / name).write_bytes(marked)
-    assert [row for _, row in files.read(tmp_path / name)] == ROWS
+    assert [row for _, row in formats.read(tmp_path / name)] == ROWS
 
 
 def test_gold_answers_of_a_parquet_file_that_are_numbers_or_stand_within_maps(tmp_path: Path) -> None:

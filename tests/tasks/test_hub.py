@@ -11,13 +11,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from pipeline import graph, needs
-from pipeline import hub as hub_module
+from pipeline.checks import needs
 from pipeline.data.mixture import DataSource, mixed
-from pipeline.hub import HubError
+from pipeline.files import hub as hub_module
+from pipeline.files.hub import HubError
+from pipeline.files.source import RecipeError
 from pipeline.recipe import load as load_recipe
+from pipeline.runner import graph
 from pipeline.schema.hub import HubSource
-from pipeline.source import RecipeError
 from pipeline.tasks.base import TaskError, load
 from pipeline.tasks.resolve import TaskField
 from tests.hub import Hub

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import hub as hub_module
 from pipeline.data.mixture import asked, shaped
+from pipeline.files import hub as hub_module
 from pipeline.schema.hub import HubSource
 from pipeline.tasks.base import Split, TaskError, load
 from tests.hub import Hub

@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.data.examples import IGNORED, completions, documents
 from pipeline.data.mixture import DataError, DataSource, mixed
-from pipeline.rendering import Renderer
-from pipeline.templates import CHATS, TemplateError, set_chat_template
+from pipeline.prompts.rendering import Renderer
+from pipeline.prompts.templates import CHATS, TemplateError, set_chat_template
 from tests.stages.driving import context_of
 from tests.tasks.chat_templates import TEMPLATES, tokenizer
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from trl.chat_template_utils import is_chat_template_prefix_preserving, is_chat_template_stop_token_trained
 
-from pipeline.templates import CHATS, PROMPTS, TemplateError, encode, prompt_template, render, set_chat_template
+from pipeline.prompts.templates import CHATS, PROMPTS, TemplateError, encode, prompt_template, render, set_chat_template
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

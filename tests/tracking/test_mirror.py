@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import artifacts, durable
+from pipeline import artifacts
 from pipeline.context import StageContext
+from pipeline.files import durable
 from pipeline.schema.pieces import StageConfig
 from pipeline.schema.track import TRACKERS, Track
 from pipeline.tracking.mirror import FINAL, FOLDER, Progress, mirror

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts, needs, recording
-from pipeline.graph import build
+from pipeline import artifacts
+from pipeline.checks import needs
 from pipeline.recipe import Recipe, RecipeError, load
+from pipeline.runner import recording
+from pipeline.runner.graph import build
 from pipeline.tracking import mirrors
 from pipeline.tracking.mirror import FOLDER
 from pipeline.tracking.mirrors import Mirrors

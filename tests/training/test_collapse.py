@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
-from pipeline import artifacts, durable, kept
+from pipeline import artifacts
 from pipeline.cli import app
 from pipeline.context import StageContext
+from pipeline.files import durable
+from pipeline.records import kept
 from pipeline.stages.registry import run_function
 from pipeline.training import checkpoints
 from pipeline.training.grpo.sampling import Sampled, TrlSampler

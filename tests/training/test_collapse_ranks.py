@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.elastic.utils.distributed import get_free_port
 
-from pipeline import durable, kept
 from pipeline.context import StageContext
+from pipeline.files import durable
+from pipeline.records import kept
 from pipeline.stages.registry import run_function
 from pipeline.training import alarms, checkpoints
 from pipeline.training.health import RollbackError

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.compiled import stable_name
+from pipeline.files.compiled import stable_name
 from pipeline.rollout.base import (
     Finish,
     Progress,

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.dead_groups import Shares
-from pipeline.rows import whole_row, write_rows
-from pipeline.samples import SAMPLES
+from pipeline.files.rows import whole_row, write_rows
+from pipeline.records.dead_groups import Shares
+from pipeline.records.samples import SAMPLES
 from pipeline.schema.health import DEAD_SHARE
 from rewards import Batch, Composite, Verdict
 

@@ -8,8 +8,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from pipeline.dead_groups import EQUAL, FAILED
-from pipeline.samples import Judgement, sample_row
+from pipeline.records.dead_groups import EQUAL, FAILED
+from pipeline.records.samples import Judgement, sample_row
 from pipeline.training.grpo import objective, texts
 from pipeline.training.grpo.sampling import Sampled
 from rewards.verdict import PREFILL

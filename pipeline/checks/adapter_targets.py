@@ -1,0 +1,89 @@
+"""Whether the targets of adapters are layers of the models that carry them, as far as that is known before a run.
+
+A stage's model comes from a folder, a preset or an earlier stage; a hub id is looked at when the stage begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model import presets
+from pipeline.conversion.importing import headers
+from pipeline.files.adapter_folders import base_folder, is_adapter
+from pipeline.schema.adapter import ALL, AdapterSpec, matches_nothing
+from pipeline.schema.pieces import Fault, StageConfig
+from rewards.registry import located
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+
+_EXPERT = re.compile(r"\.experts\.\d+\.(gate|up)_proj$|\.experts\.\d+\.")
+_HEAD = "lm_head"
+
+
+def faults(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
+    """Targets of a stage's adapter that are no layer of its model."""
+    adapter = getattr(config, "adapter", None)
+    if not isinstance(adapter, AdapterSpec) or adapter.targets == ALL:
+        return
+    if (layers := _layers(recipe, getattr(config, "model", None), set())) is None:
+        return
+    for target in [adapter.targets] if isinstance(adapter.targets, str) else adapter.targets:
+        if not any(_matches(target, name, isinstance(adapter.targets, str)) for name in [*layers, _HEAD]):
+            yield ("adapter", "targets"), f"{target!r} {matches_nothing(target, layers)}"
+
+
+def _matches(target: str, name: str, pattern: bool) -> bool:
+    if not pattern:
+        return name == target or name.endswith(f".{target}")
+    try:
+        return re.fullmatch(target, name) is not None
+    except re.error:  # told when the stage begins
+        return True
+
+
+def _layers(recipe: Recipe, name: Any, seen: set[str]) -> list[str] | None:
+    """Names of a model's matrices, stacks of experts as one; `None` if they are not known yet."""
+    if not isinstance(name, str) or name in seen:
+        return None
+    if not name.startswith("@"):
+        return _of_folder(located(name, recipe.base))
+    stage = recipe.stages.get(name[1:])
+    model: Any = getattr(stage, "model", None)
+    if stage is not None and stage.kind == "pretrain":
+        return _of_preset(model)
+    return _layers(recipe, model, {*seen, name})
+
+
+def _of_folder(folder: Path) -> list[str] | None:
+    folder = (base_folder(folder) or folder) if is_adapter(folder) else folder
+    try:
+        matrices = [name for name, entry in headers(folder) if len(entry["shape"]) > 1 and "embed" not in name]
+    except (OSError, ValueError, KeyError, TypeError):  # a damaged file: told when it is read
+        return None
+    stacked = (
+        _EXPERT.sub(lambda found: ".experts." + ("gate_up_proj" if found[1] else ""), name)
+        for name in (matrix.removesuffix(".weight") for matrix in matrices)
+    )
+    return [name for name in dict.fromkeys(stacked) if not name.endswith((".gate", _HEAD))] or None
+
+
+def _of_preset(model: Any) -> list[str]:
+    """A DeepSeek-V3's, which is what is pre-trained."""
+    config = presets.load(model)
+    queries = ["q_proj"] if config.q_lora_rank is None else ["q_a_proj", "q_b_proj"]
+    attention = [*queries, "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
+    mlp = ["gate_proj", "up_proj", "down_proj"]
+    names: list[str] = []
+    for layer in range(config.num_hidden_layers):
+        fed = (
+            mlp
+            if layer < config.first_k_dense_replace
+            else [*(f"shared_experts.{part}" for part in mlp), "experts.gate_up_proj", "experts.down_proj"]
+        )
+        names += [f"model.layers.{layer}.self_attn.{part}" for part in attention]
+        names += [f"model.layers.{layer}.mlp.{part}" for part in fed]
+    return names

@@ -1,0 +1,109 @@
+"""How far a run is: every stage with its state, time and main numbers, read from disk alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact
+from pipeline.cluster import attempt
+from pipeline.cluster import hosts as cluster
+from pipeline.commands.display import headline, metrics_text
+from pipeline.report.timeline import work_share
+from pipeline.runner.observer import NOTE
+from pipeline.runner.starting import PLACED
+
+
+def status(run: Path) -> list[dict[str, Any]]:
+    """One entry a stage: name, kind, state (`finished`, `unfinished`, `waiting`), seconds, metrics, last event, GPUs.
+
+    The GPUs are those that the stage has or had, and how many it wants where it has not begun; the hosts of a cluster
+    are those that it runs or ran on.
+    """
+    rows = []
+    for stage in artifacts.record(run)["stages"]:
+        row: dict[str, Any] = {"stage": stage["name"], "kind": stage["kind"], "state": "waiting"}
+        artifact = artifacts.find(run, stage["name"], stage["fingerprint"])
+        scratch = artifacts.scratch(run, stage["name"], stage["fingerprint"])
+        if artifact is not None:
+            row |= {"state": "finished", "seconds": artifact.manifest["seconds"], "path": str(artifact.path)}
+            if (work := artifact.manifest.get("work_seconds")) is not None:
+                row["work_seconds"] = work
+            row |= {"metrics": artifact.manifest["metrics"], "summary": headline(artifact)}
+        elif scratch.exists():
+            event = _last_event(scratch / "events.jsonl")
+            row |= {"state": "unfinished", "path": str(scratch), "last": event}
+            row["summary"] = f"{event['step']}/{event.get('total') or '?'}  {metrics_text(event)}" if event else ""
+        ran_on = attempt.read(scratch).get("hosts", ()) if artifact is None else artifact.manifest.get("hosts", ())
+        if ran_on:
+            row["hosts"] = [host["name"] for host in ran_on]
+        if gpus := _gpus(stage, artifact, scratch):
+            row["gpus"] = gpus
+        rows.append(row)
+    return rows
+
+
+def status_table(rows: list[dict[str, Any]]) -> Table:
+    """The same as a table for a terminal."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    placed, hosted = any("gpus" in row for row in rows), any("hosts" in row for row in rows)
+    extra = [*(["hosts"] if hosted else []), *(["GPUs"] if placed else [])]
+    for column in ("stage", "kind", *extra, "state", "seconds", ""):
+        table.add_column(column, overflow="fold", justify="right" if column == "seconds" else "left")
+    colours = {"finished": "green", "unfinished": "yellow", "waiting": "dim"}
+    for row in rows:
+        seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""
+        state = Text(row["state"], colours[row["state"]])
+        gpus = row.get("gpus", "")
+        where = [Text(", ".join(dict.fromkeys(row.get("hosts", ()))))] if hosted else []
+        where += [Text(gpus if isinstance(gpus, str) else ", ".join(gpus))] if placed else []
+        table.add_row(Text(row["stage"]), Text(row["kind"]), *where, state, seconds, Text(row.get("summary", "")))
+    if (share := work_share(rows)) is not None:
+        table.caption = f"{share:.0%} of the time of finished stages in training steps and sampling"
+        table.caption_justify = "left"
+    return table
+
+
+def cluster_table(run: Path, rows: list[dict[str, Any]]) -> Table | None:
+    """The hosts of a run's cluster, as they were when it last started, with the unfinished stages on each."""
+    if not (hosts := cluster.recorded(run)):
+        return None
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("host", "address", "cores", "GPUs", "unfinished stages"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("cores", "GPUs") else "left")
+    for host in hosts:
+        here = [row["stage"] for row in rows if row["state"] == "unfinished" and host["name"] in row.get("hosts", ())]
+        told = (host["name"], host["address"], str(host["cpus"]), str(host["gpus"]), ", ".join(here))
+        table.add_row(*map(Text, told))
+    return table
+
+
+def _gpus(stage: Mapping[str, Any], artifact: Artifact | None, scratch: Path) -> list[str] | str:
+    """The names of a stage's GPUs, or in words how many it wants; nothing where there were none."""
+    if artifact is not None:
+        return list(artifact.manifest.get("gpus", ()))
+    if (scratch / PLACED).is_file():
+        return list(json.loads((scratch / PLACED).read_text(encoding="utf-8")))
+    wanted = str(stage.get("gpus", "0"))
+    return "" if wanted == "0" else f"wants {wanted}"
+
+
+def _last_event(path: Path) -> dict[str, Any]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in reversed(lines):
+        try:
+            event: dict[str, Any] = json.loads(line)
+        except ValueError:
+            continue
+        if NOTE not in event:
+            return event
+    return {}

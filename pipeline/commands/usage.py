@@ -1,0 +1,43 @@
+"""Mistakes in the words of a command: one line, as every other error is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, cast
+
+import typer
+from typer.core import TyperGroup
+
+from pipeline.commands.completion import answer_shells
+
+UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
+"""What typer raises for a command, an option or an argument that is unknown, missing or wrong."""
+
+
+class OneLine(TyperGroup):
+    """Commands whose usage errors are a line that begins with `zero2r1:` and says where to read on."""
+
+    def main(self, args: Sequence[str] | None = None, **settings: Any) -> Any:  # type: ignore[override]
+        """Run the command that the words choose, and end the process as it did; or answer a shell that asks."""
+        answer_shells()
+        if not settings.pop("standalone_mode", True):
+            return super().main(args, standalone_mode=False, **settings)
+        try:
+            code = super().main(args, standalone_mode=False, **settings)
+        except UsageError as error:
+            _tell(error)
+            sys.exit(2)
+        except typer.Abort:
+            typer.echo("zero2r1: no answer, so nothing was done", err=True)
+            sys.exit(1)
+        sys.exit(code or 0)
+
+
+def _tell(error: Any) -> None:
+    said = str(error.format_message()).strip().rstrip(".")
+    if "\n" in said:  # a group without a command: its help
+        error.show()
+        return
+    command = "zero2r1" if error.ctx is None else error.ctx.command_path
+    typer.echo(f"zero2r1: {said[0].lower()}{said[1:]} (see {command} --help)", err=True)

@@ -1,0 +1,1 @@
+"""Running a recipe: the graph of its stages, their order, their processes, and what is published as they end."""

@@ -1,0 +1,58 @@
+"""Who wants to know what happens during a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from pipeline.artifacts import Artifact
+from pipeline.runner.graph import Node, State, Step
+
+NOTE = "note"
+"""Key of an event that says something instead of reporting numbers."""
+
+
+class Failure(str):
+    """How a stage's process ended without a result: the whole message, with the end of its log, as text.
+
+    Attributes:
+        how: what happened, in words that go on after the stage's name, without the log.
+
+    Args:
+        stage: the stage's name.
+        how: see above.
+        more: what follows: where the log is, and its end.
+    """
+
+    how: str
+
+    def __new__(cls, stage: str, how: str, more: str = "") -> Failure:
+        """The message."""
+        made = super().__new__(cls, f"stage {stage!r} {how}{more}")
+        made.how = how
+        return made
+
+
+class Observer(Protocol):
+    """Told what happens during a run, for people or machines."""
+
+    def planned(self, steps: Sequence[Step]) -> None:
+        """Before anything runs."""
+
+    def started(self, node: Node, state: State) -> None:
+        """A stage's process was started."""
+
+    def event(self, node: Node, event: Mapping[str, Any]) -> None:
+        """A stage logged progress or metrics."""
+
+    def said(self, text: str) -> None:
+        """Something happened that is no stage's, such as a tracker that cannot be reached."""
+
+    def finished(self, node: Node, artifact: Artifact) -> None:
+        """A stage was published."""
+
+    def restarted(self, node: Node, message: Failure) -> None:
+        """A stage failed, and goes on from its last checkpoint in a new process."""
+
+    def failed(self, node: Node, message: str) -> None:
+        """A stage failed."""
