@@ -123,14 +123,16 @@ class Contamination:
     Args:
         tests: the test questions; one that is listed several times counts once.
         length: words in a row.
+        wording: texts that tasks put around what they ask. A run of words never holds a part of one.
 
     Attributes:
         left_out: rows that `clean` has left out so far.
     """
 
-    def __init__(self, tests: Iterable[str], length: int = OVERLAP_WORDS) -> None:
+    def __init__(self, tests: Iterable[str], length: int = OVERLAP_WORDS, wording: Iterable[str] = ()) -> None:
         self.length, self.left_out = length, 0
-        questions = list(dict.fromkeys(tuple(_words(text)) for text in tests))
+        self._wording = re.compile("|".join(map(re.escape, sorted({*wording}, key=len, reverse=True))) or r"(?!)")
+        questions = list(dict.fromkeys(tuple(_words(self._content(text))) for text in tests))
         self._whole = set(questions)
         most = max(WORDING_LEAST, WORDING_SHARE * len(questions))
         counts = Counter(
@@ -152,6 +154,7 @@ class Contamination:
         """Whether a question is contaminated, as a whole or in one of its paragraphs."""
         if not self._whole:
             return False
+        question = self._content(question)
         words = _words(question)
         if tuple(words) in self._whole or any(run in self._parts for run in _runs(_unsigned(words), self.length)):
             return True
@@ -172,6 +175,9 @@ class Contamination:
         kept = [row for row in given if not self.found(asked(row))]
         self.left_out += len(given) - len(kept)
         return kept
+
+    def _content(self, question: str) -> str:
+        return self._wording.sub("\n\n", question)
 
     def _holds_short(self, words: list[str]) -> bool:
         """Whether a short test question stands in a text, and the text does not go on with its formula."""

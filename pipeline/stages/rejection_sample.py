@@ -12,6 +12,14 @@
 
 R1's second SFT learns from 600k such rows (Nature version, Methods). `data.jsonl` holds the rows, `samples.jsonl` some
 samples for every reason to keep or drop, and the metrics are an account: where each sample went.
+
+With `pairs: true` a row also has what a reward model learns from: an answer to the same problem that was dropped, and
+whether there is one (`rejected`, `paired`):
+
+    helpful:
+      kind: reward_model
+      model: "@base"
+      data: [{from: "@samples", columns: {chosen: messages, rejected: rejected}, filter: {paired: true}}]
 """
 
 from __future__ import annotations
@@ -42,6 +50,8 @@ logger = logging.getLogger(__name__)
 KEPT, ENOUGH, DUPLICATE, UNJUDGED, WRONG = "kept", "enough", "duplicate", "unjudged", "wrong"
 EMPTY, LEFT_OPEN = "empty", "thought never closed"
 """Samples that fine-tuning would refuse, whatever is required of them."""
+NO_WORSE = (UNJUDGED, DUPLICATE, EMPTY)
+"""Reasons to drop a sample that do not make it worse than one that is kept, or leave nothing to compare."""
 
 
 class NothingKeptError(RuntimeError):
@@ -88,6 +98,8 @@ class RejectionSampleConfig(PromptedConfig):
         decontaminate: tasks whose problems must not be learnt: questions that share ten words in a row are left out;
             all that the recipe evaluates if not given.
         template: prompt template of the written rows; the one that was sampled with if not given.
+        pairs: whether each row also has an answer to the same problem that was dropped, as `rejected`, for a
+            `reward_model` stage; `paired` says if there is one.
         rollout: how to sample.
         chat_template: chat template to use instead of the tokenizer's own.
         save: samples written to `samples.jsonl` for every reason to keep or drop.
@@ -108,6 +120,7 @@ class RejectionSampleConfig(PromptedConfig):
     dedup: bool = True
     decontaminate: list[TestTaskField] | None = None
     template: str | None = None
+    pairs: bool = False
     rollout: RolloutSpec = RolloutSpec()
     chat_template: ChatTemplateName | None = None
     save: Annotated[int, Field(ge=0)] = 100
@@ -178,6 +191,7 @@ class _Account:
     correct: int = 0
     shares: list[float] = field(default_factory=list)
     kept_tokens: int = 0
+    paired: int = 0
     duplicates: Duplicates = field(default_factory=Duplicates)
 
     @property
@@ -193,13 +207,15 @@ class _Account:
             good = sum(verdict.correct for verdict in verdicts)
             self.correct += good
             self.shares.append(good / len(verdicts))
-        passed: list[Sample] = []
+        passed, worse = list[Sample](), list[Sample]()
         for sample in group.samples:
             reason = self._fault(group, sample)
             if reason is None:
                 passed.append(sample)
-            else:
-                self._note(group, sample, reason)
+                continue
+            self._note(group, sample, reason)
+            if reason not in NO_WORSE:
+                worse.append(sample)
         if self.config.choose == "shortest":
             passed.sort(key=lambda sample: sample.tokens)
         room = (
@@ -207,9 +223,11 @@ class _Account:
         )
         for place, sample in enumerate(passed):
             self._note(group, sample, KEPT if place < room else ENOUGH)
-        for sample in passed[:room]:
+        for place, sample in enumerate(passed[:room]):
             self.kept_tokens += sample.tokens
-            self.rows.append(self._row(group, sample))
+            other = worse[place] if place < len(worse) else None  # an answer stands in one pair only
+            self.paired += other is not None
+            self.rows.append(self._row(group, sample, other))
 
     def metrics(self) -> dict[str, Any]:
         """The account."""
@@ -225,6 +243,8 @@ class _Account:
             numbers["pass@1"] = sum(self.shares) / len(self.shares)
         if kept:
             numbers["tokens"] = self.kept_tokens / kept
+        if self.config.pairs:
+            numbers["pairs"] = self.paired
         return numbers
 
     def _fault(self, group: Group, sample: Sample) -> str | None:
@@ -253,10 +273,15 @@ class _Account:
         if self.reasons[reason] <= self.config.save:
             self.examples.append(record(group, sample, ACCURACY, reason=reason))
 
-    def _row(self, group: Group, sample: Sample) -> dict[str, Any]:
+    def _row(self, group: Group, sample: Sample, worse: Sample | None) -> dict[str, Any]:
         row = group.row
         prompt = row["prompt"]
         if self.config.template is not None:
             prompt = prompt_template(self.config.template)(row["question"])
-        answer = {"role": "assistant", "content": (group.begun + sample.completion).strip()}
-        return {"messages": [*prompt, answer], "task": row["task"], "id": row["id"], "answer": row["answer"]}
+
+        def chat(said: Sample) -> list[dict[str, Any]]:
+            return [*prompt, {"role": "assistant", "content": (group.begun + said.completion).strip()}]
+
+        pair = {"paired": worse is not None, "rejected": None if worse is None else chat(worse)}
+        learnt = {"messages": chat(sample), "task": row["task"], "id": row["id"], "answer": row["answer"]}
+        return {**learnt, **(pair if self.config.pairs else {})}

@@ -82,6 +82,8 @@ class Task(ABC):
         path_options: options that name files or folders; relative ones are read against the recipe's folder.
         column_names: names of all columns that its problems may have; `None` if that is known only once they are made.
         generated: whether its problems are made and not read: no other data holds its test problems.
+        around: texts that it puts around every question; they tell nothing of what is asked, so questions of two data
+            sets are not alike because of them.
         bad_rows: what happens to rows that hold no problem, of tasks that read files.
         repository: the data set on the hub that its problems come from; `None` if they come from elsewhere. Such a
             task has the option `revision`.
@@ -94,6 +96,7 @@ class Task(ABC):
     path_options: ClassVar[tuple[str, ...]] = ()
     column_names: Sequence[str] | None = None
     generated: ClassVar[bool] = False
+    around: Sequence[str] = ()
     bad_rows: BadRows = "error"
     repository: HubSource | None = None
     left_out: Sequence[str] = ()

@@ -34,6 +34,7 @@ from pipeline.tasks.reading import checked_bad_rows, problems_of, shuffled
 from rewards.code import GoldError, read_gold
 
 ASK = "\n\nWrite the whole program in Python, in one block that begins with ```python and ends with ```."
+SHOWN = "\n\nIt must pass tests such as:\n"
 RELEASES = range(1, 7)
 """LiveCodeBench's releases: each adds a file of problems to the earlier ones."""
 MBPP_TEST = range(11, 511)
@@ -54,6 +55,7 @@ class CodeTask(Task):
     grader = "code"
     path_options = ("path",)
     column_names: Sequence[str] | None = ("reference",)
+    around = (SHOWN, ASK)
     hub: HubSource
     """Where its rows lie on the Hugging Face hub."""
 
@@ -140,7 +142,7 @@ class Mbpp(CodeTask):
         """See the top of this module."""
         tests = [*row["test_list"], *(row.get("challenge_test_list") or [])]
         shown = "\n".join(tests[: self.shown])
-        question = f"{row['text'].strip()}\n\nIt must pass tests such as:\n```python\n{shown}\n```{ASK}"
+        question = f"{row['text'].strip()}{SHOWN}```python\n{shown}\n```{ASK}"
         gold = {"tests": tests, "setup": (row.get("test_setup_code") or "").replace("\r\n", "\n")}
         return Problem(
             f"mbpp-{row['task_id']}", question, json.dumps(gold), {"reference": row["code"].replace("\r\n", "\n")}

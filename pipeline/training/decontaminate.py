@@ -45,7 +45,8 @@ def contamination(
     tests = [resolve(spec, context.tasks, context.base) for spec in held_out]
     if specs is None:
         tests = [test for test in tests if test.label not in own and not test.task.generated]
-    asked = Contamination(row["question"] for test in tests for row in problem_rows(test, context))
+    questions = (row["question"] for test in tests for row in problem_rows(test, context))
+    asked = Contamination(questions, wording=[text for test in tests for text in test.task.around])
     first = os.environ.get("RANK", "0") == "0"
     return Cleaner(asked, dedup, context.scratch / LEFT_OUT if first else None, [test.label for test in tests])
 

@@ -11,8 +11,11 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.context import StageContext
+from pipeline.data.mixture import DataSource, shaped
+from pipeline.data.pairs import tokenised
 from pipeline.sampling import sampler as sampling
 from pipeline.stages.rejection_sample import NothingKeptError, RejectionSampleConfig, run
+from rewards.preference import ConversationReader
 
 
 @pytest.fixture
@@ -144,6 +147,47 @@ def test_test_problems_are_left_out(calculator: Path, sums: Path) -> None:
     }
     assert metrics["contaminated"] == len(tests) > 0
     assert metrics["problems"] + metrics["contaminated"] == 25
+
+
+def test_a_row_has_an_answer_that_was_dropped_and_a_reward_model_can_read_the_two(calculator: Path, sums: Path) -> None:
+    """Which samples were dropped is read from `samples.jsonl`; without the option the rows are those of before."""
+    from transformers import AutoTokenizer
+
+    plain = context(sums, calculator, "plain", require=["accuracy", "think_format"], save=1000)
+    done = context(sums, calculator, require=["accuracy", "think_format"], save=1000, pairs=True)
+    run(plain)
+    metrics = run(done).metrics
+    rows, samples = lines(done.output / "data.jsonl"), lines(done.output / "samples.jsonl")
+    assert [{key: row[key] for key in ("messages", "task", "id", "answer")} for row in rows] == lines(
+        plain.output / "data.jsonl"
+    )
+    worse = {
+        row["id"]: [s["completion"].strip() for s in samples if s["id"] == row["id"] and s["reason"] in BAD]
+        for row in rows
+    }
+    assert 0 < metrics["pairs"] == sum(row["paired"] for row in rows) < len(rows)
+    used: dict[str, list[str]] = {}
+    for row in rows:
+        assert row["paired"] == (row["rejected"] is not None)
+        if row["paired"]:
+            *asked, said = row["rejected"]
+            assert asked == row["messages"][:-1] and said["role"] == "assistant"
+            used.setdefault(row["id"], []).append(said["content"])
+        else:
+            assert len(used.get(row["id"], [])) == len(worse[row["id"]]), "none is left that stands in no pair"
+    assert all(said == worse[identity][: len(said)] for identity, said in used.items())
+
+    columns = {"chosen": "messages", "rejected": "rejected"}
+    source = DataSource.model_validate({"from": "@samples", "columns": columns, "filter": {"paired": True}})
+    found = list(shaped(source, lambda _: done.output / "data.jsonl"))
+    reader = ConversationReader(AutoTokenizer.from_pretrained(calculator), "summary", None)
+    dataset, account = tokenised(reader, found, 64)
+    assert account["pairs"] + account["dropped"]["equal"] == metrics["pairs"], "the same summary may follow no thought"
+    assert account["pairs"] == len(dataset) > 0
+
+
+BAD = ("wrong", "truncated", "think_format")
+"""Reasons for which a sample is worse than one that is kept."""
 
 
 def test_nothing_to_keep_is_an_error_that_says_where_all_samples_went(calculator: Path, sums: Path) -> None:

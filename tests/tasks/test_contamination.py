@@ -95,6 +95,30 @@ def test_other_numbers_in_the_wording_of_a_generated_task_are_other_questions(ta
     assert all(contamination.found(problem.question) for problem in made.problems("test", 50))
 
 
+def test_what_a_task_puts_around_its_questions_makes_none_of_them_alike(tmp_path: Path) -> None:
+    """MBPP's: eight words between text and test, so that `in a string`, and nothing else, would be shared."""
+    told = "Write a function to {}"
+    train = ("toggle characters case in a string.", "find the largest sum of any three numbers in a row of numbers.")
+    test = ("remove the last word in a string.", "find the largest sum of any three numbers in a row of numbers.")
+    rows = [(601 + at, text) for at, text in enumerate(train)] + [(11 + at, text) for at, text in enumerate(test)]
+    path = tmp_path / "mbpp.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"task_id": at, "text": told.format(text), "code": "", "test_list": [f"assert f{at}(1) == 2"]})
+            + "\n"
+            for at, text in rows
+        )
+    )
+    code = {"use": "mbpp", "options": {"path": str(path)}}
+    shown = {**code, "split": "test", "options": {**code["options"], "shown": 3}}
+    config = {"kind": "grpo", "model": "m", "tasks": [code], "decontaminate": [shown]}
+    stage = context_of(tmp_path, "one", config, {})
+    kept, metric = clean_prompts(stage.config.tasks, stage.config.decontaminate, stage)
+    assert [row["id"] for row in kept] == ["mbpp-601"] and metric == {"contaminated": 1}
+    asked_alike = Contamination(row["question"] for row in kept)
+    assert asked_alike.found(kept[0]["question"].replace("characters case", "the letters"))
+
+
 def test_wording_of_many_different_questions_is_still_no_content() -> None:
     numbers = ("one", "two", "three", "four", "five", "six", "seven")
     contamination = Contamination([STORY.format(number) for number in numbers] * 5)
