@@ -43,7 +43,7 @@ from pipeline.stages.registry import KINDS, config_class
 from pipeline.tasks.base import BUILTIN as TASKS
 from pipeline.tasks.base import check as task_class
 from pipeline.training.finetune import FinetuneConfig
-from pipeline.training.watching import KeepSpec, StopSpec, WatchedConfig, WatchSpec
+from pipeline.training.held_out.fields import KeepSpec, StopSpec, WatchedConfig, WatchSpec
 from rewards.registry import BUILTIN as REWARDS
 from rewards.registry import find
 

@@ -23,7 +23,7 @@ from pipeline.recipe import Recipe
 from pipeline.schema.efficiency import Efficiency
 from pipeline.schema.pieces import RewardSpec, RolloutSpec, StageConfig
 from pipeline.schema.walk import walk
-from pipeline.training.activation_memory import KEPT_SHARE
+from pipeline.training.grpo.activation_memory import KEPT_SHARE
 from rewards.registry import located
 
 TRL_BATCH, TRL_ACCUMULATION, TRL_EPOCHS = 8, 1, 3.0

@@ -9,7 +9,7 @@ from pipeline.cost.bill import Assumption
 from pipeline.planner import counts
 from pipeline.planner.work import Given, Watching, Work
 from pipeline.recipe import Recipe
-from pipeline.training.watching import MAX_TOKENS, WatchSpec
+from pipeline.training.held_out.fields import MAX_TOKENS, WatchSpec
 
 
 def watching_of(

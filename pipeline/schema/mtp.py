@@ -1,4 +1,7 @@
-"""How blocks of multi-token prediction are trained along with a stage's own loss; see `pipeline.training.mtp`."""
+"""How blocks of multi-token prediction are trained along with a stage's own loss.
+
+See `pipeline.training.trainers.mtp`.
+"""
 
 from __future__ import annotations
 

@@ -136,8 +136,8 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
     from pipeline.rollout.context_limit import ContextLimit, context_of
     from pipeline.training import adapters, experts, models
     from pipeline.training.decontaminate import clean_prompts
-    from pipeline.training.distill import DistillTrainer
     from pipeline.training.fit import fit
+    from pipeline.training.trainers.distill import DistillTrainer
 
     config = context.config
     model = context.model_path(config.model)

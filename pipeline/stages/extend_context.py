@@ -39,7 +39,7 @@ from pipeline.schema.reserved import TEXT_RESERVED
 from pipeline.schema.routing import FinetuneRouting
 from pipeline.tasks.resolve import TestTaskField
 from pipeline.training.decontaminate import contamination, left_out
-from pipeline.training.watching import WatchedConfig
+from pipeline.training.held_out.fields import WatchedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +114,9 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
 
     from model import yarn
     from pipeline.data import examples
-    from pipeline.training import adapters, models, sft
+    from pipeline.training import adapters, models
     from pipeline.training.fit import fit
+    from pipeline.training.trainers import sft
 
     config = context.config
     path = context.model_path(config.model)

@@ -49,7 +49,7 @@ from pipeline.schema.routing import PolicyRouting
 from pipeline.tasks.resolve import TaskField, TestTaskField
 from pipeline.training.generation import check_generation_kwargs, check_problems, generation_fields, prompted
 from pipeline.training.grpo.schedule import check_cycle, merged, outlook
-from pipeline.training.watching import WatchedConfig
+from pipeline.training.held_out.fields import WatchedConfig
 from rewards.registry import located
 
 DEFAULTS: Mapping[str, Any] = {
@@ -291,8 +291,9 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
 
     from pipeline.rollout.context_limit import ContextLimit, context_of
     from pipeline.tasks.grading import check_columns
-    from pipeline.training import adapters, experts, models, reference, setup
+    from pipeline.training import adapters, experts, models, setup
     from pipeline.training.decontaminate import clean_prompts
+    from pipeline.training.grpo import reference
     from pipeline.training.grpo.judging import Samples
     from pipeline.training.grpo.trainer import GrpoTrainer
 
@@ -381,7 +382,7 @@ def checkpointing(config: GrpoConfig, policy: Any) -> dict[str, Any]:
     """Whether activations are computed twice: on a GPU, unless those of a packed pass are small against its memory."""
     import torch
 
-    from pipeline.training.activation_memory import keeps_activations
+    from pipeline.training.grpo.activation_memory import keeps_activations
 
     if not torch.cuda.is_available() or not config.efficiency.packing:
         return {}

@@ -33,7 +33,7 @@ from pipeline.schema.reserved import TEXT_RESERVED
 from pipeline.schema.routing import Routing
 from pipeline.tasks.resolve import TestTaskField
 from pipeline.training.decontaminate import contamination, left_out
-from pipeline.training.watching import WatchedConfig
+from pipeline.training.held_out.fields import WatchedConfig
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 1,
@@ -127,8 +127,9 @@ def run(context: StageContext[PretrainConfig]) -> Outputs:
 
     from model import factory
     from pipeline.data import examples, vocabulary
-    from pipeline.training import models, sft
+    from pipeline.training import models
     from pipeline.training.fit import fit
+    from pipeline.training.trainers import sft
 
     config = context.config
     cleaner = contamination(config.decontaminate, context, config.dedup)

@@ -41,12 +41,12 @@ KINDS: Mapping[str, str] = {
 
 
 HEAVY: Mapping[str, str] = {
-    "pretrain": "pipeline.training.sft",
-    "extend_context": "pipeline.training.sft",
-    "sft": "pipeline.training.sft",
-    "distill": "pipeline.training.sft",
+    "pretrain": "pipeline.training.trainers.sft",
+    "extend_context": "pipeline.training.trainers.sft",
+    "sft": "pipeline.training.trainers.sft",
+    "distill": "pipeline.training.trainers.sft",
     "grpo": "pipeline.training.grpo.trainer",
-    "reward_model": "pipeline.training.reward",
+    "reward_model": "pipeline.training.trainers.reward",
     "rejection_sample": "pipeline.sampling.sampler",
     "pass_rate": "pipeline.sampling.sampler",
     "evaluate": "pipeline.sampling.sampler",

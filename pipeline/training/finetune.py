@@ -20,7 +20,7 @@ from pipeline.schema.reserved import DATA_RESERVED, RESERVED
 from pipeline.schema.routing import FinetuneRouting
 from pipeline.tasks.resolve import TestTaskField
 from pipeline.training.decontaminate import contamination, left_out
-from pipeline.training.watching import WatchedConfig
+from pipeline.training.held_out.fields import WatchedConfig
 
 DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 2,
@@ -81,8 +81,9 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
     from trl import SFTConfig
 
     from pipeline.data import examples, mixture
-    from pipeline.training import adapters, models, sft
+    from pipeline.training import adapters, models
     from pipeline.training.fit import fit
+    from pipeline.training.trainers import sft
 
     config: FinetuneConfig = context.config
     model = context.model_path(config.model)

@@ -20,9 +20,9 @@ from pipeline.schema.longer import why_inexact
 from pipeline.training import adapters, checkpoints, saving
 from pipeline.training.checkpoints import KEEP_STATE, TRAINED
 from pipeline.training.clock import Pace
-from pipeline.training.finite import SKIPPED, Watch
-from pipeline.training.health import Alarm, go_back
-from pipeline.training.watch import Looks
+from pipeline.training.health.alarm import Alarm, go_back
+from pipeline.training.health.finite import SKIPPED, Watch
+from pipeline.training.held_out.looks import Looks
 
 log = logging.getLogger(__name__)
 

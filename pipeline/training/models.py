@@ -11,8 +11,8 @@ import torch
 from trl.trainer.utils import create_model_from_path
 
 from model.modeling import is_ours, load
-from pipeline.training.expert_parallel import division, expert_ranks
-from pipeline.training.sharding import keeps_masters, launched, reads_weights
+from pipeline.training.parallel.expert_parallel import division, expert_ranks
+from pipeline.training.parallel.sharding import keeps_masters, launched, reads_weights
 
 
 def policy(path: str, args: Any, quantized: bool = False, architecture: Any = None, **options: Any) -> Any:

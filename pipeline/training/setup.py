@@ -14,7 +14,8 @@ from pipeline.data.examples import Account
 from pipeline.prompts.rendering import Renderer
 from pipeline.schema.pieces import Precision, PromptedConfig
 from pipeline.schema.reserved import TRAINER_FILES, low_precision
-from pipeline.training import adapters, sharding
+from pipeline.training import adapters
+from pipeline.training.parallel import sharding
 from rewards.registry import located
 
 log = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ class Case:
         run: the run's folder.
         stage: the stage's name.
         folder: of the alarm.
-        record: what was written down: see `pipeline.training.evidence`.
+        record: what was written down: see `pipeline.training.health.evidence`.
         others: steps of the stage's other alarms that were kept.
         checkpoint: the one before the symptom; `None`: the model that the stage began with.
     """

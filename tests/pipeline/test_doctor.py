@@ -158,7 +158,7 @@ def test_groups_that_teach_nothing_are_explained(
     """By the stage's own threshold; and the trainer's warning and the stage's alarm say the same of it."""
     from pipeline.report import run_data
     from pipeline.schema.health import Health
-    from pipeline.training.alarms import Alarms
+    from pipeline.training.health.thresholds import Alarms
 
     logged: list[dict[str, Any]] = [{FAILED: 0.0, EQUAL: 0.0, "loss": 0.0}] * 5
     logged += [{FAILED: failed, EQUAL: equal, "loss": 0.0}] * 20 + [{FAILED: "nan", EQUAL: None}]

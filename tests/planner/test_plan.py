@@ -22,7 +22,7 @@ from pipeline.schema.efficiency import Efficiency
 from pipeline.schema.task import TaskSpec
 from pipeline.stages.grpo import TrainingRollout
 from pipeline.stages.registry import KINDS, config_class
-from pipeline.training.watching import WatchSpec
+from pipeline.training.held_out.fields import WatchSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """

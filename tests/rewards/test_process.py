@@ -15,7 +15,7 @@ from pipeline.context import Outputs
 from pipeline.data.mixture import DataError
 from pipeline.data.step_rows import tokenised
 from pipeline.stages.reward_model import RewardModelConfig, run
-from pipeline.training.steps import NO_LABEL, step_loss
+from pipeline.training.trainers.step_reward import NO_LABEL, step_loss
 from rewards.process import Process, StepReader, StepScorer, logits_everywhere
 from rewards.steps import StepRule
 from rewards.verdict import Item, Status

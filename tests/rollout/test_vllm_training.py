@@ -24,10 +24,11 @@ from pipeline.data.vocabulary import VocabularySpec, build  # noqa: E402
 from pipeline.rollout.base import Sampling  # noqa: E402
 from pipeline.schema.pieces import RolloutSpec  # noqa: E402
 from pipeline.stages.registry import run_function  # noqa: E402
-from pipeline.training import adapters, live  # noqa: E402
+from pipeline.training import adapters  # noqa: E402
 from pipeline.training.grpo.judging import Samples  # noqa: E402
 from pipeline.training.grpo.sampling import VllmSampler  # noqa: E402
 from pipeline.training.grpo.trainer import GrpoTrainer  # noqa: E402
+from pipeline.training.held_out import live  # noqa: E402
 from tests.stages.driving import context_of  # noqa: E402
 from tests.training.replay import prepared  # noqa: E402
 

@@ -82,7 +82,12 @@ def context_of(folder: Path, name: str, config: dict[str, Any], inputs: dict[str
     return StageContext(name, again, inputs, output, scratch, folder, seed, scratch / "events.jsonl")
 
 
-PRELOAD = ["pipeline.training.fit", "pipeline.training.sft", "pipeline.training.grpo.trainer", "pipeline.tasks.grading"]
+PRELOAD = [
+    "pipeline.training.fit",
+    "pipeline.training.trainers.sft",
+    "pipeline.training.grpo.trainer",
+    "pipeline.tasks.grading",
+]
 """What every child needs; imported once, by the server that children are forked from."""
 CHILD_SECONDS = 120
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from pipeline.context import StageContext
 from pipeline.stages.registry import run_function
-from pipeline.training.watching import StopSpec
+from pipeline.training.held_out.fields import StopSpec
 from tests.stages.driving import context_of
 
 TASKS = """

@@ -17,12 +17,13 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.grpo_replay import Elsewhere, Replayed
 from pipeline.schema.efficiency import Efficiency
 from pipeline.stages.registry import config_class
-from pipeline.training import adapters, models, reference
+from pipeline.training import adapters, models
+from pipeline.training.grpo import reference
 from pipeline.training.grpo.judging import Samples
 from pipeline.training.grpo.sampling import TrlSampler
 from pipeline.training.grpo.schedule import merged
 from pipeline.training.grpo.trainer import GrpoTrainer
-from pipeline.training.sharding import launched
+from pipeline.training.parallel.sharding import launched
 
 GROUP, BATCH = 4, 8
 LONGEST = 24

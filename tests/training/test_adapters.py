@@ -17,7 +17,7 @@ from model.modeling import load
 from pipeline.rollout.adapted import base_of
 from pipeline.rollout.weights import official_weights
 from pipeline.schema.efficiency import STOCK, Efficiency
-from pipeline.training import sft
+from pipeline.training.trainers import sft
 from tests.training.replay import distance, half_dead, history_of, lora, prepared, trainer_of
 
 PROMPTS = ["what is 2", "you are kind what is 2 + two", "hello", "what four you are you are you are"] * 2

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.schema.health import Health
-from pipeline.training.alarms import Alarms
-from pipeline.training.health import HealthError
+from pipeline.training.health.alarm import HealthError
+from pipeline.training.health.thresholds import Alarms
 from tests.stages.driving import context_of
 
 SOUND = {

@@ -14,7 +14,7 @@ from trl.trainer.utils import RepeatSampler
 from pipeline.context import StageContext
 from pipeline.stages.registry import config_class
 from pipeline.training import checkpoints
-from pipeline.training.resumable import EpochSampler
+from pipeline.training.trainers.resumable import EpochSampler
 
 
 def make(folder: Path, step: int, complete: bool) -> Path:

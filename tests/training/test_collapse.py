@@ -24,7 +24,7 @@ from pipeline.records import kept
 from pipeline.stages.registry import run_function
 from pipeline.training import checkpoints
 from pipeline.training.grpo.sampling import Sampled, TrlSampler
-from pipeline.training.health import HealthError, RollbackError, go_back
+from pipeline.training.health.alarm import HealthError, RollbackError, go_back
 from tests.stages.driving import context_of
 
 RATE = 0.0005

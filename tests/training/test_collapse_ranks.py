@@ -18,8 +18,9 @@ from pipeline.context import StageContext
 from pipeline.files import durable
 from pipeline.records import kept
 from pipeline.stages.registry import run_function
-from pipeline.training import alarms, checkpoints
-from pipeline.training.health import RollbackError
+from pipeline.training import checkpoints
+from pipeline.training.health import thresholds
+from pipeline.training.health.alarm import RollbackError
 from tests.training.ranks import RANK_SECONDS, RANKS, join, started
 from tests.training.test_collapse import Planted, explained, notes, planted
 
@@ -36,7 +37,7 @@ def told(number: int, context: StageContext[Any], port: int, sharded: bool) -> N
     """One of two ranks: it goes back, and then to the end. The second would decide otherwise, if it were asked."""
     join(number, port, sharded)
     if number:
-        alarms.Alarms.look = lambda self, metrics: []  # type: ignore[method-assign]
+        thresholds.Alarms.look = lambda self, metrics: []  # type: ignore[method-assign]
         gone = kept.rollbacks
         kept.rollbacks = lambda scratch: [*gone(scratch), *gone(scratch)]  # what it may see, if the first is faster
     said = ""

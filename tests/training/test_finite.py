@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from pipeline.context import StageContext
 from pipeline.stages.registry import run_function
 from pipeline.training import fit
-from pipeline.training.finite import NonFiniteError
+from pipeline.training.health.finite import NonFiniteError
 from tests.stages.driving import CORPUS, TINY, context_of
 
 STAGE = {

@@ -15,8 +15,9 @@ from trl import GRPOConfig
 
 from pipeline.rollout.adapted import base_of
 from pipeline.schema.efficiency import STOCK
-from pipeline.training import adapters, reference
+from pipeline.training import adapters
 from pipeline.training import models as policies
+from pipeline.training.grpo import reference
 from pipeline.training.grpo.judging import Samples
 from pipeline.training.grpo.sampling import TrlSampler
 from pipeline.training.grpo.trainer import GrpoTrainer

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig
 
-from pipeline.training.activation_memory import activation_bytes, keeps_activations
+from pipeline.training.grpo.activation_memory import activation_bytes, keeps_activations
 
 QWEN_05B = LlamaConfig(hidden_size=896, intermediate_size=4864, num_hidden_layers=24)
 """Llama's class with the widths of Qwen2.5-0.5B."""

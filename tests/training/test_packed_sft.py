@@ -13,7 +13,8 @@ from trl import SFTConfig
 
 from pipeline.schema.routing import FinetuneRouting
 from pipeline.training import models as policies
-from pipeline.training import setup, sft, varlen
+from pipeline.training import setup, varlen
+from pipeline.training.trainers import sft
 
 LENGTHS = [7, 3, 9, 2, 12, 5]
 """Tokens of each example; the first two of them are its prompt. One has nothing to learn."""

@@ -24,10 +24,10 @@ from pipeline.schema.pieces import ProcessSpec, RolloutSpec
 from pipeline.stages import grpo
 from pipeline.stages.registry import config_class
 from pipeline.tasks.grading import composite
-from pipeline.training import live
 from pipeline.training.grpo.engines import SAMPLED_AHEAD, EngineSampler
 from pipeline.training.grpo.judging import Recorded
 from pipeline.training.grpo.problem_order import ProblemOrder
+from pipeline.training.held_out import live
 from tests.stages.driving import context_of
 from tests.training.engine_runs import GROUP, PROBLEMS, PROMPTS, STEPS, Run
 

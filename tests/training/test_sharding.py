@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
 from pipeline.schema.efficiency import Efficiency
-from pipeline.training.sharding import exact_policy, refuse_sharded_head
+from pipeline.training.parallel.sharding import exact_policy, refuse_sharded_head
 from tests.training.replay import trainer_of
 
 

@@ -209,7 +209,8 @@ def learnt(calculator: Path, folder: Path, rows: list[dict[str, list[int]]], **t
     from transformers import set_seed
     from trl import SFTConfig
 
-    from pipeline.training import models, setup, sft
+    from pipeline.training import models, setup
+    from pipeline.training.trainers import sft
     from tests.stages.driving import context_of
 
     given = {"num_train_epochs": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-2, **trainer}

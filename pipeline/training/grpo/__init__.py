@@ -22,6 +22,10 @@ Axes, the capital letters at the end of a tensor's name:
 | `engines` | where they come from otherwise: engines in processes of their own, also ahead of training |
 | `dynamic_sampling` | groups without variance, replaced |
 | `reporting` | metrics of rollouts: lengths, rewards, dead groups, samples |
+| `reference` | the model that KL is measured against, and how it follows the policy |
+| `activation_memory` | whether activations are kept for the backward pass, or computed twice |
+| `recorded` | what a step was made of, for alarms |
+| `texts` | what the texts of rollouts tell of a policy that goes wrong |
 | `drift` | warns when engine and policy no longer agree |
 | `metrics` | one reduction over passes, micro-batches and processes |
 """

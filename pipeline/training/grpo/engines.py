@@ -51,7 +51,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from pipeline.rollout.base import Finish, Rollout, RolloutError, Sampling, complete, derived_seed
 from pipeline.rollout.weights import official_weights
 from pipeline.training.grpo.sampling import Problem, Sampled, Sampler, check_trainer, wants_logprobs
-from pipeline.training.live import Groups, Prompts
+from pipeline.training.held_out.live import Groups, Prompts
 
 log = logging.getLogger(__name__)
 

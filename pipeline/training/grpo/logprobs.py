@@ -22,7 +22,7 @@ from model.labels import IGNORED
 from pipeline.training import varlen
 from pipeline.training.grpo.batch import Batch
 from pipeline.training.grpo.micro_batches import passes_of
-from pipeline.training.sharding import give_back
+from pipeline.training.parallel.sharding import give_back
 
 APART = 0.1
 """Nats a token. Rounding to bfloat16 makes about 0.01, and weights that are not the policy's about 1."""

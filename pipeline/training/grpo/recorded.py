@@ -1,4 +1,7 @@
-"""What an optimizer step of GRPO was made of, for a stage that watches its health: see `pipeline.training.evidence`."""
+"""What an optimizer step of GRPO was made of, for a stage that watches its health.
+
+See `pipeline.training.health.evidence`.
+"""
 
 from __future__ import annotations
 

@@ -19,8 +19,9 @@ from pipeline.rollout import open_updatable
 from pipeline.rollout.base import Rollout, Sampling, derived_seed
 from pipeline.rollout.weights import official_weights
 from pipeline.schema.pieces import RolloutSpec
-from pipeline.training import live, stopping
-from pipeline.training.live import Groups, Prompts
+from pipeline.training import stopping
+from pipeline.training.held_out import live
+from pipeline.training.held_out.live import Groups, Prompts
 from rewards.verdict import TRUNCATED
 
 log = logging.getLogger(__name__)

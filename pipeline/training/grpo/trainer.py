@@ -35,12 +35,12 @@ from pipeline.training.grpo.dynamic_sampling import DynamicSampling
 from pipeline.training.grpo.metrics import Metrics
 from pipeline.training.grpo.micro_batches import FillWatch, passes_of
 from pipeline.training.grpo.recorded import Recorded
+from pipeline.training.grpo.reference import load_reference, save_reference, sync_by_name
 from pipeline.training.grpo.sampling import Problem, Sampled, Sampler, TrlSampler
 from pipeline.training.grpo.schedule import check_cycle
-from pipeline.training.mtp import BlockTraining, completion_labels
-from pipeline.training.reference import load_reference, save_reference, sync_by_name
-from pipeline.training.resumable import Resumable
-from pipeline.training.sharding import between_micro_batches
+from pipeline.training.parallel.sharding import between_micro_batches
+from pipeline.training.trainers.mtp import BlockTraining, completion_labels
+from pipeline.training.trainers.resumable import Resumable
 from rewards import Batch as Judged
 from rewards.function import given
 

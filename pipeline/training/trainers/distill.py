@@ -9,8 +9,8 @@ from trl import DistillationTrainer
 
 from pipeline.rollout.stops import Stops
 from pipeline.training import stopping
-from pipeline.training.mtp import MultiToken
-from pipeline.training.resumable import Resumable
+from pipeline.training.trainers.mtp import MultiToken
+from pipeline.training.trainers.resumable import Resumable
 
 
 class DistillTrainer(MultiToken, Resumable, DistillationTrainer):  # type: ignore[misc]

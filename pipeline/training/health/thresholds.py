@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.context import in_json
 from pipeline.records.dead_groups import FAILED, Shares
 from pipeline.schema.health import Health
-from pipeline.training.finite import SKIPPED
+from pipeline.training.health.finite import SKIPPED
 
 LOSS, ENTROPY, LENGTH, GRADIENT, REWARD = "loss", "entropy", "completions/mean_length", "grad_norm", "reward"
 TRUNCATED, KL, MISMATCH = "completions/clipped_ratio", "kl", "sampling/sampling_logp_difference/mean"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trl
 
-from pipeline.training.resumable import Resumable
+from pipeline.training.trainers.resumable import Resumable
 
 
 class RewardTrainer(Resumable, trl.RewardTrainer):  # type: ignore[misc]

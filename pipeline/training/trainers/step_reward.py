@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pipeline.training.reward import RewardTrainer
+from pipeline.training.trainers.reward import RewardTrainer
 from rewards.process import SURE, logits_everywhere, padded
 
 NO_LABEL = -1.0

@@ -29,9 +29,10 @@ from pipeline.sampling.scores import Labels, same_spelling, score
 from pipeline.schema.pieces import RewardSpec
 from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part, same_answers
 from pipeline.tasks.resolve import Resolved, problem_rows, resolve
-from pipeline.training import checkpoints, live, saving
+from pipeline.training import checkpoints, saving
 from pipeline.training.checkpoints import BEST, MARK
-from pipeline.training.watching import MAX_TOKENS, WatchSpec
+from pipeline.training.held_out import live
+from pipeline.training.held_out.fields import MAX_TOKENS, WatchSpec
 from rewards import Composite
 
 log = logging.getLogger(__name__)

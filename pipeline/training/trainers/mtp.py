@@ -96,7 +96,7 @@ class BlockTraining:
             return (labels_BT != IGNORED).sum() * trainer.current_gradient_accumulation_steps  # type: ignore[no-any-return]
         import torch
 
-        from pipeline.training.expert_parallel import expert_ranks
+        from pipeline.training.parallel.expert_parallel import expert_ranks
 
         across = trainer.args.average_tokens_across_devices
         batches = trainer.accelerator.num_processes // expert_ranks() if across else 1

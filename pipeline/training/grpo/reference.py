@@ -17,7 +17,7 @@ from trl.trainer import grpo_trainer
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from pipeline.training.models import placement
-from pipeline.training.sharding import Weights, shard_layers
+from pipeline.training.parallel.sharding import Weights, shard_layers
 
 REFERENCE = "reference.pt"
 """File of a checkpoint."""

@@ -25,7 +25,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils import swap_tensors
 
-from pipeline.training.expert_parallel import expert_ranks
+from pipeline.training.parallel.expert_parallel import expert_ranks
 
 EVERY_RANK_FILLS = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 """Environment variable of accelerate and transformers; `accelerate launch` sets it to true if its config is silent."""

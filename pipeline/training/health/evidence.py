@@ -20,7 +20,7 @@ from pipeline.files import durable
 from pipeline.files.rows import write_rows
 from pipeline.records import kept
 from pipeline.schema import environment
-from pipeline.training.alarms import Tripped
+from pipeline.training.health.thresholds import Tripped
 
 HELD = 3
 """Batches that are held while a symptom lasts: see above."""

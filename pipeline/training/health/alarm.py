@@ -23,9 +23,9 @@ from pipeline.records import kept
 from pipeline.schema.health import Health
 from pipeline.tasks.grading import ACCURACY
 from pipeline.training import checkpoints, saving
-from pipeline.training.alarms import LOSS, Alarms, Tripped
-from pipeline.training.evidence import Evidence
-from pipeline.training.finite import NonFiniteError
+from pipeline.training.health.evidence import Evidence
+from pipeline.training.health.finite import NonFiniteError
+from pipeline.training.health.thresholds import LOSS, Alarms, Tripped
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

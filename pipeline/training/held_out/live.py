@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from pipeline.rollout.adapted import base_of
 from pipeline.rollout.base import Rollout, Sampling, derived_seed
 from pipeline.rollout.transformers import TransformersEngine
-from pipeline.training.expert_parallel import expert_ranks
+from pipeline.training.parallel.expert_parallel import expert_ranks
 
 Prompts = Sequence[Sequence[int]]
 Groups = list[list[Rollout]]

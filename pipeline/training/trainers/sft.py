@@ -8,9 +8,9 @@ from trl import SFTTrainer
 
 from pipeline.rollout.adapted import base_of
 from pipeline.training import adapters, experts, setup, varlen
-from pipeline.training.expert_parallel import ExpertParallel
-from pipeline.training.mtp import MultiToken
-from pipeline.training.resumable import Resumable
+from pipeline.training.parallel.expert_parallel import ExpertParallel
+from pipeline.training.trainers.mtp import MultiToken
+from pipeline.training.trainers.resumable import Resumable
 
 
 class SftTrainer(MultiToken, Resumable, ExpertParallel, SFTTrainer):  # type: ignore[misc]

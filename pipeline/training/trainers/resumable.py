@@ -27,10 +27,10 @@ from torch.utils.data import Sampler
 from pipeline.rollout.adapted import base_of
 from pipeline.rollout.merging import as_given
 from pipeline.training import checkpoints
-from pipeline.training.expert_parallel import division
-from pipeline.training.finite import Watched
-from pipeline.training.rates import follow_rate
-from pipeline.training.sharding import Weights, head_in_root, keep_gates_exact, refuse_sharded_head
+from pipeline.training.health.finite import Watched
+from pipeline.training.parallel.expert_parallel import division
+from pipeline.training.parallel.sharding import Weights, head_in_root, keep_gates_exact, refuse_sharded_head
+from pipeline.training.trainers.rates import follow_rate
 
 
 class EpochSampler(Sampler[int]):

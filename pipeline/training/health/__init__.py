@@ -1,0 +1,1 @@
+"""Whether training goes well: non-finite numbers, alarms on logged metrics, what is kept of them, and the way back."""

@@ -1,0 +1,1 @@
+"""Held-out scores while a stage trains: the fields `watch`, `keep` and `stop`."""
