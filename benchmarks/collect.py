@@ -22,8 +22,11 @@ CURVES = (
     "rewards/accuracy/score",
     "rewards/language/score",
     "rewards/process/score",
+    "sampling/sampling_logp_difference/mean",
+    "routing/max_violation",
 )
-"""Logged metrics of RL stages that are kept, one value a step."""
+"""Logged metrics of training stages that are kept, one value a logged step. The last two are the mismatch between the
+log-probabilities of engine and trainer, and the load of the busiest expert beyond the mean load, as a share of that."""
 
 
 def collect(run: Path) -> dict[str, Any]:

@@ -76,8 +76,7 @@ def estimate(work: Work, cluster: Cluster, rates: Speed = speed.MEASURED) -> Est
     if work.gpus > cluster.count:
         over["GPUs"] = float(work.gpus - cluster.count)
     parts = seconds_of(work, cluster, rates)
-    starts = work.engine is not None and work.engine.kind == "vllm"
-    begun = rates.start_s + (rates.engine_s * len(work.models) if starts else 0.0)
+    begun = rates.start_s + rates.engine_s * work.engines_started
     look = _look(work, cluster, rates)
     looks = 0 if work.watching is None else work.watching.looks
     whole = begun + work.steps * parts["step"] + looks * look

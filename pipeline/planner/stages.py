@@ -20,6 +20,7 @@ from pipeline.planner import counts, left_out, sizes
 from pipeline.planner.watching import watching_of
 from pipeline.planner.work import Engine, Given, Training, Work
 from pipeline.recipe import Recipe
+from pipeline.sampling.engines import reloads
 from pipeline.schema.efficiency import Efficiency
 from pipeline.schema.pieces import RewardSpec, RolloutSpec, StageConfig
 from pipeline.schema.walk import walk
@@ -288,6 +289,7 @@ class Reader:
             ENGINE_BASES.get(str(rollout.engine_options.get("quantization")), "bfloat16"),
             8 if str(rollout.engine_options.get("kv_cache_dtype", "")).startswith("fp8") else 16,
             sleeps and beside,
+            reloads(rollout),
         )
 
     def _grpo(self, stage: str, config: Any) -> Work:

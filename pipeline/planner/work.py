@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from pipeline.cost.bill import Assumption
@@ -83,6 +84,7 @@ class Engine:
         base: what its weights are held in.
         cache_bits: bits of a number in its cache.
         sleeps: whether it gives its memory back while the trainer trains.
+        reloads: whether it takes the weights of the next model, where that has the same shape.
     """
 
     kind: str
@@ -96,6 +98,7 @@ class Engine:
     base: Base = "bfloat16"
     cache_bits: int = 16
     sleeps: bool = False
+    reloads: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +151,10 @@ class Work:
     adapts: bool = False
     judges: tuple[Shape, ...] = ()
     watching: Watching | None = None
+
+    @property
+    def engines_started(self) -> int:
+        """How many vLLM engines start, one after another: models of one shape that follow each other share one."""
+        if self.engine is None or self.engine.kind != "vllm":
+            return 0
+        return len(list(groupby(self.models))) if self.engine.reloads else len(self.models)

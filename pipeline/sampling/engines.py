@@ -83,10 +83,12 @@ class Engines:
 
     def _reloadable(self, model: str) -> str:
         """What an engine has of a model besides its weights; empty if it cannot be given others."""
-        options, drafts = self.rollout.engine_options, self.rollout.speculative is not None
-        if engine_name(self.rollout) != VLLM or drafts or options.keys() & {"quantization", "speculative_config"}:
-            return ""
-        return kind_of(Path(model))
+        return kind_of(Path(model)) if engine_name(self.rollout) == VLLM and reloads(self.rollout) else ""
+
+
+def reloads(rollout: RolloutSpec) -> bool:
+    """Whether a vLLM engine can take the weights of another model: not while it drafts or quantises."""
+    return rollout.speculative is None and not rollout.engine_options.keys() & {"quantization", "speculative_config"}
 
 
 def kind_of(folder: Path) -> str:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from benchmarks import fits as small
 from benchmarks import pages, planner
 from pipeline.cli import app
-from pipeline.cost import memory, models
+from pipeline.cost import memory, models, speed
 from pipeline.planner import fits, found, left_out, sizes
 from pipeline.recipe import load
 from pipeline.schema.efficiency import Efficiency
@@ -301,6 +301,30 @@ def test_every_stage_of_the_shipped_recipes_is_planned(name: str, tmp_path: Path
     found = planned(name, "--runs", tmp_path, "--gpus", "8xH100")
     assert {each.get("not_planned", "copies files") for each in found["stages"]} == {"copies files"}
     assert len(found["stages"]) == len(load(name).stages)
+
+
+def test_the_chain_of_v3_small_is_planned_within_its_budget(tmp_path: Path) -> None:
+    """Twenty-five minutes of one H200, every start included; all stages are planned."""
+    found = planned("v3-small/r1", "--runs", tmp_path, "--gpus", "1xH200")
+    assert len(found["stages"]) == len(load("v3-small/r1").stages)
+    assert not [each for each in found["stages"] if "not_planned" in each]
+    assert found["fits"] and found["seconds"] <= 25 * 60
+
+
+def test_models_of_one_shape_share_an_engine(recipe: Path, tmp_path: Path) -> None:
+    """An engine starts for each shape, in the order of the models; where weights cannot be replaced, for each model."""
+    start = speed.MEASURED.engine_s
+
+    def begun(models: str, *more: str) -> float:
+        words = (f"stages.score.models={models}", *more)
+        score = stage(planned(recipe, "--runs", tmp_path, "--gpus", "H200", *words), "score")
+        return float(score["seconds"] - score["seconds_a_step"]["step"] - speed.MEASURED.start_s)
+
+    assert begun("['@base']") == pytest.approx(start, abs=0.1)
+    assert begun("['@base', '@zero', '@taught']") == pytest.approx(start, abs=0.1)
+    assert begun("['@base', 'Qwen/Qwen2.5-1.5B', '@taught']") == pytest.approx(3 * start, abs=0.1)
+    quantised = "stages.score.rollout.engine_options={quantization: fp8}"
+    assert begun("['@base', '@zero', '@taught']", quantised) == pytest.approx(3 * start, abs=0.1)
 
 
 def test_it_is_printed_in_eighty_columns(recipe: Path, tmp_path: Path) -> None:

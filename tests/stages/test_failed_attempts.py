@@ -52,7 +52,7 @@ def test_every_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_nothing_of_the_main_path_names_it() -> None:
     kinds = {"step_labels", "tree_search"}
-    for recipe in ("nano/r1", "nano/r1-zero", "r1/r1", "v3-small/r1-zero"):
+    for recipe in ("nano/r1", "nano/r1-zero", "r1/r1", "v3-small/r1-zero", "v3-small/r1"):
         assert not kinds & {config.kind for config in load(recipe).stages.values()}
 
 
