@@ -127,6 +127,8 @@ class StageProcess:
             log = self.popen.log
             if self.popen.lost:
                 return Failure(name, self.popen.lost)
+        if first is not None and first.told and self.node.config.launch.accelerate is None and not self.hung:
+            return Failure(name, ending(code), f"; the end of {log}:\n{_tail(first.told)}")
         if first is not None and first.error and not self.hung:
             more = f"; the end of its error, which is all in {log}:\n{_tail(first.error)}"
             *_, last = first.error.strip().splitlines()

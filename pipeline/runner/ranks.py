@@ -33,6 +33,8 @@ LOOKS, MANY_LOOKS = 10, 100
 nothing. In the ten minutes that the runner waits by default they are enough to find a loop that computes for a
 thousandth of its time."""
 LOOK_GAP_SECONDS = 0.02
+OURS = ("pipeline", "rewards", "model")
+"""Packages whose errors are messages for people."""
 PATH_PARTS = 3
 """Parts of a file's path that are shown."""
 
@@ -46,12 +48,14 @@ class Failure:
         time: when, in seconds since the epoch.
         error: its traceback; empty if it left none.
         signal: what killed it, such as `SIGKILL`; empty if nothing did.
+        told: the last line of the traceback, if that says all: of an error that this project raises for people to read.
     """
 
     rank: int
     time: float
     error: str = ""
     signal: str = ""
+    told: str = ""
 
     @property
     def killed(self) -> bool:
@@ -79,7 +83,13 @@ def report(scratch: Path, error: BaseException) -> None:
     """Write down how this rank failed."""
     rank = number() or 0
     text = "".join(traceback.format_exception(error))
-    _write(scratch / f"failure-rank-{rank}.json", asdict(Failure(rank, time.time(), text)))
+    told = "".join(traceback.format_exception_only(error)).strip() if is_ours(error) else ""
+    _write(scratch / f"failure-rank-{rank}.json", asdict(Failure(rank, time.time(), text, told=told)))
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether this project raised it for people to read: its message says all there is to say."""
+    return type(error).__module__.partition(".")[0] in OURS
 
 
 def reported(scratch: Path) -> list[Failure]:

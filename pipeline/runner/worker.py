@@ -95,6 +95,8 @@ def main(argv: list[str] | None = None) -> None:
             _run(job, scratch)
         except Exception as error:
             if not durable.disk_full(error):
+                if rank is None and ranks.is_ours(error):
+                    ranks.report(scratch, error)
                 raise
             logging.getLogger(__name__).error("%s", error, exc_info=error)
             sys.exit(DISK_FULL)

@@ -298,6 +298,8 @@ def test_a_failure_shows_the_end_of_the_log_and_where_it_is(runs: Runs) -> None:
     assert "one: failed" in output
     assert "stage 'one' ended with exit code 1" in errors
     assert "  | pipeline.tasks.base.TaskError: the cupboard is bare" in errors
+    assert "Traceback" not in errors, "an error that is a message for people is shown as one"
+    assert "Traceback" in (runs.scratch("one") / "log.txt").read_text()
     log = runs.scratch("one") / "log.txt"
     assert str(log.relative_to(runs.folder)) in errors
     assert "the cupboard is bare" in log.read_text()
