@@ -25,9 +25,13 @@ TEMPLATE, MASK, RATE, CLIPPING = "template", "truncation mask", "learning rate",
 AS_IT_WAS, OFF = "as it was", "verifier off: all rewards equal"
 SPECIFIC = (ENGINE, MASK, WEIGHTS, TEMPLATE, VERIFIER, RATE, CLIPPING)
 """Causes, from the most specific on: a lower learning rate softens whatever an update does."""
+RATES = (10, 100, 1000)
+"""What the learning rate is divided by; the last only where the others do not help."""
 SHARE = 0.5
 """A precision explains the engine's log-probabilities if they lie nearer to it than this share of the mismatch."""
 FALLS = ("entropy_fall", "effective_samples")
+SAMPLED = ("dead_groups", "reward_gap", "mismatch", "effective_samples")
+"""Alarms, and columns, about what was sampled or what it was paid."""
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "loss": ("loss", "loss_after"),
     "grad_norm": ("grad_norm", "grad_norm_after"),
@@ -40,6 +44,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "reward_gap": ("reward_gap",),
 }
 """Alarm -> the columns in which a replay shows it, the first that does."""
+HINTS = {"truncated": ". Raise rollout.max_tokens, or see in the kept rows why answers do not end"}
+"""Alarm -> what to do where no update has brought it about."""
 MOVED = "moved_after"
 """How far an update takes the policy, in nats a token; what other alarms are judged by."""
 
@@ -138,16 +144,21 @@ def explain(case: Case) -> Finding:
     """
     with TemporaryDirectory() as folder:
         context = case.context(Path(folder))
-        return _Explained(case, context, Replay(case, context)).finding()
+        replay, record = Replay(case, context), case.record
+        found = _Explained(case, context, replay, record["alarms"][0]["alarm"] in SAMPLED).finding()
+        if found.cause or record["alarms"][0]["alarm"] not in SAMPLED or record["batches"][0] >= record["began"]:
+            return found
+        before = _Explained(case, context, replay, of_samples=False).finding()  # an update may have ruined what samples
+        return before if before.cause else found
 
 
 class _Explained:
-    def __init__(self, case: Case, context: StageContext[Any], replay: Replay) -> None:
+    """One batch: that of the symptom, which shows what samples are like; or the one before it, and its update."""
+
+    def __init__(self, case: Case, context: StageContext[Any], replay: Replay, of_samples: bool) -> None:
         self.case, self.context, self.replay, self.record = case, context, replay, case.record
-        self.health = context.config.health
+        self.health, self.of_samples = context.config.health, of_samples
         steps, alarm = self.record["batches"], self.record["step"]
-        of_samples = self.record["alarms"][0]["alarm"] in ("dead_groups", "reward_gap", "mismatch", "effective_samples")
-        # What samples are like is seen in the batch of the symptom; an update, in the batch before it.
         began = self.record["began"] if self.record["began"] in steps else alarm
         self.kept = batches.read(case, began if of_samples else steps[0], replay.device)
         start = self.record["checkpoint"] or 0
@@ -165,10 +176,11 @@ class _Explained:
     # ------------------------------------------------------------------------------------------------------ symptoms
 
     def _symptom(self, numbers: Numbers) -> Symptom | None:
-        """The first alarm that the replay shows, as it was."""
-        for alarm in self.record["alarms"]:
-            for column in COLUMNS.get(alarm["alarm"], (MOVED,)):
-                known = alarm["alarm"] in COLUMNS
+        """The first alarm that the replay shows, as it was; those about samples last where an update is replayed."""
+        alarms = self.record["alarms"]
+        for alarm in alarms if self.of_samples else sorted(alarms, key=lambda one: one["alarm"] in SAMPLED):
+            known = alarm["alarm"] in COLUMNS and (self.of_samples or alarm["alarm"] not in SAMPLED)
+            for column in COLUMNS[alarm["alarm"]] if known else (MOVED,):
                 limit = float(alarm["limit"]) if known else self.health.kl
                 symptom = Symptom(alarm["alarm"], column, limit)
                 if symptom.shown_by(numbers):
@@ -203,7 +215,7 @@ class _Explained:
             setting = Setting(corrected=on)
             yield Line(f"importance weights {'on' if on else 'off'}", WEIGHTS, self._line(kept, setting, totals))
         yield from self._of_rewards(symptom)
-        if symptom.column in ("dead_groups", "reward_gap", "mismatch", "effective_samples"):
+        if symptom.column in SAMPLED:
             return  # nothing below changes what was sampled, or what it was paid
         tokenizer = self.replay.trainer._tokenizer
         if any(row["finish"] == "length" for rows in kept.rows for row in rows):
@@ -214,8 +226,10 @@ class _Explained:
         if all(row["question"] for rows in kept.rows for row in rows):
             bare = batches.bare(kept, tokenizer)
             yield Line("questions without the template", TEMPLATE, self._line(bare, plain, totals))
-        for by in (10, 100):
-            yield Line(f"learning rate / {by}", RATE, self._line(kept, Setting(rate=1 / by), totals))
+        for by in RATES:
+            yield (slower := Line(f"learning rate / {by}", RATE, self._line(kept, Setting(rate=1 / by), totals)))
+            if by >= RATES[1] and symptom.shown_by(slower.numbers) is False:
+                break
         yield Line("gradient clipped to a tenth", CLIPPING, self._line(kept, Setting(clip=0.1), totals))
 
     def _of_rewards(self, symptom: Symptom) -> Iterator[Line]:
@@ -263,6 +277,10 @@ class _Explained:
 
     def _conclusion(self, symptom: Symptom | None, lines: list[Line]) -> tuple[str, str]:
         if symptom is None:
+            if self.record["began"] <= (self.record["checkpoint"] or 0) + 1:
+                alarm = self.record["alarms"][0]["alarm"]
+                where = f"in the batch of step {self.record['began']}, which no update stands before"
+                return "", f"The symptom is {where}: it is in how {self.case.on} samples{HINTS.get(alarm, '')}."
             what = f"the batch of step {self.kept.step} is replayed on {self.case.on}"
             how = (
                 "it came about over more steps than are kept. A smaller trainer.save_steps brings the checkpoint nearer"

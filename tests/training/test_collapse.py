@@ -151,6 +151,28 @@ def test_a_stage_stops_once_it_has_gone_back_often_enough(planted: Planted) -> N
     assert graders["symptom"] is False and graders["numbers"]["dead_groups"] < 0.9
 
 
+def test_an_update_that_leaves_nothing_to_learn_from_is_named(planted: Planted) -> None:
+    """A thousand times the rate: from the second step on all groups fail, which their own batch cannot explain."""
+    context = planted("ruined", {"on_alarm": "stop", "patience": 1}, rate=1000 * RATE)
+    with pytest.raises(HealthError, match="alarm after step 2: 100% of the groups teach nothing"):
+        run_function("grpo")(context)
+    found = explained(context)
+    assert (found["cause"], found["replayed_step"]) == ("learning rate", 1)
+    assert found["conclusion"].startswith("Learning rate: with learning rate / 1000, moved is ")
+
+
+def test_what_was_there_before_any_update_is_blamed_on_none(planted: Planted) -> None:
+    health, paid = {"on_alarm": "stop", "patience": 1}, {"rewards": ["varied.py:varied"], "rollout": {"max_tokens": 3}}
+    context = planted("cut", health, **paid)
+    (context.base / "varied.py").write_text("def varied(completion):\n    return float(len(completion))\n")
+    with pytest.raises(HealthError, match="alarm after step 1: 1 of the completions are cut off"):
+        run_function("grpo")(context)
+    found = explained(context)
+    assert found["cause"] is None
+    told = "which no update stands before: it is in how the model that the stage began with samples. Raise rollout.max"
+    assert told in found["conclusion"]
+
+
 class Rounded(TrlSampler):
     """An engine whose weights are rounded to eight bits; it says what it thinks of what it has sampled."""
 
