@@ -1,10 +1,11 @@
 """Run a recipe, kill its runner in the middle of a training stage, give the same command again, and say what it cost.
 
-    python -m benchmarks.killed v3-small/r1 --runs runs --at dev2:24 --out benchmarks/results/v3-small-r1-killed.json
+    python -m benchmarks.killed v3-small/r1 --runs runs --at dev2:20 --out benchmarks/results/v3-small-r1-killed.json
 
 The runner gets SIGKILL when the stage has logged so many steps; nobody else is told. What is written down: how long the
 processes of its stages lived on, which stages were finished before and whether one of them was made again, and from
-which step the stage went on. A run that is beyond that step already is refused, because nothing would be killed.
+which step the stage went on. Interrupted after that, this command goes on, too, and kills nothing more. A run that is
+beyond that step without having been killed is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -68,7 +70,7 @@ def processes(runner: int) -> int:
 
 
 def killed(command: list[str], run: Path, stage: str, step: int) -> dict[str, Any]:
-    """Start the command, kill it at that step, and wait until nothing of it is left.
+    """Start the command, kill it at that step, wait until nothing of it is left, and return what was found.
 
     Raises:
         SystemExit: it ended by itself before.
@@ -85,7 +87,13 @@ def killed(command: list[str], run: Path, stage: str, step: int) -> dict[str, An
     while (left := processes(runner.pid)) and time.monotonic() - at < GONE_SECONDS:
         time.sleep(LOOK_SECONDS)
     gone = time.monotonic() - at
-    return {"seconds": round(at - began, 1), "processes_gone_after_s": round(gone, 1), "processes_left": left}
+    lines = events(run, stage)
+    return {
+        "killed": {"stage": stage, "steps_logged": max(steps(lines)), "seconds": round(at - began, 1)},
+        "processes": {"gone_after_s": round(gone, 1), "left": left},
+        "finished_before": finished(run),
+        "lines_of_events": len(lines),
+    }
 
 
 def main() -> None:
@@ -102,22 +110,21 @@ def main() -> None:
     if stage not in recipe.stages or not step.isdecimal():
         parser.error(f"--at is STAGE:STEP, and {options.recipe} has no stage {stage!r}, or {step!r} is no number")
     run = Path(options.runs) / recipe.name
-    if max(steps(events(run, stage)), default=0) >= int(step):
-        parser.error(f"{stage} has logged step {step} already: choose another stage, or delete {run}")
     command = [sys.executable, "-m", "pipeline", "run", options.recipe, "--runs", options.runs, *options.overrides]
-    first = killed(command, run, stage, int(step))
-    before, logged = finished(run), events(run, stage)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    told = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    if not told:
+        if max(steps(events(run, stage)), default=0) >= int(step):
+            parser.error(f"{stage} has logged step {step} already: choose another stage, or delete {run}")
+        told = {"command": shlex.join(["zero2r1", *command[3:]]), **killed(command, run, stage, int(step))}
+        durable.write(options.out, json.dumps(told, indent=1) + "\n")
     began = time.monotonic()
     code = subprocess.run(command, check=False).returncode
-    again = {"exit": code, "seconds": round(time.monotonic() - began, 1)}
-    after, repeated = finished(run), steps(events(run, stage)[len(logged) :])
-    told = {
-        "command": " ".join(["zero2r1", *command[3:]]),
-        "at": {"stage": stage, "steps_logged": max(steps(logged))},
-        "killed": first,
-        "again": {**again, "first_step": min(repeated, default=None)},
-        "finished_before": sorted(before),
-        "made_again": sorted(name for name, when in before.items() if after.get(name) != when),
+    finished_now, repeated = finished(run), steps(events(run, stage)[told["lines_of_events"] :])
+    told |= {
+        "again": {"exit": code, "seconds": round(time.monotonic() - began, 1)},
+        "went_on_with_step": min(repeated, default=None),
+        "made_again": sorted(name for name, when in told["finished_before"].items() if finished_now.get(name) != when),
     }
     durable.write(options.out, json.dumps(told, indent=1) + "\n")
     print(json.dumps(told, indent=1))
