@@ -12,6 +12,12 @@ from statistics import fmean
 from typing import Any
 
 MEMORY_EVERY_S = 0.05
+LOGGED = (
+    ("age", "rollout/staleness"),
+    ("effective", "sampling/effective_sample_size"),
+    ("mismatch", "sampling/sampling_logp_difference/mean"),
+)
+"""Metrics that are kept, one number a step, where they are logged, and what they are called there."""
 PROFILED = 30
 """Kernels, and operators, of a profile that are kept."""
 
@@ -214,8 +220,8 @@ def summarise(
         "length": [round(entry["completions/mean_length"], 1) for entry in logs if "completions/mean_length" in entry],
         "elapsed": [round(value, 2) for value in elapsed],
         **{
-            name: [round(entry[metric], 4) for entry in logs if metric in entry]
-            for name, metric in (("age", "rollout/staleness"), ("effective", "sampling/effective_sample_size"))
+            name: [round(entry[metric], 5) for entry in logs if metric in entry]
+            for name, metric in LOGGED
             if any(metric in entry for entry in logs)
         },
     }
