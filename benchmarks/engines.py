@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=4, help="how many of those that are visible")
     parser.add_argument("--problems", type=int, default=10_000)
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--smoke", action="store_true", help="one and two engines of transformers on a CPU")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.large 7b --gpus 4 --tokenizer path/to/qwen --out benchmarks/results/scale-7b.json
     python -m benchmarks.large v3-16b --gpus 4 --tokenizer path/to/qwen --out benchmarks/results/scale-v3-16b.json
-    python -m benchmarks.large 7b --gpus 2 --rollouts 128 --steps 4 --tokenizer path/to/qwen        # a part of it on two
+    python -m benchmarks.large 7b --gpus 2 --rollouts 128 --steps 4 --tokenizer path/to/qwen   # a part of it
     python -m benchmarks.large v3-16b --smoke --tokenizer path/to/tiny              # small ones like them, on a CPU
 
 Weights are random and made here. The `grpo` stage trains under FSDP2 with a rank on each GPU, so that weights,
@@ -39,7 +39,7 @@ from typing import Any
 from benchmarks import lora
 from benchmarks.grpo import train, versions
 from benchmarks.jobs import present
-from pipeline.process import allocator
+from pipeline.runner.process import allocator
 from pipeline.schema.pieces import VISIBLE
 from pipeline.stages.registry import config_class
 

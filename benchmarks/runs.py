@@ -14,7 +14,7 @@ import yaml
 from pipeline.report.run_data import Stage, read_run
 
 
-class RunFailed(RuntimeError):
+class RunFailedError(RuntimeError):
     """A run did not end well; says how its log ended."""
 
 
@@ -30,7 +30,7 @@ def finished(
         environment: of the run, if not this process's own.
 
     Raises:
-        RunFailed: it did not end well.
+        RunFailedError: it did not end well.
     """
     name = recipe["name"]
     path, log = folder / f"{name}.yaml", folder / f"{name}.log"
@@ -39,7 +39,7 @@ def finished(
     with log.open("wb") as sink:
         code = subprocess.run([*command, *words], stdout=sink, stderr=sink, env=environment, check=False).returncode
     if code:
-        raise RunFailed(f"{name}: exit code {code}: {log.read_text(errors='replace')[-2000:]}")
+        raise RunFailedError(f"{name}: exit code {code}: {log.read_text(errors='replace')[-2000:]}")
     return read_run(folder / "runs" / name).stages
 
 

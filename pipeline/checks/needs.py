@@ -71,6 +71,12 @@ Need = tuple[tuple[str | int, ...], str]
 """Where in a stage's config something is asked for, and the package that it needs."""
 
 
+BACKENDS = (("options", "backend"), ("grader_options", "backend"))
+"""How the place of a code reward's sandbox ends: among its own options, or those of a task that it grades."""
+SANDBOX_PACKAGES = {"e2b": "e2b", "cluster": "ray"}
+"""Sandbox of the code reward -> the package that it needs."""
+
+
 def packages(config: StageConfig, base: Path) -> Iterator[Need]:
     """What a stage needs beyond what zero2r1 always brings along."""
     trainer: dict[str, Any] = getattr(config, "trainer", {})
@@ -105,8 +111,8 @@ def packages(config: StageConfig, base: Path) -> Iterator[Need]:
             yield (*leaf.loc, "engine"), "vllm"
         elif isinstance(leaf.value, RewardSpec | TaskSpec) and leaf.value.use == GENERATED:
             yield (*leaf.loc, "use"), GENERATED
-        elif isinstance(leaf.value, RewardSpec) and leaf.value.options.get("backend") == "e2b":
-            yield (*leaf.loc, "options", "backend"), "e2b"
+        elif isinstance(leaf.value, str) and leaf.loc[-2:] in BACKENDS and leaf.value in SANDBOX_PACKAGES:
+            yield leaf.loc, SANDBOX_PACKAGES[leaf.value]
         elif isinstance(leaf.value, str) and leaf.value.endswith(".gguf") and leaf.marker(Ref):
             yield leaf.loc, "gguf"
 
@@ -123,6 +129,8 @@ def missing(config: StageConfig, base: Path, here: bool = True) -> Iterator[Faul
         if getattr(getattr(config, "efficiency", None), "fused_kernels", False):
             yield ("efficiency", "fused_kernels"), without.format("false")
     for leaf in walk(config):
+        if here and leaf.value == "cluster" and leaf.loc[-2:] in BACKENDS:
+            yield leaf.loc, "runs programs on the hosts of a Ray cluster: run it with --cluster, or leave it out"
         runs_code = isinstance(leaf.value, RewardSpec) and leaf.value.use == "code"
         if runs_code and leaf.value.options.get("backend", "local") == "local" and shutil.which("bwrap") is None:
             how = "apt-get install bubblewrap"

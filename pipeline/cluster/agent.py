@@ -24,6 +24,7 @@ from pipeline.files.lease import this_host
 from pipeline.gpus import Gpu
 from pipeline.schema.pieces import VISIBLE
 from rewards.parent import kill_group
+from rewards.sandbox.cluster import CLUSTER
 
 LOOKS_A_DEADLINE = 20
 """How often an agent looks at its clock within a deadline."""
@@ -121,12 +122,14 @@ class Agent:
         self.deadline, self._heard = deadline, time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
         self._gpus: tuple[Gpu, ...] = ()
+        self._cluster = ""
 
     def place(self) -> Place:
         """Where it is."""
         import ray
 
         context = ray.get_runtime_context()
+        self._cluster = context.gcs_address
         self._gpus = gpus.visible({VISIBLE: ",".join(context.get_accelerator_ids().get("GPU", []))})
         address = ray.util.get_node_ip_address()
         return Place(context.get_node_id(), socket.gethostname(), address, this_host().boot, self._gpus)
@@ -143,7 +146,7 @@ class Agent:
         threading.Thread(target=self._watch, daemon=True, name="deadline").start()
         own = {name: value for name, value in os.environ.items() if _own(name)}
         locks = os.pathsep.join(str(gpus.lock_path(gpu)) for gpu in self._gpus)
-        env = {**own, **part.variables, VISIBLE: part.visible, gpus.HELD: locks}
+        env = {**own, **part.variables, VISIBLE: part.visible, gpus.HELD: locks, CLUSTER: self._cluster}
         if part.meeting is not None:
             env |= interface(part.meeting.address, env)
         words = command(part, os.getpid())

@@ -40,12 +40,13 @@ class CodeVerifier:
     Args:
         timeout: seconds of one job: a program on one input, or a solution under one list of calls or asserts.
         memory_mb: memory of one job, all its processes together.
-        workers: jobs at one time; the cores of this process if not given.
+        workers: jobs at one time, with `cluster` on each host; the cores of this process, or of the host, if not given.
         partial: pay the share of tests passed; otherwise all or nothing.
         tolerance: allowed absolute or relative difference where a number with a decimal point or an exponent is
             expected, in outputs or results; integers are always exact, and all numbers if not given.
-        backend: `local`, `sandbox_fusion` (needs `url`) or `e2b` (needs the extra `e2b`).
-        url: address of the SandboxFusion server.
+        backend: `local`, `cluster` (the cores of all hosts that a run with `--cluster` has), `sandbox_fusion` (needs
+            `url`) or `e2b` (needs the extra `e2b`).
+        url: address of the SandboxFusion server, or of a Ray cluster that is not the run's own.
         unsafe_local: run programs bare, with your rights, where no sandbox can be had.
 
     Raises:

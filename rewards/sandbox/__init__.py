@@ -25,10 +25,12 @@ def open_sandbox(
     """A sandbox that is known to isolate.
 
     Args:
-        backend: `local` (bubblewrap), `sandbox_fusion` (a server at `url`) or `e2b`.
+        backend: `local` (bubblewrap), `cluster` (that of every host of a Ray cluster), `sandbox_fusion` (a server at
+            `url`) or `e2b`.
         limits: what a job may use.
-        workers: jobs at one time; by default the cores of this process, or 16 requests to a remote.
-        url: address of a SandboxFusion-compatible server.
+        workers: jobs at one time; by default the cores of this process, or 16 requests to a remote. On each host of a
+            cluster, whose cores are those that Ray may give away.
+        url: address of a SandboxFusion-compatible server, or of a cluster that is not the run's own.
         unsafe_local: with `local`, run programs bare; never the default, whatever is missing.
 
     Raises:
@@ -37,10 +39,14 @@ def open_sandbox(
     limits = limits or Limits()
     if backend == "local":
         return LocalSandbox(limits, workers, unsafe_local)
+    if backend == "cluster":
+        from rewards.sandbox.cluster import ClusterSandbox
+
+        return ClusterSandbox(url, limits, workers)
     from rewards.sandbox import remote
 
     if backend == "sandbox_fusion":
         return remote.SandboxFusion(url, limits, workers)
     if backend == "e2b":
         return remote.E2B(limits, workers)
-    raise SandboxError(f"there is no backend {backend!r}; it is one of local, sandbox_fusion, e2b")
+    raise SandboxError(f"there is no backend {backend!r}; it is one of local, cluster, sandbox_fusion, e2b")

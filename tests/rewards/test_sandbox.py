@@ -403,7 +403,7 @@ def test_sandbox_fusion(fusion: CodeVerifier, code: str, gold: dict[str, Any], s
 def test_remote_sandboxes_are_never_a_silent_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SandboxError, match="needs the url"):
         open_sandbox("sandbox_fusion")
-    with pytest.raises(SandboxError, match="local, sandbox_fusion, e2b"):
+    with pytest.raises(SandboxError, match="local, cluster, sandbox_fusion, e2b"):
         open_sandbox("docker")
     monkeypatch.setitem(sys.modules, "e2b", None)
     with pytest.raises(SandboxError, match=r"pip install 'e2b>=2\.0'"):
