@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks import jobs
+from benchmarks import jobs, killed
 from tests.house.walking import module
 
 LATE = 1e9
@@ -98,3 +98,10 @@ def test_every_job_can_be_started(job: jobs.Job, repository: Path, tmp_path: Pat
         assert paths and all(path.exists() for path in paths)
     else:
         module(name, arguments)
+
+
+def test_a_kill_comes_at_a_training_step_and_half_a_line_is_none() -> None:
+    """Lines as a stage writes them: a note, two steps, and what the disk has of the third one."""
+    lines = ['{"step": 0, "note": "8 rollouts"}', '{"step": 4, "loss": 0.0}', '{"step": 5, "loss": 1e-7}', '{"st']
+    assert killed.steps(lines) == [4, 5]
+    assert killed.steps([]) == []
