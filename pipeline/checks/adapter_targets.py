@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from model import presets
 from pipeline.conversion.importing import headers
 from pipeline.files.adapter_folders import base_folder, is_adapter
-from pipeline.schema.adapter import ALL, AdapterSpec, matches_nothing
+from pipeline.schema import adapter_layers
+from pipeline.schema.adapter import ALL, HEAD, NOT_QUANTISED, AdapterSpec, matches_nothing
 from pipeline.schema.pieces import Fault, StageConfig
 from rewards.registry import located
 
@@ -22,27 +23,41 @@ if TYPE_CHECKING:
 
 _EXPERT = re.compile(r"\.experts\.\d+\.(gate|up)_proj$|\.experts\.\d+\.")
 _HEAD = "lm_head"
+_LATENT = "kv_a_proj_with_mqa"
+"""A layer that only a DeepSeek-V2 or V3 has."""
 
 
 def faults(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
-    """Targets of a stage's adapter that are no layer of its model."""
+    """Fields of a stage's adapter that its model has no layer for."""
     adapter = getattr(config, "adapter", None)
-    if not isinstance(adapter, AdapterSpec) or adapter.targets == ALL:
+    if not isinstance(adapter, AdapterSpec) or next(adapter.faults(), None) is not None:
         return
     if (layers := _layers(recipe, getattr(config, "model", None), set())) is None:
         return
-    for target in [adapter.targets] if isinstance(adapter.targets, str) else adapter.targets:
-        if not any(_matches(target, name, isinstance(adapter.targets, str)) for name in [*layers, _HEAD]):
-            yield ("adapter", "targets"), f"{target!r} {matches_nothing(target, layers)}"
+    wrong = list(_targets(adapter, layers))
+    if not wrong:
+        ours = any(name.endswith(_LATENT) for name in layers)
+        stacks = [name for name in layers if ours and adapter_layers.is_stack(name)]
+        wrong += adapter_layers.faults(adapter, layers, stacks)
+        if ours and adapter.quantize != "none" and config.kind != "reward_model":
+            wrong.append((("quantize",), f"the model {NOT_QUANTISED}"))
+    yield from ((("adapter", *loc), message) for loc, message in wrong)
+
+
+def _targets(adapter: AdapterSpec, layers: list[str]) -> Iterator[Fault]:
+    """Targets that are no layer, or the head."""
+    pattern = isinstance(adapter.targets, str)
+    for target in [] if adapter.targets == ALL else [str(adapter.targets)] if pattern else adapter.targets:
+        if _matches(target, _HEAD, pattern):
+            yield ("targets",), f"{_HEAD}, {HEAD}"
+        elif not any(_matches(target, name, pattern) for name in layers):
+            yield ("targets",), f"{target!r} {matches_nothing(target, layers)}"
 
 
 def _matches(target: str, name: str, pattern: bool) -> bool:
     if not pattern:
         return name == target or name.endswith(f".{target}")
-    try:
-        return re.fullmatch(target, name) is not None
-    except re.error:  # told when the stage begins
-        return True
+    return re.fullmatch(target, name) is not None
 
 
 def _layers(recipe: Recipe, name: Any, seen: set[str]) -> list[str] | None:

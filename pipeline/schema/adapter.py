@@ -10,7 +10,9 @@ ten times the learning rate of full training. Imported with the stages' configs,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -45,6 +47,7 @@ _OURS: Mapping[str, str] = {
     "bias": "biases would be written into the base, which is the reference of the KL divergence and stays as it is",
     "lora_bias": _MERGED,
     "trainable_token_indices": "whole rows of the embedding are not an adapter: train the model in full",
+    "target_parameters": "set `targets`: a stack of experts is named by its last two parts, such as experts.down_proj",
     "modules_to_save": "modules that are trained in full are not an adapter: leave `adapter` out (a reward head is"
     " trained in any case)",
     "layer_replication": _MERGED,
@@ -73,6 +76,8 @@ INITS = (True, False, "gaussian", "orthogonal")
 """Values of `init_lora_weights` under which an adapter is a difference to the base as it is."""
 
 
+HEAD = "the head, carries no adapter, since losses read its weight: name others"
+NOT_QUANTISED = "is a DeepSeek-V3 or V2, whose experts are stacks that bitsandbytes leaves as they are: set it to none"
 NO_DEEPSPEED = "DeepSpeed casts adapters to the type of the base, in which most of their updates are rounded away"
 
 
@@ -95,7 +100,7 @@ class AdapterSpec(Strict):
             (LLM.int8()), or `none`. Needs a GPU and bitsandbytes (the extra `qlora`). Adapters stay in float32.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
     former: ClassVar[Mapping[str, str]] = {}
 
     rank: int | None = None
@@ -124,7 +129,9 @@ class AdapterSpec(Strict):
         return dict(self.model_extra or {})
 
     def faults(self) -> Iterator[Fault]:
-        """What is wrong with the fields that go to `LoraConfig`, which is read and not imported."""
+        """What is wrong with `targets`, and with the fields that go to `LoraConfig`, which is read and not imported."""
+        if isinstance(self.targets, str) and (told := _no_pattern(self.targets)):
+            yield ("targets",), told
         if not self.options:
             return
         known = trainer_fields.fields(LORA_CONFIG)
@@ -134,10 +141,64 @@ class AdapterSpec(Strict):
             elif name not in known:
                 usable = [*type(self).model_fields, *(field for field in known if field not in _OURS)]
                 yield (name,), f"neither `adapter` nor PEFT's LoraConfig has a field {name!r}{nearest(name, usable)}"
-            elif (fault := trainer_fields.mismatch(known[name], value)) is not None:
+            elif (
+                fault := trainer_fields.mismatch(known[name], value) or _CHECKED.get(name, _no_fault)(value)
+            ) is not None:
                 yield (name,), fault
             elif name == "init_lora_weights" and value not in INITS:
                 yield (name,), f"{value!r}: {_REWRITES}. Known: {', '.join(map(str, INITS))}"
+
+
+def _no_pattern(pattern: str) -> str | None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return f"{pattern!r} is not a regular expression: {error}"
+    return None
+
+
+def _no_fault(value: Any) -> None:
+    return None
+
+
+def _wrong_pattern(value: Any, least: float, what: str) -> str | None:
+    """What is wrong with numbers by the names of layers; they are above `least`."""
+    if not isinstance(value, Mapping):
+        return f"wants names of layers with numbers, such as {{q_proj: 8}}, not {value!r}"
+    for key, number in value.items():
+        if fault := _no_pattern(str(key)):
+            return fault
+        if isinstance(number, bool) or not isinstance(number, int | float) or not least < number < math.inf:
+            return f"{key}: {what}, not {number!r}"
+    return None
+
+
+def _wrong_names(value: Any) -> str | None:
+    if isinstance(value, str):
+        return _no_pattern(value)
+    whole = isinstance(value, list) and all(isinstance(one, str) and one for one in value)
+    return None if value is None or whole else f"wants names of layers, or a regular expression, not {value!r}"
+
+
+def _wrong_numbers(value: Any) -> str | None:
+    numbers = value if isinstance(value, list) else [value]
+    whole = all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in numbers)
+    return None if value is None or whole else f"wants numbers of layers, counted from 0, not {value!r}"
+
+
+def _wrong_ranks(value: Any) -> str | None:
+    fractional = isinstance(value, Mapping) and any(isinstance(number, float) for number in value.values())
+    return "ranks are whole numbers" if fractional else _wrong_pattern(value, 0, "a rank is 1 or more")
+
+
+_CHECKED: Mapping[str, Callable[[Any], str | None]] = {
+    "rank_pattern": _wrong_ranks,
+    "alpha_pattern": lambda value: _wrong_pattern(value, 0, "an alpha is above 0"),
+    "exclude_modules": _wrong_names,
+    "layers_pattern": _wrong_names,
+    "layers_to_transform": _wrong_numbers,
+}
+"""Fields of `LoraConfig` whose type alone does not say what they take -> what is wrong with a value."""
 
 
 def matches_nothing(target: str, layers: Iterable[str]) -> str:

@@ -33,7 +33,16 @@ from pipeline.files.adapter_folders import BASE, CONFIG
 from pipeline.rollout.adapted import base_of
 from pipeline.rollout.merging import as_given, write
 from pipeline.rollout.weights import official_weights
-from pipeline.schema.adapter import ALL, RATE_FACTOR, AdaptedConfig, AdapterSpec, matches_nothing
+from pipeline.schema import adapter_layers
+from pipeline.schema.adapter import (
+    ALL,
+    HEAD,
+    NOT_QUANTISED,
+    RATE_FACTOR,
+    AdaptedConfig,
+    AdapterSpec,
+    matches_nothing,
+)
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +82,8 @@ def prepare(config: AdaptedConfig, path: str, task: str) -> Prepared | None:
     from peft import LoraConfig
 
     found = targets(spec, skeleton(path, task))
-    if found.stacks and (spec.dropout or spec.options.get("use_dora")):
-        field = "dropout" if spec.dropout else "use_dora"
-        names = ", ".join(sorted({name.rpartition(".")[2] for name in found.linear}))
-        raise ValueError(f"adapter.{field}: stacks of experts cannot have it: leave it out, or set targets: [{names}]")
     if spec.quantize != "none" and task == CAUSAL and is_ours(path):
-        raise ValueError(
-            f"adapter.quantize: {path} is a DeepSeek-V3 or V2, whose experts are stacks that bitsandbytes leaves as"
-            " they are: set it to none"
-        )
+        raise ValueError(f"adapter.quantize: {path} {NOT_QUANTISED}")
     log.info("adapters on %d linear layers and %d stacks of experts", len(found.linear), len(found.stacks))
     alpha = int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha
     lora = LoraConfig(
@@ -139,10 +141,9 @@ def targets(spec: AdapterSpec, model: Any) -> Targets:
     linear = [name for name, module in model.named_modules() if _is_linear(module) and not outside.match(name)]
     stacks = [name for name, weight in model.named_parameters() if _is_stack(name, weight) and not outside.match(name)]
     body = [name for name in linear if name != head]
-    excluded = {"exclude_modules": outside.pattern} if outside.pattern != _NOTHING else {}
     if spec.targets == ALL:
         lasts = sorted({name.rpartition(".")[2] for name in body})
-        return Targets(body, stacks, {"target_modules": lasts, **_stacked(stacks), **excluded})
+        return _chosen(spec, body, stacks, body, stacks, {"target_modules": lasts}, outside)
     if isinstance(spec.targets, str):
         try:
             pattern = re.compile(spec.targets)
@@ -160,12 +161,40 @@ def targets(spec: AdapterSpec, model: Any) -> Targets:
         matched, in_stacks = (list(chain(*found.values())) for found in (layers, experts))
         fields = {"target_modules": [target for target, names in layers.items() if names]}
     if head in matched:
-        raise ValueError(
-            f"adapter.targets: {head}, the head, carries no adapter, since losses read its weight: name others"
-        )
+        raise ValueError(f"adapter.targets: {head}, {HEAD}")
     if not matched and not in_stacks:
         raise ValueError(f"adapter.targets: {spec.targets!r} {matches_nothing(str(spec.targets), [*body, *stacks])}")
-    return Targets(matched, in_stacks, {**fields, **_stacked(in_stacks), **excluded})
+    return _chosen(spec, body, stacks, matched, in_stacks, fields, outside)
+
+
+def _chosen(
+    spec: AdapterSpec,
+    body: list[str],
+    stacks: list[str],
+    matched: list[str],
+    in_stacks: list[str],
+    fields: dict[str, Any],
+    outside: re.Pattern[str],
+) -> Targets:
+    """What the other fields that name layers leave of the layers and stacks that the targets match."""
+    for loc, message in adapter_layers.faults(spec, [*body, *stacks], stacks):
+        raise ValueError(f"adapter.{'.'.join(map(str, loc))}: {message}")
+    matched, in_stacks = (adapter_layers.narrowed(spec, names) for names in (matched, in_stacks))
+    return Targets(
+        matched,
+        in_stacks,
+        {**(fields if matched else {"target_modules": []}), **_stacked(in_stacks), **_without(spec, outside)},
+    )
+
+
+def _without(spec: AdapterSpec, outside: re.Pattern[str]) -> dict[str, Any]:
+    """The field `exclude_modules`: the recipe's, and what lies outside of the decoder."""
+    excluded = spec.options.get("exclude_modules")
+    if outside.pattern == _NOTHING:
+        return {"exclude_modules": excluded} if excluded else {}
+    if isinstance(excluded, list):
+        excluded = rf"(.*\.)?({'|'.join(map(re.escape, excluded))})"
+    return {"exclude_modules": f"({excluded})|({outside.pattern})" if excluded else outside.pattern}
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -58,6 +58,21 @@ def told(folder: Path, *stages: str) -> str:
         ("targets: [q_proj, qproj]", "", "adapter.targets", "'qproj' matches no layer of the model (did you"),
         ("targets: '.*attention.*'", "", "adapter.targets", "or leave `targets` out for all"),
         ("dropout: 1.5", "", "adapter.dropout", "less than 1"),
+        ("alpha: .inf", "", "adapter.alpha", "a finite number, not inf"),
+        ("targets: '['", "", "adapter.targets", "'[' is not a regular expression: unterminated character set"),
+        ("targets: [lm_head]", "", "adapter.targets", "lm_head, the head, carries no adapter"),
+        ("target_parameters: [x]", "", "adapter.target_parameters", "set `targets`: a stack of experts is named by"),
+        ("rank_pattern: {qproj: 4}", "", "adapter.rank_pattern.qproj", "matches no layer of the model (did you mean"),
+        ("targets: [o_proj], rank_pattern: {q_proj: 4}", "", "adapter.rank_pattern.q_proj", "matches no layer"),
+        ("rank_pattern: {q_proj: 0}", "", "adapter.rank_pattern", "q_proj: a rank is 1 or more, not 0"),
+        ("rank_pattern: {q_proj: 1.5}", "", "adapter.rank_pattern", "ranks are whole numbers"),
+        ("rank_pattern: 4", "", "adapter.rank_pattern", "wants names of layers with numbers, such as {q_proj: 8}"),
+        ("alpha_pattern: {q_proj: -1}", "", "adapter.alpha_pattern", "q_proj: an alpha is above 0, not -1"),
+        ("exclude_modules: [qproj]", "", "adapter.exclude_modules", "'qproj' matches no layer of the model (did you"),
+        ("exclude_modules: '.*'", "", "adapter.targets", "exclude_modules leave no layer to carry an adapter"),
+        ("layers_to_transform: [7]", "", "adapter.layers_to_transform", "there is no layer 7: the model's are 0 to 0"),
+        ("layers_to_transform: [0], layers_pattern: blocks", "", "adapter.layers_to_transform", "leave layers_pattern"),
+        ("targets: '.*q_proj', layers_to_transform: [0]", "", "adapter.layers_to_transform", "targets as a list"),
         ("quantize: 3bit", "", "adapter.quantize", "'none', '8bit' or '4bit'"),
         ("", ", mtp: {}", "mtp", "prediction blocks are trained in full"),
         ("", ", precision: fp8", "precision", "set adapter.quantize to save memory"),
@@ -93,6 +108,23 @@ def test_targets_are_looked_for_in_a_model_that_is_yet_to_be_pre_trained(tmp_pat
     path.write_text(f"name: r\nstages:\n{PRETRAINED}" + SFT.format(good, ""))
     load(path)
     assert "'k_proj' matches no layer" in told(tmp_path, PRETRAINED, SFT.format("targets: [k_proj]", ""))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ("dropout: 0.1", "adapter.dropout: stacks of experts cannot have it: leave it out, or set targets: ["),
+        ("use_dora: true", "adapter.use_dora: stacks of experts cannot have it"),
+        ("quantize: 4bit", "adapter.quantize: the model is a DeepSeek-V3 or V2, whose experts are stacks"),
+    ],
+)
+def test_what_a_deepseek_v3_cannot_have_is_told_with_the_recipe(tmp_path: Path, adapter: str, said: str) -> None:
+    assert said in told(tmp_path, PRETRAINED, SFT.format(adapter, ""))
+
+
+def test_an_adapter_is_a_mapping(tmp_path: Path) -> None:
+    message = told(tmp_path, BASE, SFT.format("", "").replace("adapter: {}", "adapter: true"))
+    assert message.endswith("stages.later.adapter: wants a mapping of its keys, not True")
 
 
 def test_an_adapters_folder_is_a_model_and_its_base_an_input(tmp_path: Path) -> None:

@@ -90,6 +90,16 @@ def test_every_linear_layer_and_expert_of_a_deepseek_v3_carries_an_adapter(model
     assert ranks == {ADAPTER["rank"]}, "PEFT left alone doubles that of stacks"
 
 
+def test_fields_that_choose_layers_choose_stacks_of_experts_too(models: Path, tmp_path: Path) -> None:
+    chosen = {"layers_to_transform": [1], "exclude_modules": ["o_proj", "experts.down_proj"]}
+    trainer = trainer_of(models / "v3", tmp_path, STOCK, PROMPTS, adapter={**ADAPTER, **chosen})
+    carrying = {name: layer for name, layer in trainer.model.named_modules() if isinstance(layer, LoraLayer)}
+    assert carrying and all(".layers.1." in name for name in carrying)
+    assert not any(name.endswith("o_proj") for name in carrying)
+    stacks = {layer.parameter_name for name, layer in carrying.items() if ".experts" in name and "shared" not in name}
+    assert stacks == {"gate_up_proj"}
+
+
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
