@@ -209,7 +209,7 @@ def check_vllm(config: Any) -> str | None:
     if not wrong:
         return None
     return (
-        f"vLLM's kernels for latent attention on GPUs want {_listed({name: VLLM_WIDTHS[name] for name in wrong})}, and"
+        f"vLLM's kernels for latent attention on GPUs need {_listed({name: VLLM_WIDTHS[name] for name in wrong})}, and"
         f" this model has {_listed(wrong)}: set VLLM_MLA_DISABLE=1 to serve it with ordinary attention"
     )
 

@@ -191,7 +191,7 @@ def _several(config: StageConfig) -> Iterator[Fault]:
     elif config.distributed and config.launch.accelerate is None:
         yield (
             ("launch", "nodes"),
-            "several hosts want launch.accelerate (ddp, fsdp2-1node), which starts their processes",
+            "several hosts need launch.accelerate (ddp, fsdp2-1node), which starts their processes",
         )
     elif isinstance(asked, int) and asked % hosts:
         yield ("launch", "gpus"), f"{asked} GPUs do not divide among {hosts} hosts: set a multiple of {hosts}"

@@ -93,7 +93,7 @@ class Composite:
             if part.label in seen:
                 raise RewardError(f"two rewards are called {part.label!r}; give one of them a name")
             if part.clip is not None and part.clip[0] > part.clip[1]:
-                raise RewardError(f"reward {part.label!r}: clip wants (low, high), not {part.clip}")
+                raise RewardError(f"reward {part.label!r}: clip has to be (low, high), low first, not {part.clip}")
             seen.add(part.label)
         self.parts, self.max_infra = tuple(parts), max_infra
         self._unscored: int | None = 0  # batches without a score so far; None once there was one

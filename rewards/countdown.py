@@ -159,7 +159,7 @@ class _Parser:
             self._at += 1
             return Fraction(int(self._tokens[self._at - 1]))
         raise ExpressionError(
-            f"wants a number before {self._tokens[self._at]!r}" if self._at < len(self._tokens) else "ends too early"
+            f"expected a number before {self._tokens[self._at]!r}" if self._at < len(self._tokens) else "ends too early"
         )
 
     def _take(self, signs: str) -> str | None:

@@ -82,7 +82,7 @@ class Judge:
     Args:
         model: name of the model at the endpoint.
         url: the endpoint, up to and with `/v1`.
-        api_key_env: environment variable that holds the key, if the endpoint wants one.
+        api_key_env: environment variable that holds the key, if the endpoint needs one.
         only_if_wrong: reward that decides first; the judge sees only what it finds wrong, or cannot judge.
         only_if_wrong_options: options of the reward `only_if_wrong`.
         scope: `"summary"` shows what follows the thought, `"whole"` all of the response.

@@ -77,13 +77,13 @@ def call(use: str, found: Found, batch: Batch, loop: Callable[[], Loop]) -> list
         loop: gives the event loop for coroutines.
 
     Raises:
-        ScoreError: it raised, or returned what is no score; or it wants a column that the rows lack.
+        ScoreError: it raised, or returned what is no score; or it needs a column that the rows lack.
     """
     started = time.perf_counter()
     if missing := [name for name in found.columns if name not in batch.columns]:
         has = ", ".join(batch.columns) or "none"
         raise ScoreError(
-            f"reward {use!r} wants {_columns(missing)}, which the rows lack (they have: {has}): "
+            f"reward {use!r} needs {_columns(missing)}, which the rows lack (they have: {has}): "
             "hand it over with the data, or give the parameter a default"
         )
     ask = _of_batch if found.takes_batches else _of_rows

@@ -247,7 +247,7 @@ class _IndexOnly(pickle.Unpickler):
             return _INDEX[module, name]
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
-        raise pickle.UnpicklingError(f"it wants {module}.{name}, which is not run")
+        raise pickle.UnpicklingError(f"it needs {module}.{name}, which is not run")
 
 
 def _layout(name: str) -> torch.layout:

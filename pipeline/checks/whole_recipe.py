@@ -253,7 +253,7 @@ def _check_gates(rewards: Leaf) -> Iterator[Fault]:
         if spec.label in earlier:
             yield (*rewards.loc, index), f"two rewards are called {spec.label!r}; give one of them a name"
         if spec.clip is not None and spec.clip[0] > spec.clip[1]:
-            yield (*rewards.loc, index, "clip"), "wants [low, high]"
+            yield (*rewards.loc, index, "clip"), "has to be [low, high], low first"
         earlier.append(spec.label)
 
 

@@ -269,7 +269,7 @@ def unmet(recipe: Recipe, stages: Sequence[str], there: Sequence[Host]) -> Itera
                 " alone, in which rollout.process.devices are counted from 0"
             )
         elif _room(each, there) < many:
-            yield f"stages.{name}.launch: wants {said(many, each)}, and {have}"
+            yield f"stages.{name}.launch: needs {said(many, each)}, and {have}"
 
 
 def _on_host(config: StageConfig, at: int) -> StageConfig:

@@ -56,7 +56,7 @@ def _scores_golds(subject: str, spec: RewardSpec, items: Sequence[Item], base: P
     if never_returns(found.target):
         return Finding(Level.ERROR, subject, "returns nothing, so no row will have a score: a `return` is missing")
     if given := [name for name in required(found.target) if name in (*TRAINER_ARGUMENTS, "completion_ids")]:
-        return Finding(Level.OK, subject, f"not tried: it wants {', '.join(given)}, which only a trainer has")
+        return Finding(Level.OK, subject, f"not tried: it needs {', '.join(given)}, which only a trainer has")
     mine = [item for item in items if all(matches(item.columns.get(name), value) for name, value in spec.where.items())]
     function = RewardFunction(spec.use, spec.options, base, in_trainer=False)
     try:

@@ -74,7 +74,7 @@ def new(
     gpus = 0 if said["hardware"] == "cpu" else int(said["hardware"])
     answers = Answers(said["model"], said["data"], gpus, Goal(said["goal"]))
     if answers.goal is Goal.SFT and not answers.is_file:
-        fail(f"--data: fine-tuning wants a .jsonl file of examples, and {answers.data!r} is not one", code=2)
+        fail(f"--data: fine-tuning needs a .jsonl file of examples, and {answers.data!r} is not one", code=2)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(recipe(answers, file.parent), encoding="utf-8")
     try:

@@ -23,7 +23,7 @@ from pipeline.runner.starting import PLACED
 def status(run: Path) -> list[dict[str, Any]]:
     """One entry a stage: name, kind, state (`finished`, `unfinished`, `waiting`), seconds, metrics, last event, GPUs.
 
-    The GPUs are those that the stage has or had, and how many it wants where it has not begun; the hosts of a cluster
+    The GPUs are those that the stage has or had, and how many it needs where it has not begun; the hosts of a cluster
     are those that it runs or ran on.
     """
     rows = []
@@ -85,13 +85,13 @@ def cluster_table(run: Path, rows: list[dict[str, Any]]) -> Table | None:
 
 
 def _gpus(stage: Mapping[str, Any], artifact: Artifact | None, scratch: Path) -> list[str] | str:
-    """The names of a stage's GPUs, or in words how many it wants; nothing where there were none."""
+    """The names of a stage's GPUs, or in words how many it needs; nothing where there were none."""
     if artifact is not None:
         return list(artifact.manifest.get("gpus", ()))
     if (scratch / PLACED).is_file():
         return list(json.loads((scratch / PLACED).read_text(encoding="utf-8")))
     wanted = str(stage.get("gpus", "0"))
-    return "" if wanted == "0" else f"wants {wanted}"
+    return "" if wanted == "0" else f"needs {wanted}"
 
 
 def _last_event(path: Path) -> dict[str, Any]:

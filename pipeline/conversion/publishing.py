@@ -92,7 +92,7 @@ def _target(wanted: Publish) -> dict[str, str] | None:
 
     api = HfApi()
     if get_token() is None:
-        raise PublishError("the hub wants to know who publishes: set HF_TOKEN, or log in with `hf auth login`")
+        raise PublishError("the hub has to know who publishes: set HF_TOKEN, or log in with `hf auth login`")
     account: Mapping[str, Any] = _patiently(wanted, api.whoami)
     owner = wanted.hub.partition("/")[0]
     if owner not in (known := [account["name"], *(group["name"] for group in account.get("orgs", ()))]):

@@ -163,8 +163,8 @@ def _check_row(row: Row, keys: Sequence[str]) -> None:
             raise DataError(f"{row.place}: {name} is a text or a list of messages, not {str(value)[:100]}")
     wanted = " and ".join(keys) or "messages, or prompt and completion"
     raise DataError(
-        f"{row.place}: wants {wanted}, and has: {', '.join(row)}; say which of its fields they are with columns:"
-        " {prompt: …}"
+        f"{row.place}: a row needs {wanted}, and this one has: {', '.join(row)}; say which of its fields they are"
+        " with columns: {prompt: …}"
     )
 
 

@@ -71,7 +71,7 @@ def _parts(row: Mapping[str, Any], place: str) -> tuple[Any, list[str], list[flo
     if not isinstance(steps, list) or not steps or not all(isinstance(step, str) and step for step in steps):
         raise DataError(f"{place}: completions is a list of texts, one a step")
     if not isinstance(labels, list) or len(labels) != len(steps):
-        raise DataError(f"{place}: {len(steps)} completions want as many labels")
+        raise DataError(f"{place}: {len(steps)} completions need as many labels")
     for label in labels:
         if not isinstance(label, int | float) or not math.isfinite(label) or not 0 <= label <= 1:
             raise DataError(f"{place}: a label is true, false, or a number between 0 and 1, not {label!r}")

@@ -44,7 +44,7 @@ def step_seconds(recipe: Recipe) -> dict[str, float]:
 def sentence(each: Estimate, here: Found) -> str:
     """What is said of a stage: how much of the GPU it takes, or that it does not fit, and what would."""
     if (lacking := each.over.get("GPUs")) is not None:
-        return f"wants {each.work.gpus} GPUs, and {each.work.gpus - lacking:.0f} are here ({here.name})"
+        return f"needs {each.work.gpus} GPUs, and {each.work.gpus - lacking:.0f} are here ({here.name})"
     worst = max(each.memory.values(), key=memory.total)
     told = f"about {tables.gigabytes(memory.total(worst))} of {tables.gigabytes(here.bytes)} GB of {here.name}"
     return f"takes {told}" if each.fits else f"does not fit: {told}. {tables.fitting(each)}"

@@ -109,7 +109,7 @@ class Harness:
             for task in self.manager.load([name])["tasks"].values():
                 if (kind := task.get_config("output_type")) != GENERATES:
                     raise HarnessError(
-                        f"{task.task_name} wants {kind}, the probabilities of given answers, and engines here only"
+                        f"{task.task_name} needs {kind}, the probabilities of given answers, and engines here only"
                         " generate: take a task that lets the model answer in words, such as"
                         " gpqa_diamond_cot_zeroshot, mmlu_pro or ifeval"
                     )

@@ -328,7 +328,7 @@ class RolloutSpec(Strict):
             ["</answer>", 151645]. They stay in it, as the last thing that the model wrote.
         too_long: what to do with a prompt beside which `max_tokens` do not fit into the model's context: stop with an
             `error` before anything is sampled, or `filter` it out and count it.
-        temperature: of sampling; 0 is greedy. Training wants 1, the policy's own distribution.
+        temperature: of sampling; 0 is greedy. Training needs 1, the policy's own distribution.
         top_p: the most likely tokens that together have this probability are sampled from; 1 is all.
         top_k: so many of the most likely tokens are sampled from; 0 is all.
         min_p: tokens less likely than this share of the likeliest one are left out; 0 leaves out none.

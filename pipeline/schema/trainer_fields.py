@@ -90,7 +90,7 @@ def mismatch(field: TrainerField, value: Any, choices: Iterable[str] = ()) -> st
             allowed += _members(field.module, alternative)
         accepted.update(types)
     if type(value) not in accepted:
-        return f"wants {field.annotation}, not {value!r} ({type(value).__name__})"
+        return f"has to be {field.annotation}, not {value!r} ({type(value).__name__})"
     if allowed and isinstance(value, str) and value not in allowed:
         return f"{_UNKNOWN} {value!r}{nearest(value, allowed)}. Known: {', '.join(allowed)}"
     return None

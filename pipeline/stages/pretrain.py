@@ -102,7 +102,7 @@ class PretrainConfig(WatchedConfig):
         if self.length > (limit := shape.max_position_embeddings):
             raise ValueError(f"length={self.length} exceeds the model's max_position_embeddings={limit}")
         if self.precision == "fp8" and not shape.experts_fit_fp8:
-            raise ValueError(f"precision: fp8 wants hidden_size and moe_intermediate_size as multiples of {FP8_BLOCK}")
+            raise ValueError(f"precision: fp8 needs hidden_size and moe_intermediate_size as multiples of {FP8_BLOCK}")
         if self.mtp is not None and not presets.load(self.model).num_nextn_predict_layers:
             raise ValueError("mtp: the model has no blocks of multi-token prediction: set its num_nextn_predict_layers")
         return self

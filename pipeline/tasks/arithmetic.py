@@ -56,7 +56,7 @@ class Arithmetic(Task):
         wording: str | None = None,
     ) -> None:
         if len(terms) != 2 or not 1 <= terms[0] <= terms[1]:
-            raise TaskError(f"arithmetic: terms wants [fewest, most], such as [2, 4], not {list(terms)}")
+            raise TaskError(f"arithmetic: terms has to be [fewest, most], such as [2, 4], not {list(terms)}")
         if digits < 1:
             raise TaskError(f"arithmetic: digits is 1 or more, not {digits}")
         if not ops or set(ops) - set(OPERATIONS):

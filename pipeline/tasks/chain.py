@@ -58,7 +58,7 @@ class Chain(Task):
         if unknown := [step for step in steps.split() if _STEP.fullmatch(step) is None]:
             raise TaskError(f"chain: a step is such as +3, -1 or *7, not {unknown[0]!r}")
         if not steps.split():
-            raise TaskError("chain: wants at least one step")
+            raise TaskError("chain: steps needs at least one step")
         if modulo < 2:
             raise TaskError(f"chain: modulo is 2 or more, not {modulo}")
         if "{chain}" not in wording:

@@ -48,9 +48,11 @@ class Countdown(Task):
         "Answer with the expression alone, such as (1 + 2) / 3.",
     ) -> None:
         if len(numbers) != 2 or not 2 <= numbers[0] <= numbers[1] <= MAX_NUMBERS:
-            raise TaskError(f"countdown: numbers wants [fewest, most], from 2 to {MAX_NUMBERS}, not {list(numbers)}")
+            raise TaskError(
+                f"countdown: numbers has to be [fewest, most], from 2 to {MAX_NUMBERS}, not {list(numbers)}"
+            )
         if len(target) != 2 or not 0 <= target[0] <= target[1]:
-            raise TaskError(f"countdown: target wants [smallest, largest], not {list(target)}")
+            raise TaskError(f"countdown: target has to be [smallest, largest], not {list(target)}")
         if not 1 <= largest < 10**6:
             raise TaskError(f"countdown: largest is between 1 and 999999, not {largest}")
         if not ops or set(ops) - set("+-*/"):

@@ -135,15 +135,15 @@ def column_fault(
                 fix = f"add to the reward: where: {{task: [{', '.join(others)}]}}"
             else:
                 fix = f"write {listed}=None among its parameters, or take another task"
-            return f"reward {use!r} wants {listed}, which the task {name!r} does not hand over (it has: {has}); {fix}"
+            return f"reward {use!r} needs {listed}, which the task {name!r} does not hand over (it has: {has}); {fix}"
     return None
 
 
 def check_columns(specs: Sequence[RewardSpec], rows: Sequence[Mapping[str, Any]], base: Path | None = None) -> None:
-    """Make sure that the rows have what the rewards want; for tasks whose columns only their problems tell.
+    """Make sure that the rows have what the rewards need; for tasks whose columns only their problems tell.
 
     Raises:
-        TaskError: a reward wants a column that no row has to which it applies.
+        TaskError: a reward needs a column that no row has to which it applies.
     """
     for spec in specs:
         if spec.use == ACCURACY:
@@ -153,7 +153,7 @@ def check_columns(specs: Sequence[RewardSpec], rows: Sequence[Mapping[str, Any]]
             if column not in STAGE_KEYS and all(row.get(column) is None for row in mine):
                 has = ", ".join(name for name in mine[0] if mine[0][name] is not None and name != "prompt")
                 raise TaskError(
-                    f"reward {spec.use!r} wants {column}, which no problem has (they have: {has}); let the task put it"
+                    f"reward {spec.use!r} needs {column}, which no problem has (they have: {has}); let the task put it"
                     f" into the problems' columns, or write {column}=None among the reward's parameters"
                 )
 

@@ -64,6 +64,6 @@ class Gsm8k(Task):
 def _problem(row: Mapping[str, Any], place: str) -> Problem:
     question, worked = row.get("question"), row.get("answer")
     if not isinstance(question, str) or not isinstance(worked, str) or GOLD_MARK not in worked:
-        raise TaskError(f"{place}: wants a question, and an answer with {GOLD_MARK} before the result")
+        raise TaskError(f"{place}: a row needs a question, and an answer with {GOLD_MARK} before the result")
     gold = worked.rpartition(GOLD_MARK)[2].strip().replace(",", "")
     return Problem(problem_id("gsm8k", question), question, gold)

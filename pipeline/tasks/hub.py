@@ -76,7 +76,7 @@ class Hub(RowsTask):
     ) -> None:
         if not path:
             raise TaskError(
-                "hub: wants the option path, the name of a data set, such as open-r1/DAPO-Math-17k-Processed"
+                "hub: needs the option path, the name of a data set, such as open-r1/DAPO-Math-17k-Processed"
             )
         if test_split is not None and test_share is not None:
             raise TaskError("hub: test_split and test_share both say where test problems are: leave one out")

@@ -60,7 +60,7 @@ class Jsonl(RowsTask):
         bad_rows: BadRows = "error",
     ) -> None:
         if not path:
-            raise TaskError("jsonl: wants the option path, a data file")
+            raise TaskError("jsonl: needs the option path, a data file")
         super().__init__(
             test_share, question, answer, answer_after, columns, grader, grader_options, template, bad_rows
         )

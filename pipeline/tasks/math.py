@@ -216,11 +216,11 @@ class Hmmt(MathTask):
 def _problem(name: str, row: Mapping[str, Any], place: str) -> Problem:
     question, answer, solution = row.get("problem"), row.get("answer"), row.get("solution")
     if not isinstance(question, str) or not question.strip():
-        raise TaskError(f"{place}: wants a text in the field problem, not {question!r}")
+        raise TaskError(f"{place}: the field problem has to be a text, not {question!r}")
     if answer is None and isinstance(solution, str) and _BOXED.search(solution):
         answer = gold_text(solution)
     if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
-        raise TaskError(f"{place}: wants an answer, or a solution with a box around it")
+        raise TaskError(f"{place}: a row needs an answer, or a solution with a box around it")
     subject = row.get("subject") or row.get("type") or row.get("problem_type")
     if isinstance(subject, list):  # MathArena's rows have several
         subject = ", ".join(map(str, subject)) or None

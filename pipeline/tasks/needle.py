@@ -54,7 +54,7 @@ def haystack(random: Random, words: int, facts: int) -> Haystack:
 def fault(words: int, facts: int, asked: int) -> str | None:
     """Why there is no such haystack and question, or `None`."""
     if not 1 <= asked <= facts <= min(len(NAMES), words):
-        return f"wants 1 <= asked <= facts <= words, and {len(NAMES)} facts at most, not {asked}, {facts} and {words}"
+        return f"needs 1 <= asked <= facts <= words, and {len(NAMES)} facts at most, not {asked}, {facts} and {words}"
     return None
 
 

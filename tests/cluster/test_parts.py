@@ -233,13 +233,13 @@ BIG, SMALL, BARE = (
         ({**SFT, "launch": {**TWO, "gpus": 8}}, [BIG, SMALL], (2, 4), ""),
         ({**SFT, "launch": {**TWO, "gpus": 16}}, [BIG, BIG], (2, 8), ""),
         ({**SFT, "launch": {**TWO, "gpus": 8}}, [BIG], (2, 4), ""),  # what is left takes both
-        ({**SFT, "launch": {**TWO, "gpus": 16}}, [BIG, SMALL], (2, 8), "wants 2 × 8 GPUs, each on one host, and a has"),
+        ({**SFT, "launch": {**TWO, "gpus": 16}}, [BIG, SMALL], (2, 8), "needs 2 × 8 GPUs, each on one host, and a has"),
         ({**SFT, "launch": {**TWO, "gpus": "all"}}, [SMALL, BIG, BARE], (2, 4), ""),
         ({**SFT, "launch": TWO}, [BARE, BARE], (2, 0), ""),
-        ({**SFT, "launch": TWO}, [replace(BARE, cpus=1)], (2, 0), "wants 2 × a core, each on one host"),
+        ({**SFT, "launch": TWO}, [replace(BARE, cpus=1)], (2, 0), "needs 2 × a core, each on one host"),
         (SFT, [BIG, SMALL], (1, 1), ""),
         (SFT, [BARE], (1, 0), ""),
-        ({**SFT, "launch": {"gpus": 1}}, [BARE], (1, 1), "wants 1 GPU on one host, and c has 0 GPUs and 4 cores"),
+        ({**SFT, "launch": {"gpus": 1}}, [BARE], (1, 1), "needs 1 GPU on one host, and c has 0 GPUs and 4 cores"),
         ({**SCORE, "launch": {"gpus": 4}}, [SMALL], (1, 4), ""),
         ({"kind": "import_model", "model": "m"}, [BIG], (1, 0), ""),
         ({**SFT, "launch": {"env": {"CUDA_VISIBLE_DEVICES": "3"}}}, [BIG], (1, 4), "Ray chooses them: set launch.gpus"),
@@ -258,7 +258,7 @@ def test_a_stage_takes_its_part_of_each_host(
 @pytest.mark.parametrize(
     ("stage", "where", "why"),
     [
-        ({**SFT, "launch": {"nodes": 2}}, "launch.nodes", "several hosts want launch.accelerate"),
+        ({**SFT, "launch": {"nodes": 2}}, "launch.nodes", "several hosts need launch.accelerate"),
         (
             {"kind": "import_model", "model": "m", "launch": {"nodes": 2}},
             "launch.nodes",

@@ -275,7 +275,7 @@ def test_a_stage_that_no_host_can_take_is_refused(runs: Runs) -> None:
     (runs.folder / "play.py").write_text(PLAY)
     process = runs.start({"name": "play", "stages": {"one": play("one", launch={"gpus": 3})}})
     _, errors = runs.ended(process, 1)
-    assert "stages.one.launch: wants 3 GPUs on one host, and" in errors
+    assert "stages.one.launch: needs 3 GPUs on one host, and" in errors
     assert not list(runs.folder.glob("runs/play/scratch/*"))
 
 

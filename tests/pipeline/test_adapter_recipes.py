@@ -50,7 +50,7 @@ def told(folder: Path, *stages: str) -> str:
         ("rank: 0", "", "adapter.rank", "an adapter of rank 0 changes nothing: set 1 or more, or leave `adapter` out"),
         ("rnak: 8", "", "adapter.rnak", "nor PEFT's LoraConfig has a field 'rnak' (did you mean 'rank'?)"),
         ("use_rslorra: true", "", "adapter.use_rslorra", "(did you mean 'use_rslora'?)"),
-        ("use_rslora: 3", "", "adapter.use_rslora", "wants bool, not 3 (int)"),
+        ("use_rslora: 3", "", "adapter.use_rslora", "has to be bool, not 3 (int)"),
         ("r: 8", "", "adapter.r", "set `rank`"),
         ("init_lora_weights: pissa", "", "adapter.init_lora_weights", "the base would be rewritten"),
         ("bias: all", "", "adapter.bias", "biases would be written into the base"),

@@ -77,7 +77,7 @@ def test_what_is_not_given_is_asked() -> None:
     [
         ("--goal fly", "--goal: 'fly' is not one of rl, sft, score"),
         ("--hardware tpu", "--hardware: 'tpu' is neither cpu nor a number of GPUs"),
-        ("--goal sft", "--data: fine-tuning wants a .jsonl file of examples, and 'gsm8k' is not one"),
+        ("--goal sft", "--data: fine-tuning needs a .jsonl file of examples, and 'gsm8k' is not one"),
         ("--data gms8k", "there is no task 'gms8k' (did you mean 'gsm8k'?)"),
         ("--data gone.jsonl", "gone.jsonl"),
     ],

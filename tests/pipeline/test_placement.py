@@ -310,7 +310,7 @@ def test_stages_run_side_by_side_each_on_its_own(tmp_path: Path, fake: list[str]
         }
         status = subprocess.run([ZERO2R1, "status", "runs/play", "--json"], cwd=runs.folder, capture_output=True)
         placed = {row["stage"]: row.get("gpus") for row in json.loads(status.stdout)}
-        assert placed == {"one": fake[:1], "two": fake[1:], "none": None, "both": "wants 2"}
+        assert placed == {"one": fake[:1], "two": fake[1:], "none": None, "both": "needs 2"}
     finally:
         runs.close()
 

@@ -223,7 +223,7 @@ def test_what_is_no_score_is_named_with_its_row(own: str, bad: str, words: str) 
         ("no_mapping", "without the key 'score'.*its keys: accuracy"),
         ("forgotten_batch", "is a `return` missing"),
         ("raises_batch", r"raised KeyError: 'nothing' \(.*own.py:\d+\), for a batch of 2 rows"),
-        ("wants_batch", "wants the columns 'difficulty', 'topic', which the rows lack .they have: answer"),
+        ("wants_batch", "needs the columns 'difficulty', 'topic', which the rows lack .they have: answer"),
     ],
 )
 def test_what_a_batch_gets_wrong_is_named(own: str, name: str, words: str) -> None:
@@ -234,7 +234,7 @@ def test_what_a_batch_gets_wrong_is_named(own: str, name: str, words: str) -> No
 def test_a_row_on_which_it_raises_is_named_with_the_line(own: str) -> None:
     with pytest.raises(ScoreError, match=r"ZeroDivisionError.*own.py:\d+\), for row 1 \(completion 'b'\): mend it"):
         ask(f"{own}:raises", "a", "b", answer=["1", "3"])
-    with pytest.raises(ScoreError, match="wants the column 'difficulty', which the rows lack"):
+    with pytest.raises(ScoreError, match="needs the column 'difficulty', which the rows lack"):
         ask(f"{own}:wants", "a", answer=["1"])
     assert ask(f"{own}:wants", "a", difficulty=[3]) == [3.0]
     assert rewards.load(f"{own}:wants_tokens")(["q"], ["a"], [[1, 2]]) == [2.0]

@@ -134,7 +134,7 @@ def test_log_probabilities_survive_that_sequences_are_put_off(calculator: Path, 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"max_modl_len": 8}, "did you mean 'max_model_len'"), ({"max_num_seqs": "many"}, "'max_num_seqs' wants int")],
+    [({"max_modl_len": 8}, "did you mean 'max_model_len'"), ({"max_num_seqs": "many"}, "'max_num_seqs' has to be int")],
 )
 def test_an_option_that_vllm_lacks_is_refused_before_anything_is_loaded(
     calculator: Path, options: dict[str, object], message: str

@@ -224,7 +224,7 @@ def test_an_index_that_names_anything_else_is_refused(call: str, foreign: Path, 
     titan(foreign)
     (foreign / ".metadata").write_bytes(dumped(CALLS[call](mark)))
     with pytest.raises(
-        ValueError, match=r"\.metadata is not an index of a distributed checkpoint: it wants .* not run"
+        ValueError, match=r"\.metadata is not an index of a distributed checkpoint: it needs .* not run"
     ):
         bring(tmp_path, foreign, format="torchtitan")
     assert not mark.exists()

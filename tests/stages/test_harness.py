@@ -97,7 +97,7 @@ def test_its_questions_and_its_judgement_stand_in_our_table(folder: Path, calcul
 
 def test_what_wants_probabilities_is_refused_before_a_model_is_loaded(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        harness.HarnessError, match=r"local_choice wants multiple_choice, .* engines here only generate"
+        harness.HarnessError, match=r"local_choice needs multiple_choice, .* engines here only generate"
     ):
         evaluate_model("no/model", [], tmp_path, harness=["local_choice"], harness_folder=str(folder))
 

@@ -157,7 +157,7 @@ def test_without_a_network_the_commit_is_the_last_that_was_found(
         ({"source": "{hub: someone/sums, revision: nowhere}"}, "data set someone/sums: there is no revision 'nowhere'"),
         ({"source": "{hub: someone/sums, split: dev}"}, r"there is no split 'dev'; it has: train, test"),
         ({"source": "{hub: someone/sums, config: hard}"}, r"BuilderConfig 'hard' not found. Available: \['default'\]"),
-        ({"source": "{hub: someone/sums}"}, r"row 1: wants messages, or prompt and completion, and has: prompt"),
+        ({"source": "{hub: someone/sums}"}, "row 1: a row needs messages, or prompt and completion, .* has: prompt"),
         ({"source": "{hub: someone/sums}, columns: {prompt: promt}"}, "there is no field promt .did you mean 'prompt'"),
         (
             {"source": "{hub: someone/sums}, columns: {prompt: prompt, completion: reward_model.truth}"},

@@ -95,9 +95,9 @@ def test_math_500_and_aime_are_for_tests_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"problem": "?", "solution": "no box"}, "wants an answer, or a solution with a box"),
-        ({"problem": "?", "answer": "  "}, "wants an answer"),
-        ({"problem": "?", "answer": True}, "wants an answer"),
+        ({"problem": "?", "solution": "no box"}, "a row needs an answer, or a solution with a box"),
+        ({"problem": "?", "answer": "  "}, "a row needs an answer"),
+        ({"problem": "?", "answer": True}, "a row needs an answer"),
         ({"question": "?", "answer": "1"}, "field problem"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_generator_that_runs_dry_says_how_many_problems_there_are() -> None:
         ("countdown", {"wording": "{numbers}"}, "lacks {target}"),
         ("countdown", {"ops": "+^"}, "ops is made of"),
         ("requests", {"kinds": "copy dance"}, "kinds are of"),
-        ("jsonl", {}, "wants the option path"),
+        ("jsonl", {}, "needs the option path"),
         ("jsonl", {"path": "nowhere.jsonl"}, "there is no .*nowhere.jsonl"),
         ("gsm8k", {"path": "nowhere"}, "there is no .*nowhere"),
         ("gsm9k", {}, "did you mean 'gsm8k'"),
@@ -223,7 +223,7 @@ def test_an_answer_that_lacks_its_mark_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"rows.jsonl:1: answer does not contain '####'"):
         load("jsonl", {"path": "rows.jsonl", "answer_after": "####"}, tmp_path).problems("train")
     write(tmp_path / "train.jsonl", {"question": "1 + 1", "answer": "2"})
-    with pytest.raises(TaskError, match=r"train.jsonl:1: wants a question, and an answer with ####"):
+    with pytest.raises(TaskError, match=r"train.jsonl:1: a row needs a question, and an answer with ####"):
         load("gsm8k", {"path": "."}, tmp_path).problems("train")
 
 
