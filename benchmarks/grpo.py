@@ -70,10 +70,10 @@ def train(kind: str, config: Mapping[str, Any], seed: int, folder: Path, profile
     from pipeline.tasks.grading import composite
     from pipeline.tasks.resolve import prompt_rows
     from pipeline.training import models
-    from pipeline.training.grpo.judging import Recorded
+    from pipeline.training.grpo.judging import Judge
 
     context = context_of(config if kind == "ours" else {**config, "efficiency": STOCK.model_dump()}, seed, folder)
-    reward = Recorded(composite(context.config.rewards, context.config.tasks, context).parts, context.base)
+    reward = Judge(composite(context.config.rewards, context.config.tasks, context).parts, context.base)
     reward.prepare()
     memory = Memory()
     memory.start()

@@ -62,12 +62,12 @@ def train(config: Mapping[str, Any], seed: int, folder: Path, problems: int, lim
 
     from pipeline.stages import grpo
     from pipeline.tasks.grading import composite
-    from pipeline.training.grpo.judging import Recorded
+    from pipeline.training.grpo.judging import Judge
 
     if limit_gb is not None and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(limit_gb * 1e9 / torch.cuda.get_device_properties(0).total_memory)
     context = context_of(config, seed, folder)
-    reward = Recorded(composite(context.config.rewards, context.config.tasks, context).parts, context.base)
+    reward = Judge(composite(context.config.rewards, context.config.tasks, context).parts, context.base)
     reward.prepare()
     memory, clock = Memory(), Clock()
     memory.start()

@@ -126,7 +126,7 @@ def _open_server(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool, 
     else:
         server = spec.server
     engine = VllmServerEngine(model_path, server, logprobs, for_trainer)
-    engine.decode_with(AutoTokenizer.from_pretrained(model_path, trust_remote_code=False))
+    engine.tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
     return engine
 
 

@@ -31,15 +31,23 @@ MICROSECONDS = 1_000_000
 """Of a second."""
 
 
-class SharedValue:
-    """One value at a time that one process leaves for another. Only those who trust each other may share one: pickle.
+class SharedFile:
+    """A file without a name.
 
     Args:
         fd: descriptor of one that the parent made; a new one if not given.
     """
 
     def __init__(self, fd: int | None = None) -> None:
-        self.fd = os.memfd_create("zero2r1-value") if fd is None else fd
+        self.fd = os.memfd_create(f"zero2r1-{type(self).__name__}") if fd is None else fd
+
+    def close(self) -> None:
+        """Give this process's descriptor back."""
+        os.close(self.fd)
+
+
+class SharedValue(SharedFile):
+    """One value at a time that one process leaves for another. Only who trusts the other may share one: pickle."""
 
     def put(self, value: Any) -> None:
         """Replace the value."""
@@ -54,20 +62,12 @@ class SharedValue:
             file.seek(0)
             return pickle.load(file)
 
-    def close(self) -> None:
-        """Give this process's descriptor back."""
-        os.close(self.fd)
 
-
-class Heartbeat:
-    """Signs of life: the number of steps taken, the sequences finished and asked for, and the time without work.
-
-    Args:
-        fd: descriptor of a heartbeat that the parent made; a new one if not given.
-    """
+class Heartbeat(SharedFile):
+    """Signs of life: the number of steps taken, the sequences finished and asked for, and the time without work."""
 
     def __init__(self, fd: int | None = None) -> None:
-        self.fd = os.memfd_create("zero2r1-heartbeat") if fd is None else fd
+        super().__init__(fd)
         numbers = 4
         os.ftruncate(self.fd, numbers * 8)
         self._numbers = memoryview(mmap.mmap(self.fd, numbers * 8)).cast("q")
@@ -94,20 +94,9 @@ class Heartbeat:
         steps, finished, total, _ = self._numbers
         return steps, finished, total
 
-    def close(self) -> None:
-        """Give this process's descriptor back."""
-        os.close(self.fd)
 
-
-class FileLock:
-    """A lock that processes take one after another. The kernel frees it when its holder ends, in whatever way.
-
-    Args:
-        fd: descriptor of a lock that the parent made; a new one if not given.
-    """
-
-    def __init__(self, fd: int | None = None) -> None:
-        self.fd = os.memfd_create("zero2r1-lock") if fd is None else fd
+class FileLock(SharedFile):
+    """A lock that processes take one after another. The kernel frees it when its holder ends, in whatever way."""
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -117,10 +106,6 @@ class FileLock:
             yield
         finally:
             fcntl.lockf(self.fd, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        """Give this process's descriptor back."""
-        os.close(self.fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +125,15 @@ class Place:
     offset: int
 
 
-class WeightFile:
+class WeightFile(SharedFile):
     """All weights of a model, one after another.
 
     The first time they are written, the file grows with them. From then on they go through memory that is mapped once,
     and, where there is a GPU, pinned: it then copies straight into it, and out of it.
-
-    Args:
-        fd: descriptor of a file that the parent made; a new one if not given.
     """
 
     def __init__(self, fd: int | None = None) -> None:
-        self.fd = os.memfd_create("zero2r1-weights") if fd is None else fd
+        super().__init__(fd)
         self._bytes: torch.Tensor | None = None
         self._pinned = False
 
@@ -191,7 +173,7 @@ class WeightFile:
     def close(self) -> None:
         """Give this process's descriptor and its memory back."""
         self._forget()
-        os.close(self.fd)
+        super().close()
 
     def _append(self, flat: torch.Tensor, offset: int) -> None:
         data, written = flat.cpu().numpy().data, 0

@@ -225,12 +225,12 @@ def run(context: StageContext[GrpoConfig]) -> Outputs:
     from pipeline.tasks.grading import composite
     from pipeline.training import fused
     from pipeline.training.fit import fit
-    from pipeline.training.grpo.judging import Recorded
+    from pipeline.training.grpo.judging import Judge
 
     config = context.config
     if config.efficiency.fused_kernels:
         fused.check(AutoConfig.from_pretrained(context.model_path(config.model), trust_remote_code=False))
-    reward = Recorded(composite(config.rewards, config.tasks, context).parts, context.base)
+    reward = Judge(composite(config.rewards, config.tasks, context).parts, context.base)
     reward.prepare()
     trainer = build(context, reward)
     try:

@@ -117,8 +117,7 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
 
     from pipeline.training import adapters, models
     from pipeline.training.fit import fit
-    from pipeline.training.trainers.reward import RewardTrainer
-    from pipeline.training.trainers.step_reward import StepTrainer
+    from pipeline.training.trainers.reward import RewardTrainer, StepTrainer
 
     config = context.config
     model = context.model_path(config.model)

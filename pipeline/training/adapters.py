@@ -1,4 +1,4 @@
-"""Adapters in TRL's trainers, the one place that knows how: what carries them, when they are off, what is published.
+"""Adapters in TRL's trainers, the one place that knows how: what carries them, and what is published.
 
     adapter = adapters.prepare(config, path, CAUSAL)      # before anything heavy: targets that match nothing end here
     args = setup.arguments(…)                             # ten times the learning rate, a frozen base in bfloat16
@@ -314,13 +314,6 @@ def trained_by(trainer: Any) -> bool:
     """Whether a trainer's model carries an adapter."""
     policy = trainer.accelerator.unwrap_model(trainer.model)
     return base_of(policy) is not policy
-
-
-@contextmanager
-def off(model: Any) -> Iterator[None]:
-    """Compute with the base alone; `model` is PEFT's, without wrappers."""
-    with model.disable_adapter():
-        yield
 
 
 # ----------------------------------------------------------------------------------------------------------- publishing

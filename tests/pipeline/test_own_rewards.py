@@ -9,7 +9,7 @@ import pytest
 from pipeline.commands import doctor
 from pipeline.commands.doctor import Level
 from pipeline.recipe import RecipeError, load
-from pipeline.training.grpo.judging import Recorded
+from pipeline.training.grpo.judging import Judge
 from rewards import Composite, Part, ScoreError
 
 OWN = '''
@@ -95,7 +95,7 @@ ROWS = "{use: jsonl, options: {path: rows.jsonl, test_share: 0}}"
 def test_a_column_that_no_task_hands_over_is_told_with_the_recipe(
     tmp_path: Path, kind: str, name: str, tasks: str, fix: str
 ) -> None:
-    with pytest.raises(RecipeError, match=rf"recipe.yaml:4.*'own.py:{name}' wants difficulty, which the task .*{fix}"):
+    with pytest.raises(RecipeError, match=rf"recipe.yaml:4.*'own.py:{name}' needs difficulty, which the task .*{fix}"):
         load(recipe(tmp_path, f"[accuracy, own.py:{name}]", tasks, kind))
 
 
@@ -117,9 +117,9 @@ def test_columns_that_are_there_or_have_a_default_are_fine(tmp_path: Path, rewar
 @pytest.mark.parametrize(
     ("rewards", "words"),
     [
-        ("[own.py:gold]", "wants solution, which the task 'arithmetic' does not hand over .it has: answer, task, id"),
-        ("[countdown]", "reward 'countdown' wants numbers, target"),
-        ("[reasoning_gym]", "reward 'reasoning_gym' wants puzzle"),
+        ("[own.py:gold]", "needs solution, which the task 'arithmetic' does not hand over .it has: answer, task, id"),
+        ("[countdown]", "reward 'countdown' needs numbers, target"),
+        ("[reasoning_gym]", "reward 'reasoning_gym' needs puzzle"),
     ],
 )
 def test_every_kind_of_reward_says_what_it_wants(tmp_path: Path, rewards: str, words: str) -> None:
@@ -129,7 +129,7 @@ def test_every_kind_of_reward_says_what_it_wants(tmp_path: Path, rewards: str, w
 
 def test_a_grader_whose_columns_its_own_task_lacks_is_told(tmp_path: Path) -> None:
     tasks = "[{use: jsonl, options: {path: rows.jsonl, grader: countdown}}]"
-    with pytest.raises(RecipeError, match=r"reward 'countdown' wants numbers, target.*columns: \[numbers, target\]"):
+    with pytest.raises(RecipeError, match=r"reward 'countdown' needs numbers, target.*columns: \[numbers, target\]"):
         load(recipe(tmp_path, "[accuracy]", tasks))
 
 
@@ -138,7 +138,7 @@ def test_a_grader_whose_columns_its_own_task_lacks_is_told(tmp_path: Path) -> No
     [
         ("brevity", Level.OK, "scores 8 of 8 gold answers, from 1 to 1"),
         ("later", Level.OK, "scores 8 of 8 gold answers, from 1 to 1"),
-        ("watches", Level.OK, "not tried: it wants trainer_state"),
+        ("watches", Level.OK, "not tried: it needs trainer_state"),
         ("forgotten", Level.ERROR, "a `return` is missing"),
         ("never", Level.ERROR, "gives no score to any of 8 gold answers"),
         ("talks", Level.ERROR, "returned the text 'good' for row 0 (completion"),
@@ -154,6 +154,6 @@ def test_doctor_asks_reward_functions_about_gold_answers(tmp_path: Path, name: s
 
 def test_the_trainers_composite_stops_after_its_first_batch(tmp_path: Path) -> None:
     recipe(tmp_path, "[accuracy]")
-    reward = Recorded(Composite([Part("own.py:never")], tmp_path).parts, tmp_path)
+    reward = Judge(Composite([Part("own.py:never")], tmp_path).parts, tmp_path)
     with pytest.raises(ScoreError, match="not one row of the first batch has a reward, so nothing would be learnt"):
         reward(["q"] * 4, ["a"] * 4)

@@ -15,7 +15,7 @@ from pipeline.context import Outputs
 from pipeline.data.mixture import DataError
 from pipeline.data.step_rows import tokenised
 from pipeline.stages.reward_model import RewardModelConfig, run
-from pipeline.training.trainers.step_reward import NO_LABEL, step_loss
+from pipeline.training.trainers.reward import NO_LABEL, step_loss
 from rewards.process import Process, StepReader, StepScorer, logits_everywhere
 from rewards.steps import StepRule
 from rewards.verdict import Item, Status
@@ -149,7 +149,7 @@ GOOD = {"prompt": "what", "completions": ["so", "four"], "labels": [0.5, True]}
     ("row", "words"),
     [
         ({"prompt": "what", "labels": [1]}, "row 1 of the data has no 'completions'"),
-        ({**GOOD, "labels": [1]}, "2 completions want as many labels"),
+        ({**GOOD, "labels": [1]}, "2 completions need as many labels"),
         ({**GOOD, "labels": [1, 2]}, "between 0 and 1, not 2"),
         ({**GOOD, "labels": [1, float("nan")]}, "not nan"),
         ({**GOOD, "completions": []}, "a list of texts"),

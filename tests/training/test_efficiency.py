@@ -14,7 +14,7 @@ from pipeline.schema.efficiency import STOCK, Efficiency, LengthChange
 from pipeline.stages.registry import config_class
 from pipeline.training.grpo.batch import of_rows
 from pipeline.training.grpo.dynamic_sampling import extra_prompts
-from pipeline.training.grpo.judging import Recorded
+from pipeline.training.grpo.judging import Judge
 from rewards import Batch, Part
 from rewards.registry import find
 from tests.training.replay import BATCH, GROUP, distance, graded, history_of, trainer_of
@@ -243,7 +243,7 @@ def logged(completions, trainer_state, log_extra, log_metric, **columns):
 def test_rewards_are_judged_while_the_trainer_goes_on(tmp_path: Path) -> None:
     """The reward waits until the trainer has gone on, which it could not if it were waiting for the reward."""
     (tmp_path / "slow.py").write_text(WAITING)
-    reward = Recorded([Part(f"{tmp_path}/slow.py:wait")])
+    reward = Judge([Part(f"{tmp_path}/slow.py:wait")])
     reward.prepare()
     completions = ["ab", "c"]
     reward.start(Batch(["", ""], completions))
@@ -255,10 +255,10 @@ def test_rewards_are_judged_while_the_trainer_goes_on(tmp_path: Path) -> None:
 
 def test_overlapped_rewards_change_nothing(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own.py").write_text("def score(completion):\n    return float(len(completion) % 3)\n")
-    start, early, results = Recorded.start, [], []
-    monkeypatch.setattr(Recorded, "start", lambda reward, batch: (early.append(switches), start(reward, batch))[1])
+    start, early, results = Judge.start, [], []
+    monkeypatch.setattr(Judge, "start", lambda reward, batch: (early.append(switches), start(reward, batch))[1])
     for switches in (STOCK, but(background_rewards=True)):
-        reward = Recorded([Part(f"{tmp_path}/own.py:score")])
+        reward = Judge([Part(f"{tmp_path}/own.py:score")])
         results.append(history_of(trainer_of(models / "dense", tmp_path, switches, PROMPTS, reward, beta=0.1)))
         reward.close()
     assert early == [but(background_rewards=True)] * 2, "each batch, and only with the switch"
@@ -272,7 +272,7 @@ def test_rewards_log_and_see_the_step_as_under_plain_trl(models: Path, tmp_path:
     reference = trainer_of(models / "dense", tmp_path, None, PROMPTS, plain)
     theirs = history_of(reference)
     for switches in (STOCK, but(background_rewards=True)):
-        reward = Recorded([Part(f"{tmp_path}/own.py:logged", name="logged")])
+        reward = Judge([Part(f"{tmp_path}/own.py:logged", name="logged")])
         trainer = trainer_of(models / "dense", tmp_path, switches, PROMPTS, reward)
         ours = history_of(trainer)
         reward.close()

@@ -25,7 +25,7 @@ from pipeline.stages import grpo
 from pipeline.stages.registry import config_class
 from pipeline.tasks.grading import composite
 from pipeline.training.grpo.engines import SAMPLED_AHEAD, EngineSampler
-from pipeline.training.grpo.judging import Recorded
+from pipeline.training.grpo.judging import Judge
 from pipeline.training.grpo.problem_order import ProblemOrder
 from pipeline.training.held_out import live
 from tests.stages.driving import context_of
@@ -345,7 +345,7 @@ def test_a_stage_opens_what_its_recipe_says(calculator: Path, tmp_path: Path) ->
         "trainer": {"num_generations": GROUP, "per_device_train_batch_size": GROUP},
     }
     context = context_of(tmp_path, "zero", config, {})
-    trainer = grpo.build(context, Recorded(composite(context.config.rewards, context.config.tasks, context).parts))
+    trainer = grpo.build(context, Judge(composite(context.config.rewards, context.config.tasks, context).parts))
     try:
         sampler = trainer.sampler
         assert isinstance(sampler, EngineSampler)

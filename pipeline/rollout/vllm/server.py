@@ -119,6 +119,10 @@ class VllmServerEngine(Updatable):
         for_trainer: whether they are at the temperature of sampling, which the server must have been started for; texts
             are left out then.
 
+    Attributes:
+        tokenizer: the model's, which decodes completions as with every other engine; texts are empty without it. The
+            server would decode prompt and completion together, and keep a space before the first word.
+
     Raises:
         RolloutError: the server does not answer, serves something else, or is not set up for a trainer.
     """
@@ -146,14 +150,6 @@ class VllmServerEngine(Updatable):
         self._transfer: Transfer | None = None
         if for_trainer:
             self._prepare_training()
-
-    def decode_with(self, tokenizer: Any) -> None:
-        """Let texts be what the model's tokenizer makes of the tokens, as with every other engine.
-
-        A server decodes prompt and completion together, and so keeps a space before the first word of a completion that
-        other engines do not have.
-        """
-        self.tokenizer = tokenizer
 
     def add(
         self, ticket: int, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None

@@ -24,13 +24,8 @@ class Drift:
         self.first: list[float] = []
         self.last: list[float] = []
 
-    def watch(self, difference: float) -> None:
-        """Take the mean difference of a step, in nats, and warn if it has grown too large."""
-        if (warning := self.add(difference)) is not None:
-            log.warning("%s", warning)
-
     def add(self, difference: float) -> str | None:
-        """Take the mean difference of a step, in nats; returns a warning if it has grown too large."""
+        """Take the mean difference of a step, in nats; logs a warning, and returns it, if it has grown too large."""
         if len(self.first) < DRIFT_STEPS:
             self.first.append(difference)
             return None
@@ -41,8 +36,10 @@ class Drift:
         self.last = []
         if now <= max(DRIFT_FACTOR * start, DRIFT_FLOOR):
             return None
-        return (
+        warning = (
             f"log-probabilities of sampled tokens differ by {now:.3g} between the engine and the trainer, by"
             f" {start:.3g} at the start: the engine may sample with stale or rounded weights"
             " (rollout.engine_options.dtype)"
         )
+        log.warning("%s", warning)
+        return warning

@@ -20,7 +20,7 @@ import torch
 
 from pipeline.schema.efficiency import Efficiency
 from pipeline.training.grpo.batch import Batch, Row
-from pipeline.training.grpo.micro_batches import largest
+from pipeline.training.parallel.collectives import largest, summed
 
 _LEAST_LIVE = 0.25
 """Share of live groups below which a round is not made larger: a hopeless batch must not cost more than four times."""
@@ -106,11 +106,9 @@ class DynamicSampling:
 
     def _log(self, rounds: int, **prompts: int) -> None:
         """Log the rounds that it took, and numbers of prompts, summed over processes."""
-        accelerator = self.trainer.accelerator
-        mine = torch.tensor([list(prompts.values())], device=accelerator.device)
-        counts = {"rounds": rounds} | dict(zip(prompts, accelerator.gather(mine).sum(0).tolist(), strict=True))
-        for name, count in counts.items():
-            self.trainer._metrics["train"][f"dynamic_sampling/{name}"].append(float(count))
+        of_all = summed(self.trainer.accelerator, *prompts.values())
+        for name, count in {"rounds": float(rounds), **dict(zip(prompts, of_all, strict=True))}.items():
+            self.trainer._metrics["train"][f"dynamic_sampling/{name}"].append(count)
 
 
 def extra_prompts(numbers: Sequence[int], problems: int, seed: int) -> list[int]:

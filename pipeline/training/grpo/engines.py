@@ -46,12 +46,13 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from pipeline.rollout.base import Finish, Rollout, RolloutError, Sampling, complete, derived_seed
 from pipeline.rollout.weights import official_weights
 from pipeline.training.grpo.sampling import Problem, Sampled, Sampler, check_trainer, wants_logprobs
 from pipeline.training.held_out.live import Groups, Prompts
+from pipeline.training.parallel.collectives import by_first
 
 log = logging.getLogger(__name__)
 
@@ -262,17 +263,17 @@ class EngineSampler(Sampler):
         """What the process with the engine makes, in every process; an error there is one everywhere."""
         if self.trainer.accelerator.num_processes == 1:
             return make()
-        box: list[Any] = [None]
-        if self.engine is not None:
+
+        def tried() -> tuple[Any, str | None]:
             try:
-                box = [("made", make())]
+                return make(), None
             except (RolloutError, ValueError) as error:
-                box = [("failed", str(error))]
-        broadcast_object_list(box, from_process=0)
-        how, what = box[0]
-        if how == "failed":
-            raise RolloutError(what)
-        return what
+                return None, str(error)
+
+        made, fault = by_first(self.trainer.accelerator, tried)
+        if fault is not None:
+            raise RolloutError(fault)
+        return made
 
     def _log(self, chosen: list[tuple[int, list[Rollout]]], groups: Groups, waited: float) -> None:
         if self.engine is None:

@@ -31,7 +31,7 @@ TRL_COLUMNS = frozenset({"prompt", "completion", "completion_ids"})
 Verdicts = dict[str, list[Verdict | None]]
 
 
-class Recorded(Composite):
+class Judge(Composite):
     """A composite that can start early, and remembers its last verdicts so that samples show why a reward was given."""
 
     last: Verdicts

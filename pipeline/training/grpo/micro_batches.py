@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-import torch
+from pipeline.training.parallel.collectives import largest
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +84,6 @@ def passes_of(lengths: Sequence[int], budget: int, accelerator: Any) -> list[lis
     if wanted > len(passes):
         passes = balanced(needed, budget, wanted)
     return [[rows[at] for at in part] for part in passes] + [[]] * (wanted - len(passes))
-
-
-def largest(accelerator: Any, number: int) -> int:
-    """The largest of a number over all processes, so that all make as many collective calls."""
-    if accelerator.num_processes == 1:
-        return number
-    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max().item())
 
 
 class FillWatch:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.training.grpo import objective
 from pipeline.training.grpo.batch import Batch
-from pipeline.training.grpo.judging import Recorded as Judge
+from pipeline.training.grpo.judging import Judge
 from pipeline.training.grpo.logprobs import Logprobs
 from pipeline.training.grpo.sampling import Problem, Sampled
 
@@ -41,7 +41,7 @@ class Micro:
         return {name: value.detach().cpu().contiguous() for name, value in known.items() if isinstance(value, Tensor)}
 
 
-class Recorded:
+class StepRecord:
     """Holds the micro-batches of the present step, if anybody wants them.
 
     Args:

@@ -12,6 +12,7 @@ from pipeline.records.dead_groups import EQUAL, FAILED
 from pipeline.records.samples import Judgement, sample_row
 from pipeline.training.grpo import objective, texts
 from pipeline.training.grpo.sampling import Sampled
+from pipeline.training.parallel.collectives import summed
 from rewards.verdict import PREFILL
 
 
@@ -41,8 +42,7 @@ def log_rollouts(trainer: Any, sampled: Sampled, rewards_BF: Tensor, weights_F: 
     metrics["frac_reward_zero_std"].append(equal_G.float().mean().item())  # TRL compares deviations with 0 instead
     for name in sorted(set(gather_object(list(trainer._pending_metrics)))):  # of rewards; all ranks in one order
         values = trainer._pending_metrics.get(name, [])
-        pair = torch.tensor([sum(values), len(values)], dtype=torch.float32, device=trainer.accelerator.device)
-        total, count = trainer.accelerator.reduce(pair).tolist()
+        total, count = summed(trainer.accelerator, sum(values), len(values))
         metrics[name].append(total / count)
     trainer._pending_metrics.clear()
 

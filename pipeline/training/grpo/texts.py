@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
+from pipeline.training.parallel.collectives import summed
 from rewards.language import foreign_words
 
 PASSAGE = 20
@@ -49,11 +49,8 @@ def log_texts(
     looked = range(0, len(ids), step)
     loops = [repeated(ids[row]) for row in looked]
     counts = [foreign_words(_text(completions[row]), str(problems[row].get("question") or "")) for row in looked]
-    foreign, words = (sum(pair[at] for pair in counts) for at in (0, 1))
-    sums = torch.tensor(
-        [sum(loops), len(loops), foreign, words], dtype=torch.float32, device=trainer.accelerator.device
-    )
-    loop, rows, foreign, words = trainer.accelerator.reduce(sums).tolist()
+    strange, read = (sum(pair[at] for pair in counts) for at in (0, 1))
+    loop, rows, foreign, words = summed(trainer.accelerator, sum(loops), len(loops), strange, read)
     trainer._metrics["train"]["completions/repetition"].append(loop / rows)
     if words:
         trainer._metrics["train"]["completions/foreign_words"].append(foreign / words)

@@ -34,10 +34,11 @@ from pipeline.training.grpo.drift import DIFFERENCE, Drift
 from pipeline.training.grpo.dynamic_sampling import DynamicSampling
 from pipeline.training.grpo.metrics import Metrics
 from pipeline.training.grpo.micro_batches import FillWatch, passes_of
-from pipeline.training.grpo.recorded import Recorded
+from pipeline.training.grpo.recorded import StepRecord
 from pipeline.training.grpo.reference import load_reference, save_reference, sync_by_name
 from pipeline.training.grpo.sampling import Problem, Sampled, Sampler, TrlSampler
 from pipeline.training.grpo.schedule import check_cycle
+from pipeline.training.parallel.collectives import summed
 from pipeline.training.parallel.sharding import between_micro_batches
 from pipeline.training.trainers.mtp import BlockTraining, completion_labels
 from pipeline.training.trainers.resumable import Resumable
@@ -103,7 +104,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         self.fill_watch = FillWatch(self.args.gradient_accumulation_steps, efficiency.tokens_per_pass)
         self.dynamic_sampling = DynamicSampling(self)
         self.stops, self.first_look = Stops.of(self._tokenizer, stop), FirstLook(self._tokenizer.eos_token)
-        self.recorded = Recorded(self)
+        self.recorded = StepRecord(self)
         self.clock = Clock(shape_of(base_of(self.accelerator.unwrap_model(self.model)).config))
         self.sampler = sampler(self)
         self.order = pool.order(self, rests)
@@ -199,15 +200,14 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
     def reference_logprobs(self, batch: Batch) -> Tensor:
         """(B, C) log π_ref; the reference of an adapter is its base. Collective."""
         if self.ref_model is None:
-            with adapters.off(self.accelerator.unwrap_model(self.model)):
+            with self.accelerator.unwrap_model(self.model).disable_adapter():
                 return logprobs.without_gradient(self, self.model, batch)
         return logprobs.without_gradient(self, self.ref_model, batch)
 
     def counted(self, rows: Sequence[Row]) -> Batch:
         """A batch of these rows, which knows how many tokens the batch of all processes has. Collective."""
-        tokens = sum(float(row["mask"].sum()) for row in rows)
-        everyone = self.accelerator.gather(torch.tensor([tokens], device=self.accelerator.device))
-        return of_rows(rows, self._tokenizer.pad_token_id, self.accelerator.device, everyone.sum().item())
+        (tokens,) = summed(self.accelerator, sum(float(row["mask"].sum()) for row in rows))
+        return of_rows(rows, self._tokenizer.pad_token_id, self.accelerator.device, tokens)
 
     def _rows(self, sampled: Sampled) -> list[Row]:
         rows: list[Row] = []
@@ -235,7 +235,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
 
     def _start_judging(self, sampled: Sampled, completions: list[Any]) -> None:
         reward = self.reward_funcs[0]
-        if self.efficiency.background_rewards and isinstance(reward, judging.Recorded):
+        if self.efficiency.background_rewards and isinstance(reward, judging.Judge):
             rows = sampled.problems
             columns = {name: [row[name] for row in rows] for name in rows[0] if name not in judging.TRL_COLUMNS}
             prompts = [row["prompt"] for row in rows]
@@ -361,7 +361,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
                 self._metrics["train"][name].append(value)
         values: Sequence[float] = self._metrics["train"].get(DIFFERENCE, [])
         if values:
-            self.drift.watch(fmean(values))
+            self.drift.add(fmean(values))
         super().log(logs, start_time)
 
     # ------------------------------------------------------------------------------------- optimizer, checkpoints

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from pipeline.context import StageContext
@@ -26,9 +25,9 @@ from pipeline.training import checkpoints, saving
 from pipeline.training.health.evidence import Evidence
 from pipeline.training.health.finite import NonFiniteError
 from pipeline.training.health.thresholds import LOSS, Alarms, Tripped
+from pipeline.training.parallel.collectives import by_first
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 GO_ON = "The checkpoints are kept; to go on past alarms, set health.on_alarm: warn"
 
@@ -70,16 +69,10 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
 
     def _look(self, metrics: Mapping[str, Any]) -> list[Tripped]:
         """The alarms of a logged step, and what is crossed for all, as the first rank sees them. Collective."""
-        tripped, self.alarms.crossed = self._by_first(lambda: (self.alarms.look(metrics), self.alarms.crossed))
+        tripped, self.alarms.crossed = by_first(
+            self.trainer.accelerator, lambda: (self.alarms.look(metrics), self.alarms.crossed)
+        )
         return tripped
-
-    def _by_first(self, decide: Callable[[], T]) -> T:
-        """What the first rank decides, in every rank: others may see other files, or round otherwise. Collective."""
-        found: list[Any] = [decide() if self.trainer.is_world_process_zero() else None]
-        if self.trainer.accelerator.num_processes > 1:
-            broadcast_object_list(found, from_process=0)
-        decided: T = found[0]
-        return decided
 
     def _follow(self, step: int) -> None:
         """Notice where a symptom begins, and where it is gone."""
@@ -127,7 +120,7 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
 
     def _raise(self, tripped: list[Tripped], step: int, logs: Mapping[str, Any]) -> None:
         where = self.evidence.keep(step, self._began, self._before, tripped, logs)
-        then, to = self._by_first(lambda: self._then(step))
+        then, to = by_first(self.trainer.accelerator, lambda: self._then(step))
         for number, one in enumerate(tripped):
             text = f"alarm after step {step}: {one.reason}"
             more = "" if number else f". {where.told} {then}".rstrip()  # once is enough
@@ -168,7 +161,7 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
 
     def _guard(self, step: int) -> None:
         """Keep the newest complete checkpoint up to a step from being deleted while there is a symptom."""
-        self._before = self._by_first(lambda: self._guarded(step))
+        self._before = by_first(self.trainer.accelerator, lambda: self._guarded(step))
 
     def _guarded(self, step: int) -> int | None:
         folder = self.context.scratch / kept.KEPT

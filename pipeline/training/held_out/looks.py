@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -33,6 +32,7 @@ from pipeline.training import checkpoints, saving
 from pipeline.training.checkpoints import BEST, MARK
 from pipeline.training.held_out import live
 from pipeline.training.held_out.fields import MAX_TOKENS, WatchSpec
+from pipeline.training.parallel.collectives import by_first
 from rewards import Composite
 
 log = logging.getLogger(__name__)
@@ -101,14 +101,8 @@ class Problems:
 
     def scores(self) -> Scores:
         """Ask and judge, with the weights of the moment; the same in every process. Collective."""
-        found: list[Any] = [None]
         answers = {task: self._answers(task) for task in self.rows}
-        if self.judge is not None:
-            found = [{task: self._score(task, groups, self.judge) for task, groups in answers.items()}]
-        if self.trainer.accelerator.num_processes > 1:
-            broadcast_object_list(found, from_process=0)
-        scores: Scores = found[0]
-        return scores
+        return by_first(self.trainer.accelerator, lambda: {task: self._score(task, answers[task]) for task in answers})
 
     def _answers(self, task: str) -> live.Groups:
         ids = encode(self.tokenizer, [prompt.text for prompt in self.prompts[task]])
@@ -118,7 +112,8 @@ class Problems:
         groups: live.Groups = sampler.held_out(ids, sampling, self.spec.batch_size)
         return groups
 
-    def _score(self, task: str, groups: Sequence[Sequence[Rollout]], judge: Composite) -> dict[str, Any]:
+    def _score(self, task: str, groups: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
+        assert self.judge is not None
         texts = [
             self.tokenizer.batch_decode([r.token_ids for r in group], skip_special_tokens=True) for group in groups
         ]
@@ -126,7 +121,7 @@ class Problems:
             [replace(rollout, text=text) for rollout, text in zip(group, said, strict=True)]
             for group, said in zip(groups, texts, strict=True)
         ]
-        judged = judged_groups(self.rows[task], self.prompts[task], told, judge)
+        judged = judged_groups(self.rows[task], self.prompts[task], told, self.judge)
         return score(judged, self.sampling.n, LABELS, self.same[task])
 
     def close(self) -> None:
@@ -246,10 +241,7 @@ class Looks(TrainerCallback):  # type: ignore[misc]
         """Put the best weights where what is published is gathered; whether there are any that are whole."""
         if self.kept_by is None:
             return False
-        box: list[Any] = [self._published() if self.first else None]
-        if self.trainer.accelerator.num_processes > 1:
-            broadcast_object_list(box, from_process=0)
-        self.step = box[0]
+        self.step = by_first(self.trainer.accelerator, self._published)
         if self.step is not None and self.first:
             source = self.folder / f"{checkpoints.PREFIX}{self.step}"
             shutil.copytree(source, target, copy_function=saving.link, ignore=shutil.ignore_patterns(MARK))

@@ -30,7 +30,6 @@ from pipeline.training import checkpoints
 from pipeline.training.health.finite import Watched
 from pipeline.training.parallel.expert_parallel import division
 from pipeline.training.parallel.sharding import Weights, head_in_root, keep_gates_exact, refuse_sharded_head
-from pipeline.training.trainers.rates import follow_rate
 
 
 class EpochSampler(Sampler[int]):
@@ -119,7 +118,7 @@ class Resumable(Watched):
         rates = [group["initial_lr"] for group in self.optimizer.param_groups] if lowered else []
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if lowered:
-            follow_rate(self.optimizer, self.lr_scheduler, rates)
+            _follow_rate(self.optimizer, self.lr_scheduler, rates)
 
     def _say_what_model(self, checkpoint: Path) -> None:
         """Put config and tokenizer beside weights that each rank has written its part of, and nobody else named."""
@@ -139,3 +138,18 @@ class Resumable(Watched):
             return
         saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype, **division())
         self.model.load_state_dict(saved.state_dict())
+
+
+def _follow_rate(optimizer: Any, scheduler: Any, rates: list[float]) -> None:
+    """Give the groups of an optimizer that was loaded other rates than it was saved with; `rates` are the first ones.
+
+    Nothing changes where they are the same.
+    """
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if group["initial_lr"] != rate:
+            group["lr"] *= rate / group["initial_lr"]
+            group["initial_lr"] = rate
+    inner = getattr(scheduler, "scheduler", scheduler)
+    if list(inner.base_lrs) != rates:
+        inner.base_lrs = list(rates)
+        inner._last_lr = [group["lr"] for group in optimizer.param_groups]

@@ -1,11 +1,79 @@
-"""TRL's reward trainer with exact resumption; it trains on pairs that are tokenised already."""
+"""TRL's reward trainer with exact resumption, for rewards of whole answers and of steps.
+
+TRL 1.16 has no trainer for process rewards: behind every step, the logit of the chance that the answer comes out right.
+The model stays the classifier that reward models are; its loss differs, binary cross-entropy of the labels behind each
+step (Math-Shepherd, arXiv 2312.08935, equation 3), and so do batches.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 import trl
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pipeline.training.trainers.resumable import Resumable
+from rewards.process import SURE, logits_everywhere, padded
+
+NO_LABEL = -1.0
+"""The label of a token that ends no step."""
 
 
 class RewardTrainer(Resumable, trl.RewardTrainer):  # type: ignore[misc]
-    """`trl.RewardTrainer`, resumable to the bit on one device."""
+    """`trl.RewardTrainer`, resumable to the bit on one device; it trains on pairs that are tokenised already."""
+
+
+class StepTrainer(RewardTrainer):
+    """Learns from a data set of `pipeline.data.step_rows`.
+
+    Args:
+        pad: the padding token.
+        given: arguments of `trl.RewardTrainer`.
+    """
+
+    def __init__(self, *, pad: int, **given: Any) -> None:
+        super().__init__(data_collator=lambda rows: collated(rows, pad), **given)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+        return dataset  # tokenised already
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["input_ids", "ends", "labels"]
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        """The mean cross-entropy of a batch's steps; logs `step_accuracy`, the share on the right side of 0.5."""
+        labels_BT = inputs.pop("labels")
+        logits_BT = logits_everywhere(model, **inputs)
+        loss, right = step_loss(logits_BT, labels_BT)
+        self._total_train_tokens += int(self.accelerator.gather_for_metrics(inputs["attention_mask"].sum()).sum())
+        metrics = self._metrics["train"]
+        metrics["num_tokens"] = [self._total_train_tokens]
+        metrics["step_accuracy"].append(float(self.accelerator.gather_for_metrics(right).mean()))
+        return (loss, logits_BT) if return_outputs else loss
+
+
+def step_loss(logits_BT: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy over the tokens with a label, and the share of these on the label's side of one half.
+
+    Args:
+        logits_BT: behind every token.
+        labels_BT: a chance, or `NO_LABEL`.
+    """
+    labelled_BT = labels_BT != NO_LABEL
+    logits_S, labels_S = logits_BT[labelled_BT].float(), labels_BT[labelled_BT]
+    right = ((logits_S > 0) == (labels_S > SURE)).float().mean()
+    return binary_cross_entropy_with_logits(logits_S, labels_S), right.detach()
+
+
+def collated(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
+    """A batch: token ids padded on the right, their mask, and a label behind each step."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    labels_BT = torch.full((len(rows), longest), NO_LABEL)
+    for at, row in enumerate(rows):
+        labels_BT[at, row["ends"]] = torch.tensor(row["labels"])
+    ids_BT = torch.tensor([padded(row["input_ids"], longest, pad) for row in rows])
+    lengths_B = torch.tensor([len(row["input_ids"]) for row in rows])
+    mask_BT = (torch.arange(longest) < lengths_B[:, None]).long()
+    return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
