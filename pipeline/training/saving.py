@@ -14,7 +14,7 @@ import torch
 
 from pipeline.context import StageContext
 from pipeline.training import adapters
-from pipeline.training.health.finite import local_part
+from pipeline.training.parallel.sharding import local_part
 
 
 def save(trainer: Any, folder: Path, context: StageContext[Any]) -> None:

@@ -11,6 +11,7 @@ Axes, the capital letters at the end of a tensor's name:
 |---|---|
 | `trainer` | the step: sample, judge, advantages, mask, passes, log-probabilities, loss |
 | `objective` | the loss: advantages, ratios, clipping, KL, aggregation, importance weights |
+| `entropy` | the bonus for entropy |
 | `batch` | the tensors of a generation batch |
 | `logprobs` | log-probabilities of completions, packed or padded |
 | `micro_batches` | passes of bounded size |

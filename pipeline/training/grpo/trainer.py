@@ -1,8 +1,20 @@
 """The step of GRPO, top to bottom. Axes: see the package; equations: see `objective`.
 
-    generation batch   sample -> judge -> advantages                      `generation_batch`, `scored`
-    micro-batch        mask -> split into passes                          `compute_loss`
-    pass               log-probabilities -> loss -> backward              `_pass_loss`
+A generation batch is sampled by one policy and trained on in micro-batches; `gradient_accumulation_steps` of these make
+an optimizer step. A micro-batch goes through the model in passes of bounded size.
+
+    generation batch: `generation_batch`, `scored`
+      sample                 problems -> prompt ids (B, P), completion ids (B, C)        `sampler.batch`
+      judge, in background   completions -> rewards (B, F)                               `_start_judging`
+      score, no gradient     log π_old and log π_ref (B, C), where they are needed       `old_logprobs`, …
+      compare within groups  rewards -> advantages (B,)                                  `objective.advantages`
+      replace dead groups    if that is wished                                           `dynamic_sampling`
+    micro-batch: `compute_loss`, rows drawn from the generation batch
+      weigh tokens           ω (B, C), what each counts in the step's loss               `objective.token_weights`
+      split                  rows -> passes, without those that teach nothing            `_passes`
+    pass: `_pass_loss`
+      score, with gradient   log π and entropy (B, C)                                    `logprobs.with_gradient`
+      loss                   () and its backward pass                                    `objective.Objective.loss`
 
 TRL's trainer is beneath: its models, its reference, its config, its metrics' names. Each of its hooks is overridden
 once, here, and calls plain functions.
@@ -11,8 +23,8 @@ once, here, and calls plain functions.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,7 +40,7 @@ from pipeline.schema.efficiency import STOCK, Efficiency, LengthChange, PoolSpec
 from pipeline.schema.mtp import MtpSpec
 from pipeline.training import adapters, experts, fused, varlen
 from pipeline.training.clock import Clock, shape_of
-from pipeline.training.grpo import judging, logprobs, objective, pool, reporting
+from pipeline.training.grpo import entropy, judging, logprobs, objective, pool, reporting
 from pipeline.training.grpo.batch import Batch, Row, of_rows
 from pipeline.training.grpo.drift import DIFFERENCE, Drift
 from pipeline.training.grpo.dynamic_sampling import DynamicSampling
@@ -64,11 +76,8 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         RuntimeError: fused kernels cannot run here.
     """
 
-    entropy_coef: float
     batch_number: int | None = None
     micro_batches: Sequence[Batch] = ()
-    _last_world_entropy: float
-    _entropy_window_stats: Tensor | None
 
     def __init__(
         self,
@@ -91,6 +100,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
             raise ValueError(
                 "efficiency.drop_dead_groups: the model has a router loss; set trainer.router_aux_loss_coef: 0"
             )
+        # The policy and its reference:
         for model in (self.model, *([] if self.ref_model is None else [self.ref_model])):
             plain = base_of(self.accelerator.unwrap_model(model))
             if efficiency.fused_kernels:
@@ -99,15 +109,19 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
                 varlen.install(plain)
         sync_by_name(self)
         self.blocks = BlockTraining(self, mtp)
+        # What is measured, watched and kept:
         self.metrics = Metrics()
         self.group_watch, self.drift = judging.GroupWatch(), Drift()
         self.fill_watch = FillWatch(self.args.gradient_accumulation_steps, efficiency.tokens_per_pass)
-        self.dynamic_sampling = DynamicSampling(self)
-        self.stops, self.first_look = Stops.of(self._tokenizer, stop), FirstLook(self._tokenizer.eos_token)
+        self.first_look = FirstLook(self._tokenizer.eos_token)
         self.recorded = StepRecord(self)
         self.clock = Clock(shape_of(base_of(self.accelerator.unwrap_model(self.model)).config))
+        # Which problems come when, and where their rollouts come from:
+        self.dynamic_sampling = DynamicSampling(self)  # refuses what it cannot do before an engine starts
+        self.stops = Stops.of(self._tokenizer, stop)
         self.sampler = sampler(self)
         self.order = pool.order(self, rests)
+        # The loss:
         corrected = self.sampler.scored and self.args.vllm_importance_sampling_correction
         if corrected and self.loss_type == "vespo" and self.args.vllm_importance_sampling_mode.startswith("sequence"):
             raise ValueError("trainer.loss_type vespo needs vllm_importance_sampling_mode token_truncate or token_mask")
@@ -117,10 +131,11 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
     # ---------------------------------------------------------------------------------------- a generation batch
 
     def _prepare_inputs(self, problems: list[Problem]) -> Batch:
-        """The next micro-batch; a new generation batch where the last one is used up."""
-        at: int = self._step % (self.args.steps_per_generation * self.num_iterations)
+        """TRL's hook: the next micro-batch; a new generation batch where the last one is used up."""
+        uses = self.args.steps_per_generation * self.num_iterations
+        at: int = self._step % uses  # the micro-batch among all that the generation batch serves
         if at == 0 or not self.micro_batches:
-            before = self.batch_number
+            before = self.batch_number  # none yet, also where a run is resumed
             number = self.order.number_at(self.state.global_step) if before is None else before + 1
             self.batch_number = number
             batch = self.generation_batch(number, problems)
@@ -134,7 +149,8 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         if self.length_schedule:
             self.max_completion_length = self.length_at(self.state.global_step)
             self._metrics["train"]["max_tokens"].append(self.max_completion_length)
-        with self._without_gradient():
+        # Checkpointing would warn that no input has a gradient.
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
             with self.clock.part("sampling"):
                 sampled = self.sampler.batch(number, problems)
             return self.dynamic_sampling.filled(self.scored(sampled), self._more)
@@ -144,13 +160,6 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         with self.clock.part("sampling"):
             sampled = self.sampler.extra(problems)
         return self.scored(sampled, on_top=True)
-
-    @contextmanager
-    def _without_gradient(self) -> Iterator[None]:
-        """Forward passes only. Gradient checkpointing is off, since it would warn that no input has a gradient."""
-        kwargs = self.args.gradient_checkpointing_kwargs
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, kwargs):
-            yield
 
     def scored(self, sampled: Sampled, on_top: bool = False) -> Batch:
         """Rollouts with their advantages, and with the log-probabilities that the loss will need. Collective.
@@ -180,7 +189,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         if not on_top:
             taught = reporting.look_at(self, sampled, completions, rewards_BF, weights_F)
             pool.learn(self, sampled.problems, *taught)
-        self._pending_extra_logs.clear()
+        self._pending_extra_logs.clear()  # what rewards have put beside the samples that were written just now
         mine_B = advantages_B.view(self.accelerator.num_processes, -1)[self.accelerator.process_index]
         return batch.knowing(advantages_B=mine_B, rewards_BF=self.recorded.scores(sampled, rewards_BF, weights_F))
 
@@ -210,6 +219,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         return of_rows(rows, self._tokenizer.pad_token_id, self.accelerator.device, tokens)
 
     def _rows(self, sampled: Sampled) -> list[Row]:
+        """Rollouts as tensors; those that were cut off may not count (`trainer.mask_truncated_completions`)."""
         rows: list[Row] = []
         for at, (prompt, completion) in enumerate(zip(sampled.prompt_ids, sampled.completion_ids, strict=True)):
             counts = not self.mask_truncated_completions or self.stopped(completion)
@@ -234,6 +244,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         return [[{"role": "assistant", "content": text}] for text in texts] if chats else texts
 
     def _start_judging(self, sampled: Sampled, completions: list[Any]) -> None:
+        """Have verifiers begin; `_calculate_rewards` of TRL asks the same reward later, and waits for them."""
         reward = self.reward_funcs[0]
         if self.efficiency.background_rewards and isinstance(reward, judging.Judge):
             rows = sampled.problems
@@ -247,9 +258,12 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """The loss of a micro-batch, in passes of bounded size; each but the last has its backward pass here."""
-        batch = self.recorded.begin(inputs.knowing(weights_BC=self._token_weights(inputs)))  # all of its rows
-        if self.unconfirmed:
+        """TRL's hook: the loss of a micro-batch, as the sum over its passes.
+
+        Each pass but the last has its backward pass here; the trainer makes the last one.
+        """
+        batch = self.recorded.begin(inputs.knowing(weights_BC=self._token_weights(inputs)))
+        if self.unconfirmed:  # the first one under FSDP2; see `logprobs.confirm`
             batch, self.unconfirmed = batch.knowing(checked_BC=self.old_logprobs(batch)), False
         with self.blocks.trained(completion_labels(batch.prompt_ids_BP, batch.completion_ids_BC, batch.mask_BC)):
             *others, last = parts = self._passes(batch)
@@ -263,10 +277,11 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
             return self._pass_loss(model, last, len(batch)) + done
 
     def _token_weights(self, batch: Batch) -> Tensor:
+        """(B, C) ω of a micro-batch, all of its rows; see `objective.token_weights`."""
         accumulated = self.current_gradient_accumulation_steps
-        of_step = batch.tokens * accumulated / self.args.steps_per_generation / self.accelerator.num_processes
+        step_tokens = batch.tokens * accumulated / self.args.steps_per_generation / self.accelerator.num_processes
         longest = self.max_completion_length
-        return objective.token_weights(self.loss_type, batch.mask_BC, longest, of_step, accumulated)
+        return objective.token_weights(self.loss_type, batch.mask_BC, longest, step_tokens, accumulated)
 
     def _passes(self, batch: Batch) -> list[Batch]:
         """The micro-batch without rows that teach nothing, in passes: as many of them in every process."""
@@ -285,6 +300,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
 
     @staticmethod
     def _part(batch: Batch, rows: list[int]) -> Batch:
+        """Some rows; where there are none, one that counts for nothing keeps other processes company."""
         return batch.select(rows) if rows else batch.idle()
 
     @property
@@ -303,40 +319,12 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         kept_BC = None
         if self.top_entropy_quantile < 1.0:  # arXiv 2506.01939
             kept_BC = self.get_high_entropy_mask(scores.entropy_BC, part.mask_BC, 1 - self.top_entropy_quantile)
-        bonus = self._entropy_bonus if self._entropy_bonus_enabled else None
+        bonus = partial(entropy.bonus, self) if self._entropy_bonus_enabled else None
         loss = self.objective.loss(part, scores.logprobs_BC, scores.entropy_BC, self.metrics, kept_BC, bonus)
         if scores.router_loss is not None:
             loss = loss + self.router_aux_loss_coef * scores.router_loss / self.current_gradient_accumulation_steps
             self.metrics.total("aux_loss", scores.router_loss, 1)
         return loss
-
-    def _entropy_bonus(self, entropy_BC: Tensor, counted_BC: Tensor) -> Tensor:
-        """`entropy_coef` times the mean entropy of the tokens that count, the coefficient adaptive if that is wished
-        (Skywork-OR1, arXiv 2505.22312)."""
-        total, tokens = (entropy_BC * counted_BC).sum(), counted_BC.sum()
-        coefficient = self.entropy_coef
-        if self.use_adaptive_entropy:
-            if self._last_world_entropy > self.args.entropy_target:
-                coefficient = 0.0
-            seen = torch.stack([total.detach(), tokens])
-            self._entropy_window_stats = (
-                seen if self._entropy_window_stats is None else self._entropy_window_stats + seen
-            )
-            if self.accelerator.sync_gradients:
-                self._adapt_entropy()
-        if self.accelerator.sync_gradients:
-            self._metrics["train"]["entropy_coef"].append(self.entropy_coef)
-        bonus: Tensor = coefficient * total / tokens.clamp(min=1.0) / self.current_gradient_accumulation_steps
-        return bonus
-
-    def _adapt_entropy(self) -> None:
-        total, tokens = self.accelerator.reduce(self._entropy_window_stats, reduction="sum").tolist()
-        self._last_world_entropy, self._entropy_window_stats = total / max(tokens, 1.0), None
-        change, args = self.args.entropy_coef_delta, self.args
-        if self._last_world_entropy <= args.entropy_target:
-            self.entropy_coef = min(self.entropy_coef + change, args.entropy_coef_max)
-        else:
-            self.entropy_coef = max(self.entropy_coef - change, args.entropy_coef_min)
 
     # ----------------------------------------------------------------------------------------- order and lengths
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
+
+from pipeline.training.parallel.sharding import local_part
 
 log = logging.getLogger(__name__)
 
@@ -175,11 +176,6 @@ def _all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether every number in them is, with one pass over memory and one look at the result; integers always are."""
     kept = [tensor for tensor in tensors if tensor.numel() and tensor.is_floating_point()]
     return not kept or bool(torch.nn.utils.get_total_norm(kept).isfinite())
-
-
-def local_part(tensor: Any) -> Any:
-    """This rank's part of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _numbers(counts_R: list[int]) -> str:

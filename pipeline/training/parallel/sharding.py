@@ -122,6 +122,11 @@ class Weights:
         self.whole = []
 
 
+def local_part(tensor: Any) -> Any:
+    """This rank's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def _unwritten(tensor: torch.Tensor) -> torch.Tensor:
     """The same weight or buffer in host memory, with whatever was there."""
     blank = torch.empty_like(tensor, device="cpu")
