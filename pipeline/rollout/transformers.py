@@ -41,7 +41,6 @@ class TransformersEngine(Updatable):
         path: folder or hub id.
         batch_size: sequences at a time.
         logprobs: whether rollouts carry the log-probabilities of their tokens (one more forward pass each).
-        device: `cuda` where there is one, else `cpu`, if not given.
         tempered: whether those log-probabilities are at the temperature of sampling instead of 1.
         speculative: whether and how tokens are drafted; a draft model drafts for one sequence at a time.
 
@@ -57,13 +56,11 @@ class TransformersEngine(Updatable):
         path: str,
         batch_size: int = 64,
         logprobs: bool = False,
-        device: str | None = None,
         tempered: bool = False,
         speculative: SpeculativeSpec | None = None,
     ) -> None:
-        on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = torch.float32 if on.type == "cpu" else "auto"
-        model = load(path, dtype=dtype).to(on).eval()
+        on_gpu = torch.cuda.is_available()
+        model = load(path, dtype="auto" if on_gpu else torch.float32).to("cuda" if on_gpu else "cpu").eval()
         self._take(model, AutoTokenizer.from_pretrained(path, trust_remote_code=False), batch_size)
         self.model.generation_config = GenerationConfig()
         self.logprobs, self.tempered = logprobs, tempered

@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.rollout.base import RolloutError, Tick
+from pipeline.rollout.base import RolloutError
 
 POLL_SECONDS = 0.5
 END_SECONDS = 10.0
@@ -34,7 +34,6 @@ class Started:
         gpu_memory: share of the GPU's memory.
         options: further fields of vLLM's `EngineArgs`.
         for_trainer: whether it takes weights, and gives log-probabilities at the temperature of sampling.
-        tick: called while it starts.
 
     Attributes:
         address: where it listens.
@@ -43,15 +42,7 @@ class Started:
         RolloutError: it ended before it could answer: its log says why.
     """
 
-    def __init__(
-        self,
-        path: str,
-        seed: int,
-        gpu_memory: float,
-        options: Mapping[str, Any],
-        for_trainer: bool,
-        tick: Tick = lambda: None,
-    ) -> None:
+    def __init__(self, path: str, seed: int, gpu_memory: float, options: Mapping[str, Any], for_trainer: bool) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -69,7 +60,6 @@ class Started:
         while not self._answers():
             if self._process.poll() is not None:
                 raise RolloutError(f"vllm serve ended with exit code {self._process.returncode}; the log has its words")
-            tick()
             time.sleep(POLL_SECONDS)
 
     def check(self) -> None:

@@ -7,8 +7,6 @@ from statistics import median
 
 log = logging.getLogger(__name__)
 
-DIFFERENCE = "sampling/sampling_logp_difference/mean"
-"""The metric: mean |log-probability in the engine - log-probability in the trainer| of sampled tokens."""
 DRIFT_STEPS = 5
 """Steps that make the level at the start, and the level now."""
 DRIFT_FACTOR = 3.0

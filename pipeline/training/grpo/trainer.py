@@ -42,7 +42,7 @@ from pipeline.training import adapters, experts, fused, varlen
 from pipeline.training.clock import Clock, shape_of
 from pipeline.training.grpo import entropy, judging, logprobs, objective, pool, reporting
 from pipeline.training.grpo.batch import Batch, Row, of_rows
-from pipeline.training.grpo.drift import DIFFERENCE, Drift
+from pipeline.training.grpo.drift import Drift
 from pipeline.training.grpo.dynamic_sampling import DynamicSampling
 from pipeline.training.grpo.metrics import Metrics
 from pipeline.training.grpo.micro_batches import FillWatch, passes_of
@@ -50,6 +50,7 @@ from pipeline.training.grpo.recorded import StepRecord
 from pipeline.training.grpo.reference import load_reference, save_reference, sync_by_name
 from pipeline.training.grpo.sampling import Problem, Sampled, Sampler, TrlSampler
 from pipeline.training.grpo.schedule import check_cycle
+from pipeline.training.health.thresholds import MISMATCH
 from pipeline.training.parallel.collectives import summed
 from pipeline.training.parallel.sharding import between_micro_batches
 from pipeline.training.trainers.mtp import BlockTraining, completion_labels
@@ -168,7 +169,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
             sampled: rollouts of this process.
             on_top: whether they were sampled in addition to a batch, and may be trained on by a later policy.
         """
-        sampled = sampled.ending(self.stopped)
+        sampled = sampled.ending(self.stopped)  # rewards are told which ones were cut off
         completions = self._decoded(sampled)
         self._start_judging(sampled, completions)  # in the background, while the models are at work
         batch = self.counted(self._rows(sampled))
@@ -178,7 +179,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
             if self.beta:
                 batch = batch.knowing(reference_BC=self.reference_logprobs(batch))
         prompts = [problem["prompt"] for problem in sampled.problems]
-        with self.clock.part("rewards"):
+        with self.clock.part("rewards"):  # of all processes, since a group may lie in two
             rewards_BF = self._calculate_rewards(list(sampled.problems), prompts, completions, sampled.completion_ids)
         self.clock.counts["samples"] += len(sampled.problems)
         weights_F = self.reward_weights.to(rewards_BF.device)
@@ -347,7 +348,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         if self.model.training:
             for name, value in self.metrics.read(self.accelerator).items():
                 self._metrics["train"][name].append(value)
-        values: Sequence[float] = self._metrics["train"].get(DIFFERENCE, [])
+        values: Sequence[float] = self._metrics["train"].get(MISMATCH, [])
         if values:
             self.drift.add(fmean(values))
         super().log(logs, start_time)

@@ -16,6 +16,7 @@ from pipeline.training.health.finite import SKIPPED
 
 LOSS, ENTROPY, LENGTH, GRADIENT, REWARD = "loss", "entropy", "completions/mean_length", "grad_norm", "reward"
 TRUNCATED, KL, MISMATCH = "completions/clipped_ratio", "kl", "sampling/sampling_logp_difference/mean"
+"""The last: mean |log-probability in the engine - log-probability in the trainer| of sampled tokens."""
 EFFECTIVE = "sampling/effective_sample_size"
 REPETITION, FOREIGN = "completions/repetition", "completions/foreign_words"
 FEWEST_BEFORE = 3
