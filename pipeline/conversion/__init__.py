@@ -1,0 +1,1 @@
+"""Models from elsewhere, and to elsewhere: import, export, cards, publication on the hub."""

@@ -1,0 +1,1 @@
+"""Rows in, rows out: mixing, cleaning, decontamination, and training rows as token ids."""

@@ -1,0 +1,1 @@
+"""Tasks: problems, prompts and graders, shared by training, sampling and evaluation. `base` is the protocol."""
