@@ -1,7 +1,7 @@
 """Everything that needs GPUs, side by side on those that there are, within a given time.
 
     python -m benchmarks.jobs --small models/qwen2.5-coder-0.5b --base models/qwen2.5-coder-1.5b \\
-        --gsm8k data/gsm8k --out results --seconds 1500
+        --gsm8k data/gsm8k --data data --out results --seconds 1500
     python -m benchmarks.jobs --list                        # what there is, with the GPUs and seconds that it needs
     python -m benchmarks.jobs --only ranks 'scaling-*' …
 
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--small", default="Qwen/Qwen2.5-Coder-0.5B-Instruct", help="folder or hub id")
     parser.add_argument("--base", default="Qwen/Qwen2.5-Coder-1.5B-Instruct", help="folder or hub id")
     parser.add_argument("--gsm8k", default="data/gsm8k", help="folder with GSM8K's train.jsonl and test.jsonl")
+    parser.add_argument("--data", default="data", help="folder with the data of `benchmarks.r1_qwen`")
     parser.add_argument("--out", default="benchmarks/results", help="folder of results, logs, and jobs.json")
     options = parser.parse_args()
     jobs = read(options.jobs, options.only)
@@ -214,7 +215,7 @@ def main() -> None:
         for job in jobs:
             print(f"{job.name:16} {job.gpus} GPUs {job.seconds:5.0f} s  {job.run}")
         return
-    places = {name: getattr(options, name) for name in ("small", "base", "gsm8k", "out")}
+    places = {name: getattr(options, name) for name in ("small", "base", "gsm8k", "data", "out")}
     until = time.monotonic() + options.seconds
     found = Queue(options.gpus if options.gpus is not None else present(), places, until).work(jobs)
     sys.exit(any(found[job.name].get("exit", 1) != 0 for job in jobs))

@@ -90,7 +90,7 @@ def test_a_job_that_hangs_or_fails_is_told_and_tried_again(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("job", jobs.read(jobs.JOBS), ids=lambda job: job.name)
 def test_every_job_can_be_started(job: jobs.Job, repository: Path, tmp_path: Path) -> None:
-    places = {name: str(tmp_path) for name in ("small", "base", "gsm8k", "out")}
+    places = {name: str(tmp_path) for name in ("small", "base", "gsm8k", "data", "out")}
     python, flag, name, *arguments = job.command(places)
     assert (python, flag) == (sys.executable, "-m")
     if name == "pytest":

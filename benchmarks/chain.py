@@ -1,0 +1,360 @@
+"""What finished runs of a chain of stages came to: a JSON file a run, its report and manifests, the tables of a page.
+
+    python -m benchmarks.chain runs/0/r1-qwen-1.5b runs/1/r1-qwen-1.5b          # benchmarks/results/NAME-seed-N.json
+    python -m benchmarks.chain runs/0/r1-qwen-1.5b --page docs/results/qwen-1.5b.md
+    python -m benchmarks.chain --name r1-qwen-1.5b --page docs/results/qwen-1.5b.md                 # the page alone
+
+Models, tasks and protocols are those of the run's `evaluate` stages, so it serves any recipe. Stages that sample in one
+way, and ask in one way, are one protocol. `table` has the one that most models were scored by; a model that was also
+asked in another way with the same sampling stands in it a second time, as MODEL_STAGE. `protocols` has the others. Each
+entry has the shares of `format` (a thought, then an answer) and, where the recipe rewards a language, of `language`,
+over those samples that the evaluation has kept. No weights are copied; folders of the machine are left out of paths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.collect import collect
+from benchmarks.pages import tell
+from pipeline import artifacts
+from pipeline.files.rows import read_rows
+from pipeline.report.run_data import Run, Stage, State, read_run
+from pipeline.rollout.base import Finish
+
+RESULTS = Path(__file__).resolve().parent / "results"
+NOTHING = "No run of this recipe has been published yet."
+KEPT = (artifacts.RUN_RECORD, artifacts.RUN_RECIPE, "report.html")
+"""Files of a run that are copied beside the manifests of its stages."""
+SHOWN_PROBLEMS = 2
+"""Problems of each task that are shown as all models answered them."""
+
+Entries = dict[str, dict[str, Any]]
+"""Model -> task -> its scores."""
+
+
+@dataclass
+class Protocol:
+    """Scores that were sampled in one way, of prompts of one kind.
+
+    Attributes:
+        stages: that scored by it, in the order of the recipe.
+        sampling: temperature, top-p, samples and so on.
+        models: the scores.
+    """
+
+    sampling: Mapping[str, Any]
+    stages: list[Stage] = field(default_factory=list)
+    models: Entries = field(default_factory=lambda: defaultdict(dict))
+
+    @property
+    def name(self) -> str:
+        """The first stage's."""
+        return self.stages[0].name
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """What is published of a run, finished or not; stages that are not finished are named as `missing`."""
+    run = read_run(folder)
+    done = {name: stage for name, stage in run.stages.items() if stage.state is State.FINISHED}
+    if not done:
+        raise SystemExit(f"{folder}: no stage of this run is finished")
+    found = protocols(run)
+    first = max(found, key=lambda protocol: len(protocol.models), default=None)
+    table = {} if first is None else dict(first.models)
+    for other in found:
+        if first is not None and other is not first and other.sampling == first.sampling:
+            table |= {f"{model}_{other.name}": scores for model, scores in other.models.items()}
+    took = {name: stage.seconds or 0.0 for name, stage in done.items()}
+    return {
+        **{key: value for key, value in collect(folder).items() if key not in ("table", "stages")},
+        "table": table,
+        "sampling": {} if first is None else first.sampling,
+        "protocols": {one.name: {"sampling": one.sampling, "table": one.models} for one in found if one is not first},
+        "minutes": {name: round(seconds / 60, 2) for name, seconds in took.items()},
+        "gpu_minutes": {
+            name: round(took[name] * len(gpus) / 60, 2)
+            for name, stage in done.items()
+            if (gpus := stage.manifest.get("gpus"))
+        },
+        "wall_minutes": _wall(done.values()),
+        "kinds": {name: stage.kind for name, stage in done.items()},
+        "resumed": {name: times for name, stage in done.items() if (times := stage.manifest.get("resumed"))},
+        "missing": [name for name in run.stages if name not in done],
+        "samples": list(_shown(first)),
+    }
+
+
+def _wall(stages: Iterable[Stage]) -> float | None:
+    """Minutes from the first start to the last end; pauses between two commands count."""
+    known = [(one.started, one.finished) for one in stages if one.started is not None and one.finished is not None]
+    return round((max(end for _, end in known) - min(start for start, _ in known)) / 60, 2) if known else None
+
+
+def protocols(run: Run) -> list[Protocol]:
+    """The scores of a run's evaluations, in the order of the recipe."""
+    found: dict[str, Protocol] = {}
+    for stage in _evaluations(run):
+        sampling = {key: value for key, value in stage.metrics["sampling"].items() if key != "seed"}
+        asked = [[task.get(key) for key in ("use", "template", "options")] for task in stage.config["tasks"]]
+        key = json.dumps([sampling, sorted(map(str, asked)), stage.config.get("harness")], sort_keys=True)
+        protocol = found.setdefault(key, Protocol(sampling))
+        protocol.stages.append(stage)
+        shares = _shares(stage, _language(run))
+        for model, scores in stage.metrics["scores"].items():
+            for task, entry in scores.items():
+                protocol.models[model][task] = {**entry, **shares.get((model, task), {})}
+    return list(found.values())
+
+
+def _evaluations(run: Run) -> Iterator[Stage]:
+    order = list(run.recipe.get("stages", run.stages))
+    for name in sorted(run.stages, key=lambda name: order.index(name) if name in order else len(order)):
+        stage = run.stages[name]
+        if stage.kind == "evaluate" and stage.state is State.FINISHED:
+            yield stage
+
+
+def _language(run: Run) -> Mapping[str, Any] | None:
+    """Options of the language reward that the recipe has; `None` if it has none."""
+    for stage in run.stages.values():
+        for reward in [*(stage.config.get("rewards") or []), *(stage.config.get("require") or [])]:
+            if reward == "language":
+                return {}
+            if isinstance(reward, Mapping) and reward.get("use") == "language":
+                return dict(reward.get("options") or {})
+    return None
+
+
+def _shares(stage: Stage, language: Mapping[str, Any] | None) -> dict[tuple[str, str], dict[str, float]]:
+    """(model, task) -> shares of the right format and language, and of how many samples."""
+    from rewards import Item
+    from rewards.format import ThinkFormat
+    from rewards.language import Language
+    from rewards.verdict import PREFILL
+
+    rows = list(_samples(stage))
+    items = [
+        Item(
+            row["completion"],
+            columns={PREFILL: row.get("begun", ""), "truncated": row["finish"] == Finish.LENGTH.value},
+        )
+        for row in rows
+    ]
+    judged = {"format": ThinkFormat().verify(items)}
+    if language is not None:
+        judged["language"] = Language(**language).verify(items)
+    labels = {task.rpartition("/")[0] or task: task for task in _tasks(stage)}
+    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for name, verdicts in judged.items():
+        for row, verdict in zip(rows, verdicts, strict=True):
+            if verdict.score is not None and row["task"] in labels:
+                found[row["model"], labels[row["task"]]][name].append(verdict.score)
+    return {
+        key: {**{name: fmean(scores) for name, scores in shares.items()}, "looked_at": len(shares["format"])}
+        for key, shares in found.items()
+    }
+
+
+def _tasks(stage: Stage) -> list[str]:
+    return list(dict.fromkeys(task for scores in stage.metrics["scores"].values() for task in scores))
+
+
+def _samples(stage: Stage) -> Iterator[dict[str, Any]]:
+    assert stage.folder is not None
+    path = stage.folder / "samples.jsonl"
+    return (row for _, row in read_rows(path)) if path.exists() else iter(())
+
+
+def _shown(protocol: Protocol | None) -> Iterator[dict[str, Any]]:
+    """Problems as all models answered them: the first model got them wrong, and half of the others right."""
+    if protocol is None:
+        return
+    answers: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for stage in protocol.stages:
+        for row in _samples(stage):
+            answers[row["task"], row["id"]].setdefault(row["model"], row)
+    counted: dict[str, int] = defaultdict(int)
+    for (task, _), by_model in answers.items():
+        told = [by_model[model] for model in protocol.models if model in by_model]
+        right = [row["status"] == "correct" for row in told]
+        if len(told) < len(protocol.models) or right[0] or 2 * sum(right) < len(right):
+            continue
+        counted[task] += 1
+        if counted[task] <= SHOWN_PROBLEMS:
+            said = {row["model"]: {"completion": row["completion"], "status": row["status"]} for row in told}
+            yield {"task": task, "question": told[0]["question"], "answer": told[0]["answer"], "answers": said}
+
+
+def keep(folder: Path, results: Path) -> Path:
+    """Write the numbers of a run, and copy its records, report and manifests; returns the file of numbers."""
+    found = numbers(folder)
+    places = Places(folder)
+    name = f"{found['recipe']}-seed-{found['seed']}"
+    file = results / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(places.shortened(json.dumps(found, indent=1, ensure_ascii=False)) + "\n", encoding="utf-8")
+    target = results / name
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    for path in (folder / part for part in KEPT):
+        if path.exists():
+            (target / path.name).write_text(places.shortened(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for stage, artifact in artifacts.current(folder).items():
+        if artifact is not None:
+            manifest = {key: value for key, value in artifact.manifest.items() if key != "sha256"}  # the original's
+            text = places.shortened(json.dumps(manifest, indent=1, ensure_ascii=False))
+            (target / f"{stage}.json").write_text(text + "\n", encoding="utf-8")
+    return file
+
+
+class Places:
+    """Folders of the machine that a run's records name, which say nothing to anybody else.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        record = json.loads((folder / artifacts.RUN_RECORD).read_text(encoding="utf-8"))
+        known = {str(folder.resolve().parent), str(folder.resolve())}
+        known |= {path for word in _texts(record) for path in _paths(word)}
+        for artifact in filter(None, artifacts.current(folder).values()):
+            known |= {path for word in _texts(artifact.manifest) for path in _paths(word)}
+        self._known = sorted((path for path in known if path.count("/") > 1), key=len, reverse=True)
+
+    def shortened(self, text: str) -> str:
+        """A text in which each of them is its last part alone."""
+        for path in self._known:
+            text = text.replace(path, Path(path).name)
+        return text
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a record, also of keys: files are named there."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield str(key)
+            yield from _texts(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
+
+
+def _paths(text: str) -> Iterator[str]:
+    """The absolute paths in a text, such as an override has one."""
+    for word in text.replace('"', " ").replace("'", " ").replace("=", " ").replace(",", " ").replace("}", " ").split():
+        if word.startswith("/") and not word.startswith("//"):
+            yield word.rstrip("/")
+
+
+def published(name: str, results: Path = RESULTS) -> list[dict[str, Any]]:
+    """The published runs of a recipe, one a seed."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in results.glob(f"{name}-seed-*.json")]
+    return sorted(found, key=lambda run: int(run["seed"]))
+
+
+def page(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The tables of all runs of a recipe: scores by protocol, and where the time went."""
+    if not runs:
+        return NOTHING
+    parts = [_scores(runs, _told(runs[0]["sampling"]), [run["table"] for run in runs])]
+    for name, first in runs[0]["protocols"].items():
+        tables = [run["protocols"].get(name, {}).get("table", {}) for run in runs]
+        parts.append(_scores(runs, f"{_told(first['sampling'])} (`{name}`)", tables))
+    return "\n\n".join([*parts, _shapes(runs), _times(runs)])
+
+
+def _told(sampling: Mapping[str, Any]) -> str:
+    samples = sampling.get("samples", 1)
+    many = f"{samples} samples a problem" if samples > 1 else "one sample a problem"
+    greedy = not sampling.get("temperature")
+    how = "greedy" if greedy else f"temperature {sampling['temperature']}, top-p {sampling['top_p']}"
+    return f"{how}, {many}, at most {sampling['max_tokens']:,} tokens"
+
+
+def _scores(runs: Sequence[Mapping[str, Any]], told: str, tables: Sequence[Entries]) -> str:
+    models = list(dict.fromkeys(model for table in tables for model in table))
+    tasks = list(dict.fromkeys(task for table in tables for scores in table.values() for task in scores))
+    heads, rows = ["model"], [[model] for model in models]
+    for task in tasks:
+        sizes = {entry["n"] for table in tables for scores in table.values() if (entry := scores.get(task))}
+        for at, (run, table) in enumerate(zip(runs, tables, strict=True)):
+            seed = f"seed {run['seed']}"
+            n = ", ".join(f"{size:,}" for size in sorted(sizes))
+            heads.append(f"{task} (n = {n}), {seed}" if at == 0 else seed)
+            for row in rows:
+                row.append(_score(table.get(row[0], {}).get(task)))
+    return f"pass@1 in percent with its 95 % interval; {told}:\n\n{_markdown(heads, rows)}"
+
+
+def _score(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return ""
+    return f"{100 * entry['pass@1']:.1f} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
+
+
+SHAPES = {"format": "a thought, then an answer", "language": "language", "truncated": "cut off", "tokens": "tokens"}
+"""What is shown of answers beside their scores, and how it is called."""
+
+
+def _shapes(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Format, language and length of the answers, as means over tasks and seeds."""
+    rows = []
+    for model in runs[0]["table"]:
+        entries = [entry for run in runs for entry in run["table"].get(model, {}).values()]
+        values = {key: [entry[key] for entry in entries if entry.get(key) is not None] for key in SHAPES}
+        shares = [f"{100 * fmean(values[key]):.1f} %" if values[key] else "" for key in SHAPES if key != "tokens"]
+        rows.append([model, *shares, f"{fmean(values['tokens']):.0f}" if values["tokens"] else ""])
+    return f"The same answers, as means over tasks and seeds:\n\n{_markdown(['model', *SHAPES.values()], rows)}"
+
+
+def _times(runs: Sequence[Mapping[str, Any]]) -> str:
+    heads = ["stage", "kind", *(f"minutes, seed {run['seed']}" for run in runs), "GPU-minutes"]
+    stages = list(dict.fromkeys(stage for run in runs for stage in run["minutes"]))
+    rows = []
+    for stage in stages:
+        kind = next(run["kinds"][stage] for run in runs if stage in run["kinds"])
+        gpu = [f"{run['gpu_minutes'][stage]:.1f}" for run in runs if stage in run["gpu_minutes"]]
+        took = [f"{run['minutes'][stage]:.1f}" if stage in run["minutes"] else "" for run in runs]
+        rows.append([f"`{stage}`", kind, *took, ", ".join(gpu)])
+    walls = [f"{run['wall_minutes']:.1f}" for run in runs]
+    totals = [f"{sum(run['gpu_minutes'].values()):.1f}" for run in runs if run["gpu_minutes"]]
+    rows.append(["first start to last end", "", *walls, ", ".join(totals)])
+    devices = " and ".join(dict.fromkeys(run["device"] for run in runs))
+    return f"Time, on {devices}:\n\n{_markdown(heads, rows)}"
+
+
+def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows))
+
+
+def main() -> None:
+    """Parse the command line, write the files, and print the tables or put them into a page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs of one recipe")
+    parser.add_argument("--name", help="the recipe's name, if no run is given")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of published results")
+    parser.add_argument("--page", type=Path, help="page with a place for the tables; they are printed if not given")
+    options = parser.parse_args()
+    if not options.runs and not options.name:
+        parser.error("give the folders of runs, or --name with the recipe's")
+    files = [keep(folder, options.results) for folder in options.runs]
+    names = {file.name.rpartition("-seed-")[0] for file in files} or {options.name}
+    if len(names) > 1:
+        parser.error(f"these are runs of several recipes: {', '.join(sorted(names))}")
+    tell("chain", page(published(names.pop(), options.results)), options.page)
+
+
+if __name__ == "__main__":
+    main()
