@@ -272,7 +272,7 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
     for name, first in runs[0]["protocols"].items():
         tables = [run["protocols"].get(name, {}).get("table", {}) for run in runs]
         parts.append(_scores(runs, f"{_told(first['sampling'])} (`{name}`)", tables))
-    return "\n\n".join([*parts, _shapes(runs), _times(runs)])
+    return "\n\n".join([*parts, _shapes(runs), *_health(runs), _times(runs)])
 
 
 def _told(sampling: Mapping[str, Any]) -> str:
@@ -317,6 +317,32 @@ def _shapes(runs: Sequence[Mapping[str, Any]]) -> str:
         shares = [f"{100 * fmean(values[key]):.1f} %" if values[key] else "" for key in SHAPES if key != "tokens"]
         rows.append([model, *shares, f"{fmean(values['tokens']):.0f}" if values["tokens"] else ""])
     return f"The same answers, as means over tasks and seeds:\n\n{_markdown(['model', *SHAPES.values()], rows)}"
+
+
+HEALTH = {
+    "sampling/sampling_logp_difference/mean": "log-probabilities, engine against trainer",
+    "routing/max_violation": "load of the busiest expert above the mean",
+}
+"""Curves whose course is shown for each stage, and what they are called."""
+
+
+def _health(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """How engine and trainer agreed and how even the experts' load was: the ends of each curve, and its worst value."""
+    known = [stage for run in runs for stage, curves in run["curves"].items() if HEALTH.keys() & curves]
+    stages = list(dict.fromkeys(known))
+    if not stages:
+        return
+    heads, rows = ["stage"], [[f"`{stage}`"] for stage in stages]
+    for metric, told in HEALTH.items():
+        for at, run in enumerate(runs):
+            heads.append(f"{told}, seed {run['seed']}" if at == 0 else f"seed {run['seed']}")
+            for stage, row in zip(stages, rows, strict=True):
+                row.append(_course(run["curves"].get(stage, {}).get(metric)))
+    yield f"Over the steps of each training stage, first → last (worst):\n\n{_markdown(heads, rows)}"
+
+
+def _course(values: Sequence[float] | None) -> str:
+    return f"{values[0]:.3g} → {values[-1]:.3g} ({max(values):.3g})" if values else ""
 
 
 def _times(runs: Sequence[Mapping[str, Any]]) -> str:

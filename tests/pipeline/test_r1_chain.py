@@ -212,6 +212,18 @@ def test_the_page_has_every_seed_and_is_silent_where_nothing_is_published(run: P
     assert chain.page([]) == chain.NOTHING
 
 
+def test_the_page_has_the_mismatch_of_engine_and_trainer_and_the_load_of_experts(run: Path, tmp_path: Path) -> None:
+    """First, last and worst value of each stage that logged them; a recipe without such stages has no table."""
+    chain.keep(run, tmp_path)
+    (one,) = chain.published("tiny-chain", tmp_path)
+    mismatch, load = chain.HEALTH
+    curves = {"base": {load: [1.5, 0.25]}, "zero": {mismatch: [0.004, 0.0061, 0.0035], load: [0.25, 0.2]}}
+    told = chain.page([{**one, "curves": curves}, {**one, "seed": 1, "curves": {}}])
+    assert "| `base` |  |  | 1.5 → 0.25 (1.5) |  |" in told
+    assert "| `zero` | 0.004 → 0.0035 (0.0061) |  | 0.25 → 0.2 (0.25) |  |" in told
+    assert "engine against trainer" not in chain.page([{**one, "curves": {}}])
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_a_committed_page_is_that_of_the_committed_results(page: str) -> None:
     text = (RESULTS / page).read_text(encoding="utf-8")
