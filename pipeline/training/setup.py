@@ -12,6 +12,7 @@ import torch
 from pipeline.context import StageContext
 from pipeline.data.examples import Account
 from pipeline.prompts.rendering import Renderer
+from pipeline.rollout.context_limit import context_of
 from pipeline.schema.pieces import Precision, PromptedConfig
 from pipeline.schema.reserved import TRAINER_FILES, low_precision
 from pipeline.training import adapters
@@ -138,10 +139,14 @@ def set_precision(model: Any, precision: Precision) -> None:
 
 
 def context_length(path: str) -> int:
-    """The longest sequence that a model was made for, in tokens."""
-    from transformers import AutoConfig
+    """The longest sequence that a model reads, in tokens; see `context_of`.
 
-    return int(AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config().max_position_embeddings)
+    Raises:
+        ValueError: its config does not say.
+    """
+    if (found := context_of(path)) is None:
+        raise ValueError(f"the config of {path} does not say how many tokens the model reads: set max_length")
+    return found
 
 
 def warn_if_dropped(account: Account, max_length: int) -> None:

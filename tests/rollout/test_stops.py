@@ -20,6 +20,7 @@ from pipeline.rollout.context_limit import ContextLimit, context_of
 from pipeline.rollout.stops import Stops
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.schema.pieces import RolloutSpec
+from pipeline.training import setup
 from tests.tasks.chat_templates import tokenizer
 
 THINKS = "<think> 1 2 </think> <answer> 3 </answer>"
@@ -151,3 +152,10 @@ def test_what_counts_as_a_models_context(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     assert context_of(str(folder), options) == limit
+    assert setup.context_length(str(folder)) == context_of(str(folder)), "fine-tuning and sampling agree"
+
+
+def test_a_model_that_does_not_say_what_it_reads_needs_a_max_length(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(ValueError, match="does not say how many tokens the model reads: set max_length"):
+        setup.context_length(str(tmp_path))
