@@ -92,7 +92,7 @@ def ours(job: Mapping[str, Any], folder: Path) -> Found:
             row["question"] if not what else row["question"].removesuffix(prompt_template(TEMPLATE)("")[-1]["content"])
         )
         (prompt,) = renderer.prompts([prompt_template(TEMPLATE)(question)])
-        said = row["completion"].removesuffix(renderer.tokenizer.eos_token)
+        said = row["completion"].removesuffix(renderer.tokenizer.eos_token).strip()
         answers[question] = [prompt.text, said, row["status"] == "correct", row["extracted"]]
     return {"entry": entry, "answers": answers}
 
@@ -125,7 +125,7 @@ def foreign(job: Mapping[str, Any], folder: Path) -> Found:
             sample["arguments"]["gen_args_0"]["arg_0"]
             if isinstance(sample["arguments"], dict)
             else sample["arguments"][0][0],
-            sample["resps"][0][0],
+            sample["resps"][0][0].strip(),
             bool(sample["exact_match"] == 1),
             sample["filtered_resps"][0],
         ]

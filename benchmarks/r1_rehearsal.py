@@ -164,7 +164,6 @@ def small(folder: Path) -> dict[str, Any]:
         **{f"defaults.sft.trainer.{name}": value for name, value in {**tuned, "warmup_steps": 1}.items()},
         **{f"stages.student.trainer.{name}": value for name, value in {**tuned, "warmup_steps": 1}.items()},
         **{f"stages.helpful.trainer.{name}": value for name, value in tuned.items()},
-        "stages.helpful.data.0.take": 4,
         **{
             f"stages.{stage}.tasks": [{"use": "gsm8k", "problems": 20}, {"use": "math", "problems": 20}, "code"]
             for stage in ("cold_start", "reasoning", "lessons")

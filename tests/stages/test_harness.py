@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import harness as comparison
 from pipeline.checks import needs
 from pipeline.recipe import RecipeError, load
 from pipeline.sampling import harness
@@ -140,3 +141,38 @@ def test_without_the_package_it_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     (told,) = [line for line in needs.unmet(recipe, ["score"]) if "harness" in line]
     assert told.startswith("stages.score.harness: needs the package lm_eval, which is not installed here: pip install")
     assert "lm-eval" in told
+
+
+def test_three_ways_to_the_same_score_agree_problem_by_problem(calculator: Path, tmp_path: Path) -> None:
+    """Our evaluation, the harness's judge on our engine, and the harness by itself, prompts and engine included."""
+    sums = [(a, b) for a in range(5) for b in range(2)]
+    rows = [{"question": f"{a} + {b} =", "answer": f"{a} and {b}.\n#### {a + b}"} for a, b in sums]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {}
+    for way in comparison.WAYS:
+        job = {"model": str(calculator), "problems": str(tmp_path), "max_tokens": 12, "engine": "transformers"}
+        (folder := tmp_path / way).mkdir()
+        comparison.child(json.dumps({**job, "way": way, "limit": None, "folder": str(folder)}))
+        found[way] = json.loads((folder / "found.json").read_text())
+    told = comparison.compare(found)
+    for way in ("judged", "foreign"):
+        together = told["agreement"][way]
+        assert together["problems"] == together["same_prompt"] == together["same_answer"] == len(sums), way
+        assert together["same_verdict_on_same_answer"] == together["same_verdict"]
+    assert told["agrees"] and told["foreign"]["n"] == told["ours"]["n"] == len(sums)
+    question, (prompt, said, right, _) = next(iter(found["foreign"]["answers"].items()))
+    assert prompt.startswith(f"User: {question}") and "\\boxed{}" in prompt
+    assert right == (said.split()[-2:-1] == [str(sum(int(word) for word in question.split() if word.isdigit()))])
+
+
+def test_judges_that_differ_on_the_same_answer_are_told_with_what_they_found() -> None:
+    ours = {"a": ["p", "18.00", True, "18"], "b": ["p", "7", True, "7"], "c": ["p", "x", False, None]}
+    theirs = {"a": ["p", "18.00", False, "18.00"], "b": ["q", "7", True, "7"], "c": ["p", "y", True, "5"]}
+    found = comparison.agreement(ours, theirs)
+    counts = {key: value for key, value in found.items() if key != "told"}
+    assert counts == {
+        "problems": 3, "same_prompt": 2, "same_answer": 2, "same_verdict_on_same_answer": 1, "same_verdict": 1,
+    }  # fmt: skip
+    assert found["told"] == [{"question": "a", "answer": "18.00", "right": [True, False], "extracted": ["18", "18.00"]}]
+    assert comparison.compare({"ours": {"failed": "exit code 1"}}) == {"failed": {"ours": "exit code 1"}}
