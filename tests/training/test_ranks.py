@@ -29,14 +29,15 @@ from tests.training.replay import distance, graded, history_of, trainer_of
 PROMPTS = ["what is 2", "you are kind what is 2 + two", "hello", "what four you are you are you are"] * 2
 PACKED = Efficiency(tokens_per_pass=40, drop_dead_groups="auto", background_rewards=False)
 """Passes of one or two rows, so that the ranks need different numbers of them."""
-KL = {"beta": 0.1, "num_iterations": 2, "learning_rate": 0.1, "max_steps": 2}
+KL = {"beta": 0.1, "num_iterations": 2, "learning_rate": 0.1, "max_steps": 4}
+"""Two generation batches: the second one is scored by weights that have moved, in passes without gradient."""
 CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "grpo": ({"max_steps": 1}, False),
     "grpo-kl": ({**KL}, False),
     "grpo-vllm": ({"vllm": True, "max_steps": 1}, False),
     "dapo-dead-groups": ({"loss_type": "dapo", "max_steps": 1}, True),
     "dr_grpo-truncated": ({"loss_type": "dr_grpo", "mask_truncated_completions": True, "max_steps": 1}, False),
-    "adapter": ({"adapter": {"rank": 4, "alpha": 32}, **KL, "max_steps": 4}, False),
+    "adapter": ({"adapter": {"rank": 4, "alpha": 32}, **KL}, False),
 }
 """Fields, and whether one of four prompts teaches nothing: the first rank drops rows, and the other none."""
 KINDS: dict[str, Efficiency | None] = {"stock": None, "ours": PACKED}
