@@ -25,6 +25,7 @@ from pipeline.rollout.base import Finish, Rollout, RolloutError, derived_seed
 from pipeline.rollout.context_limit import ContextLimit, context_of
 from pipeline.rollout.speculative import facts
 from pipeline.rollout.stops import FirstLook
+from pipeline.sampling.chunks import made
 from pipeline.sampling.engines import Engines
 from pipeline.schema.pieces import RolloutSpec
 from rewards import Batch, Composite
@@ -38,8 +39,6 @@ CHUNK_SEQUENCES: Mapping[str, int] = {TRANSFORMERS: 512, VLLM_SERVER: 4096}
 CHUNK_SEQUENCES_VLLM = 16384
 """vLLM keeps hundreds of sequences going and idles at the end of each chunk, so its chunks are large."""
 SECONDS_BETWEEN_REPORTS = 1.0
-AWAIT_SECONDS = 1.0
-"""Between two looks for a chunk that another host samples; the runner ends this one if that host is lost."""
 
 Report = Callable[[int, int], None]
 """Called with (sequences done, sequences in all)."""
@@ -176,30 +175,12 @@ class Sampler:
             durable.seal_file(path)
 
         for number, chunk in enumerate(chunks):
-            path = self._made(number, len(chunks), folder, make)
+            path = made(number, len(chunks), folder, self.share, make)
             prompts = self.renderer.prompts([row["prompt"] for row in chunk])
             for row, prompt, (_, stored) in zip(chunk, prompts, read_rows(path), strict=True):
                 yield Group(row, prompt.text, tuple(map(_sample, stored["samples"])), prompt.begun)
         if report is not None:
             report(len(rows) * self.n, len(rows) * self.n)
-
-    def _made(self, number: int, chunks: int, folder: Path, make: Callable[[int, Path], None]) -> Path:
-        """The file of a chunk, once it is there: sampled here, or by the host whose turn it is.
-
-        Args:
-            number: the chunk's.
-            chunks: how many there are.
-            folder: of their files.
-            make: samples one into its file.
-        """
-        path = folder / f"{number:05d}.jsonl"
-        mine = number + (self.share.number - number) % self.share.hosts  # not later than others make this one
-        ahead = folder / f"{mine:05d}.jsonl"
-        if mine < chunks and not whole(ahead):
-            make(mine, ahead)
-        while mine != number and not (path.with_name(path.name + durable.SEAL).exists() and whole(path)):
-            time.sleep(AWAIT_SECONDS)
-        return path
 
     def fitting(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """The rows whose prompts leave room for a completion in the model's context; nothing is sampled for it.
@@ -227,14 +208,6 @@ class Sampler:
         if aborted := sum(rollout.finish is Finish.ABORT for group in groups for rollout in group):
             raise RolloutError(f"{self.engine_name} gave up on {aborted} completions of {self.model}")
         return groups
-
-
-def whole(path: Path) -> bool:
-    """Whether a chunk is there as it was written; a damaged one is reported, and sampled again with the same seed."""
-    fault = durable.file_damage(path)
-    if fault is not None and (path.exists() or path.with_name(path.name + durable.SEAL).exists()):
-        logger.warning("%s is damaged (%s): its prompts are sampled again", path, fault)
-    return fault is None
 
 
 def _judged(

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -18,8 +19,9 @@ from pipeline.prompts.templates import ChatTemplateName, encode
 from pipeline.rollout import sampling
 from pipeline.rollout.base import Finish, Rollout, RolloutError
 from pipeline.rollout.stops import Stops
+from pipeline.sampling.chunks import made
 from pipeline.sampling.engines import Engines
-from pipeline.sampling.sampler import Group, Sampler, judged_groups, whole
+from pipeline.sampling.sampler import Group, Sampler, judged_groups
 from pipeline.schema.pieces import ModelRef, PromptedConfig, RolloutSpec
 from pipeline.tasks.grading import ACCURACY
 from rewards import Composite
@@ -40,6 +42,8 @@ class SteppedConfig(PromptedConfig):
         rollout: how to sample.
         chat_template: chat template to use instead of the tokenizer's own.
     """
+
+    shared: ClassVar[bool] = True
 
     model: ModelRef
     step_end: Annotated[str, Field(min_length=1)] = STEP_END
@@ -195,7 +199,7 @@ def in_chunks(
     context: StageContext[Any],
     work: Callable[[Sequence[Row], int], Sequence[Row]],
 ) -> Iterator[Row]:
-    """What `work` makes of each chunk of rows, which survives an interruption.
+    """What `work` makes of each chunk of rows, which survives an interruption. Hosts that share the stage take turns.
 
     Args:
         rows: prompt rows.
@@ -205,10 +209,13 @@ def in_chunks(
     """
     folder = context.scratch / "samples" / context.name
     durable.make_folder(folder)
-    for number, start in enumerate(range(0, len(rows), size)):
-        path = folder / f"{number:05d}.jsonl"
-        if not whole(path):
-            write_rows(path, work(rows[start : start + size], number))
-            durable.seal_file(path)
+    starts = range(0, len(rows), size)
+
+    def make(number: int, path: Path) -> None:
+        write_rows(path, work(rows[starts[number] : starts[number] + size], number))
+        durable.seal_file(path)
+
+    for number, start in enumerate(starts):
+        path = made(number, len(starts), folder, context.share, make)
         context.log(min(start + size, len(rows)), len(rows))
         yield from (row for _, row in read_rows(path))

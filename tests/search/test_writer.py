@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceClassification, set_seed
 
-from pipeline.context import StageContext
+from pipeline.context import Share, StageContext
 from pipeline.search.labels import beginnings, row_of, share
 from pipeline.search.search import Search, Values, sampled
 from pipeline.search.writer import Row, Writer, in_chunks
@@ -225,3 +227,31 @@ def test_a_damaged_chunk_is_told_and_made_again(folder: Path, caplog: pytest.Log
     assert list(in_chunks(rows, 2, context, work)) == first and asked == [0, 1, 2, 1]
     (line,) = caplog.messages
     assert f"{damaged} is damaged" in line and line.endswith("its prompts are sampled again")
+
+
+@pytest.mark.parametrize(("kind", "name"), [(step_labels, "data.jsonl"), (tree_search, "samples.jsonl")])
+def test_what_hosts_share_is_what_one_makes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, name: str
+) -> None:
+    """Each host makes its own chunks alone, whatever it has made before, and reads those of the other one."""
+    monkeypatch.setattr(kind, "CHUNK_ANSWERS", 20)
+    config = {**LABELS, "continuations": 4} if kind is step_labels else {**SEARCH, "budgets": [8]}
+    alone = context_of(folder, "stage", config, {})
+    metrics = kind.run(alone).metrics
+    chunks = sorted(path.name for path in (alone.scratch / "samples" / "stage").glob("*.jsonl"))
+    assert len(chunks) >= 3
+    for host in range(2):
+        others = [chunk for at, chunk in enumerate(chunks) if at % 2 != host]
+        shared = replace(
+            alone, share=Share(host, 2), scratch=folder / f"scratch-{host}", output=folder / f"output-{host}"
+        )
+        shared.output.mkdir()
+        theirs = shared.scratch / "samples" / "stage"
+        theirs.mkdir(parents=True)
+        for chunk in others:
+            for file in (alone.scratch / "samples" / "stage").glob(f"{chunk}*"):
+                shutil.copy2(file, theirs)
+        kept = {chunk: (theirs / chunk).stat().st_ino for chunk in others}
+        assert kind.run(shared).metrics == metrics
+        assert (shared.output / name).read_bytes() == (alone.output / name).read_bytes()
+        assert {chunk: (theirs / chunk).stat().st_ino for chunk in others} == kept
