@@ -30,7 +30,7 @@ PLANNED = frozenset(
 FREE = frozenset(
     {"after", "base_model", "chat_template", "chat_template_kwargs", "choose", "dedup", "decontaminate"}
     | {"description", "dtype", "factor", "format", "harness_folder", "keep_state", "license", "name"}
-    | {"non_finite", "prefill", "require", "revision", "routing", "sample_every", "save", "scope", "scores"}
+    | {"non_finite", "pairs", "prefill", "require", "revision", "routing", "sample_every", "save", "scope", "scores"}
     | {"seed", "shard_size", "template", "too_long"}
     | {"budgets", "continuations", "exploration", "step_end", "step_tokens", "value", "width"}
     | {"efficiency.background_rewards", "efficiency.drop_dead_groups", "efficiency.dynamic_sampling_queue"}
