@@ -74,6 +74,23 @@ def events(context: StageContext) -> Iterator[dict[str, Any]]:
     return map(json.loads, context.events.read_text().splitlines())
 
 
+def test_a_model_that_is_damaged_stops_the_stage_before_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, whole = stage(tmp_path, "one"), fit._train
+
+    def damaged(trainer: Any, context: StageContext) -> Any:
+        with torch.no_grad():
+            trainer.model.get_input_embeddings().weight[3, 3] = math.nan
+        return whole(trainer, context)
+
+    monkeypatch.setattr(fit, "_train", damaged)
+    with pytest.raises(NonFiniteError, match=r"not finite before step 1 of 4: \S*embed_tokens\.weight\. The files"):
+        run_function("pretrain")(context)
+    assert not context.events.exists() or not any("loss" in line for line in events(context))
+    assert not (context.output / "model").exists()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float

@@ -48,7 +48,7 @@ class Watched:
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Looks at each step of a trainer before the optimizer does, and at the weights before they are saved.
+    """Looks at each step of a trainer before the optimizer does, and at the weights before training and saving.
 
     Args:
         trainer: has the mixin `Watched`.
@@ -71,6 +71,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.loss_before: torch.Tensor | None = None
         self._forget()
         trainer.watch = self
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        names = self._weights()
+        (weights_R,) = self._told(len(names))
+        if any(weights_R):
+            raise NonFiniteError(
+                f"not finite before step {state.global_step + 1} of {state.max_steps}:"
+                f" {_where(names, weights_R)}. The files of the model that the stage starts from are damaged"
+            )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._forget()
@@ -108,8 +117,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         (weights_R,) = self._told(len(names))
         if any(weights_R):
             state = self.trainer.state
-            listed = _listed(names) if names else f"weights of rank {_numbers(weights_R)}"
-            raise NonFiniteError(f"not finite after step {state.global_step} of {state.max_steps}: {listed}. {_ADVICE}")
+            where = _where(names, weights_R)
+            raise NonFiniteError(f"not finite after step {state.global_step} of {state.max_steps}: {where}. {_ADVICE}")
 
     def _told(self, *numbers: int) -> list[list[int]]:
         """What every rank says: for each number a list of them, by rank."""
@@ -176,6 +185,11 @@ def _all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether every number in them is, with one pass over memory and one look at the result; integers always are."""
     kept = [tensor for tensor in tensors if tensor.numel() and tensor.is_floating_point()]
     return not kept or bool(torch.nn.utils.get_total_norm(kept).isfinite())
+
+
+def _where(names: list[str], weights_R: list[int]) -> str:
+    """Names of this rank's weights, or the ranks that have others."""
+    return _listed(names) if names else f"weights of rank {_numbers(weights_R)}"
 
 
 def _numbers(counts_R: list[int]) -> str:
