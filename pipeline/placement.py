@@ -37,6 +37,10 @@ REWARD_MODELS = ("preference", "process")
 """Rewards that are models, on a GPU where there is one."""
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 """Options of vLLM whose product is the number of GPUs of an engine."""
+SPANNING = (
+    "an engine over several hosts is a server: start `vllm serve` with --nnodes on each of them"
+    " (docs/guides/rollouts.md), and name the first by rollout.server"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ def wanted(config: StageConfig, base: Path) -> Wanted:
         return Wanted(None if devices else _ranks(config, base, least))
     if devices:
         return Wanted(None, tuple(dict.fromkeys(_split(devices))))
-    return Wanted(max(_of_engine(config), _of_rewards(config)))
+    return Wanted(max(of_engine(config), _of_rewards(config)))
 
 
 def of_recipe(recipe: Recipe) -> dict[str, Wanted]:
@@ -126,7 +130,7 @@ def placed(config: StageConfig, base: Path, gpus: Sequence[Gpu]) -> Placed:
     if config.launch.gpus is None and not isinstance(config, TrainingConfig):
         return Placed(tuple(names))
     if not devices and not isinstance(config, TrainingConfig):
-        each = _of_engine(config)
+        each = of_engine(config)
         several = each and len(names) > each
         groups = [",".join(names[at : at + each]) for at in range(0, len(names), each)] if several else []
         return Placed(tuple(names), tuple(groups))
@@ -214,8 +218,10 @@ def _too_few(config: StageConfig, count: int) -> Iterator[Fault]:
                 f"names GPU {beyond[0]} of the {count} that the stage has, which are counted from 0: give it more by"
                 f" launch.gpus ({beyond[0] + 1} at least), those of its engines included",
             )
-    if not devices and not isinstance(config, TrainingConfig) and count % (each := _of_engine(config) or 1):
-        yield ("launch", "gpus"), f"{count} GPUs do not divide into engines of {each}: set a multiple of {each}"
+    if not devices and not isinstance(config, TrainingConfig) and count % (each := of_engine(config) or 1):
+        fix = SPANNING if count < each and config.launch.nodes > 1 else f"set a multiple of {each}"
+        where = " of each host" if config.launch.nodes > 1 else ""
+        yield ("launch", "gpus"), f"{count} GPUs{where} do not divide into engines of {each}: {fix}"
 
 
 def _said_twice(config: StageConfig, base: Path) -> Iterator[Fault]:
@@ -258,10 +264,10 @@ def _computes(config: StageConfig) -> bool:
     rollout = getattr(config, "rollout", None)
     if isinstance(config, TrainingConfig):
         return True
-    return rollout is not None and (_of_engine(config) > 0 or _of_rewards(config) > 0)
+    return rollout is not None and (of_engine(config) > 0 or _of_rewards(config) > 0)
 
 
-def _of_engine(config: StageConfig) -> int:
+def of_engine(config: StageConfig) -> int:
     """GPUs of an engine of a stage that samples; 0 for a server, which has its own."""
     rollout: RolloutSpec | None = getattr(config, "rollout", None)
     if rollout is None or rollout.engine == "vllm_server" or (rollout.engine == "auto" and rollout.server is not None):

@@ -22,7 +22,7 @@ from pipeline.cluster.attempt import Attempt, Fence
 from pipeline.cluster.hosts import Host
 from pipeline.files import durable
 from pipeline.files.locks import STAGE_LOCK
-from pipeline.placement import Placed, Wanted, placed, wanted
+from pipeline.placement import SPANNING, Placed, Wanted, of_engine, placed, wanted
 from pipeline.recipe import Recipe
 from pipeline.runner.graph import Node
 from pipeline.runner.observer import NOTE, Observer
@@ -269,7 +269,9 @@ def unmet(recipe: Recipe, stages: Sequence[str], there: Sequence[Host]) -> Itera
                 " alone, in which rollout.process.devices are counted from 0"
             )
         elif _room(each, there) < many:
-            yield f"stages.{name}.launch: needs {said(many, each)}, and {have}"
+            spans = max((host.gpus for host in there), default=0) < of_engine(config)
+            fix = f": {SPANNING}" if spans and each else ""
+            yield f"stages.{name}.launch: needs {said(many, each)}, and {have}{fix}"
 
 
 def _on_host(config: StageConfig, at: int) -> StageConfig:

@@ -33,6 +33,7 @@ SFT = {"kind": "sft", "model": "m", "data": ["rows.jsonl"]}
 GRPO = {"kind": "grpo", "model": "m", "tasks": ["gsm8k"]}
 SCORE = {"kind": "evaluate", "model": "m", "tasks": ["gsm8k"]}
 TWO = {"accelerate": "ddp", "nodes": 2}
+WIDE = {"rollout": {"engine_options": {"tensor_parallel_size": 8, "pipeline_parallel_size": 2}}}
 SILENT = """
 import sys, time
 from pathlib import Path
@@ -241,6 +242,7 @@ BIG, SMALL, BARE = (
         (SFT, [BARE], (1, 0), ""),
         ({**SFT, "launch": {"gpus": 1}}, [BARE], (1, 1), "needs 1 GPU on one host, and c has 0 GPUs and 4 cores"),
         ({**SCORE, "launch": {"gpus": 4}}, [SMALL], (1, 4), ""),
+        ({**SCORE, **WIDE}, [BIG, BIG], (1, 16), "a has 8 GPUs and 64 cores: an engine over several hosts is a server"),
         ({"kind": "import_model", "model": "m"}, [BIG], (1, 0), ""),
         ({**SFT, "launch": {"env": {"CUDA_VISIBLE_DEVICES": "3"}}}, [BIG], (1, 4), "Ray chooses them: set launch.gpus"),
     ],
@@ -263,6 +265,11 @@ def test_a_stage_takes_its_part_of_each_host(
             {"kind": "import_model", "model": "m", "launch": {"nodes": 2}},
             "launch.nodes",
             "import_model runs on one host",
+        ),
+        (
+            {**SCORE, "rollout": {"engine_options": {"tensor_parallel_size": 4}}, "launch": {"nodes": 2, "gpus": 4}},
+            "launch.gpus",
+            "2 GPUs of each host do not divide into engines of 4: an engine over several hosts is a server",
         ),
         ({**SFT, "launch": {**TWO, "gpus": 5}}, "launch.gpus", "5 GPUs do not divide among 2 hosts"),
         (

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import importlib.util
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,6 +36,31 @@ START_SECONDS = 240
 ROUNDING = 5e-2 if torch.cuda.is_available() else 1e-3
 """Largest difference of log-probabilities that fp32 on two implementations makes, with room; TF32 on a GPU."""
 OPTIONS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "64", "--gpu-memory-utilization", "0.1"]
+
+
+def test_the_page_says_how_an_engine_spans_hosts() -> None:
+    """Its commands, as vLLM's own parser reads them."""
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "rollouts.md").read_text()
+    (block,) = [text for text in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "--nnodes" in text]
+    commands = [shlex.split(line, comments=True) for line in block.replace("\\\n", "").splitlines()]
+    read = [parsed(words[2:]) for words in commands]
+    assert [words[:2] for words in commands] == [["vllm", "serve"]] * 2
+    assert [(args.node_rank, args.headless) for args in read] == [(0, False), (1, True)]
+    for args in read:
+        assert (args.model_tag, args.nnodes, args.master_addr) == ("MODEL", 2, "10.0.0.1")
+        assert args.tensor_parallel_size * args.pipeline_parallel_size == 16
+        assert (args.generation_config, args.logprobs_mode) == ("vllm", "processed_logprobs")
+
+
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """The options of `vllm serve`; its parser has moved between vLLM's versions."""
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    names = [f"vllm.entrypoints.{room}.cli_args" for room in ("launchers", "openai")]
+    name = next(name for name in names if importlib.util.find_spec(name) is not None)
+    parser = importlib.import_module(name).make_arg_parser(FlexibleArgumentParser())
+    found: argparse.Namespace = parser.parse_args([*words])
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,10 @@ OURS: Mapping[str, str] = {
     "seed": "the stage's `seed:`",
     "gpu_memory_utilization": "`rollout.gpu_memory`",
     "generation_config": "always 'vllm', so that no hidden sampling defaults apply",
+    **dict.fromkeys(
+        ("nnodes", "node_rank", "master_addr", "master_port"),
+        "`vllm serve`'s on each of several hosts, of which `rollout.server` names the first",
+    ),
 }
 """Engine arguments that are not a recipe's to give -> what sets them."""
 TRAINERS: Mapping[str, str] = {
