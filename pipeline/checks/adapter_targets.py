@@ -14,7 +14,7 @@ from model import presets
 from pipeline.conversion.importing import headers
 from pipeline.files.adapter_folders import base_folder, is_adapter
 from pipeline.schema import adapter_layers
-from pipeline.schema.adapter import ALL, HEAD, NOT_QUANTISED, AdapterSpec, matches_nothing
+from pipeline.schema.adapter import ALL, HEAD, NO_ADAPTER, NOT_QUANTISED, AdapterSpec, matches_nothing
 from pipeline.schema.pieces import Fault, StageConfig
 from rewards.registry import located
 
@@ -42,6 +42,21 @@ def faults(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
         if ours and adapter.quantize != "none" and config.kind != "reward_model":
             wrong.append((("quantize",), f"the model {NOT_QUANTISED}"))
     yield from ((("adapter", *loc), message) for loc, message in wrong)
+
+
+def exported(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
+    """An adapter that is to be exported of a model that was not made with one."""
+    if config.kind != "export" or getattr(config, "format", "") != "adapter":
+        return
+    model = str(getattr(config, "model", ""))
+    if model.startswith("@"):
+        stage = recipe.stages.get(model[1:])
+        lacks = stage is not None and getattr(stage, "adapter", None) is None
+    else:
+        folder = located(model, recipe.base)
+        lacks = not any(is_adapter(each) for each in (folder, folder.with_name("adapter")))
+    if lacks:
+        yield ("format",), f"{model} {NO_ADAPTER}"
 
 
 def _targets(adapter: AdapterSpec, layers: list[str]) -> Iterator[Fault]:

@@ -21,6 +21,7 @@ from pipeline.conversion import folder, publishing
 from pipeline.data.corpora import CorpusSpec
 from pipeline.data.mixture import DataSource
 from pipeline.files import formats, hub, source
+from pipeline.files.adapter_folders import base_folder, is_adapter
 from pipeline.files.rows import RowError
 from pipeline.recipe import Recipe
 from pipeline.sampling import harness
@@ -153,13 +154,17 @@ def hides_a_package(use: str) -> str | None:
 
 
 def broken_models(config: StageConfig, base: Path) -> Iterator[Fault]:
-    """Folders that a stage takes for a model and that lack a part of one."""
+    """Folders that a stage takes for a model and that lack a part of one, or hold a part of a file."""
     for leaf in walk(config):
         if (marker := leaf.marker(Ref)) is None or marker.product is not Product.MODEL:
             continue
         path = located(str(leaf.value), base)
         if path.is_dir() and (absent := folder.lacking(path)):
             yield leaf.loc, f"{path} is not a whole model: it has no {', and no '.join(absent)}"
+        elif path.is_dir():
+            under = base_folder(path) if is_adapter(path) else None
+            for each in (path, *([under] if under is not None else [])):
+                yield from ((leaf.loc, fault) for fault in folder.cut_off(each))
 
 
 def broken_code(config: StageConfig, base: Path) -> Iterator[Fault]:

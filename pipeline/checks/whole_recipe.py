@@ -151,6 +151,7 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
             *_check_engines(config),
             *context_lengths.faults(recipe, config),
             *adapter_targets.faults(recipe, config),
+            *adapter_targets.exported(recipe, config),
             *config.faults(recipe.base),
         ]
         issues.extend(text.issue(("stages", stage, *loc), message) for loc, message in found)

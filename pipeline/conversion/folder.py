@@ -17,6 +17,8 @@ from typing import Any
 from pipeline.files import hub
 
 WEIGHTS = ".safetensors"
+HEADER_BYTES = 8
+"""Bytes of a file of safetensors that give the length of its header."""
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
 GENERATION = "generation_config.json"
@@ -84,6 +86,26 @@ def lacking(folder: Path) -> list[str]:
         f"tokenizer ({TOKENIZERS[0]})": not {*TOKENIZERS}.isdisjoint(names) or any(".tiktoken" in n for n in names),
     }
     return [part for part, there in parts.items() if not there]
+
+
+def cut_off(folder: Path) -> Iterator[str]:
+    """Files of weights that hold less than they say, as an interrupted copy leaves them; only headers are read."""
+    for path in sorted(folder.glob(f"*{WEIGHTS}")):
+        size = path.stat().st_size
+        with path.open("rb") as source:
+            length = int.from_bytes(source.read(HEADER_BYTES), "little")
+            header = source.read(length) if length <= size else b""
+        try:
+            entries = json.loads(header) if header else {}
+            end = max(
+                (entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            yield f"{path} is not a file of safetensors, or a damaged one: copy it again"
+            continue
+        whole = HEADER_BYTES + length + end
+        if not header or size < whole:
+            yield f"{path} is cut off: it has {size} bytes, and says that it has {whole}: copy it again"
 
 
 def unread(path: str, error: Exception) -> str:

@@ -20,6 +20,7 @@ from pipeline.conversion.folder import (
     CODE,
     CONFIG,
     GENERATION,
+    HEADER_BYTES,
     INDEX,
     KEPT,
     WEIGHTS,
@@ -38,8 +39,6 @@ log = logging.getLogger(__name__)
 TOKENIZER = "tokenizer_config.json"
 SHARD = "5GB"
 """Largest file of weights: what the hub's clients download well."""
-HEADER_BYTES = 8
-"""A safetensors file begins with the length of its header, in so many bytes."""
 
 
 def copied(source: str, target: Path, revision: str | None) -> None:

@@ -56,6 +56,11 @@ def base_of(folder: Path) -> str:
     if not isinstance(named, str) or not named:
         raise AdapterFolderError(f"{folder / CONFIG} names no base model: set {BASE} to its folder or hub id")
     local = folder / named
+    if local.is_dir() and is_adapter(local):
+        raise AdapterFolderError(
+            f"{folder / CONFIG}: its base {named} is an adapter as well: make a model of that one first"
+            f" (`zero2r1 export {named} FOLDER`), and set {BASE} to it"
+        )
     if local.is_dir():
         return str(local.resolve())
     if named.startswith((".", "/", "~")) or named.count("/") > 1:

@@ -78,6 +78,7 @@ INITS = (True, False, "gaussian", "orthogonal")
 
 HEAD = "the head, carries no adapter, since losses read its weight: name others"
 NOT_QUANTISED = "is a DeepSeek-V3 or V2, whose experts are stacks that bitsandbytes leaves as they are: set it to none"
+NO_ADAPTER = "has no adapter beside its model: name a stage that trained one (adapter: {}), or leave `format` out"
 NO_DEEPSPEED = "DeepSpeed casts adapters to the type of the base, in which most of their updates are rounded away"
 
 

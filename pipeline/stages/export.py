@@ -24,6 +24,7 @@ from pydantic import Field, model_validator
 
 from pipeline.context import Outputs, StageContext
 from pipeline.files.adapter_folders import BASE, CONFIG, is_adapter
+from pipeline.schema.adapter import NO_ADAPTER
 from pipeline.schema.hub import Publish
 from pipeline.schema.pieces import Dtype, ModelRef, Product, Ref, StageConfig
 
@@ -149,10 +150,7 @@ def _adapter(context: StageContext[ExportConfig]) -> Path:
     folder = context.model_folder(context.config.model)
     beside = None if folder is None else folder if is_adapter(folder) else folder.with_name("adapter")
     if beside is None or not is_adapter(beside):
-        raise ValueError(
-            f"format: adapter: {context.config.model} has no adapter beside its model: name a stage that trained one"
-            " (adapter: {}), or leave `format` out"
-        )
+        raise ValueError(f"format: adapter: {context.config.model} {NO_ADAPTER}")
     return beside
 
 

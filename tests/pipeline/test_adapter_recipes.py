@@ -142,6 +142,28 @@ def test_an_adapters_folder_is_a_model_and_its_base_an_input(tmp_path: Path) -> 
     assert tmp_path / "dense" in files
 
 
+def test_an_adapter_of_an_adapter_has_no_model(tmp_path: Path) -> None:
+    path, folder = tmp_path / "recipe.yaml", tmp_path / "adapter"
+    path.write_text("name: r\nstages:\n  later: {kind: sft, model: ./adapter, data: [rows.jsonl]}\n")
+    folder.mkdir()
+    save_file({"base_model.model.x.lora_A.weight": torch.zeros(1, 1)}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", BASE_NAME: "."}))
+    with pytest.raises(RecipeError, match=r"its base \. is an adapter as well: make a model of that one first"):
+        load(path)
+
+
+@pytest.mark.parametrize(("adapter", "lacks"), [("adapter: {}", False), ("", True)])
+def test_an_adapter_is_exported_of_a_stage_that_trains_one(tmp_path: Path, adapter: str, lacks: bool) -> None:
+    path = tmp_path / "recipe.yaml"
+    later = f"  later: {{kind: sft, model: '@base', data: [rows.jsonl], {adapter}}}\n"
+    path.write_text(f"name: r\nstages:\n{BASE}{later}  out: {{kind: export, model: '@later', format: adapter}}\n")
+    if not lacks:
+        load(path)
+        return
+    with pytest.raises(RecipeError, match=r":5: stages.out.format: @later has no adapter beside its model: name a"):
+        load(path)
+
+
 def test_every_field_of_peft_by_its_own_name(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     fields = "rank: 8, targets: [q_proj], use_rslora: true, rank_pattern: {q_proj: 4}, layers_to_transform: [0]"

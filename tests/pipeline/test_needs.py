@@ -248,6 +248,27 @@ def test_a_tasks_data_is_read_before_anything_runs(
     assert needs.unmet(recipe_of_it, ["first", "later"], run=True) == []
 
 
+def test_a_file_of_weights_that_is_cut_off_is_told(calculator: Path, tmp_path: Path) -> None:
+    import shutil
+
+    model = Path(shutil.copytree(calculator, tmp_path / "model"))
+    made = load(recipe(tmp_path, SFT.format("").replace("'@first'", "model")))
+    assert needs.unmet(made, ["later"]) == []
+    weights = model / "model.safetensors"
+    whole = weights.read_bytes()
+    for size, words in (
+        (len(whole) - 1, f"is cut off: it has {len(whole) - 1} bytes, and says that it has {len(whole)}"),
+        (50, "is cut off: it has 50 bytes"),
+        (0, "is cut off: it has 0 bytes"),
+    ):
+        weights.write_bytes(whole[:size])
+        (told,) = needs.unmet(made, ["later"])
+        assert told.startswith(f"stages.later.model: {weights} {words}")
+    weights.write_bytes(whole[:8] + b"x" + whole[9:])
+    (told,) = needs.unmet(made, ["later"])
+    assert "is not a file of safetensors, or a damaged one: copy it again" in told
+
+
 BAD = {"temperature": 0.6, "do_sample": False, "early_stopping": True}
 
 
