@@ -5,8 +5,9 @@
     python -m benchmarks.chain --name r1-qwen-1.5b --page docs/results/qwen-1.5b.md                 # the page alone
 
 Models, tasks and protocols are those of the run's `evaluate` stages, so it serves any recipe. Stages that sample in one
-way, and ask in one way, are one protocol. `table` has the one that most models were scored by; a model that was also
-asked in another way with the same sampling stands in it a second time, as MODEL_STAGE. `protocols` has the others. Each
+way, and ask in one way, are one protocol. `table` has the one that most models were scored by, and `protocols` those of
+other sampling. A model that was also asked in another way, with the same sampling, stands there a second time, as
+MODEL_STAGE. Each
 entry has the shares of `format` (a thought, then an answer) and, where the recipe rewards a language, of `language`,
 over those samples that the evaluation has kept. No weights are copied; folders of the machine are left out of paths.
 """
@@ -67,18 +68,13 @@ def numbers(folder: Path) -> dict[str, Any]:
     done = {name: stage for name, stage in run.stages.items() if stage.state is State.FINISHED}
     if not done:
         raise SystemExit(f"{folder}: no stage of this run is finished")
-    found = protocols(run)
-    first = max(found, key=lambda protocol: len(protocol.models), default=None)
-    table = {} if first is None else dict(first.models)
-    for other in found:
-        if first is not None and other is not first and other.sampling == first.sampling:
-            table |= {f"{model}_{other.name}": scores for model, scores in other.models.items()}
+    first, *others = joined(protocols(run)) or [Protocol({})]
     took = {name: stage.seconds or 0.0 for name, stage in done.items()}
     return {
         **{key: value for key, value in collect(folder).items() if key not in ("table", "stages")},
-        "table": table,
-        "sampling": {} if first is None else first.sampling,
-        "protocols": {one.name: {"sampling": one.sampling, "table": one.models} for one in found if one is not first},
+        "table": first.models,
+        "sampling": first.sampling,
+        "protocols": {one.name: {"sampling": one.sampling, "table": one.models} for one in others},
         "minutes": {name: round(seconds / 60, 2) for name, seconds in took.items()},
         "gpu_minutes": {
             name: round(took[name] * len(gpus) / 60, 2)
@@ -113,6 +109,18 @@ def protocols(run: Run) -> list[Protocol]:
             for task, entry in scores.items():
                 protocol.models[model][task] = {**entry, **shares.get((model, task), {})}
     return list(found.values())
+
+
+def joined(found: Sequence[Protocol]) -> list[Protocol]:
+    """One protocol for each sampling, the one with the most models first; see the top of this module."""
+    kept: list[Protocol] = []
+    for one in sorted(found, key=lambda protocol: -len(protocol.models)):
+        same = next((other for other in kept if other.sampling == one.sampling), None)
+        if same is None:
+            kept.append(one)
+        else:
+            same.models |= {f"{model}_{one.name}": scores for model, scores in one.models.items()}
+    return kept
 
 
 def _evaluations(run: Run) -> Iterator[Stage]:
@@ -174,19 +182,18 @@ def _samples(stage: Stage) -> Iterator[dict[str, Any]]:
     return (row for _, row in read_rows(path)) if path.exists() else iter(())
 
 
-def _shown(protocol: Protocol | None) -> Iterator[dict[str, Any]]:
+def _shown(protocol: Protocol) -> Iterator[dict[str, Any]]:
     """Problems as all models answered them: the first model got them wrong, and half of the others right."""
-    if protocol is None:
-        return
+    models = list(dict.fromkeys(model for stage in protocol.stages for model in stage.metrics["scores"]))
     answers: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for stage in protocol.stages:
         for row in _samples(stage):
             answers[row["task"], row["id"]].setdefault(row["model"], row)
     counted: dict[str, int] = defaultdict(int)
     for (task, _), by_model in answers.items():
-        told = [by_model[model] for model in protocol.models if model in by_model]
+        told = [by_model[model] for model in models if model in by_model]
         right = [row["status"] == "correct" for row in told]
-        if len(told) < len(protocol.models) or right[0] or 2 * sum(right) < len(right):
+        if len(told) < len(models) or right[0] or 2 * sum(right) < len(right):
             continue
         counted[task] += 1
         if counted[task] <= SHOWN_PROBLEMS:

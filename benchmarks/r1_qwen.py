@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -51,8 +52,13 @@ def local(data: Path) -> dict[str, Any]:
 
 def run(values: Mapping[str, Any], runs: Path, further: list[str]) -> int:
     """Run the recipe; returns the exit code."""
-    command = [sys.executable, "-m", "pipeline", "run", RECIPE, *overrides(values), *further, "--runs", str(runs)]
+    command = [sys.executable, "-m", "pipeline", *words(values, runs, further)]
     return subprocess.run(command, check=False).returncode
+
+
+def words(values: Mapping[str, Any], runs: Path, further: list[str]) -> list[str]:
+    """The words of the command behind `zero2r1`."""
+    return ["run", RECIPE, *overrides(values), *further, "--runs", str(runs)]
 
 
 def main() -> None:
@@ -65,6 +71,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--one-gpu", action="store_true", help="one stage after another on one GPU")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of published results")
+    parser.add_argument("--show", action="store_true", help="print the commands of `zero2r1`, and do nothing")
     parser.add_argument("overrides", nargs="*", help="further ones, such as stages.zero.trainer.max_steps=20")
     options = parser.parse_args()
     models = {"base": options.base, "student_base": options.small}
@@ -76,6 +83,10 @@ def main() -> None:
     codes = []
     for seed in options.seeds:
         runs = options.runs / str(seed)
+        if options.show:
+            codes.append(0)
+            print(shlex.join(["zero2r1", *words({"seed": seed, **values}, runs, options.overrides)]))
+            continue
         codes.append(run({"seed": seed, **values}, runs, options.overrides))
         if (runs / RUN / "stages").is_dir():
             print(keep(runs / RUN, options.results))
