@@ -2,6 +2,7 @@
 
     python -m benchmarks.r1_qwen --base models/qwen2.5-coder-1.5b --small models/qwen2.5-coder-0.5b --data data
     python -m benchmarks.r1_qwen … --seeds 0 1 --one-gpu
+    python -m benchmarks.r1_qwen … --cut --runs cut               # every stage with two to four steps, to see it work
 
 `data` holds `gsm8k/` and `math/` (folders with `train.jsonl`, of GSM8K also `test.jsonl`), `math500.jsonl`,
 `mbpp.jsonl` and `general.jsonl` (rows with `instruction` and `response`). Without a folder, models or data come from
@@ -31,6 +32,29 @@ ONE_GPU: Mapping[str, Any] = {
     "defaults.rejection_sample.launch.gpus": 1,
 }
 """What the recipe's own comment says for one GPU."""
+
+CUT_NAME = f"{RUN}-cut"
+"""The name of a run whose scores mean nothing."""
+
+
+def cut(problems: int, steps: int = 2, tuned: int = 4) -> dict[str, Any]:
+    """Settings with which every stage has little to do.
+
+    Args:
+        problems: of each task, for rejection sampling.
+        steps: of reinforcement learning.
+        tuned: of fine-tuning.
+    """
+    sampled = [{"use": "gsm8k", "problems": problems}, {"use": "math", "problems": problems}, "code"]
+    return {
+        "name": CUT_NAME,
+        **{f"stages.{stage}.trainer.max_steps": steps for stage in ("zero", "dev2", "r1", "student_rl")},
+        **{f"stages.{stage}.trainer.max_steps": tuned for stage in ("dev1", "dev3", "student", "helpful")},
+        **{f"stages.{stage}.trainer.warmup_steps": 1 for stage in ("dev1", "dev3", "student")},
+        **{f"stages.{stage}.tasks": sampled for stage in ("cold_start", "reasoning", "lessons")},
+        "defaults.evaluate.samples": 2,
+        "defaults.evaluate.problems": 50,
+    }
 
 
 def overrides(values: Mapping[str, Any]) -> list[str]:
@@ -70,6 +94,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--one-gpu", action="store_true", help="one stage after another on one GPU")
+    parser.add_argument("--cut", action="store_true", help="little to do for every stage; nothing is published")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of published results")
     parser.add_argument("--show", action="store_true", help="print the commands of `zero2r1`, and do nothing")
     parser.add_argument("overrides", nargs="*", help="further ones, such as stages.zero.trainer.max_steps=20")
@@ -79,6 +104,7 @@ def main() -> None:
         **{f"stages.{stage}.model": str(Path(model).resolve()) for stage, model in models.items() if model},
         **(local(options.data.resolve()) if options.data else {}),
         **(ONE_GPU if options.one_gpu else {}),
+        **(cut(problems=200) if options.cut else {}),
     }
     codes = []
     for seed in options.seeds:
@@ -88,7 +114,7 @@ def main() -> None:
             print(shlex.join(["zero2r1", *words({"seed": seed, **values}, runs, options.overrides)]))
             continue
         codes.append(run({"seed": seed, **values}, runs, options.overrides))
-        if (runs / RUN / "stages").is_dir():
+        if not options.cut and (runs / RUN / "stages").is_dir():
             print(keep(runs / RUN, options.results))
     sys.exit(max(codes))
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.r1_qwen import local, run
+from benchmarks.r1_qwen import cut, local, run
 from pipeline.data.vocabulary import VocabularySpec, build
 from pipeline.prompts.templates import PROMPTS, Chat, render
 from pipeline.tasks.code import Mbpp
@@ -147,7 +147,7 @@ def _example(rng: random.Random) -> tuple[Chat, str]:
 def small(folder: Path) -> dict[str, Any]:
     """Settings that make the recipe small, and have it read model and data from a folder."""
     rl = {"num_generations": 4, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}
-    tuned = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_steps": 3}
+    tuned = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
     sampled = {"engine": "transformers", "max_tokens": TOKENS}
     return {
         **local(folder),
@@ -159,18 +159,14 @@ def small(folder: Path) -> dict[str, Any]:
         "stages.student_rl.rollout": {},
         "jobs": 2,
         # sizes
+        **cut(problems=20, tuned=3),
         **{f"defaults.grpo.trainer.{name}": value for name, value in rl.items()},
-        **{f"stages.{stage}.trainer.max_steps": 2 for stage in ("zero", "dev2", "r1", "student_rl")},
-        **{f"defaults.sft.trainer.{name}": value for name, value in {**tuned, "warmup_steps": 1}.items()},
-        **{f"stages.student.trainer.{name}": value for name, value in {**tuned, "warmup_steps": 1}.items()},
-        **{f"stages.helpful.trainer.{name}": value for name, value in tuned.items()},
+        **{f"defaults.sft.trainer.{name}": value for name, value in tuned.items()},
         **{
-            f"stages.{stage}.tasks": [{"use": "gsm8k", "problems": 20}, {"use": "math", "problems": 20}, "code"]
-            for stage in ("cold_start", "reasoning", "lessons")
+            f"stages.{stage}.trainer.{name}": value for stage in ("student", "helpful") for name, value in tuned.items()
         },
         **{f"stages.{stage}.problems": 20 for stage in ("general.tasks.0", "r1.tasks.3")},
         "stages.general.rollout.max_tokens": TOKENS,
-        "defaults.evaluate.samples": 2,
     }
 
 

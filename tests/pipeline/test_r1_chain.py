@@ -108,14 +108,17 @@ def test_on_one_gpu_each_stage_has_one_at_most(small: Path) -> None:
         assert f"{key}={json.dumps(value)}" in said, "the recipe's comment says it, too"
 
 
-def test_the_rehearsal_changes_sizes_and_engines_alone(small: Path) -> None:
+@pytest.mark.parametrize("values", [r1_qwen.cut(problems=20), None], ids=["cut", "rehearsal"])
+def test_a_cut_down_chain_has_other_sizes_and_engines_alone(small: Path, values: dict[str, Any] | None) -> None:
     full, _ = planned(small, {})
-    cut = load(r1_qwen.RECIPE, r1_qwen.overrides(r1_rehearsal.small(small)))
-    assert list(cut.stages) == list(full.stages)
+    cut, _ = planned(small, r1_rehearsal.small(small) if values is None else values)
+    assert cut.name == r1_qwen.CUT_NAME and list(cut.stages) == list(full.stages)
     for name, stage in cut.stages.items():
         other = full.stages[name]
         for part in ("kind", "after", "rewards", "require", "filters", "model", "models", "pairs", "packing"):
             assert getattr(stage, part, None) == getattr(other, part, None), (name, part)
+        if hasattr(stage, "trainer"):
+            assert stage.trainer["max_steps"] <= 4
 
 
 SAMPLED = {**nano_run.SAMPLING, "samples": 2}
