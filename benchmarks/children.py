@@ -34,6 +34,15 @@ class Place:
         return {} if self.device is None else {VISIBLE: self.device}
 
 
+def gpu(place: str) -> str:
+    """A GPU of the command line as `CUDA_VISIBLE_DEVICES` has it: numbers count those that this process may see.
+
+    So a benchmark that was given some of a machine's GPUs, as `benchmarks.jobs` does, hands on these and no others.
+    """
+    seen = os.environ.get(VISIBLE, "").split(",")
+    return seen[int(place)].strip() if place.isdecimal() and int(place) < len(seen) and seen[0] else place
+
+
 def places(devices: Sequence[str]) -> list[Place]:
     """One for each GPU, and several where one is named several times; they share the cores evenly."""
     cores, count = sorted(os.sched_getaffinity(0)), len(devices)

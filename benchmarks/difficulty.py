@@ -266,7 +266,9 @@ def main() -> None:
     parser.add_argument("--train-problems", type=int, default=512, help="an epoch is an eighth of this many steps")
     parser.add_argument("--test-problems", type=int, default=1319)
     parser.add_argument("--looks", type=int, default=3, help="at held-out problems, after the first step")
-    parser.add_argument("--gpus", nargs="+", default=[], help="a run at a time on each; name one twice for two")
+    parser.add_argument(
+        "--gpus", nargs="+", type=children.gpu, default=[], help="a run on each; name one twice for two"
+    )
     parser.add_argument("--learning-rate", type=float, default=5e-6)
     parser.add_argument("--gpu-memory", type=float, default=0.1, help="that has to be free for each engine")
     parser.add_argument("--tokens-per-pass", type=int, default=12288)

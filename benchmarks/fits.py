@@ -26,7 +26,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from benchmarks import lora, pages
+from benchmarks import children, lora, pages
 from benchmarks.children import Place, side_by_side
 from benchmarks.grpo import versions
 from pipeline.cost import memory
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="page to write the table into")
     parser.add_argument("--measure", action="store_true", help="run cells, and do not write the table")
     parser.add_argument("--tokenizer", default="Qwen/Qwen2.5-Coder-0.5B-Instruct", help="folder or hub id")
-    parser.add_argument("--devices", nargs="+", default=[], help="GPUs: cells go side by side, one on each")
+    parser.add_argument("--devices", nargs="+", type=children.gpu, default=[], help="GPUs, with a cell at a time each")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--lengths", nargs="+", type=int, choices=LENGTHS, default=list(LENGTHS))

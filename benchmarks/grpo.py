@@ -321,7 +321,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--devices", nargs="+", default=[], help="GPUs: runs go side by side, one on each")
+    parser.add_argument("--devices", nargs="+", type=children.gpu, default=[], help="GPUs, with a run at a time each")
     parser.add_argument("--learning-rate", type=float, default=5e-6)
     parser.add_argument("--beta", type=float, default=0.0)
     parser.add_argument("--gpu-memory", type=float, default=0.15, help="vLLM's share of the GPU, for both")

@@ -272,7 +272,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=list(ADAPTERS), default=list(ADAPTERS))
-    parser.add_argument("--devices", nargs="+", default=[], help="GPUs: runs go side by side, one on each")
+    parser.add_argument("--devices", nargs="+", type=children.gpu, default=[], help="GPUs, with a run at a time each")
     parser.add_argument("--learning-rate", type=float, default=2e-6, help="of full training")
     parser.add_argument("--gpu-memory", type=float, default=0.06, help="vLLM's share of the GPU")
     parser.add_argument("--tokens-per-pass", type=int, default=8192)

@@ -40,6 +40,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import children
 from benchmarks.grpo import WARM_UP, stage, train, versions
 from pipeline.schema.pieces import VISIBLE
 
@@ -300,7 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="Qwen/Qwen2.5-Coder-1.5B-Instruct")
     parser.add_argument("--problems", help="folder with GSM8K's train.jsonl; from the hub if not given")
-    parser.add_argument("--gpus", nargs="+", default=[], help="the GPUs that may be used")
+    parser.add_argument("--gpus", nargs="+", type=children.gpu, default=[], help="the GPUs that may be used")
     parser.add_argument("--ways", nargs="+", choices=[*WAYS, *MORE], help="all that the GPUs are enough for")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--launch", default="ddp", help="of several trainers: a config in configs/accelerate")

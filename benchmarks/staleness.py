@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from benchmarks import children
 from benchmarks.grpo import in_child, stage, versions
 from pipeline.schema.pieces import VISIBLE
 
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--staleness", nargs="+", type=int, default=[0, 1, 2, 4])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--trainer", help="the trainer's GPU")
+    parser.add_argument("--trainer", type=children.gpu, help="the trainer's GPU")
     parser.add_argument("--engine", help="the engine's GPU; the trainer's if not given")
     parser.add_argument("--learning-rate", type=float, default=5e-6)
     parser.add_argument("--gpu-memory", type=float, default=0.5)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks import jobs, killed
+from benchmarks import children, jobs, killed
 from tests.house.walking import module
 
 LATE = 1e9
@@ -105,3 +105,25 @@ def test_a_kill_comes_at_a_training_step_and_half_a_line_is_none() -> None:
     lines = ['{"step": 0, "note": "8 rollouts"}', '{"step": 4, "loss": 0.0}', '{"step": 5, "loss": 1e-7}', '{"st']
     assert killed.steps(lines) == [4, 5]
     assert killed.steps([]) == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "place", "expected"),
+    [
+        (None, "1", "1"),
+        ("", "0", "0"),  # none is visible: the benchmark says so itself
+        ("2,5", "0", "2"),
+        ("2, 5", "1", "5"),
+        ("2,5", "2", "2"),  # there is no third one: taken at its word
+        ("GPU-a,GPU-b", "1", "GPU-b"),
+        ("GPU-a", "GPU-c", "GPU-c"),
+    ],
+)
+def test_a_benchmark_counts_the_gpus_that_it_was_given(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, place: str, expected: str
+) -> None:
+    """`--gpus 0 1` of a job that has the third and the sixth of a machine means these two."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert children.gpu(place) == expected
