@@ -23,7 +23,8 @@ from benchmarks import pages
 from pipeline.cost import memory, models, speed
 from pipeline.cost.hardware import Cluster, cluster
 from pipeline.cost.memory import Setup
-from pipeline.planner.estimate import TRAINER, estimate
+from pipeline.planner.estimate import estimate
+from pipeline.planner.held import TRAINER
 from pipeline.planner.stages import Reader
 from pipeline.planner.work import Given, Training, Work
 from pipeline.recipe import Recipe, load

@@ -24,7 +24,8 @@ from pipeline.cost import memory, speed
 from pipeline.cost.hardware import CPU, Cluster
 from pipeline.cost.speed import Speed
 from pipeline.planner import found, probe
-from pipeline.planner.estimate import TRAINER, Estimate, estimate
+from pipeline.planner.estimate import Estimate, estimate
+from pipeline.planner.held import TRAINER
 from pipeline.planner.stages import Reader
 from pipeline.planner.work import Given
 from pipeline.recipe import Recipe

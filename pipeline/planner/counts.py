@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
+from lzma import LZMAError
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from pipeline.files import formats
+from pipeline.files.rows import COMPRESSED, RowError, open_bytes
 from pipeline.recipe import Recipe
 from pipeline.schema.task import TaskSpec
 from pipeline.tasks.base import BUILTIN
@@ -36,6 +43,8 @@ UNKNOWN_ROWS = 1000
 """Rows of data whose number is not known."""
 BYTES_A_TOKEN = 4.0
 """Of English text, with vocabularies of 100,000 tokens and more."""
+SAMPLED_ROWS = 100
+"""Of a Parquet file, the rows whose length stands for all."""
 READ_BYTES = 256 * 2**20
 """Of a larger file, rows are counted by the length of its first ones."""
 
@@ -51,7 +60,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """The rows of a JSONL file, and bytes of one on average."""
+    """The rows of data files, and bytes of one on average."""
 
     rows: int
     row_bytes: float
@@ -59,16 +68,46 @@ class File:
 
 @lru_cache(maxsize=64)
 def lines(path: Path) -> File | None:
-    """The rows of a file; `None` if it cannot be read."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(READ_BYTES)
-    except OSError:
+    """The rows of a file, or of all that a pattern or a folder stands for; `None` if they cannot be read."""
+    found = [
+        file for each in formats.matching(path) for file in ([each] if each.is_file() else sorted(each.rglob("*")))
+    ]
+    whole = len(found) == 1
+    read = [_rows(file) for file in found if file.is_file() and (whole or formats.kind(file) in formats.SUFFIXES)]
+    known = [file for file in read if file is not None]
+    rows = sum(file.rows for file in known)
+    if not rows or len(known) < len(read):
         return None
-    rows = max(1, head.count(b"\n") + (not head.endswith(b"\n")))
+    return File(rows, sum(file.rows * file.row_bytes for file in known) / rows)
+
+
+def _rows(path: Path) -> File | None:
+    """The rows of one file; of a Parquet file as its end says, of a text by its lines."""
+    if formats.kind(path) == ".parquet":
+        return _of_parquet(path)
+    try:
+        with open_bytes(path) as file:
+            head = file.read(READ_BYTES)
+        size = path.stat().st_size
+    except (OSError, EOFError, LZMAError, zlib.error):
+        return None
+    if path.suffix.lower() in COMPRESSED:
+        size = len(head)
+    rows = max(1, head.count(b"\n") + (not head.endswith(b"\n")) - (formats.kind(path) in formats.TABLES))
     average = len(head) / rows
     return File(max(1, round(size / average)) if average else 0, average) if size else None
+
+
+def _of_parquet(path: Path) -> File | None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        rows = int(parquet.read_metadata(path).num_rows)
+        first = [len(json.dumps(row, default=str)) for _, row in islice(formats.read(path), SAMPLED_ROWS)]
+    except (OSError, RowError, pa.ArrowException):
+        return None
+    return File(rows, fmean(first)) if first else None
 
 
 def of_harness(name: str) -> Count:

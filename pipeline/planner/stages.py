@@ -224,7 +224,7 @@ class Reader:
             if spec.use is not None:
                 rows += spec.documents
                 told.append(Assumption(f"corpus {spec.use}", f"{spec.documents:,} documents", "assumed: a row each"))
-            elif (file := counts.lines(located(spec.source, self.recipe.base))) is not None:
+            elif (file := self._file(spec.source)) is not None:
                 rows += file.rows * file.row_bytes / counts.BYTES_A_TOKEN / length
                 told.append(Assumption(f"corpus {spec.source}", f"{file.rows:,} rows", "4 bytes a token"))
             else:
@@ -234,16 +234,21 @@ class Reader:
 
     def _source(self, source: Any, limit: int) -> tuple[float, float, str]:
         """Rows of a source, tokens of each, and how that is known."""
-        if source.source.startswith("@"):
+        if isinstance(source.source, str) and source.source.startswith("@"):
             config: Any = self.recipe.stages.get(source.source[1:])
             if config is not None and config.kind == "rejection_sample":
                 found = sum(counts.drawn(task, self.recipe).number for task in config.tasks) * config.keep
                 sampling = self._sampling(config.rollout, 1, 1)
                 row = sampling.prompt + min(sampling.completion, config.filters.max_tokens or math.inf)
                 return min(found, config.rows or found), row, "assumed: every problem keeps as many as it may"
-        elif (file := counts.lines(located(source.source, self.recipe.base))) is not None:
+        elif (file := self._file(source.source)) is not None:
             return file.rows, file.row_bytes / counts.BYTES_A_TOKEN, "lines of the file, 4 bytes a token"
         return counts.UNKNOWN_ROWS, limit / 2, "assumed: nothing says how many rows there are"
+
+    def _file(self, source: Any) -> counts.File | None:
+        """The rows of local files; `None` of a stage's, or of a data set on the hub, which a plan does not ask."""
+        local = isinstance(source, str) and not source.startswith("@")
+        return counts.lines(located(source, self.recipe.base)) if local else None
 
     @staticmethod
     def _steps(values: Mapping[str, Any], rows: float, a_step: float) -> tuple[int, list[Assumption]]:

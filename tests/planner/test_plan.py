@@ -212,6 +212,46 @@ def test_what_is_proposed_fits(recipe: Path, tmp_path: Path, gpus: str, size: st
         assert not stage(planned(*words, *rest), "zero")["fits"], without
 
 
+def test_an_engine_that_sleeps_beside_an_adapter_is_proposed_where_nothing_else_fits(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """A 7B model on a card of 24 GB: base in four bits, and engine and trainer one after the other."""
+    words = (recipe, "--runs", tmp_path, "--gpus", "RTX4090", "stages.base.model=Qwen/Qwen2.5-7B")
+    zero = stage(planned(*words), "zero")
+    changes = [change for line in zero["smallest_change"] for change in line.split()]
+    assert {"stages.zero.adapter.quantize=4bit", "stages.zero.trainer.vllm_enable_sleep_mode=true"} <= {*changes}
+    assert stage(planned(*words, *changes), "zero")["fits"]
+
+
+@pytest.mark.parametrize(
+    ("source", "rows"),
+    [
+        ("{from: {hub: someone/chats}}", 1000),
+        ("shards/*.parquet", 60),
+        ("shards", 60),
+        ("table.csv", 50),
+        ("rows.jsonl.gz", 50),
+    ],
+)
+def test_rows_are_counted_wherever_they_lie(recipe: Path, tmp_path: Path, source: str, rows: int) -> None:
+    import gzip
+
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    (tmp_path / "shards").mkdir()
+    for name, count in (("a", 20), ("b", 40)):
+        table = pa.table({"prompt": ["one and one?"] * count, "completion": ["2" * 1000] * count})
+        parquet.write_table(table, tmp_path / "shards" / f"{name}.parquet")
+    (tmp_path / "table.csv").write_text("prompt,completion\n" + "1 + 1?,2\n" * 50)
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress((tmp_path / "rows.jsonl").read_bytes()))
+    found = planned(recipe, "--runs", tmp_path, "--gpus", "H200", f"stages.taught.data=[{source}]")
+    said = [line for line in stage(found, "taught")["assumptions"] if line["what"].startswith("rows of ")]
+    assert said[0]["value"].startswith(f"{rows:,} x ")
+    if "shards" in source:
+        assert 250 <= int(said[0]["value"].split()[2]) <= 270, "1,000 characters and a few words"
+
+
 def test_a_share_that_cannot_hold_the_weights_is_told(recipe: Path, tmp_path: Path) -> None:
     words = (recipe, "--runs", tmp_path, "--gpus", "RTX4090", "stages.base.model=Qwen/Qwen2.5-7B")
     score = stage(planned(*words), "score")
