@@ -330,7 +330,7 @@ def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefi
         else:
             given = HIDDEN if "env" in loc else brief(repr(item["input"]))
             mapping = item["type"] == "model_type"
-            said = "wants a mapping of its keys" if mapping else f"{message[0].lower()}{message[1:]}"
+            said = "has to be a mapping of its keys" if mapping else f"{message[0].lower()}{message[1:]}"
             message = f"{said}, not {given}"
         issues.append(text.issue((*prefix, *loc), message))
     return issues

@@ -165,7 +165,7 @@ def _no_fault(value: Any) -> None:
 def _wrong_pattern(value: Any, least: float, what: str) -> str | None:
     """What is wrong with numbers by the names of layers; they are above `least`."""
     if not isinstance(value, Mapping):
-        return f"wants names of layers with numbers, such as {{q_proj: 8}}, not {value!r}"
+        return f"needs names of layers with numbers, such as {{q_proj: 8}}, not {value!r}"
     for key, number in value.items():
         if fault := _no_pattern(str(key)):
             return fault
@@ -178,13 +178,13 @@ def _wrong_names(value: Any) -> str | None:
     if isinstance(value, str):
         return _no_pattern(value)
     whole = isinstance(value, list) and all(isinstance(one, str) and one for one in value)
-    return None if value is None or whole else f"wants names of layers, or a regular expression, not {value!r}"
+    return None if value is None or whole else f"needs names of layers, or a regular expression, not {value!r}"
 
 
 def _wrong_numbers(value: Any) -> str | None:
     numbers = value if isinstance(value, list) else [value]
     whole = all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in numbers)
-    return None if value is None or whole else f"wants numbers of layers, counted from 0, not {value!r}"
+    return None if value is None or whole else f"needs numbers of layers, counted from 0, not {value!r}"
 
 
 def _wrong_ranks(value: Any) -> str | None:

@@ -66,7 +66,7 @@ def told(folder: Path, *stages: str) -> str:
         ("targets: [o_proj], rank_pattern: {q_proj: 4}", "", "adapter.rank_pattern.q_proj", "matches no layer"),
         ("rank_pattern: {q_proj: 0}", "", "adapter.rank_pattern", "q_proj: a rank is 1 or more, not 0"),
         ("rank_pattern: {q_proj: 1.5}", "", "adapter.rank_pattern", "ranks are whole numbers"),
-        ("rank_pattern: 4", "", "adapter.rank_pattern", "wants names of layers with numbers, such as {q_proj: 8}"),
+        ("rank_pattern: 4", "", "adapter.rank_pattern", "needs names of layers with numbers, such as {q_proj: 8}"),
         ("alpha_pattern: {q_proj: -1}", "", "adapter.alpha_pattern", "q_proj: an alpha is above 0, not -1"),
         ("exclude_modules: [qproj]", "", "adapter.exclude_modules", "'qproj' matches no layer of the model (did you"),
         ("exclude_modules: '.*'", "", "adapter.targets", "exclude_modules leave no layer to carry an adapter"),
@@ -124,7 +124,7 @@ def test_what_a_deepseek_v3_cannot_have_is_told_with_the_recipe(tmp_path: Path, 
 
 def test_an_adapter_is_a_mapping(tmp_path: Path) -> None:
     message = told(tmp_path, BASE, SFT.format("", "").replace("adapter: {}", "adapter: true"))
-    assert message.endswith("stages.later.adapter: wants a mapping of its keys, not True")
+    assert message.endswith("stages.later.adapter: has to be a mapping of its keys, not True")
 
 
 def test_an_adapters_folder_is_a_model_and_its_base_an_input(tmp_path: Path) -> None:
