@@ -79,7 +79,7 @@ class DataSource(Strict):
     columns: Columns = Field(default_factory=dict)
     filter: dict[str, Any] = Field(default_factory=dict)
     take: Annotated[int, Field(gt=0)] | None = None
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     ignore: list[str] = Field(default_factory=list)
 
 
@@ -175,6 +175,10 @@ def _check_count(source: DataSource, read: int, kept: int) -> None:
         raise DataError(f"all rows of {source.source} ask test questions (`decontaminate`) or are duplicates")
     if source.take is not None and source.take > kept:
         raise DataError(f"{source.source} has {kept} rows, fewer than the {source.take} to be taken")
+    if not round(source.weight * (source.take or kept)):
+        raise DataError(
+            f"{source.source} has {source.take or kept} rows, of which weight {source.weight:g} leaves none"
+        )
 
 
 def _is_training_row(row: Row) -> bool:

@@ -53,7 +53,7 @@ class TaskSpec(Strict):
     use: str
     split: Literal["train", "test"] = "train"
     problems: Annotated[int, Field(gt=0)] | None = None
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     template: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     name: str | None = None

@@ -5,7 +5,6 @@
       model: "@base"
       tasks: [gsm8k/train]
       samples: 8
-
     zero:
       kind: grpo
       model: "@base"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 
 from pipeline.data.filters import Contamination, Duplicates, FilterSpec, longest_paragraph, repetition
+from pipeline.recipe import RecipeError, load
 
 SOUND = "<think>First this.\n\nThen that.</think>\n42"
 
@@ -103,3 +106,39 @@ def test_hostile_text_takes_linear_time() -> None:
         Contamination(TESTS).found(text)
         Duplicates().seen(text, text)
     assert time.process_time() - started < 15.0
+
+
+RATES = "  rates: {kind: pass_rate, model: m, tasks: [countdown]}\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "stages", "message"),
+    [
+        ("arithmetic, filter: {pass_rate: [0.1, 0.9]}", "", "pass_rate: nobody has measured it: add a stage of kind"),
+        ("arithmetic, filter: {level: 3}", "", "level: problems of arithmetic have no such column. They have: prompt"),
+        (
+            "countdown, filter: {targt: 3}",
+            "",
+            "targt: problems of countdown have no such column (did you mean",
+        ),
+        ("countdown, filter: {pass_rate: [0.9, 0.1]}", RATES, "pass_rate: [0.9, 0.1] ends before it begins"),
+        (
+            "countdown, filter: {pass_rate: [10, 90]}",
+            RATES,
+            "pass_rate: [10, 90] holds no rate: rates are shares",
+        ),
+        ("arithmetic, filter: {pass_rate: [0, 0.9]}", RATES, "from: @rates measures countdown, and not arithmetic"),
+    ],
+)
+def test_a_filter_that_nothing_could_pass_is_told_with_the_recipe(
+    task: str, stages: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"name: r\nstages:\n{stages}  zero: {{kind: grpo, model: m, tasks: [{{use: {task}}}]}}\n")
+    with pytest.raises(RecipeError, match=re.escape(f"stages.zero.tasks.0.filter.{message}")):
+        load(path)
+    path.write_text(
+        f"name: r\nstages:\n{RATES}  zero: {{kind: grpo, model: m, tasks: [{{use: countdown, filter: "
+        "{pass_rate: [0.1, 0.9], target: [1, 50]}}]}\n"
+    )
+    load(path)
