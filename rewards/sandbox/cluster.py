@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -33,6 +32,8 @@ START_SECONDS = 120.0
 """How long a host may take until its sandbox is there: Ray starts a process on a cold file system."""
 SLACK_SECONDS = 60.0
 """How long a host may take to answer, beyond twice a job's own time: its sandbox tries a job twice."""
+RANKS = "WORLD_SIZE"
+"""Variable that says how many ranks a stage has; each judges its own rollouts, at the same time as the others."""
 TRIES = 3
 """Hosts that one job may lose before it counts as one that cannot be run."""
 
@@ -85,7 +86,8 @@ class ClusterSandbox:
     Args:
         address: `HOST:PORT` of the cluster, or `auto`; that of the run's own cluster if empty.
         limits: what a job may use.
-        workers: jobs at one time on each host; the cores that Ray may give away there if not given.
+        workers: jobs at one time on each host; if not given, the cores that Ray may give away there, of which each rank
+            of the stage takes its part.
 
     Attributes:
         hosts: the hosts, lost ones included.
@@ -144,8 +146,7 @@ class ClusterSandbox:
                 return
             host.lost = True
             left = [other.name for other in self.hosts if not other.lost]
-            why = str(error).strip().partition("\n")[0] or type(error).__name__
-            log.warning("lost the sandbox of host %s (%s): its jobs run on %s", host.name, why, left or "no host")
+            log.warning("lost host %s (%s): its programs run on %s", host.name, _reason(error), left or "no host")
             if not left:
                 self._free.put(None)
 
@@ -180,7 +181,7 @@ def connect(address: str) -> None:
 
 
 def _opened(limits: Limits, workers: int | None) -> list[Host]:
-    """The hosts, each with a sandbox that isolates."""
+    """The hosts that answer, each with a sandbox that isolates."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
@@ -189,30 +190,30 @@ def _opened(limits: Limits, workers: int | None) -> list[Host]:
     for node in sorted(ray.nodes(), key=lambda node: str(node["NodeID"])):
         cores = int(node["Resources"].get("CPU", 0))
         if node["Alive"] and cores:
-            many = workers or cores
+            many = workers or max(1, cores // int(os.environ.get(RANKS, "1")))
             how = {"num_cpus": 0, "max_restarts": 0, "max_concurrency": many + 1}
             where = On(node_id=node["NodeID"], soft=False)
             name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:6]})"
             hosts.append(Host(name, many, actor.options(**how, scheduling_strategy=where).remote()))
-    if not hosts:
-        raise SandboxError(f"backend cluster: no host of the cluster that {socket.gethostname()} is part of has cores")
-    asked = [host.actor.open.remote(limits, host.workers) for host in hosts]
-    faults = [f"{host.name}: {why}" for host, why in zip(hosts, _answers(asked), strict=True) if why]
+    asked = {host: host.actor.open.remote(limits, host.workers) for host in hosts}
+    if asked:
+        ray.wait(list(asked.values()), num_returns=len(asked), timeout=START_SECONDS)
+    there, faults = [], []
+    for host, answer in asked.items():
+        try:
+            why = ray.get(answer, timeout=0)
+        except ray.exceptions.RayError as error:  # lost just now, or it does not answer
+            log.warning("host %s has no part in judging: %s", host.name, _reason(error))
+        else:
+            there.append(host)
+            faults += [f"{host.name}: {why}"] if why else []
     if faults:
         raise SandboxError("backend cluster: no sandbox on a host of the cluster\n" + "\n".join(faults))
-    return hosts
+    if not there:
+        raise SandboxError(f"backend cluster: no host of the cluster that {socket.gethostname()} is part of can judge")
+    return there
 
 
-def _answers(asked: Sequence[Any]) -> list[str]:
-    import ray
-
-    ray.wait(list(asked), num_returns=len(asked), timeout=START_SECONDS)
-    said = []
-    for reference in asked:
-        try:
-            said.append(str(ray.get(reference, timeout=0)))
-        except ray.exceptions.GetTimeoutError:
-            said.append(f"has not answered for {START_SECONDS:.0f} s")
-        except ray.exceptions.RayError as error:
-            said.append(str(error).strip().partition("\n")[0])
-    return said
+def _reason(error: Exception) -> str:
+    """The first line of an error of Ray's; the whole of it runs over many."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -78,6 +78,24 @@ def test_a_thousand_jobs_use_all_hosts_and_survive_the_loss_of_one(verifier: Cod
     assert sandbox.run({"kind": "program", "code": "print(1)", "stdin": ""}).ending is Ending.BROKEN
 
 
+@pytest.mark.parametrize(("ranks", "workers"), [("2", 2), ("16", 2)])
+def test_ranks_divide_the_cores_among_them(
+    two_hosts: Any, monkeypatch: pytest.MonkeyPatch, ranks: str, workers: int
+) -> None:
+    """Two cores on each of two hosts."""
+    import ray
+
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    sandbox = open_sandbox("cluster", Limits(), url=two_hosts.address)
+    try:
+        assert sandbox.workers == workers
+        told = sandbox.run({"kind": "program", "code": "print(6 * int(input()))", "stdin": "7"})
+        assert (told.ending, told.stdout) == (Ending.EXITED, b"42\n")
+    finally:
+        sandbox.close()
+        ray.shutdown()
+
+
 def test_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ZERO2R1_CLUSTER", raising=False)
     with pytest.raises(SandboxError, match=re.escape("start the run with --cluster, or give the cluster's address")):
