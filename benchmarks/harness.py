@@ -31,6 +31,7 @@ import yaml
 
 from benchmarks.children import Found, in_child, leave, options
 from pipeline.prompts.templates import prompt_template
+from pipeline.schema import extras
 
 TASK, TEMPLATE = "gsm8k_boxed", "boxed"
 ORIGINAL = Path("tasks", "gsm8k", "gsm8k-cot-zeroshot.yaml")
@@ -47,7 +48,7 @@ def task_file(folder: Path, problems: Path, tokens: int) -> None:
     """The harness's task with our prompt, on local files."""
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
-        sys.exit("needs the package lm_eval: pip install 'zero2r1[harness]'")
+        sys.exit(f"needs the package lm_eval: {extras.install('lm-eval')}")
     files = {split: str(problems / f"{split}.jsonl") for split in ("train", "test")}
     task = {
         "include": str(Path(spec.submodule_search_locations[0]) / ORIGINAL),

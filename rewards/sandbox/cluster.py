@@ -165,7 +165,7 @@ def connect(address: str) -> None:
     try:
         import ray
     except ImportError as error:
-        raise SandboxError("backend cluster needs the extra cluster: pip install 'zero2r1[cluster]'") from error
+        raise SandboxError("backend cluster needs the package ray: pip install 'ray>=2.54'") from error
     if ray.is_initialized():
         return
     handler = signal.getsignal(signal.SIGTERM)
