@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.context import Share
 from pipeline.files import durable
-from pipeline.files.rows import read_rows, write_rows
+from pipeline.files.rows import read_rows
 from pipeline.prompts.rendering import Prompt, Renderer
 from pipeline.prompts.templates import TemplateError, encode, set_chat_template
 from pipeline.records.samples import Judgement, sample_row
@@ -25,7 +25,7 @@ from pipeline.rollout.base import Finish, Rollout, RolloutError, derived_seed
 from pipeline.rollout.context_limit import ContextLimit, context_of
 from pipeline.rollout.speculative import facts
 from pipeline.rollout.stops import FirstLook
-from pipeline.sampling.chunks import made
+from pipeline.sampling import chunks
 from pipeline.sampling.engines import Engines
 from pipeline.schema.pieces import RolloutSpec
 from rewards import Batch, Composite
@@ -143,7 +143,12 @@ class Sampler:
         self._first_look = FirstLook(self.tokenizer.eos_token)
 
     def groups(
-        self, rows: Sequence[Mapping[str, Any]], judge: Composite | None, label: str, report: Report | None = None
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        judge: Composite | None,
+        label: str,
+        report: Report | None = None,
+        ahead: bool = True,
     ) -> Iterator[Group]:
         """The judged samples of every row that fits into the model's context, in order.
 
@@ -152,6 +157,8 @@ class Sampler:
             judge: the rewards that judge each sample; none do if not given.
             label: names the chunks on disk and separates their seeds from those of other calls.
             report: told about progress, about once a second.
+            ahead: whether the next chunk may be sampled while one is judged; not for who may stop early. An engine
+                in this very process never does so: its random numbers are those of a judge's model, too.
 
         Raises:
             RewardInfraError: too many samples could not be judged.
@@ -162,22 +169,22 @@ class Sampler:
         self.left_out += len(every) - len(rows)
         sequences = CHUNK_SEQUENCES.get(self.engine_name, CHUNK_SEQUENCES_VLLM)
         size = max(1, sequences // self.n)
-        folder = self.scratch / durable.file_name(label)
-        durable.make_folder(folder)
         tell = _throttled(report)
-        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        prompts = [self.renderer.prompts([row["prompt"] for row in part]) for part in parts]
 
-        def make(number: int, path: Path) -> None:
+        def sample(number: int) -> list[list[Rollout]]:
             seed, done = derived_seed(self.seed, label, number), number * size * self.n
-            prompts = self.renderer.prompts([row["prompt"] for row in chunks[number]])
-            rollouts = self._rollouts(prompts, seed, lambda step, _: tell(done + step, len(rows) * self.n))
-            write_rows(path, _judged(chunks[number], prompts, rollouts, judge))
-            durable.seal_file(path)
+            return self._rollouts(prompts[number], seed, lambda step, _: tell(done + step, len(rows) * self.n))
 
-        for number, chunk in enumerate(chunks):
-            path = made(number, len(chunks), folder, self.share, make)
-            prompts = self.renderer.prompts([row["prompt"] for row in chunk])
-            for row, prompt, (_, stored) in zip(chunk, prompts, read_rows(path), strict=True):
+        def judged(number: int, rollouts: list[list[Rollout]]) -> Iterator[dict[str, Any]]:
+            return _judged(parts[number], prompts[number], rollouts, judge)
+
+        folder = self.scratch / durable.file_name(label)
+        elsewhere = self.rollout.process is not None or self.engine_name == VLLM_SERVER
+        made = chunks.files(len(parts), folder, self.share, sample, judged, ahead and elsewhere)
+        for part, texts, path in zip(parts, prompts, made, strict=True):
+            for row, prompt, (_, stored) in zip(part, texts, read_rows(path), strict=True):
                 yield Group(row, prompt.text, tuple(map(_sample, stored["samples"])), prompt.begun)
         if report is not None:
             report(len(rows) * self.n, len(rows) * self.n)

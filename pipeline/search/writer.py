@@ -6,20 +6,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from pipeline.context import StageContext
-from pipeline.files import durable
-from pipeline.files.rows import read_rows, write_rows
+from pipeline.files.rows import read_rows
 from pipeline.prompts.rendering import Prompt
 from pipeline.prompts.templates import ChatTemplateName, encode
 from pipeline.rollout import sampling
 from pipeline.rollout.base import Finish, Rollout, RolloutError
 from pipeline.rollout.stops import Stops
-from pipeline.sampling.chunks import made
+from pipeline.sampling import chunks
 from pipeline.sampling.engines import Engines
 from pipeline.sampling.sampler import Group, Sampler, judged_groups
 from pipeline.schema.pieces import ModelRef, PromptedConfig, RolloutSpec
@@ -208,14 +206,12 @@ def in_chunks(
         work: gives rows for a chunk and its number.
     """
     folder = context.scratch / "samples" / context.name
-    durable.make_folder(folder)
     starts = range(0, len(rows), size)
 
-    def make(number: int, path: Path) -> None:
-        write_rows(path, work(rows[starts[number] : starts[number] + size], number))
-        durable.seal_file(path)
+    def worked(number: int) -> Sequence[Row]:
+        return work(rows[starts[number] : starts[number] + size], number)
 
-    for number, start in enumerate(starts):
-        path = made(number, len(starts), folder, context.share, make)
+    made = chunks.files(len(starts), folder, context.share, worked, lambda _, made: made)
+    for start, path in zip(starts, made, strict=True):
         context.log(min(start + size, len(rows)), len(rows))
         yield from (row for _, row in read_rows(path))

@@ -153,7 +153,7 @@ def run(context: StageContext[RejectionSampleConfig]) -> Outputs:
     judge.prepare()
     account = _Account(config)
     try:
-        for group in sampler.groups(prompts, judge, "chunks", context.log):
+        for group in sampler.groups(prompts, judge, "chunks", context.log, ahead=config.rows is None):
             account.take(group)
             if config.rows is not None and len(account.rows) >= config.rows:
                 break

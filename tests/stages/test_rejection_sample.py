@@ -50,6 +50,19 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_an_engine_elsewhere_samples_while_a_chunk_is_judged_and_the_rows_are_the_same(
+    calculator: Path, sums: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "CHUNK_SEQUENCES", {"transformers": 24})
+    rollout = {"max_tokens": 12, "batch_size": 24}
+    here = context(sums, calculator, "here", rollout=rollout)
+    elsewhere = context(sums, calculator, "elsewhere", rollout={**rollout, "process": {}})
+    assert run(here).metrics == run(elsewhere).metrics
+    for name in ("data.jsonl", "samples.jsonl"):
+        assert (here.output / name).read_bytes() == (elsewhere.output / name).read_bytes()
+    assert len(list(elsewhere.scratch.rglob("0000*.jsonl"))) > 2, "several chunks"
+
+
 def test_the_account_adds_up_and_the_rows_keep_to_the_rules(calculator: Path, sums: Path) -> None:
     done = context(sums, calculator, require=["accuracy", "think_format"], dedup=False, template="boxed", save=1000)
     metrics = run(done).metrics
