@@ -86,7 +86,7 @@ def test_patterns_and_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("rows.jsonl.gz", gzip.compress(LINES)[:-9], "cannot read .*rows.jsonl.gz"),
+        ("rows.jsonl.gz", gzip.compress(LINES, mtime=0)[:-9], "cannot read .*rows.jsonl.gz"),
         ("rows.jsonl.gz", LINES, "Not a gzipped file"),
         ("rows.jsonl.zst", zstd(LINES)[:-4], "cannot read .*rows.jsonl.zst"),
         ("rows.jsonl.xz", lzma.compress(LINES)[:20], "cannot read .*rows.jsonl.xz"),
@@ -102,6 +102,7 @@ def test_patterns_and_folders(tmp_path: Path) -> None:
         ("list.json", b"[{", "cannot read .*list.json"),
         ("table.arrow", b"nonsense", "cannot read .*table.arrow"),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else None,
 )
 def test_what_is_broken_is_one_line(name: str, content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
