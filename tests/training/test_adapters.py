@@ -17,6 +17,7 @@ from model.modeling import load
 from pipeline.rollout.adapted import base_of
 from pipeline.rollout.weights import official_weights
 from pipeline.schema.efficiency import STOCK, Efficiency
+from pipeline.training import adapters
 from pipeline.training.trainers import sft
 from tests.training.replay import distance, half_dead, history_of, lora, prepared, trainer_of
 
@@ -178,3 +179,12 @@ def test_what_fine_tuning_trains_is_what_stock_trl_trains(models: Path, tmp_path
     assert all(distance(a, b) < 1e-6 for a, b in zip(theirs.gradients, mine.gradients, strict=True))
     assert mine.losses == pytest.approx(theirs.losses, rel=1e-6)
     assert theirs.losses[0] > theirs.losses[-1]
+
+
+@pytest.mark.parametrize(("sharded", "device", "told"), [(True, "cuda", 1), (True, "cpu", 0), (False, "cuda", 0)])
+def test_what_was_seen_of_adapters_under_fsdp2_on_gpus_is_said(
+    caplog: pytest.LogCaptureFixture, sharded: bool, device: str, told: int
+) -> None:
+    adapters.warn_of_shards(SimpleNamespace(is_fsdp2=sharded, device=torch.device(device)))
+    assert len(caplog.messages) == told
+    assert all("3 % off" in line and "launch: {accelerate: ddp}" in line for line in caplog.messages)

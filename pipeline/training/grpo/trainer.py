@@ -127,6 +127,8 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         if corrected and self.loss_type == "vespo" and self.args.vllm_importance_sampling_mode.startswith("sequence"):
             raise ValueError("trainer.loss_type vespo needs vllm_importance_sampling_mode token_truncate or token_mask")
         self.objective = objective.Objective(self.args, corrected)
+        if adapters.trained_by(self):
+            adapters.warn_of_shards(self.accelerator)
         self.unconfirmed = logprobs.confirmable(self)
 
     # ---------------------------------------------------------------------------------------- a generation batch
