@@ -1,4 +1,4 @@
-"""A hub on loopback: the part of the Hugging Face hub's HTTP interface that reading a data set or publishing needs.
+"""A hub on loopback: the part of the Hugging Face hub's HTTP interface that reading or publishing needs.
 
 with Hub() as hub:
     hub.add("someone/sums", {"data/train.parquet": b"…"})
@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 _API = re.compile(
-    r"/api/datasets/(?P<name>[^/]+/[^/]+)(?:/(?P<what>revision|tree|paths-info)/(?P<revision>[^/]+)"
+    r"/api/(?:datasets|models)/(?P<name>[^/]+/[^/]+)(?:/(?P<what>revision|tree|paths-info)/(?P<revision>[^/]+)"
     r"(?:/(?P<path>.*))?)?"
 )
 _PUBLISHING = re.compile(
@@ -29,7 +29,7 @@ _PUBLISHING = re.compile(
     r"|/(?P<git>[^/]+/[^/]+)\.git/info/lfs/objects/batch|/lfs/(?P<oid>[0-9a-f]{64})"
     r"|/api/(?P<whoami>whoami-v2)|/api/repos/(?P<create>create)|/api/(?P<yaml>validate-yaml)"
 )
-_FILE = re.compile(r"/datasets/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+_FILE = re.compile(r"/(?:datasets/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
 class Hub:
@@ -51,7 +51,7 @@ class Hub:
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def add(self, name: str, files: Mapping[str, bytes], gated: bool = False) -> str:
-        """A new commit of a data set, which `main` is from now on; returns it."""
+        """A new commit of a data set, or of a model that is only read, which `main` is from now on; returns it."""
         content = json.dumps({path: hashlib.sha1(data).hexdigest() for path, data in sorted(files.items())})
         commit = hashlib.sha1(f"{name}{content}".encode()).hexdigest()
         self.commits.setdefault(name, {})[commit] = dict(files)
@@ -118,7 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bool, sent: bytes = b"") -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append(path)
-        if (found := _PUBLISHING.fullmatch(path)) is not None:
+        found = _PUBLISHING.fullmatch(path)
+        if found is not None and (found["name"] is None or found["name"] in self.hub.models or self._account()):
             return self._publishing(found, sent, body)
         found = _API.fullmatch(path) or _FILE.fullmatch(path)
         if found is None:

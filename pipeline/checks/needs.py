@@ -17,6 +17,7 @@ from typing import Any
 from pipeline import gpus, placement
 from pipeline.checks.launch import accelerate_config
 from pipeline.checks.whole_recipe import input_files
+from pipeline.context import exists
 from pipeline.conversion import folder, publishing
 from pipeline.data.corpora import CorpusSpec
 from pipeline.data.mixture import DataSource
@@ -305,4 +306,22 @@ def unmet(recipe: Recipe, stages: list[str], run: bool = False, here: bool = Tru
                 found += broken_sources(config, recipe.base, run)
         for loc, message in (*found, *unread):
             told.append(f"{'.'.join(map(str, ('stages', name, *loc)))}: {message}")
+    return told
+
+
+def unfound_models(recipe: Recipe, stages: list[str]) -> list[str]:
+    """Models of these stages that are no folder here, and that the hub does not have or give, a line each."""
+    told = []
+    for name in stages:
+        config = recipe.stages[name]
+        revision = getattr(config, "revision", None)
+        for leaf in walk(config):
+            marker = leaf.marker(Ref)
+            if marker is None or marker.product is not Product.MODEL or not isinstance(leaf.value, str):
+                continue
+            if leaf.value.startswith("@") or exists(located(leaf.value, recipe.base)):
+                continue
+            if fault := hub.model_fault(leaf.value, revision):
+                where = ".".join(map(str, ("stages", name, *leaf.loc)))
+                told.append(f"{where}: {leaf.value} cannot be loaded: {fault}")
     return told

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.conversion import folder
-from pipeline.files import durable
+from pipeline.files import durable, hub
 from pipeline.records.dead_groups import EQUAL, FAILED, Shares
 from pipeline.schema import extras
 
@@ -129,6 +129,9 @@ def model(path: str) -> Iterator[Finding]:
     """
     from transformers import AutoTokenizer, GenerationConfig
 
+    if fault := hub.model_fault(path):
+        yield Finding(Level.ERROR, "tokenizer", f"{path} cannot be loaded: {fault}")
+        return
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -54,7 +54,7 @@ def generate(
     """Chat with a checkpoint."""
     from pipeline.commands.chat import Conversation
     from pipeline.conversion import folder
-    from pipeline.files import source
+    from pipeline.files import hub, source
     from pipeline.prompts.templates import TemplateError
     from pipeline.rollout.base import RolloutError, Sampling
 
@@ -63,6 +63,8 @@ def generate(
     try:
         kwargs = source.assignments(template_kwargs) if template_kwargs else None
         found = model_folder(model, command)
+        if fault := hub.model_fault(found):
+            fail(f"{model} cannot be loaded: {fault}", code=2)
         conversation = Conversation(found, template, sampling, kwargs, prefill, shorten=max_tokens is None)
     except OSError as error:
         fail(f"{model} cannot be loaded: {folder.unread(model, error)}", code=2)

@@ -135,7 +135,7 @@ def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, 
     except recipe.RecipeError as error:
         fail(str(error), code=2)
     name = str(stage.get("model") or stage["models"][0])  # type: ignore[index]
-    if not Path(name).exists() and (fault := hub.model_fault(name)):
+    if fault := hub.model_fault(name):
         fail(f"{name} cannot be loaded: {fault}", code=2)
     beside = None if out is None else out.absolute().parent  # on the same file system
     if beside is not None:

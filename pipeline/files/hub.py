@@ -1,4 +1,4 @@
-"""Data sets on the Hugging Face hub: which commit a name stands for, and its rows.
+"""Data sets on the Hugging Face hub: which commit a name stands for, and its rows; and whether a model can be had.
 
 The address is that of `HF_ENDPOINT`, the key that of `HF_TOKEN`, and copies lie where `HF_HOME` says. Without a network
 a set that was read before is found again, at the commit that it had.
@@ -24,8 +24,8 @@ STREAMED_BYTES = 8 * 2**30
 """Sets that say they are larger are streamed."""
 COMMIT_DIGITS = 40
 KINDS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
-
-
+MODEL_FILES = ("config.json", "adapter_config.json")
+"""Of which a model has one."""
 UNREACHABLE = "there is no such folder here, and the hub cannot be reached: download it first, or name a local folder"
 
 
@@ -106,22 +106,44 @@ def gated(name: str) -> str:
     )
 
 
-def model_fault(name: str) -> str:
-    """Why a model cannot be had from the hub, in one line; empty if it can, or was loaded before."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def model_fault(name: str, revision: str | None = None) -> str:
+    """Why a model cannot be had from the hub, in one line; empty if it can, was loaded before, or is a folder here.
 
-    for file in ("config.json", "adapter_config.json"):
-        try:
-            hf_hub_download(name, file)
-        except LocalEntryNotFoundError:
-            return UNREACHABLE
-        except EntryNotFoundError:
-            continue
-        except (HfHubHTTPError, HFValidationError) as error:
-            return _line(error)
+    The hub is asked once, with a limit of time: clients that load files ask six times, which takes half a minute where
+    there is no network.
+    """
+    import httpx
+    from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if Path(name).exists():
         return ""
-    return ""  # a repository of another kind, such as one of GGUF files
+    try:
+        HfApi().model_info(name, revision=revision, timeout=TIMEOUT_SECONDS)
+        hf_hub_download(name, MODEL_FILES[0], revision=revision)
+    except EntryNotFoundError as error:  # otherwise an adapter, or a repository of another kind, such as of GGUF files
+        return UNREACHABLE if isinstance(error, LocalEntryNotFoundError) else ""
+    except GatedRepoError:
+        return f"it is gated: accept its terms at {constants.ENDPOINT}/{name}, and set HF_TOKEN to a token of yours"
+    except RepositoryNotFoundError:
+        return f"it is no folder here, and no model on {constants.ENDPOINT}, or a private one: then set HF_TOKEN"
+    except RevisionNotFoundError:
+        return f"it has no revision {revision!r} on {constants.ENDPOINT}"
+    except (HfHubHTTPError, HFValidationError) as error:
+        return _line(error)
+    except (OfflineModeIsEnabled, httpx.HTTPError, OSError):
+        here = (try_to_load_from_cache(name, file, revision=revision) for file in MODEL_FILES)
+        return "" if any(isinstance(path, str) for path in here) else UNREACHABLE
+    return ""
 
 
 def rows(source: HubSource) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -109,7 +109,8 @@ def execute(
             artifacts.clean(run, name, artifact)
         stale = tuple(name for name in nodes if name not in done)
         waiting = [name for name in recipe.stages if name in stale]
-        if unmet := needs.unmet(recipe, waiting, run=True, here=cluster is None):
+        unmet = needs.unmet(recipe, waiting, run=True, here=cluster is None) or needs.unfound_models(recipe, waiting)
+        if unmet:
             raise RunError("\n".join(("nothing was started:", *unmet)))
         copying = Uploads.of(copies, run, done)
         with slots.connected(waiting), Mirrors.of(recipe, run, observer) as mirrors, copying as uploads:

@@ -1,4 +1,4 @@
-"""Data sets on the hub: what is read, at which commit, and what is said of one that cannot be had."""
+"""Data sets and models on the hub: what is read, at which commit, and what is said of one that cannot be had."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pipeline.files.source import RecipeError
 from pipeline.recipe import load as load_recipe
 from pipeline.runner import graph
 from pipeline.schema.hub import HubSource
+from pipeline.stages.registry import run_function
 from pipeline.tasks.base import TaskError, load
 from pipeline.tasks.resolve import TaskField
 from tests.hub import Hub
@@ -223,3 +224,44 @@ def test_streaming_gives_the_same_rows() -> None:
 def test_a_source_that_cannot_be_is_told_with_its_key(source: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=words):
         recipe(tmp_path, source=source)
+
+
+def test_a_model_of_the_hub_is_taken_whole_and_stays_here(
+    hub: Hub, calculator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+    from transformers import AutoModelForCausalLM
+
+    hub.add("someone/adder", {path.name: path.read_bytes() for path in calculator.iterdir()})
+    assert hub_module.model_fault("someone/adder") == ""
+    context = context_of(tmp_path, "base", {"kind": "import_model", "model": "someone/adder"}, {})
+    assert run_function("import_model")(context).metrics["end_of_turn"] == "<eos>"
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(place) for place in (context.output / "model", calculator))
+    assert all((ours.state_dict()[name] == weight).all() for name, weight in theirs.state_dict().items())
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert hub_module.model_fault("someone/adder") == "", "a copy is here"
+    assert hub_module.model_fault("someone/other") == hub_module.UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("model: someone/nothing", "someone/nothing cannot be loaded: it is no folder here, and no model on http"),
+        ("model: someone/shut", "someone/shut cannot be loaded: it is gated: accept its terms at http"),
+        ("model: someone/open, revision: v9", "someone/open cannot be loaded: it has no revision 'v9' on http"),
+        ("model: someone/open", None),
+        ("model: here", None),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_one_line_before_anything_runs(
+    model: str, words: str | None, hub: Hub, tmp_path: Path
+) -> None:
+    hub.add("someone/open", {"config.json": b"{}"})
+    hub.add("someone/shut", {"config.json": b"{}"}, gated=True)
+    (tmp_path / "here").mkdir()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f'name: r\nstages:\n  base: {{kind: import_model, {model}}}\n  after: {{kind: export, model: "@base"}}\n'
+    )
+    told = needs.unfound_models(load_recipe(recipe), ["base", "after"])
+    assert [line.startswith(f"stages.base.model: {words}") for line in told] == ([True] if words else [])
