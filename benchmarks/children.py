@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any, TypeVar
 
-from pipeline.schema.pieces import VISIBLE
+from pipeline.schema.launch import VISIBLE
 
 Job = TypeVar("Job")
 Found = dict[str, Any]

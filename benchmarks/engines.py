@@ -26,7 +26,7 @@ from benchmarks.grpo import versions
 from benchmarks.jobs import present
 from benchmarks.runs import finished, keep
 from pipeline.report.run_data import Stage, rows
-from pipeline.schema.pieces import VISIBLE
+from pipeline.schema.launch import VISIBLE
 
 COUNTS = (1, 2, 4)
 

@@ -35,7 +35,7 @@ from benchmarks.children import Place, leave, places, side_by_side
 from benchmarks.grpo_clock import Clock, Memory, profile, summarise, watch
 from pipeline.context import StageContext
 from pipeline.runner.process import allocator
-from pipeline.schema.pieces import VISIBLE
+from pipeline.schema.launch import VISIBLE
 from pipeline.stages.registry import config_class
 
 WARM_UP = 2

@@ -31,7 +31,7 @@ from typing import Any
 import yaml
 
 from pipeline.files import durable
-from pipeline.schema.pieces import VISIBLE
+from pipeline.schema.launch import VISIBLE
 
 JOBS = Path(__file__).with_suffix(".yaml")
 PATIENCE = 2.0

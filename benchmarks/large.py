@@ -40,7 +40,7 @@ from benchmarks import lora
 from benchmarks.grpo import train, versions
 from benchmarks.jobs import present
 from pipeline.runner.process import allocator
-from pipeline.schema.pieces import VISIBLE
+from pipeline.schema.launch import VISIBLE
 from pipeline.stages.registry import config_class
 
 CONFIG = Path("configs/accelerate/fsdp2-1node.yaml")

@@ -42,7 +42,7 @@ from typing import Any
 
 from benchmarks import children
 from benchmarks.grpo import WARM_UP, stage, train, versions
-from pipeline.schema.pieces import VISIBLE
+from pipeline.schema.launch import VISIBLE
 
 WAYS = ("1", "2-beside", "2-apart-0", "2-apart-1", "2-apart-2", "2-async-1", "2-async-2")
 MORE = ("4-beside", "4-apart-1", "4-apart-2", "4-async-1", "4-async-2")

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import children
 from benchmarks.grpo import in_child, stage, versions
-from pipeline.schema.pieces import VISIBLE
+from pipeline.schema.launch import VISIBLE
 
 LAST = 5
 """Steps at the end whose accuracy is averaged: a step's 512 rollouts of 64 problems vary by some points."""

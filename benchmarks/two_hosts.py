@@ -34,7 +34,7 @@ from benchmarks.grpo import WARM_UP, versions
 from benchmarks.jobs import present
 from benchmarks.runs import finished, keep
 from pipeline.report.run_data import Stage, events
-from pipeline.schema.pieces import VISIBLE
+from pipeline.schema.launch import VISIBLE
 
 WAYS = ("plain", "one", "two")
 ROLLOUTS, MICRO = 512, 64

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from pipeline.schema.pieces import VISIBLE
+from pipeline.schema.launch import VISIBLE
 
 LOCKS = Path("/tmp/zero2r1-gpus")
 """Folder of the locks; fixed, since runners with different `TMPDIR`s share the GPUs."""
@@ -91,9 +91,10 @@ def _key(name: str, uuids: Sequence[str]) -> str | None:
         if not uuids:
             return str(int(name))
         return uuids[int(name)] if int(name) < len(uuids) else None
-    if not name.startswith("GPU-") or not uuids:
-        return name if name and not name.startswith("-") else None  # such as a part of a GPU (MIG)
-    return next((uuid for uuid in uuids if uuid.startswith(name)), None)
+    if name.startswith("MIG-") or (name.startswith("GPU-") and not uuids):
+        return name  # a part of a GPU, of which nothing is known
+    meant = [uuid for uuid in uuids if name.startswith("GPU-") and uuid.startswith(name)]
+    return meant[0] if len(meant) == 1 else None
 
 
 class Lease:

@@ -18,16 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.checks.launch import accelerate_config, settings
 from pipeline.gpus import Gpu, named, of_driver, visible
-from pipeline.schema.pieces import (
-    ALL,
-    VISIBLE,
-    Fault,
-    ProcessSpec,
-    RewardSpec,
-    RolloutSpec,
-    StageConfig,
-    TrainingConfig,
-)
+from pipeline.schema.launch import ALL, VISIBLE, ProcessSpec
+from pipeline.schema.pieces import Fault, RewardSpec, RolloutSpec, StageConfig, TrainingConfig
 from pipeline.schema.walk import walk
 
 if TYPE_CHECKING:
@@ -35,8 +27,6 @@ if TYPE_CHECKING:
 
 REWARD_MODELS = ("preference", "process")
 """Rewards that are models, on a GPU where there is one."""
-PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-"""Options of vLLM whose product is the number of GPUs of an engine."""
 SPANNING = (
     "an engine over several hosts is a server: start `vllm serve` with --nnodes on each of them"
     " (docs/guides/rollouts.md), and name the first by rollout.server"
@@ -171,9 +161,13 @@ def unmet(recipe: Recipe, stages: Sequence[str], there: Sequence[Gpu]) -> Iterat
         if config.launch.nodes > 1:
             how = "run it with --cluster, or leave it out"
             yield name, (("launch", "nodes"), f"asks for {config.launch.nodes} hosts, and this is one: {how}")
-        elif lost := sorted(set(_split(want.names)) - {gpu.name for gpu in _known(want.names)}):
+        elif lost := [one for one in want.names if not _known([one])]:
             where = ("launch", "env", VISIBLE) if VISIBLE in config.launch.env else ("rollout", "process", "devices")
-            yield name, (where, f"names {len(lost)} GPUs that are not here, where there are {len(of_driver())}")
+            yield name, (where, f"names GPU {', '.join(lost)}, which is not here: there are {len(of_driver())}, from 0")
+        elif hidden := _hidden(config, there):
+            fix = "name those, or set launch.gpus, among which they are then counted from 0"
+            exported = f"{VISIBLE} exports {os.environ[VISIBLE] or 'none'}"
+            yield name, (("rollout", "process", "devices"), f"names GPU {', '.join(hidden)}, and {exported}: {fix}")
         elif isinstance(asked, int) and asked > len(there):
             fix = f"set it to {len(there)} or less, or to {ALL}" if there else f"leave it out, or set it to {ALL}"
             yield name, (("launch", "gpus"), f"asks for {asked} GPUs, and {have} ({VISIBLE} counted): {fix}")
@@ -205,6 +199,14 @@ def _known(names: Sequence[str]) -> tuple[Gpu, ...]:
     """Those of some GPUs that are there; all of them where no driver can be asked."""
     uuids = set(of_driver())
     return tuple(gpu for gpu in named(names) if not uuids or gpu.key in uuids or gpu.key.startswith("MIG-"))
+
+
+def _hidden(config: StageConfig, there: Sequence[Gpu]) -> list[str]:
+    """Engines' GPUs that this host has and `CUDA_VISIBLE_DEVICES` does not export: somebody else's, perhaps."""
+    if config.launch.gpus is not None or VISIBLE not in os.environ or not of_driver():
+        return []
+    exported, known = {gpu.key for gpu in there}, set(of_driver())
+    return [gpu.name for gpu in named(_split(_devices(config))) if gpu.key in known - exported]
 
 
 def _too_few(config: StageConfig, count: int) -> Iterator[Fault]:
@@ -268,12 +270,9 @@ def _computes(config: StageConfig) -> bool:
 
 
 def of_engine(config: StageConfig) -> int:
-    """GPUs of an engine of a stage that samples; 0 for a server, which has its own."""
+    """GPUs of an engine of a stage that samples; 0 for a server by address, which has its own."""
     rollout: RolloutSpec | None = getattr(config, "rollout", None)
-    if rollout is None or rollout.engine == "vllm_server" or (rollout.engine == "auto" and rollout.server is not None):
-        return 0
-    sizes = (rollout.engine_options.get(name, 1) for name in PARALLEL)
-    return math.prod(size for size in sizes if isinstance(size, int))
+    return 0 if rollout is None or rollout.server is not None else rollout.gpus_together
 
 
 def _of_rewards(config: StageConfig) -> int:

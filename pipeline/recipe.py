@@ -29,7 +29,8 @@ from pipeline.files.source import Issue, Loc, RecipeError, Source, brief
 from pipeline.schema import trainer_fields
 from pipeline.schema.environment import HIDDEN
 from pipeline.schema.hub import FILE_ARM, HUB_ARM
-from pipeline.schema.pieces import Launch, Seed, StageConfig
+from pipeline.schema.launch import Launch
+from pipeline.schema.pieces import Seed, StageConfig
 from pipeline.schema.strict import Strict
 from pipeline.schema.task import TaskFilter, TaskSpec
 from pipeline.schema.track import Track, Tracks

@@ -26,15 +26,8 @@ from pipeline.data.corpus import check as corpus_class
 from pipeline.recipe import Header, TaskDefinition
 from pipeline.schema.adapter import AdaptedConfig, AdapterSpec
 from pipeline.schema.health import Health
-from pipeline.schema.pieces import (
-    Launch,
-    ProcessSpec,
-    PromptedConfig,
-    RewardSpec,
-    RolloutSpec,
-    StageConfig,
-    TrainingConfig,
-)
+from pipeline.schema.launch import Launch, ProcessSpec
+from pipeline.schema.pieces import PromptedConfig, RewardSpec, RolloutSpec, StageConfig, TrainingConfig
 from pipeline.schema.strict import Strict
 from pipeline.schema.task import TaskSpec
 from pipeline.schema.track import Track

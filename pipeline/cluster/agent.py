@@ -22,7 +22,7 @@ from pipeline import gpus
 from pipeline.checks.launch import accelerate_config
 from pipeline.files.lease import this_host
 from pipeline.gpus import Gpu
-from pipeline.schema.pieces import VISIBLE
+from pipeline.schema.launch import VISIBLE
 from rewards.parent import kill_group
 from rewards.sandbox.cluster import CLUSTER
 

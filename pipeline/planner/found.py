@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.cost.hardware import Cluster, Gpu, named
 from pipeline.gpus import visible
-from pipeline.schema.pieces import VISIBLE
+from pipeline.schema.launch import VISIBLE
 
 DRIVER_SECONDS = 10.0
 """A driver that takes longer is taken for none."""

@@ -47,8 +47,6 @@ def open_engine(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool = 
     """
     if spec.process is None:
         return open_updatable(spec, model_path, seed, logprobs)
-    if spec.server is not None and engine_name(spec) == VLLM_SERVER:
-        raise RolloutError("rollout.process is for engines that this run starts; a vLLM server is a process already")
     return open_processes(spec, model_path, seed, logprobs)
 
 
@@ -88,8 +86,6 @@ def open_updatable(
         RolloutError: the engine is not installed, or has no such option.
     """
     if engine_name(spec) == TRANSFORMERS:
-        if spec.engine_options and spec.engine == TRANSFORMERS:
-            raise RolloutError("engine_options are for vLLM; the transformers engine has none")
         from pipeline.rollout.transformers import TransformersEngine
 
         return TransformersEngine(
@@ -121,8 +117,6 @@ def _open_server(spec: RolloutSpec, model_path: str, seed: int, logprobs: bool, 
         check_options(spec.engine_options)
         options = {**vllm_options(spec.speculative), **spec.engine_options}
         server = Started(model_path, seed, spec.gpu_memory, options, for_trainer)
-    elif spec.speculative is not None:
-        raise RolloutError("rollout.speculative: give a vLLM server its --speculative-config when it is started")
     else:
         server = spec.server
     engine = VllmServerEngine(model_path, server, logprobs, for_trainer)

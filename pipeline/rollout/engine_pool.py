@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 from pipeline.rollout.base import Deferred, Progress, Rollout, RolloutError, Sampling, derived_seed
 from pipeline.rollout.process import ProcessEngine, added
 from pipeline.rollout.shared import FileLock, PushedWeights
-from pipeline.schema.pieces import ProcessSpec, RolloutSpec
+from pipeline.schema.launch import ProcessSpec
+from pipeline.schema.pieces import RolloutSpec
 
 if TYPE_CHECKING:
     import torch

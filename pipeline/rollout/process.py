@@ -37,7 +37,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.rollout.base import Deferred, Progress, Rollout, RolloutError, Sampling
 from pipeline.rollout.shared import FileLock, Heartbeat, PushedWeights, SharedValue
 from pipeline.schema.environment import known
-from pipeline.schema.pieces import ProcessSpec, RolloutSpec
+from pipeline.schema.launch import ProcessSpec
+from pipeline.schema.pieces import RolloutSpec
 from rewards.parent import ending, kill_group
 
 if TYPE_CHECKING:

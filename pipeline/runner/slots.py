@@ -28,16 +28,15 @@ class Slots:
         observer: told where stages are, and what they wait for.
 
     Attributes:
-        wanted: the GPUs that each stage wants; empty on a host without GPUs.
+        wanted: the GPUs that each stage wants; none where there are none, or none are exported.
     """
 
     def __init__(self, nodes: Mapping[str, Node], base: Path, observer: Observer) -> None:
         self.base, self.observer = base, observer
         self.there = gpus.visible(os.environ)
-        any_gpu = bool(self.there or gpus.of_driver())
-        self.wanted: dict[str, Wanted] = (
-            {name: wanted(node.config, base) for name, node in nodes.items()} if any_gpu else {}
-        )
+        asked = {name: wanted(node.config, base) for name, node in nodes.items()}
+        named = gpus.of_driver()  # a stage may have a GPU by its name where none is exported
+        self.wanted = {name: want for name, want in asked.items() if self.there or (named and want.names)}
         self._leases: dict[str, Lease] = {}
         self._waiting: dict[str, float] = {}
 

@@ -23,7 +23,7 @@ from pipeline.runner.graph import Node
 from pipeline.runner.process import EVENTS, LOG, LOGS, StageProcess, allocator
 from pipeline.runner.worker import Job
 from pipeline.schema import environment
-from pipeline.schema.pieces import VISIBLE
+from pipeline.schema.launch import VISIBLE
 
 _ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",

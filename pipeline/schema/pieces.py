@@ -10,16 +10,18 @@ Fields that name another stage carry a `Ref`, so that recipes are checked whole 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.schema.environment import Environment
 from pipeline.schema.health import Health
+from pipeline.schema.launch import Launch, ProcessSpec
 from pipeline.schema.strict import Strict
 
 
@@ -54,48 +56,15 @@ DataRef = Annotated[str, Ref(Product.DATASET), InputFile()]
 """`@stage`, or a JSONL file (relative to the recipe)."""
 
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-ALL = "all"
-"""Instead of a number of GPUs: as many as there are."""
+TENSOR_PARALLEL = "tensor_parallel_size"
+PARALLEL = (TENSOR_PARALLEL, "pipeline_parallel_size", "data_parallel_size")
+"""Options of vLLM whose product is the number of GPUs of an engine."""
 SFT_CONFIG = "trl.trainer.sft_config:SFTConfig"
 """The `trainer_class` of stages that TRL's SFTTrainer trains."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 """What weights are stored in."""
 Precision = Literal["trainer", "fp8"]
 """What a training stage multiplies in: what `trainer:` says (`bf16`, `tf32`), or FP8, block by block (`model.fp8`)."""
-
-
-class Launch(Strict):
-    """How a stage's process is started.
-
-    Attributes:
-        accelerate: an `accelerate` config: a name under `configs/accelerate/`, or a YAML file; plain Python without.
-        gpus: how many GPUs the stage gets, or `all`; no other stage runs on them meanwhile. With `accelerate` it starts
-            a process on each. A stage that samples starts an engine on each, and one that trains has those for its
-            engines that `rollout.process.devices` counts, from 0. If not given: as many as `accelerate` starts
-            processes, or one.
-        nodes: over how many hosts of a cluster (`zero2r1 run --cluster`) a stage is spread, each with as large a part
-            of `gpus`: one that trains with `accelerate`, or samples and judges, with fewer hosts if there are no more.
-        deadline: seconds after which a host of a cluster that does not answer counts as lost, and after which a host
-            that hears nothing of the run ends its processes.
-        env: environment variables for the stage's process; their values are recorded nowhere.
-        restarts: how often a stage whose process has ended without a result goes on from its last checkpoint in a new
-            process. The run fails after that.
-        silence: seconds without a line in the log or a logged step after which the process counts as hung and is
-            killed; never if not given. Longer than a step, and than loading the model and starting an engine.
-        stall: seconds for which every process of a stage may stand at the same line of its program. After that they
-            count as waiting for each other, and are killed. If not given: 600, or 3600 with engines in processes of
-            their own or a `vllm_server`. For stages of several processes.
-    """
-
-    accelerate: str | None = None
-    gpus: Annotated[int, Field(ge=0)] | Literal["all"] | None = None
-    nodes: Annotated[int, Field(ge=1)] = 1
-    deadline: Annotated[float, Field(gt=0)] = 60.0
-    env: Environment = Field(default_factory=dict)
-    restarts: Annotated[int, Field(ge=0)] = 0
-    silence: Annotated[float, Field(gt=0)] | None = None
-    stall: Annotated[float, Field(gt=0)] | None = None
 
 
 STALL_SECONDS = 600.0
@@ -258,44 +227,6 @@ class RewardSpec(Strict):
         return self.name or self.use.rpartition(":")[2]
 
 
-class ProcessSpec(Strict):
-    """A process of its own for an engine. One that dies or hangs is started again, and what it was asked is redone.
-
-    Attributes:
-        devices: the GPUs of each engine, as `CUDA_VISIBLE_DEVICES` has them; several engines share the prompts. `[1]`
-            is one engine on the second GPU, `[1, 2]` are two on a GPU each, `[0, 0]` two that share one, and `[[2, 3]]`
-            is one that is tensor-parallel on two GPUs. With `launch.gpus` they are counted among the stage's own. Those
-            of this process if not given.
-        env: environment variables of the engines' processes; their values are recorded nowhere.
-        deadline: seconds without a step of an engine (one token of each running sequence) after which it counts as
-            hung.
-        restarts: how often in a row an engine is started again for one request before the stage fails.
-    """
-
-    devices: list[str] = Field(default_factory=list)
-    env: Environment = Field(default_factory=dict)
-    deadline: Annotated[float, Field(gt=0)] = 300.0
-    restarts: Annotated[int, Field(ge=0)] = 3
-
-    @field_validator("devices", mode="before")
-    @classmethod
-    def _as_texts(cls, devices: Any) -> Any:
-        if not isinstance(devices, list):
-            return devices
-        lists = [",".join(map(str, one)) if isinstance(one, list) and one else one for one in devices]
-        return [str(one) if type(one) is int else one for one in lists]
-
-    @model_validator(mode="after")
-    def _told_once(self) -> ProcessSpec:
-        if self.devices and VISIBLE in self.env:
-            raise ValueError(f"`devices` and env.{VISIBLE} both say where the engine is: leave one out")
-        return self
-
-    def on(self, device: str) -> ProcessSpec:
-        """The same for one engine on these GPUs."""
-        return self.model_copy(update={"devices": [], "env": {**self.env, VISIBLE: device}})
-
-
 class SpeculativeSpec(Strict):
     """Speculative decoding: several tokens are drafted and verified in one pass. What is sampled, and what greedy
     decoding gives, stays the same.
@@ -315,6 +246,10 @@ class SpeculativeSpec(Strict):
         if self.draft is not None and self.tokens is None:
             raise ValueError("`draft` needs `tokens`: how many the draft model drafts a round")
         return self
+
+
+STARTED_WITH = ("batch_size", "gpu_memory", "engine_options", "speculative", "scheduler_fast_path")
+"""Fields of a rollout that an engine has from its start."""
 
 
 class RolloutSpec(Strict):
@@ -379,22 +314,54 @@ class RolloutSpec(Strict):
         """Whether an engine is started that is vLLM's."""
         return self.engine == "vllm" or (self.engine == "vllm_server" and self.server is None)
 
+    @property
+    def gpus_together(self) -> int:
+        """GPUs of one engine, as `engine_options` have it."""
+        sizes = (self.engine_options.get(name, 1) for name in PARALLEL)
+        return math.prod(size for size in sizes if isinstance(size, int))
+
     @model_validator(mode="after")
     def _as_many_gpus(self) -> Self:
-        devices = self.process.devices if self.process is not None else []
-        given = self.engine_options.get("tensor_parallel_size")
-        for device in devices:
+        options = self.engine_options
+        for device in self.process.devices if self.process is not None else []:
             gpus = len(device.split(","))
             if gpus > 1 and self.engine == "transformers":
                 raise ValueError(f"process.devices: an engine of transformers takes one GPU, not {device}")
-            if given is not None and given != gpus and not self.engine_options.get("pipeline_parallel_size"):
-                raise ValueError(f"engine_options.tensor_parallel_size is {given}, and process.devices has {device!r}")
+            if (together := self.on(device).gpus_together) != gpus:
+                sizes = ", ".join(f"{name} {options[name]}" for name in PARALLEL if name in options)
+                raise ValueError(f"engine_options: {sizes} is {together} GPUs, and process.devices has {device!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _in_effect(self) -> Self:
+        """Options that the engine has; of a server by address, those that can be set from here."""
+        if self.engine_options and self.engine == "transformers":
+            raise ValueError("engine_options has no effect with the engine transformers: they are vLLM's")
+        if self.server is None:
+            return self
+        address = urlsplit(self.server)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError(f"server is an address such as http://localhost:8000, not {self.server!r}")
+        if address.path.rstrip("/").endswith("/v1"):
+            raise ValueError(f"server: {self.server} is the address of its API: leave the path /v1 out")
+        if self.engine not in ("auto", "vllm_server"):
+            raise ValueError(
+                f"server has no effect with the engine {self.engine}, which this run starts: leave one out"
+            )
+        plain = RolloutSpec()
+        given = [name for name in STARTED_WITH if getattr(self, name) != getattr(plain, name)]
+        given += ["process.devices"] if self.process is not None and self.process.devices else []
+        if given:
+            raise ValueError(
+                f"{given[0]} has no effect on a server that runs already: start {self.server} with its own"
+            )
         return self
 
     def on(self, device: str) -> Self:
-        """The same for one engine on these GPUs: tensor-parallel where there are several."""
+        """The same for one engine on these GPUs: tensor-parallel on as many as no other option takes."""
         assert self.process is not None
         gpus, options = len(device.split(",")), self.engine_options
-        if gpus > 1:
-            options = {"tensor_parallel_size": gpus, **options}
+        others = RolloutSpec.model_construct(engine_options={**options, TENSOR_PARALLEL: 1}).gpus_together
+        if gpus > 1 and gpus % others == 0:
+            options = {TENSOR_PARALLEL: gpus // others, **options}
         return self.model_copy(update={"process": self.process.on(device), "engine_options": options})

@@ -34,16 +34,9 @@ from pipeline.schema.efficiency import (
     check_pool,
     kernels_fault,
 )
+from pipeline.schema.launch import VISIBLE, ProcessSpec
 from pipeline.schema.mtp import DraftSpec
-from pipeline.schema.pieces import (
-    VISIBLE,
-    Fault,
-    ModelRef,
-    ProcessSpec,
-    PromptedConfig,
-    RewardSpec,
-    RolloutSpec,
-)
+from pipeline.schema.pieces import Fault, ModelRef, PromptedConfig, RewardSpec, RolloutSpec
 from pipeline.schema.reserved import CHOICES, GRPO_RESERVED
 from pipeline.schema.routing import PolicyRouting
 from pipeline.tasks.resolve import TaskField, TestTaskField
@@ -163,18 +156,12 @@ class GrpoConfig(PromptedConfig, AdaptedConfig, WatchedConfig):
             raise ValueError("rollout.temperature is 0: all rollouts of a group would be the same, and nothing learnt")
         if rollout.spare and (rollout.engine == "vllm_server" or rollout.server is not None):
             raise ValueError("rollout.spare: a vLLM server is not told to give completions up")
-        if rollout.server is not None and rollout.process is not None and rollout.process.devices:
-            raise ValueError("rollout.process.devices: the server at rollout.server has its GPUs already")
         if rollout.max_staleness and not self.trainer.get("vllm_importance_sampling_correction", True):
             raise ValueError(
                 "rollout.max_staleness: rollouts of older weights are trained on, so importance weights must stay on"
             )
         if rollout.batch_size != RolloutSpec().batch_size and not rollout.separate_process:
             raise ValueError("rollout.batch_size has no effect here: set trainer.per_device_train_batch_size")
-        if rollout.engine_options and (rollout.engine == "transformers" or rollout.server is not None):
-            raise ValueError(
-                "rollout.engine_options has no effect with the engine transformers, or a server by address"
-            )
         return self
 
     @model_validator(mode="after")

@@ -24,7 +24,8 @@ from pipeline import gpus, placement
 from pipeline.gpus import Gpu
 from pipeline.recipe import RecipeError, load
 from pipeline.runner import starting
-from pipeline.schema.pieces import VISIBLE
+from pipeline.runner.slots import Slots
+from pipeline.schema.launch import VISIBLE
 from pipeline.stages.registry import config_class
 from tests.pipeline.test_runner import SECONDS, Runs, until
 
@@ -36,6 +37,8 @@ SERVED = {**SCORE, "rollout": {"server": "http://localhost:1"}}
 JUDGED = {**SERVED, "kind": "rejection_sample", "require": [{"use": "preference", "options": {"model": "r"}}]}
 IMPORT = {"kind": "import_model", "model": "m"}
 HERE = tuple(Gpu(name, name) for name in "4567")
+NOBODY: Any = None
+"""Who is told nothing: nobody waits."""
 
 
 def stage(config: dict[str, Any]) -> Any:
@@ -79,6 +82,11 @@ PLACES: dict[str, tuple[dict[str, Any], str, str, list[str], int | None]] = {
     ),
     "by engines named": (engines(SCORE, 5, 6), "5,6", "5,6", [], None),
     "by a server": (SERVED, "0", "", [], None),
+    "by a server of its own": ({**SCORE, "rollout": {"engine": "vllm_server"}}, "1", "4", [], None),
+    "by two servers of its own": (
+        {**launched(SCORE, gpus=2), "rollout": {"engine": "vllm_server"}},
+        *("2", "4,5", ["4", "5"], None),
+    ),
     "by a server, judged here": (JUDGED, "1", "4", [], None),
     "no model": (IMPORT, "0", "", [], None),
 }
@@ -181,6 +189,9 @@ def test_a_recipe_says_it_once_for_all_stages(tmp_path: Path) -> None:
         ("1,1", ["1"]),
         ("", []),
         ("-1", []),
+        ("NoDevFiles", []),
+        ("void", []),
+        ("0;1", []),
         (None, []),
     ],
 )
@@ -197,6 +208,50 @@ def test_a_gpu_is_the_same_under_each_of_its_names(monkeypatch: pytest.MonkeyPat
     assert gpus.visible({VISIBLE: "GPU-bb,0,7"}) == (Gpu("GPU-bb", "GPU-bb22"), Gpu("0", "GPU-aa11"))
     assert gpus.visible({VISIBLE: "1,GPU-bb22"}) == (Gpu("1", "GPU-bb22"),)
     assert gpus.visible({VISIBLE: "GPU-cc,0"}) == ()
+    assert gpus.visible({VISIBLE: "GPU-"}) == (), "which could be either"
+    assert gpus.visible({VISIBLE: "NoDevFiles"}) == (), "as Slurm says it"
+
+
+@pytest.mark.parametrize("exported", ["", "-1", "NoDevFiles"])
+def test_where_no_gpu_is_exported_stages_wait_for_none(exported: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "of_driver", lambda: ("GPU-aa11", "GPU-bb22"))
+    monkeypatch.setenv(VISIBLE, exported)
+    made = {"plain": SFT, "ddp": launched(SFT, accelerate="ddp"), "score": SCORE}
+    nodes: Any = {name: SimpleNamespace(name=name, config=stage(config)) for name, config in made.items()}
+    slots = Slots(nodes, Path(), NOBODY)
+    assert slots.wanted == {}
+    for node in nodes.values():
+        assert slots.take(node)
+        assert slots.of(node) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "exported", "words"),
+    [
+        (engines(GRPO, 1), "0,2", "names GPU 1, and CUDA_VISIBLE_DEVICES exports 0,2"),
+        (engines(SCORE, 1), "", "names GPU 1, and CUDA_VISIBLE_DEVICES exports none"),
+        (engines(SCORE, "0,1"), "GPU-aa,GPU-cc", "names GPU 1, and CUDA_VISIBLE_DEVICES exports GPU-aa,GPU-cc"),
+        (engines(SCORE, 7, 1), "1", "names GPU 7, which is not here: there are 3"),
+        (engines(GRPO, 2), "0,2", ""),
+        (engines(GRPO, 2), None, ""),
+        (engines(GRPO, "GPU-cc33"), "0,2", ""),
+        (engines(GRPO, 1, gpus=2), "0,2", ""),
+        (engines(SCORE, 0, "GPU-aa11"), "0", ""),
+        (launched(SFT, env={VISIBLE: "1"}), "0", ""),
+    ],
+)
+def test_engines_are_on_gpus_that_are_exported(
+    config: dict[str, Any], exported: str | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may be somebody else's; a variable of the stage's own says so on purpose."""
+    for module in (gpus, placement):
+        monkeypatch.setattr(module, "of_driver", lambda: ("GPU-aa11", "GPU-bb22", "GPU-cc33"))
+    monkeypatch.delenv(VISIBLE, raising=False)
+    if exported is not None:
+        monkeypatch.setenv(VISIBLE, exported)
+    recipe: Any = SimpleNamespace(stages={"one": stage(config)}, base=Path())
+    told = [text for _, (_, text) in placement.unmet(recipe, ["one"], gpus.visible(os.environ))]
+    assert told == [] if not words else words in "".join(told)
 
 
 def test_gpus_are_taken_together_or_not_at_all(fake: list[str]) -> None:

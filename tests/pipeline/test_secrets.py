@@ -18,7 +18,7 @@ from pipeline.report.page import write_report
 from pipeline.runner import graph
 from pipeline.schema import environment
 from pipeline.schema.environment import HIDDEN
-from pipeline.schema.pieces import Launch, ProcessSpec
+from pipeline.schema.launch import Launch, ProcessSpec
 
 ZERO2R1 = str(Path(sys.executable).parent / "zero2r1")
 PLANTED = {

@@ -25,7 +25,8 @@ from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.shared import FileLock, WeightFile
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.rollout.weights import official_weights
-from pipeline.schema.pieces import ProcessSpec, RolloutSpec
+from pipeline.schema.launch import ProcessSpec
+from pipeline.schema.pieces import RolloutSpec
 from pipeline.stages.grpo import shares_gpu
 
 PROMPTS = [[7, 8, 9], [5], [6, 7], [8], [9, 5]]
@@ -160,12 +161,12 @@ def test_a_turn_is_free_again_when_its_holder_is_killed() -> None:
 
 def test_an_engine_waits_for_its_turn_to_start(tmp_path: Path) -> None:
     """One that refuses at once what it is to open, but only when it is its turn."""
-    spec, lock = RolloutSpec(engine="transformers", engine_options={"dtype": "float32"}), FileLock()
+    spec, lock = RolloutSpec(server="http://127.0.0.1:9"), FileLock()
     with lock.held():
         engine = ProcessEngine(spec, str(tmp_path), lock=lock)
         assert not engine._pipe.poll(4.0)
     assert engine._pipe.poll(60.0)
-    with pytest.raises(RolloutError, match="engine_options are for vLLM"):
+    with pytest.raises(RolloutError, match="refused"):
         _ = engine.dtype
     engine.close()
     lock.close()

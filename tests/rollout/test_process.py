@@ -21,10 +21,13 @@ from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.shared import Heartbeat, SharedValue, WeightFile
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.rollout.weights import official_weights
-from pipeline.schema.pieces import ProcessSpec, RolloutSpec
+from pipeline.schema.launch import ProcessSpec
+from pipeline.schema.pieces import RolloutSpec
 
 PROMPTS = [[7, 8, 9], [5], [6, 7]]
 LONG = Sampling(n=4, max_tokens=40, seed=3)
+NOWHERE = "http://127.0.0.1:9"
+"""Where nobody listens."""
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +134,8 @@ def test_an_engine_that_is_lost_again_and_again_ends_in_a_clear_error(calculator
 
 
 def test_what_the_engine_refuses_is_not_tried_again(tmp_path: Path) -> None:
-    refused = RolloutSpec(engine="transformers", engine_options={"dtype": "float32"})
-    engine = ProcessEngine(refused, str(tmp_path))
-    with pytest.raises(RolloutError, match="engine_options are for vLLM"):
+    engine = ProcessEngine(RolloutSpec(server=NOWHERE), str(tmp_path))
+    with pytest.raises(RolloutError, match=f"{NOWHERE}/v1/models .*refused"):
         engine.generate(PROMPTS, LONG)
     assert engine.restarts == 0
     engine.close()

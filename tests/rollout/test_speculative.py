@@ -15,7 +15,8 @@ from pipeline.rollout import open_engine, sampling
 from pipeline.rollout.base import RolloutError
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.speculative import counted_by_vllm, facts, vllm_options
-from pipeline.schema.pieces import ProcessSpec, RolloutSpec, SpeculativeSpec
+from pipeline.schema.launch import ProcessSpec
+from pipeline.schema.pieces import RolloutSpec, SpeculativeSpec
 
 PROMPTS = [[5, 6], [7], [8, 9, 10]]
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from pipeline.rollout import open_engine
 from pipeline.rollout.base import Rollout, Sampling
 from pipeline.sampling.engines import Engines
-from pipeline.schema.pieces import ProcessSpec, RolloutSpec
+from pipeline.schema.launch import ProcessSpec
+from pipeline.schema.pieces import RolloutSpec
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]

@@ -18,7 +18,8 @@ from pipeline.rollout.base import Finish, Rollout, RolloutError, Sampling, compl
 from pipeline.rollout.engine_pool import EnginePool
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.weights import official_weights
-from pipeline.schema.pieces import ProcessSpec, RolloutSpec
+from pipeline.schema.launch import ProcessSpec
+from pipeline.schema.pieces import RolloutSpec
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]  # vLLM takes minutes to start on a busy machine

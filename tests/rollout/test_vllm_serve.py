@@ -26,7 +26,8 @@ from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.rollout.vllm.server import VllmServerEngine
 from pipeline.rollout.weights import official_weights
-from pipeline.schema.pieces import ProcessSpec, RolloutSpec
+from pipeline.schema.launch import ProcessSpec
+from pipeline.schema.pieces import RolloutSpec
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm

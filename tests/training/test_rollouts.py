@@ -20,7 +20,8 @@ from pipeline.rollout.engine_pool import EnginePool
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.schema.efficiency import LengthChange
-from pipeline.schema.pieces import ProcessSpec, RolloutSpec
+from pipeline.schema.launch import ProcessSpec
+from pipeline.schema.pieces import RolloutSpec
 from pipeline.stages import grpo
 from pipeline.stages.registry import config_class
 from pipeline.tasks.grading import composite
@@ -360,14 +361,7 @@ def test_a_stage_opens_what_its_recipe_says(calculator: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rollout": {"server": "http://x", "process": {"devices": [1]}}}, "has its GPUs already"),
         ({"rollout": {"engine": "vllm_server", "spare": 0.5}}, "is not told to give completions up"),
-        ({"rollout": {"server": "http://x", "engine_options": {"dtype": "float32"}}}, "or a server by address"),
-        (
-            {"rollout": {"process": {"devices": [[2, 3]]}, "engine_options": {"tensor_parallel_size": 4}}},
-            "tensor_parallel_size is 4, and process.devices has '2,3'",
-        ),
-        ({"rollout": {"process": {"devices": [[2, 3]]}, "engine": "transformers"}}, "takes one GPU, not 2,3"),
         ({"rollout": {"spare": 1.5}}, "less than or equal to 1"),
         (
             {"rollout": {"max_staleness": 1}, "trainer": {"vllm_importance_sampling_correction": False}},
