@@ -6,6 +6,7 @@ On a machine with two GPUs the ranks are on them; elsewhere they are CPU process
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,19 @@ import torch
 from peft import PeftModel
 from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from model.modeling import load
 from pipeline.rollout.process import ProcessEngine
 from pipeline.rollout.weights import official_weights
-from pipeline.schema.efficiency import Efficiency
+from pipeline.schema.efficiency import Efficiency, PoolSpec
 from pipeline.schema.pieces import RolloutSpec
 from tests.training import engine_runs
 from tests.training.ranks import RANK_SECONDS, RANKS, join, on_gpus, started
 from tests.training.replay import distance, graded, history_of, trainer_of
 
+PATIENCE = 10.0
+"""Seconds for which one process lets the other go first; it does where it can."""
 PROMPTS = ["what is 2", "you are kind what is 2 + two", "hello", "what four you are you are you are"] * 2
 PACKED = Efficiency(tokens_per_pass=40, drop_dead_groups="auto", background_rewards=False)
 """Passes of one or two rows, so that the ranks need different numbers of them."""
@@ -187,6 +191,16 @@ def test_two_ranks_train_as_stock_trl_does(models: Path, launcher: str, request:
         assert torch.equal(merged[name], others[name])
 
 
+class Late(TrainerCallback):
+    """Has the other process come first to a checkpoint, whose folder nobody has made yet."""
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == args.save_steps:
+            until = time.monotonic() + PATIENCE
+            while not (Path(args.output_dir) / f"checkpoint-{args.save_steps}").exists() and time.monotonic() < until:
+                time.sleep(0.01)
+
+
 def engine_rank(number: int, port: int, model: Path, folder: Path, sharded: bool) -> None:
     """One of two trainers whose rollouts come from an engine that the first one holds: one batch ahead, the same again
     from a checkpoint, and two batches ahead."""
@@ -199,8 +213,12 @@ def engine_rank(number: int, port: int, model: Path, folder: Path, sharded: bool
     ahead = {"resume": checkpoint, "max_staleness": 1, "spare": 0.5}
     resumed = engine_runs.Run(model, folder / "resumed", engine, **ahead, **share)
     torch.save((run.weights, run.logs, resumed.equals(run)), folder / f"{number}.pt")
-    deep = engine_runs.Run(model, folder / "deep", engine, max_staleness=2, **share)
+    share |= {"problems": [{**row, "id": row["prompt"]} for row in engine_runs.PROBLEMS], "pool": PoolSpec()}
+    share |= {"max_staleness": 2, "dynamic_sampling_rounds": 1, "callbacks": [Late()] if number == 0 else []}
+    deep = engine_runs.Run(model, folder / "deep", engine, **share)
     assert deep.trainer.state.global_step == engine_runs.STEPS
+    again = engine_runs.Run(model, folder / "again", engine, resume=folder / "deep" / "checkpoint-3", **share)
+    assert again.trainer.state.global_step == engine_runs.STEPS
     if engine is not None:
         assert max(deep.logged("rollout/staleness_max")) <= 2
         engine.close()

@@ -376,10 +376,13 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        save_reference(self, Path(output_dir))
-        self.dynamic_sampling.save(Path(output_dir))
-        self.sampler.save(Path(output_dir))
-        self.order.save(Path(output_dir))
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)  # the process that makes it may come later than this one
+        save_reference(self, folder)
+        self.dynamic_sampling.save(folder)
+        self.sampler.save(folder)
+        if self.args.should_save:  # the order is the same in every process
+            self.order.save(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
