@@ -136,12 +136,14 @@ def _patiently(wanted: Publish, call: Any) -> Any:
         except OfflineModeIsEnabled as error:
             raise PublishError(f"{wanted.hub}: HF_HUB_OFFLINE is set, so nothing can be published") from error
         except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:
-            answer = next((one for one in _causes(error) if isinstance(one, HfHubHTTPError)), None)
+            answer = next((one for one in durable.causes(error) if isinstance(one, HfHubHTTPError)), None)
             if isinstance(answer, RepositoryNotFoundError) and _status(answer) == 404:
                 raise answer from error
             if answer is not None and _status(answer) not in BUSY:
                 raise PublishError(_refused(wanted, answer)) from error
-            if answer is None and not any(isinstance(one, httpx.HTTPError | ConnectionError) for one in _causes(error)):
+            if answer is None and not any(
+                isinstance(one, httpx.HTTPError | ConnectionError) for one in durable.causes(error)
+            ):
                 raise  # a fault of this machine's
             if attempt == ATTEMPTS:
                 raise PublishError(
@@ -178,15 +180,6 @@ def _names(path: Path) -> Iterator[str]:
     """The hashes that the hub may call a file by: that of a large file, and that of git."""
     yield durable.sha256(path)
     yield hashlib.sha1(f"blob {path.stat().st_size}\0".encode() + path.read_bytes()).hexdigest()
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: list[BaseException] = []
-    at: BaseException | None = error
-    while at is not None and at not in seen:
-        seen.append(at)
-        yield at
-        at = at.__cause__ or at.__context__
 
 
 def _status(error: Any) -> int:

@@ -260,14 +260,22 @@ def whole_lines(path: Path) -> int:
 
 def disk_full(error: BaseException) -> bool:
     """Whether a full disk, or a quota, is behind an exception, or behind one that led to it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in DISK_FULL:
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in DISK_FULL:
             return True
-        if any(os.strerror(number) in str(seen) for number in DISK_FULL):  # safetensors, in words of Rust
+        if any(os.strerror(number) in str(cause) for number in DISK_FULL):  # safetensors, in words of Rust
             return True
-        seen = seen.__cause__ or seen.__context__
     return False
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """An exception and those that led to it, each once: Python does not keep such a chain from being a circle."""
+    found: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in found:
+        found.append(at)
+        at = at.__cause__ or at.__context__
+    return found
 
 
 def sha256(path: Path, stop: threading.Event | None = None) -> str:

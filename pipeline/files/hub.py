@@ -199,9 +199,7 @@ def _opened(source: HubSource) -> Any:
 def _explained(source: HubSource, error: BaseException) -> HubError:
     from huggingface_hub.errors import GatedRepoError
 
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
-        causes.append(cause)
+    causes = durable.causes(error)
     if any(isinstance(cause, GatedRepoError) or "is a gated dataset" in str(cause) for cause in causes):
         return HubError(gated(source.hub))
     message = _line(error)

@@ -185,6 +185,16 @@ def test_a_full_disk_is_recognised_behind_other_errors() -> None:
     assert not durable.disk_full(OSError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
+def test_errors_that_led_to_each_other_are_looked_at_once() -> None:
+    first, second = ValueError("a row"), RuntimeError("a worker")
+    first.__cause__, second.__context__ = second, first  # as errors that come back from another process may have it
+    assert durable.causes(first) == [first, second]
+    assert not durable.disk_full(first)
+    second.__cause__ = full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert durable.causes(first) == [first, second, full]
+    assert durable.disk_full(first)
+
+
 def test_a_folder_is_moved_across_file_systems(tmp_path: Path) -> None:
     if not Path("/dev/shm").is_dir() or Path("/dev/shm").stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is no second file system at /dev/shm")
