@@ -20,7 +20,7 @@ def main() -> None:
     """Open an engine, and answer requests until the other side hangs up.
 
     A refusal of the engine is passed on as a message. Any other exception ends the process, with its traceback in
-    the log: an engine that has failed in an unknown way is not asked again.
+    the log: an engine that has failed in an unknown way is not asked again. One that fails while it starts says how.
     """
     parent, *descriptors = map(int, sys.argv[2:])
     if not end_with_parent(parent):
@@ -33,13 +33,16 @@ def main() -> None:
     pipe = Connection(descriptors[0])
     files = (WeightFile(descriptors[3]), WeightFile(descriptors[4]))
     opening: Opening = pipe.recv()
-    preload(opening.spec)
     try:
+        preload(opening.spec)
         with FileLock(descriptors[2]).held():
             engine = open_updatable(opening.spec, opening.path, opening.seed, opening.logprobs, opening.for_trainer)
     except RolloutError as error:
         pipe.send(("refused", (None, str(error))))
         return
+    except Exception as error:
+        pipe.send(("failed", f"{type(error).__name__}: {error}"))
+        raise
     engine.tick = heartbeat.tick
     pipe.send(("ready", engine.dtype))
     served = Served(engine, pipe, heartbeat, files)

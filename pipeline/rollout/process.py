@@ -148,7 +148,7 @@ class ProcessEngine(Deferred):
         self._tickets = count()
         self._dtype: str | None = None
         self._loaded = 0
-        self._closed = False
+        self._closed = self._was_ready = False
         self._start()
 
     @property
@@ -342,7 +342,10 @@ class ProcessEngine(Deferred):
 
     def _take(self, word: str, what: Any) -> None:
         if word == "ready":
-            self._dtype = what
+            self._dtype, self._was_ready = what, True
+        elif word == "failed":
+            if not self._was_ready:  # and would fail the same way again
+                raise RolloutError(f"the engine does not start: {what}. The log has its traceback")
         elif word == "loaded":
             self._loaded = what
         elif word == "done":

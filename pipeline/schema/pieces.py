@@ -311,7 +311,7 @@ class RolloutSpec(Strict):
 
     @property
     def needs_vllm(self) -> bool:
-        """Whether an engine is started that is vLLM's."""
+        """Whether vLLM is used here: by an engine that is started."""
         return self.engine == "vllm" or (self.engine == "vllm_server" and self.server is None)
 
     @property

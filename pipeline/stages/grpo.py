@@ -93,6 +93,11 @@ class TrainingRollout(RolloutSpec):
         server = self.engine == "vllm_server" or self.server is not None
         return super().separate_process or server or self.max_staleness > 0 or self.spare > 0
 
+    @property
+    def needs_vllm(self) -> bool:
+        """Whether vLLM is used here: by an engine, or to send weights to a server."""
+        return super().needs_vllm or self.server is not None
+
 
 def _as_reward(value: Any) -> Any:
     return {"use": value} if isinstance(value, str) else value

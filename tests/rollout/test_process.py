@@ -133,6 +133,15 @@ def test_an_engine_that_is_lost_again_and_again_ends_in_a_clear_error(calculator
     engine.close()
 
 
+def test_one_that_cannot_start_says_why_and_is_not_tried_again(tmp_path: Path) -> None:
+    """There is no model; one that was lost at its work is another matter."""
+    engine = ProcessEngine(RolloutSpec(engine="transformers"), str(tmp_path))
+    with pytest.raises(RolloutError, match=f"the engine does not start: .*{tmp_path}"):
+        _ = engine.dtype
+    assert engine.restarts == 0
+    engine.close()
+
+
 def test_what_the_engine_refuses_is_not_tried_again(tmp_path: Path) -> None:
     engine = ProcessEngine(RolloutSpec(server=NOWHERE), str(tmp_path))
     with pytest.raises(RolloutError, match=f"{NOWHERE}/v1/models .*refused"):

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Sampling, derived_seed
+from pipeline.rollout.vllm import api, transfer
+from pipeline.rollout.vllm.api import Api
 from pipeline.rollout.vllm.server import VllmServerEngine
 from pipeline.schema.pieces import RolloutSpec
+
+MODELS = b'{"data": [{"id": "policy", "root": "/models/zero"}]}'
+CHOICE = b'{"choices": [{"index": 0, "token_ids": [7], "finish_reason": "stop"}]}'
+CUT = b'{"choices": '
+"""The beginning of an answer whose rest never comes."""
+SECONDS = 120
+"""Longest wait for a process that is about to end."""
 
 
 class Server(ThreadingHTTPServer):
@@ -68,6 +81,42 @@ class Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
 
+Speaks = Callable[[Callable[[str], bytes | int]], str]
+"""Starts a server that answers each path with the body, or the status, that a function gives; returns its address."""
+
+
+@pytest.fixture
+def speaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Speaks]:
+    monkeypatch.setattr(api, "RETRY_SECONDS", (0.0, 0.0, 0.0))
+    with contextlib.ExitStack() as servers:
+
+        def start(answer: Callable[[str], bytes | int]) -> str:
+            class Answers(BaseHTTPRequestHandler):
+                def do_GET(self) -> None:
+                    said = answer(self.path)
+                    body = said if isinstance(said, bytes) else b""
+                    self.send_response(200 if isinstance(said, bytes) else said)
+                    self.send_header("Content-Length", str(len(body) + (said is CUT)))
+                    self.end_headers()
+                    self.wfile.write(body)
+
+                def do_POST(self) -> None:
+                    self.rfile.read(int(self.headers["Content-Length"]))
+                    self.do_GET()
+
+                def log_message(self, format: str, *args: Any) -> None:
+                    """Quiet."""
+
+            made = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+            made.daemon_threads = True  # so that closing waits for no answer
+            servers.enter_context(made)
+            threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
+            servers.callback(made.shutdown)
+            return f"http://127.0.0.1:{made.server_address[1]}"
+
+        yield start
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as made:
@@ -115,6 +164,89 @@ def test_errors_name_the_server_and_its_words(server: Server) -> None:
         engine.generate([[1]], Sampling())
     with pytest.raises(RolloutError, match=r"127.0.0.1:9/v1/models does not answer"):
         VllmServerEngine("policy", "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("models", "completions", "words"),
+    [
+        (b"[]", b"", "is no vLLM server"),
+        (b"{}", b"", "is no vLLM server"),
+        (b"", b"", "is no vLLM server"),
+        (b'{"data": ["policy"]}', b"", "is no vLLM server"),
+        (b"<html>", b"", "/v1/models does not answer as expected"),
+        (CUT, b"", "/v1/models does not answer as expected"),
+        (MODELS, CUT, "/v1/completions does not answer as expected"),
+        (MODELS, b"null", "must be vLLM"),
+        (MODELS, b'{"error": "?"}', "must be vLLM"),
+        (MODELS, b'{"choices": []}', "must be vLLM"),
+        (MODELS, b'{"choices": [{"index": 0, "token_ids": [1], "logprobs": null}]}', "must be vLLM"),
+    ],
+)
+def test_what_speaks_otherwise_is_told(models: bytes, completions: bytes, words: str, speaks: Speaks) -> None:
+    """Another program's server, and one that dies in the middle of its answer."""
+    address = speaks(lambda path: completions if path == "/v1/completions" else models)
+    with pytest.raises(RolloutError, match=f"{address}.*{words}"):
+        VllmServerEngine("/models/zero", address, logprobs=True).generate([[1, 2]], Sampling(max_tokens=4))
+
+
+def test_one_that_goes_and_comes_back_is_waited_for(speaks: Speaks) -> None:
+    """Dead in the middle of an answer, a gateway without a server behind it, gone; and then there again."""
+    answers = iter([CUT, 503, CUT, CHOICE])
+    address = speaks(lambda path: MODELS if path == "/v1/models" else next(answers))
+    ((rollout,),) = VllmServerEngine("/models/zero", address).generate([[1, 2]], Sampling(max_tokens=4))
+    assert rollout.token_ids == (7,)
+
+
+def test_a_trainer_does_not_wait_since_its_weights_would_be_lost(speaks: Speaks) -> None:
+    api = Api(speaks(lambda path: 503))
+    with pytest.raises(RolloutError, match="answered 503"):
+        api.ask("/v1/completions", {})
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        (b'{"version": "0.26.0"}', "is vLLM 0.26.0, and this environment has 0.27.1"),
+        (b'{"version": "0.25.9"}', "0.26 or newer"),
+        (b'{"version": "main"}', "does not say which version"),
+        (b"{}", "does not say which version"),
+        (b"null", "does not say which version"),
+    ],
+)
+def test_a_trainer_asks_for_its_own_version(
+    version: bytes, words: str, speaks: Speaks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = b'{"vllm_config": {"model_config": {"logprobs_mode": "processed_logprobs", "dtype": "torch.bfloat16"}}}'
+    told = {"/v1/models": MODELS, "/version": version, "/server_info?config_format=json": setup}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(transfer, "installed", lambda _: "0.25.9" if words.startswith("0.26") else "0.27.1")
+    with pytest.raises(RolloutError, match=words):
+        VllmServerEngine("/models/zero", speaks(told.__getitem__), for_trainer=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RolloutError, match="by NCCL, from a GPU of the trainer's, and there is none here"):
+        VllmServerEngine("/models/zero", speaks(told.__getitem__), for_trainer=True)
+    told["/server_info?config_format=json"] = b"{}"
+    with pytest.raises(RolloutError, match="does not say how it is set up"):
+        VllmServerEngine("/models/zero", speaks(told.__getitem__), for_trainer=True)
+
+
+def test_a_process_ends_while_a_server_still_works_for_it(speaks: Speaks) -> None:
+    """One prompt is refused, and the others take long: the stage fails now, and not when they are done."""
+    done = threading.Event()
+
+    def answer(path: str) -> bytes | int:
+        if path == "/v1/models":
+            return MODELS
+        return 400 if first.acquire(blocking=False) else done.wait() and CHOICE
+
+    first = threading.Semaphore(1)
+    program = (
+        "from pipeline.rollout.base import Sampling; from pipeline.rollout.vllm.server import VllmServerEngine\n"
+        f"VllmServerEngine('/models/zero', '{speaks(answer)}').generate([[1], [2], [3]], Sampling(max_tokens=4))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=SECONDS)
+    done.set()
+    assert "answered 400" in ended.stderr
 
 
 def test_seeds_of_parts_are_stable_and_apart() -> None:

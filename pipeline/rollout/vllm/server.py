@@ -14,14 +14,10 @@ and values are computed anew with the weights that go on.
 
 from __future__ import annotations
 
-import json
-import logging
-import time
-import urllib.error
-import urllib.request
+import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,24 +34,15 @@ from pipeline.rollout.base import (
     spans,
 )
 from pipeline.rollout.stops import Stops
+from pipeline.rollout.vllm.api import LOOK_SECONDS, Api
 from pipeline.rollout.vllm.started import Started
 from pipeline.rollout.vllm.transfer import Transfer
 
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger(__name__)
-
 REQUESTS_AT_ONCE = 128
 """Requests in flight: enough to fill a server, few enough for its connection limits."""
-RETRY_SECONDS = (0.5, 2.0, 8.0)
-"""Waits before a request whose connection was lost is sent again."""
-TIMEOUT_SECONDS = 3600.0
-"""Longest wait for one prompt's completions: long thoughts on a busy server take long."""
-LOOK_SECONDS = 1.0
-"""Time between two looks at whether a server that has answered nothing moves at all."""
-COUNTERS = ("vllm:generation_tokens", "vllm:prompt_tokens")
-"""What a server that does something counts up."""
 
 
 @dataclass(slots=True)
@@ -128,28 +115,18 @@ class VllmServerEngine(Updatable):
     """
 
     def __init__(self, path: str, server: str | Started, logprobs: bool = False, for_trainer: bool = False) -> None:
-        self.started = server if isinstance(server, Started) else None
-        address = server.address if isinstance(server, Started) else server
-        self.server, self.logprobs = address.rstrip("/"), logprobs
-        served = self.ask("/v1/models")["data"]
-        match = next((card for card in served if path in (card.get("root"), card["id"])), None)
-        if match is None:
-            names = ", ".join(str(card.get("root") or card["id"]) for card in served)
-            raise RolloutError(
-                f"{address} serves {names}, not {path}. Start: vllm serve {path} --generation-config vllm"
-            )
-        self.model = str(match["id"])
+        self.api = Api(server.address, server) if isinstance(server, Started) else Api(server)
+        self.model, self.logprobs = served_name(self.api, path), logprobs
         self.tokenizer: Any = None
         self.decodes = not for_trainer
         self.version, self.dtype = 0, ""
         self._asked: dict[int, Asked] = {}
         self._waiting: deque[Call] = deque()
         self._running: dict[Future[Any], Call] = {}
-        self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE, "server")
-        self._seen = ""
         self._transfer: Transfer | None = None
         if for_trainer:
             self._prepare_training()
+        self.api.patient = not for_trainer
 
     def add(
         self, ticket: int, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None
@@ -170,11 +147,11 @@ class VllmServerEngine(Updatable):
         while self._waiting and len(self._running) < REQUESTS_AT_ONCE:
             call = self._waiting.popleft()
             if call.ticket in self._asked:
-                self._running[self._threads.submit(self._complete, call)] = call
+                self._running[_in_background(self._complete, call)] = call
         if self._running:
             done, _ = wait(self._running, LOOK_SECONDS, FIRST_COMPLETED)
             self._take(done)
-            if done or self._moves():
+            if done or self.api.moves():
                 self.tick()
         ended = [ticket for ticket, asked in self._asked.items() if asked.answered]
         return {ticket: self._rollouts(self._asked.pop(ticket)) for ticket in ended}
@@ -197,7 +174,7 @@ class VllmServerEngine(Updatable):
         """
         if self._transfer is None:
             raise RolloutError("this engine was not opened for a trainer")
-        self.ask("/pause?mode=abort", {})
+        self.api.ask("/pause?mode=abort", {})
         while self._running:  # each returns what it has
             done, _ = wait(self._running, LOOK_SECONDS, FIRST_COMPLETED)
             self._take(done, paused=True)
@@ -206,27 +183,28 @@ class VllmServerEngine(Updatable):
             for one in (one for group in asked.groups for one in group if one.finish is None):
                 one.marks.append((self.version, len(one.ids)))
         self._transfer.send(weights)
-        self.ask("/resume", {})
+        self.api.ask("/resume", {})
         self.version = version
 
     def close(self) -> None:
         """End the server, if it was started here."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        if self.started is not None:
-            self.started.close()
+        if self.api.started is not None:
+            self.api.started.close()
 
     def _prepare_training(self) -> None:
         try:
-            config = self.ask("/server_info?config_format=json")["vllm_config"]["model_config"]
+            config = self.api.ask("/server_info?config_format=json")["vllm_config"]["model_config"]
         except RolloutError as error:
             raise RolloutError(f"{error}. A trainer needs a server with VLLM_SERVER_DEV_MODE=1") from error
+        except (KeyError, TypeError) as error:
+            raise RolloutError(f"{self.api.address} does not say how it is set up: {error}") from error
         if config["logprobs_mode"] != "processed_logprobs":
             raise RolloutError(
-                f"{self.server} gives {config['logprobs_mode']}, and importance weights need the log-probabilities of"
-                " what was sampled from: start it with --logprobs-mode processed_logprobs"
+                f"{self.api.address} gives {config['logprobs_mode']}, and importance weights need the log-probabilities"
+                " of what was sampled from: start it with --logprobs-mode processed_logprobs"
             )
         self.dtype = str(config["dtype"]).removeprefix("torch.")
-        self._transfer = Transfer(self.ask, here=self.started is not None)
+        self._transfer = Transfer(self.api.ask, here=self.api.started is not None)
 
     def _complete(self, call: Call) -> list[Mapping[str, Any]]:
         """The choices of an HTTP request, in order."""
@@ -236,7 +214,7 @@ class VllmServerEngine(Updatable):
         seed = derived_seed(sampling.seed, call.prompt)
         if begun:
             seed = derived_seed(seed, call.members[0], len(begun))
-        answered = self.ask(
+        answered = self.api.ask(
             "/v1/completions",
             {
                 "model": self.model,
@@ -258,9 +236,17 @@ class VllmServerEngine(Updatable):
                 "frequency_penalty": 0.0,
             },
         )
-        choices = sorted(answered["choices"], key=lambda choice: choice["index"])
-        if len(choices) != len(call.members) or any(choice.get("token_ids") is None for choice in choices):
-            raise RolloutError(f"{self.server} gave no token ids with its completions: it must be vLLM, 0.11 or newer")
+        try:
+            choices: list[Mapping[str, Any]] = sorted(answered["choices"], key=lambda choice: choice["index"])
+            told = [len(choice["token_ids"]) for choice in choices]
+            if self.logprobs:
+                told = [len(choice["logprobs"]["token_logprobs"]) for choice in choices]
+        except (KeyError, TypeError):  # what is there is none
+            told = []
+        if len(told) != len(call.members):
+            raise RolloutError(
+                f"{self.api.address} gave no token ids with its completions: it must be vLLM, 0.11 or newer"
+            )
         return choices
 
     def _take(self, done: Iterable[Future[Any]], paused: bool = False) -> None:
@@ -299,49 +285,35 @@ class VllmServerEngine(Updatable):
         logprobs = tuple(one.logprobs[:length]) if self.logprobs else None
         return Rollout(text, ids, finish, logprobs, spans(one.version, length, one.marks))
 
-    def _moves(self) -> bool:
-        """Whether the server has done something since the last look: it counts its tokens."""
-        if self.started is not None:
-            self.started.check()
-        request = urllib.request.Request(f"{self.server}/metrics")
+
+def served_name(api: Api, path: str) -> str:
+    """What a server calls the model that is asked for.
+
+    Raises:
+        RolloutError: it does not answer, serves another model, or is no vLLM server.
+    """
+    try:
+        served = {str(card["id"]): card.get("root") or card["id"] for card in api.ask("/v1/models")["data"]}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise RolloutError(f"{api.address} is no vLLM server: it does not say what it serves") from error
+    match = next((name for name, root in served.items() if path in (name, root)), None)
+    if match is None:
+        names = ", ".join(map(str, served.values()))
+        raise RolloutError(
+            f"{api.address} serves {names}, not {path}. Start: vllm serve {path} --generation-config vllm"
+        )
+    return match
+
+
+def _in_background(ask: Callable[[Call], Any], call: Call) -> Future[Any]:
+    """What comes back, in a thread that nobody waits for: a pool's would keep a process that ends until it is there."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
         try:
-            with urllib.request.urlopen(request, timeout=LOOK_SECONDS) as response:
-                told = response.read().decode()
-        except OSError:
-            return False
-        counters = "\n".join(line for line in told.splitlines() if line.startswith(COUNTERS))
-        moved, self._seen = counters != self._seen, counters
-        return moved
+            future.set_result(ask(call))
+        except Exception as error:  # noqa: BLE001 - carried over to the thread that waits
+            future.set_exception(error)
 
-    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """What the server answers to a request, as JSON.
-
-        Args:
-            path: behind the address.
-            body: what is posted; without it the request is a GET.
-
-        Raises:
-            RolloutError: it refuses, or does not answer.
-        """
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.server + path, data, {"Content-Type": "application/json"})
-        for pause in (*RETRY_SECONDS, None):
-            try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-                    return json.loads(response.read() or b"null")
-            except urllib.error.HTTPError as error:
-                words = error.read(2000).decode(errors="replace")
-                raise RolloutError(f"{self.server}{path} answered {error.code}: {words}") from error
-            except (OSError, ValueError) as error:
-                if self.started is not None:
-                    self.started.check()
-                if pause is None or not _connection_lost(error):
-                    raise RolloutError(f"{self.server}{path} does not answer as expected: {error}") from error
-                time.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
-
-
-def _connection_lost(error: Exception) -> bool:
-    """Whether asking again may help; what was asked is seeded, so a second answer is the same."""
-    cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    return isinstance(cause, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)
+    threading.Thread(target=run, daemon=True).start()
+    return future

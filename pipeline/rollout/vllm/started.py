@@ -22,7 +22,7 @@ EXTENSION = "pipeline.rollout.vllm.transfer.ReadsSharedMemory"
 
 
 class ServerLostError(RuntimeError):
-    """The server's process has ended."""
+    """The server's process has ended, or lost its engine."""
 
 
 class Started:
@@ -70,6 +70,16 @@ class Started:
         """
         if self._process.poll() is not None:
             raise ServerLostError(f"vllm serve ended with exit code {self._process.returncode}")
+
+    def check_health(self) -> None:
+        """Make sure that it is there and has its engine, which is another process.
+
+        Raises:
+            ServerLostError: it has not.
+        """
+        self.check()
+        if not self._answers():
+            raise ServerLostError("vllm serve has lost its engine; the log has its words")
 
     def close(self) -> None:
         """End it."""

@@ -12,12 +12,14 @@ import base64
 import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from typing import TYPE_CHECKING, Any
 
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from pipeline.rollout.base import RolloutError
+from pipeline.schema import extras
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +30,7 @@ STATEFUL = Version("0.28")
 """From here on `packed` is said when the group is made, and the static functions of the engine are gone."""
 
 Ask = Callable[..., Any]
-"""`VllmServerEngine.ask`."""
+"""`Api.ask`."""
 
 
 class Transfer:
@@ -46,13 +48,7 @@ class Transfer:
         self._ask, self._here = ask, here
         self._group: Any = None
         if not here:
-            theirs, ours = Version(ask("/version")["version"]), Version(installed("vllm"))
-            if theirs.release[:2] != ours.release[:2] or theirs < OLDEST:
-                raise RolloutError(
-                    f"the server is vLLM {theirs.public}, and this environment has {ours.public}: weights are sent in"
-                    f" the form of one version, {OLDEST} or newer"
-                )
-            self._packed_at_start = ours >= STATEFUL
+            self._packed_at_start = shared_version(ask) >= STATEFUL
             self._join()
 
     def send(self, weights: Any) -> None:
@@ -140,6 +136,30 @@ class Transfer:
         thread.join()
         if failed:
             raise RuntimeError(f"{path}: {failed[0]}") from failed[0]
+
+
+def shared_version(ask: Ask) -> Version:
+    """The version of vLLM that a server has, and this environment has to send weights with.
+
+    Raises:
+        RolloutError: they differ, one of them is not known, or weights cannot be sent from here.
+    """
+    from torch.cuda import is_available
+
+    if not is_available():
+        raise RolloutError("weights are sent to a server by NCCL, from a GPU of the trainer's, and there is none here")
+    try:
+        theirs, ours = Version(ask("/version")["version"]), Version(installed("vllm"))
+    except PackageNotFoundError as error:
+        raise RolloutError(f"weights are sent to a server by vLLM's own code: {extras.install('vllm')}") from error
+    except (InvalidVersion, KeyError, TypeError) as error:
+        raise RolloutError(f"the server does not say which version of vLLM it is: {error}") from error
+    if theirs.release[:2] != ours.release[:2] or theirs < OLDEST:
+        raise RolloutError(
+            f"the server is vLLM {theirs.public}, and this environment has {ours.public}: weights are sent in the form"
+            f" of one version, {OLDEST} or newer"
+        )
+    return ours
 
 
 def on_gpu(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
