@@ -131,7 +131,7 @@ def placed(config: StageConfig, base: Path, gpus: Sequence[Gpu]) -> Placed:
     if alone and config.launch.gpus in (None, ALL):
         own = own[: max(1, _of_rewards(config))]
     given = config.launch.gpus is not None and not alone
-    return Placed(tuple(own), tuple(engines), len(own) if given else None)
+    return Placed(tuple(own), tuple(engines), (len(own) or None) if given else None)
 
 
 def faults(config: StageConfig, base: Path) -> Iterator[Fault]:

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from itertools import count
 from multiprocessing import Pipe
 from multiprocessing.reduction import send_handle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.rollout.base import Deferred, Progress, Rollout, RolloutError, Sampling
@@ -326,8 +327,8 @@ class ProcessEngine(Deferred):
                 if progress is not None and heartbeat[1:] != seen[1:]:
                     progress(*heartbeat[1:])
                 seen, since = heartbeat, time.monotonic()
-            elif time.monotonic() - since > seconds:
-                raise _LostError(f"took no step for {seconds:g} s")
+            elif time.monotonic() - since > (limit := self.settings.deadline if self._is_stopped() else seconds):
+                raise _LostError(f"took no step for {limit:g} s")
             elif self._has_ended() and not self._pipe.poll():
                 raise _LostError(ending(self._kill()))
 
@@ -360,6 +361,11 @@ class ProcessEngine(Deferred):
     def _has_ended(self) -> bool:
         """Whether the process has ended; it stays a zombie, so that its number and its group's remain its own."""
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def _is_stopped(self) -> bool:
+        """Whether somebody has stopped the process (SIGSTOP), which may be starting."""
+        stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8")
+        return stat.rpartition(")")[2].split()[0] == "T"
 
     def _let_end(self) -> None:
         """Give a process that is about to end the time to do so."""

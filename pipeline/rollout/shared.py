@@ -221,10 +221,16 @@ class Placed:
             yield weight
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _placed, (f"/proc/{os.getpid()}/fd/{self._file.fd}", self.places)
+        return placed, (self.path, self.places)
+
+    @property
+    def path(self) -> str:
+        """Where other processes of this user find the file, as long as this one lives."""
+        return f"/proc/{os.getpid()}/fd/{self._file.fd}"
 
 
-def _placed(path: str, places: tuple[Place, ...]) -> Placed:
+def placed(path: str, places: tuple[Place, ...]) -> Placed:
+    """Weights that lie in the file of another process; see `Placed.path`."""
     return Placed(_opened(path), places)
 
 

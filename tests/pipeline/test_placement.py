@@ -63,6 +63,7 @@ PLACES: dict[str, tuple[dict[str, Any], str, str, list[str], int | None]] = {
     "one line": (launched(GRPO, accelerate="fsdp2-1node", gpus=2), "2", "4,5", [], 2),
     "the whole node": (launched(GRPO, accelerate="fsdp2-1node", gpus="all"), "all", "4,5,6,7", [], 4),
     "on the CPU": (launched(SFT, gpus=0), "0", "", [], None),
+    "several on the CPU": (launched(SFT, gpus=0, accelerate="ddp"), "0", "", [], None),
     "an engine apart": (engines(GRPO, 1, gpus=2), "2", "4", ["5"], None),
     "engines apart": (engines(GRPO, 2, 3, gpus=4, accelerate="ddp"), "4", "4,5", ["6", "7"], 2),
     "an engine on two": (engines(GRPO, "1,2", gpus=3), "3", "4", ["5,6"], None),

@@ -133,6 +133,15 @@ def test_an_engine_that_is_lost_again_and_again_ends_in_a_clear_error(calculator
     engine.close()
 
 
+def test_one_that_is_stopped_while_it_starts_is_replaced(tmp_path: Path) -> None:
+    engine = ProcessEngine(RolloutSpec(server=NOWHERE, process=ProcessSpec(deadline=2.0, restarts=1)), str(tmp_path))
+    os.kill(engine._process.pid, signal.SIGSTOP)
+    with pytest.raises(RolloutError, match="refused"):
+        _ = engine.dtype
+    assert engine.restarts == 1
+    engine.close()
+
+
 def test_one_that_cannot_start_says_why_and_is_not_tried_again(tmp_path: Path) -> None:
     """There is no model; one that was lost at its work is another matter."""
     engine = ProcessEngine(RolloutSpec(engine="transformers"), str(tmp_path))

@@ -17,6 +17,7 @@ import torch
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Sampling, derived_seed
 from pipeline.rollout.vllm import api, transfer
+from pipeline.rollout.vllm import server as vllm_server
 from pipeline.rollout.vllm.api import Api
 from pipeline.rollout.vllm.server import VllmServerEngine
 from pipeline.schema.pieces import RolloutSpec
@@ -195,6 +196,30 @@ def test_one_that_goes_and_comes_back_is_waited_for(speaks: Speaks) -> None:
     address = speaks(lambda path: MODELS if path == "/v1/models" else next(answers))
     ((rollout,),) = VllmServerEngine("/models/zero", address).generate([[1, 2]], Sampling(max_tokens=4))
     assert rollout.token_ids == (7,)
+
+
+def test_one_that_hangs_shows_no_sign_of_life(speaks: Speaks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither while it should sample, nor while it should give back what it has, for new weights."""
+    hangs, tokens, ticks = threading.Event(), [0, 5, 9, *[9] * 100], []
+
+    def answer(path: str) -> bytes | int:
+        if path == "/metrics":
+            return f"vllm:generation_tokens_total {tokens.pop(0)}".encode()
+        return MODELS if path == "/v1/models" else hangs.wait() and CHOICE
+
+    monkeypatch.setattr(vllm_server, "LOOK_SECONDS", 0.01)
+    engine = VllmServerEngine("/models/zero", speaks(answer))
+    engine.tick = lambda: ticks.append(len(tokens))
+    engine.add(0, [[1, 2]], Sampling(max_tokens=4))
+    for _ in range(5):
+        assert engine.step() == {}
+    for _ in range(5):
+        engine._hear(paused=True)
+    assert ticks == [102, 101, 100]
+    hangs.set()
+    while not (answers := engine.step()):
+        pass
+    assert answers[0][0][0].token_ids == (7,)
 
 
 def test_a_trainer_does_not_wait_since_its_weights_would_be_lost(speaks: Speaks) -> None:

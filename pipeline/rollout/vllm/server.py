@@ -149,10 +149,7 @@ class VllmServerEngine(Updatable):
             if call.ticket in self._asked:
                 self._running[_in_background(self._complete, call)] = call
         if self._running:
-            done, _ = wait(self._running, LOOK_SECONDS, FIRST_COMPLETED)
-            self._take(done)
-            if done or self.api.moves():
-                self.tick()
+            self._hear()
         ended = [ticket for ticket, asked in self._asked.items() if asked.answered]
         return {ticket: self._rollouts(self._asked.pop(ticket)) for ticket in ended}
 
@@ -176,9 +173,7 @@ class VllmServerEngine(Updatable):
             raise RolloutError("this engine was not opened for a trainer")
         self.api.ask("/pause?mode=abort", {})
         while self._running:  # each returns what it has
-            done, _ = wait(self._running, LOOK_SECONDS, FIRST_COMPLETED)
-            self._take(done, paused=True)
-            self.tick()
+            self._hear(paused=True)
         for asked in self._asked.values():
             for one in (one for group in asked.groups for one in group if one.finish is None):
                 one.marks.append((self.version, len(one.ids)))
@@ -248,6 +243,13 @@ class VllmServerEngine(Updatable):
                 f"{self.api.address} gave no token ids with its completions: it must be vLLM, 0.11 or newer"
             )
         return choices
+
+    def _hear(self, paused: bool = False) -> None:
+        """Wait for an answer, for a while; a server that does nothing meanwhile gives no sign of life."""
+        done, _ = wait(self._running, LOOK_SECONDS, FIRST_COMPLETED)
+        self._take(done, paused)
+        if done or self.api.moves():
+            self.tick()
 
     def _take(self, done: Iterable[Future[Any]], paused: bool = False) -> None:
         """Add what came back to its sequences; those that were given up since the server was paused go on later."""

@@ -8,10 +8,10 @@ changed in 0.28; both are known, and a server of another version than the one in
 
 from __future__ import annotations
 
-import base64
-import pickle
+import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import astuple
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,7 @@ class Transfer:
             RolloutError: the server refuses them, or has weights that are not among them.
         """
         if self._here:
-            told = base64.b64encode(pickle.dumps(weights)).decode()
+            told = json.dumps([weights.path, [astuple(place) for place in weights.places]])
             answered = self._ask("/collective_rpc", {"method": "read_weights", "args": [told]})
             if missing := answered["results"][0]:
                 raise RolloutError(f"{len(missing)} weights of the engine were not synchronised, such as {missing[0]}")
@@ -173,6 +173,10 @@ class ReadsSharedMemory:
 
     def read_weights(self, told: str) -> list[str]:
         """Load weights that lie in another process's memory; returns the names of those that were not among them."""
+        from pipeline.rollout.shared import Place, placed
         from pipeline.rollout.weights import reload
 
-        return reload(self, pickle.loads(base64.b64decode(told)))
+        path, places = json.loads(told)  # which anybody on this host could send
+        return reload(
+            self, placed(path, tuple(Place(name, dtype, tuple(shape), at) for name, dtype, shape, at in places))
+        )
