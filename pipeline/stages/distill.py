@@ -159,18 +159,17 @@ def _on_policy(context: StageContext[DistillConfig], teacher: str) -> Outputs:
     args = setup.arguments(DistillationConfig, context, ON_POLICY_DEFAULTS, generation_fields(config.rollout))
     if config.rollout.speculative is not None and args.use_vllm:
         raise ValueError("rollout.speculative has no effect here with vLLM: set rollout.engine: transformers")
-    with adapters.carried(adapter, args) as more:
-        trainer = DistillTrainer(
-            model=models.policy(model, args, adapters.quantizes(adapter)),
-            teacher_model=teacher,
-            args=args,
-            train_dataset=Dataset.from_list(prompts),
-            processing_class=tokenizer,
-            mtp=config.mtp,
-            stop=config.rollout.stop,
-            **more,
-        )
-    adapters.settle(trainer)
+    trainer = adapters.carry(
+        DistillTrainer,
+        adapter,
+        model=models.policy(model, args, adapters.quantizes(adapter)),
+        teacher_model=teacher,
+        args=args,
+        train_dataset=Dataset.from_list(prompts),
+        processing_class=tokenizer,
+        mtp=config.mtp,
+        stop=config.rollout.stop,
+    )
     renderer.guide(trainer)
     setup.set_precision(trainer.model, config.precision)
     experts.balance(trainer, config.routing)

@@ -303,8 +303,10 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     left_out |= limit.left_out(len(every) - len(rows))
     check_problems(rows, config.rewards, args)
     check_columns(config.rewards, rows, context.base)
-    with reference.of_ranks(args), adapters.carried(adapter, args) as more:
-        trainer = GrpoTrainer(
+    with reference.of_ranks(args):
+        trainer = adapters.carry(
+            GrpoTrainer,
+            adapter,
             sampler=sampler(context, args),
             model=models.policy(model, args, adapters.quantizes(adapter)),
             reward_funcs=reward,
@@ -317,9 +319,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
             rests=config.pool,
             mtp=config.mtp,
             stop=config.rollout.stop,
-            **more,
         )
-    adapters.settle(trainer)
     if config.health is not None:
         trainer.group_watch.limit = None
     trainer.left_out = left_out

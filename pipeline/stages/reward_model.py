@@ -19,6 +19,7 @@ have a label for every step, such as a `step_labels` stage makes them, and the l
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -129,19 +130,18 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     set_seed(context.seed)  # the head starts at random, before the trainer seeds anything
     fixed = {"max_length": None, **({CENTRE: None} if by_steps else {})}
     args = setup.arguments(RewardConfig, context, DEFAULTS, fixed)
-    with adapters.carried(adapter, args) as more, suppress_seqcls_warning():
-        if by_steps:
-            more = {**more, "pad": tokenizer.pad_token_id}
-        trainer = (StepTrainer if by_steps else RewardTrainer)(
+    kind = partial(StepTrainer, pad=tokenizer.pad_token_id) if by_steps else RewardTrainer
+    with suppress_seqcls_warning():
+        trainer = adapters.carry(
+            kind,
+            adapter,
             model=models.policy(
                 model, args, adapters.quantizes(adapter), AutoModelForSequenceClassification, num_labels=1
             ),
             args=args,
             train_dataset=dataset,
             processing_class=tokenizer,
-            **more,
         )
-    adapters.settle(trainer)
     return Outputs({**fit(trainer, context), **account, **left_out(cleaner)})
 
 

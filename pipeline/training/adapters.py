@@ -2,9 +2,7 @@
 
     adapter = adapters.prepare(config, path, CAUSAL)      # before anything heavy: targets that match nothing end here
     args = setup.arguments(…)                             # ten times the learning rate, a frozen base in bfloat16
-    with adapters.carried(adapter, args) as more:
-        trainer = SftTrainer(…, **more)
-    adapters.settle(trainer)                              # in float32, which TRL's are not on a quantised base
+    trainer = adapters.carry(SftTrainer, adapter, args=args, …)     # its weights in float32
 
 PEFT makes and applies them. What it does not do as it should is put right: it renames the targets of some mixtures of
 experts to where older versions of transformers had them, and it only merges in place, which alters the base (see
@@ -17,12 +15,11 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -45,6 +42,8 @@ from pipeline.schema.adapter import (
 )
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ADAPTER = "adapter"
 """Folder of an artifact, beside `model`."""
@@ -274,32 +273,30 @@ def quantizes(adapter: Prepared | None) -> bool:
     return adapter is not None and adapter.spec.quantize != "none"
 
 
-@contextmanager
-def carried(adapter: Prepared | None, args: Any) -> Iterator[dict[str, Any]]:
-    """While a TRL trainer is made: what it is given besides, so that its model carries an adapter, if it is to.
+def carry(kind: Callable[..., T], adapter: Prepared | None, *, args: Any, **given: Any) -> T:
+    """Make a TRL trainer whose model carries an adapter, if there is one.
 
     Args:
+        kind: the trainer's class.
         adapter: from `prepare`.
         args: the trainer's.
+        given: what else it is given.
     """
     if adapter is None:
-        yield {}
-        return
-    more = {"peft_config": adapter.lora}
-    if quantizes(adapter):
-        more["quantization_config"] = quantisation(adapter.spec, args)
+        return kind(args=args, **given)
+    more = {"quantization_config": quantisation(adapter.spec, args)} if quantizes(adapter) else {}
     with as_given():
-        yield more
+        trainer = kind(args=args, peft_config=adapter.lora, **given, **more)
+    _settle(trainer)
+    return trainer
 
 
-def settle(trainer: Any) -> None:
-    """Hold what a trainer with an adapter trains in float32; of other trainers nothing changes.
+def _settle(trainer: Any) -> None:
+    """Hold the weights of an adapter in float32, and have merged copies go to vLLM.
 
     On a quantised base, TRL casts adapters to bfloat16, in which three quarters of their weights never move at a
-    learning rate of 1e-5. And TRL's ways to vLLM merge in place: they are given merged copies.
+    learning rate of 1e-5. And TRL's ways to vLLM merge in place.
     """
-    if not trained_by(trainer):
-        return
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

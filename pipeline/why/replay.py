@@ -205,21 +205,20 @@ def _trainer(context: StageContext[Any], record: Any) -> Any:
     rows = [{"prompt": "replayed"}] * max(1, args.generation_batch_size)
     tokenizer = setup.load_tokenizer(model)
     adapter = adapters.prepare(config, model, adapters.CAUSAL)
-    with adapters.carried(adapter, args) as more:
-        trainer = GrpoTrainer(
-            sampler=TrlSampler,
-            model=models.policy(model, args, adapters.quantizes(adapter)),
-            reward_funcs=_unpaid,
-            args=args,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-            samples=Samples(context.scratch / "samples.jsonl", 1, 0),
-            efficiency=config.switches,
-            mtp=config.mtp,
-            stop=config.rollout.stop,
-            **more,
-        )
-    adapters.settle(trainer)
+    trainer = adapters.carry(
+        GrpoTrainer,
+        adapter,
+        sampler=TrlSampler,
+        model=models.policy(model, args, adapters.quantizes(adapter)),
+        reward_funcs=_unpaid,
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        samples=Samples(context.scratch / "samples.jsonl", 1, 0),
+        efficiency=config.switches,
+        mtp=config.mtp,
+        stop=config.rollout.stop,
+    )
     args.beta, trainer.max_completion_length = beta, record["sampling"]["max_tokens"]
     trainer.model.to(args.device)
     return trainer

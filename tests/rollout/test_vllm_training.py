@@ -94,21 +94,20 @@ def trainer(tmp_path: Path) -> Any:
         }
         spec = RolloutSpec(engine="vllm", gpu_memory=0.1, engine_options=OPTIONS)
         args = GRPOConfig(**{**arguments, **changes})
-        with adapters.carried(prepared(folder, adapter), args) as more:
-            made.append(
-                GrpoTrainer(
-                    sampler=lambda trainer: VllmSampler(trainer, spec, str(folder)),
-                    samples=Samples(tmp_path / "samples.jsonl", 1, 0),
-                    model=model(folder),
-                    args=args,
-                    reward_funcs=lambda completions, **_: [float(len(text) % 7) for text in completions],
-                    train_dataset=Dataset.from_list([{"prompt": f"{i % 5} + {i % 3} ="} for i in range(40)]),
-                    processing_class=AutoTokenizer.from_pretrained(folder, padding_side="left"),
-                    callbacks=[Shake()],
-                    **more,
-                )
+        made.append(
+            adapters.carry(
+                GrpoTrainer,
+                prepared(folder, adapter),
+                sampler=lambda trainer: VllmSampler(trainer, spec, str(folder)),
+                samples=Samples(tmp_path / "samples.jsonl", 1, 0),
+                model=model(folder),
+                args=args,
+                reward_funcs=lambda completions, **_: [float(len(text) % 7) for text in completions],
+                train_dataset=Dataset.from_list([{"prompt": f"{i % 5} + {i % 3} ="} for i in range(40)]),
+                processing_class=AutoTokenizer.from_pretrained(folder, padding_side="left"),
+                callbacks=[Shake()],
             )
-        adapters.settle(made[-1])
+        )
         return made[-1]
 
     yield make

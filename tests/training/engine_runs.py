@@ -77,22 +77,21 @@ class Run:
             "vllm_importance_sampling_clip_max": 2.0,
         }
         args = GRPOConfig(**{**settings, **fields})
-        with adapters.carried(prepared(model, adapter), args) as more:
-            self.trainer = GrpoTrainer(
-                model=str(model),
-                reward_funcs=reward,
-                args=args,
-                train_dataset=Dataset.from_list(list(problems)),
-                processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
-                samples=Samples(output / "samples.jsonl", 1, 0),
-                efficiency=STOCK.model_copy(update={"dynamic_sampling_rounds": dynamic_sampling_rounds}),
-                sampler=lambda trainer: EngineSampler(trainer, engine, max_staleness, spare),
-                length_schedule=length_schedule,
-                rests=pool,
-                callbacks=list(callbacks),
-                **more,
-            )
-        adapters.settle(self.trainer)
+        self.trainer = adapters.carry(
+            GrpoTrainer,
+            prepared(model, adapter),
+            model=str(model),
+            reward_funcs=reward,
+            args=args,
+            train_dataset=Dataset.from_list(list(problems)),
+            processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
+            samples=Samples(output / "samples.jsonl", 1, 0),
+            efficiency=STOCK.model_copy(update={"dynamic_sampling_rounds": dynamic_sampling_rounds}),
+            sampler=lambda trainer: EngineSampler(trainer, engine, max_staleness, spare),
+            length_schedule=length_schedule,
+            rests=pool,
+            callbacks=list(callbacks),
+        )
         made(self.trainer)
         self.trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         self.weights = {name: whole(tensor).clone() for name, tensor in self.trainer.model.state_dict().items()}

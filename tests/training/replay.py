@@ -173,19 +173,18 @@ def trainer_of(
             trainer.use_vllm, trainer._last_loaded_step = True, 0
             trainer.vllm_generation = Elsewhere()
         return trainer
-    with reference.of_ranks(args), adapters.carried(prepared(model, adapter), args) as more:
+    with reference.of_ranks(args):
         if launched():
             arguments["model"] = models.policy(str(model), args)
-        ours = GrpoTrainer(
+        return adapters.carry(
+            GrpoTrainer,
+            prepared(model, adapter),
             **arguments,
-            **more,
             samples=Samples(output / "samples.jsonl", 1, 0),
             efficiency=efficiency,
             length_schedule=length_schedule,
             sampler=(lambda trainer: Replayed(trainer, recorded, vllm)) if replayed else TrlSampler,
         )
-    adapters.settle(ours)
-    return ours
 
 
 def lora(adapter: dict[str, Any]) -> Any:

@@ -58,8 +58,10 @@ def ready(model: Path, output: Path, adapter: dict[str, Any] | None = None) -> G
         bf16=False,
         use_cpu=True,
     )
-    with reference.of_ranks(args), adapters.carried(prepared(model, adapter), args) as more:
-        trainer = GrpoTrainer(
+    with reference.of_ranks(args):
+        trainer = adapters.carry(
+            GrpoTrainer,
+            prepared(model, adapter),
             model=policies.policy(str(model), args),
             reward_funcs=graded,
             args=args,
@@ -69,9 +71,7 @@ def ready(model: Path, output: Path, adapter: dict[str, Any] | None = None) -> G
             efficiency=STOCK,
             sampler=TrlSampler,
             callbacks=[Leave()],
-            **more,
         )
-    adapters.settle(trainer)
     with pytest.raises(PreparedError):
         trainer.train()
     return trainer

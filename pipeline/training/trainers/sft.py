@@ -25,9 +25,7 @@ def build(config: Any, adapter: adapters.Prepared | None = None, **arguments: An
         adapter: what is trained in place of all weights, if that is wished.
         arguments: those of `SftTrainer`.
     """
-    with adapters.carried(adapter, arguments["args"]) as more:
-        trainer = SftTrainer(**arguments, **more)
-    adapters.settle(trainer)
+    trainer = adapters.carry(SftTrainer, adapter, **arguments)
     varlen.install(
         base_of(trainer.model)
     )  # before it is wrapped; packed rows come with the boundaries of their examples
