@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from pipeline.cost.memory import Setup
 from pipeline.cost.shape import Shape
 from pipeline.cost.speed import Sampling
 from pipeline.gpus import Gpu
-from pipeline.planner import counts, left_out, sizes
+from pipeline.planner import counts, learnt, left_out, sizes
+from pipeline.planner.learnt import LONGEST_PROMPT
 from pipeline.planner.watching import watching_of
 from pipeline.planner.work import Engine, Given, Training, Work
 from pipeline.recipe import Recipe
@@ -25,12 +26,9 @@ from pipeline.schema.efficiency import Efficiency
 from pipeline.schema.pieces import RewardSpec, RolloutSpec, StageConfig
 from pipeline.schema.walk import walk
 from pipeline.training.grpo.activation_memory import KEPT_SHARE
-from rewards.registry import located
 
 TRL_BATCH, TRL_ACCUMULATION, TRL_EPOCHS = 8, 1, 3.0
 """Defaults of transformers' TrainingArguments."""
-LONGEST_PROMPT = 1.75
-"""The longest prompt of a batch against the mean: of 64 problems of GSM8K, about 210 tokens against 120."""
 VLLM_SERVER = "vllm_server"
 WORDS = 1000
 """Entries of a vocabulary of words, which a corpus decides."""
@@ -183,7 +181,7 @@ class Reader:
         ranks, sharded = gpus.ranks, gpus.sharded
         batch = int(values.get("per_device_train_batch_size", TRL_BATCH))
         accumulation = int(values.get("gradient_accumulation_steps", TRL_ACCUMULATION))
-        rows, length, longest, whole, told = self._data(config, shape)
+        rows, length, longest, whole, told = learnt.of_data(config, shape, self.recipe, self.given)
         steps, more = self._steps(values, rows, batch * accumulation * ranks)
         pairs = 2 if config.kind == "reward_model" and config.learns == "pairs" else 1
         setup = self._setup(config, values, pairs * batch * longest, ranks, sharded)
@@ -197,58 +195,6 @@ class Reader:
             mtp=getattr(config, "mtp", None) is not None or (config.kind == "pretrain" and shape.mtp > 0),
         )
         return Work(stage, config.kind, (shape,), steps, ranks, gpus.count, training, assumptions=(*told, *more))
-
-    def _data(self, config: Any, shape: Shape) -> tuple[int, float, int, bool, list[Assumption]]:
-        """Rows, tokens of one on average and at most, whether all are as long, and what was assumed."""
-        if config.kind in ("pretrain", "extend_context"):
-            length = int(config.length or config.context)
-            documents, told = self._documents(config.corpus, length)
-            return documents, float(length), length, True, told
-        limit = int(config.max_length or shape.context or 4096)
-        total, tokens, told = 0.0, 0.0, []
-        for source in config.data:
-            rows, row_tokens, reason = self._source(source, limit)
-            taken = min(rows, source.take or rows) * source.weight
-            total, tokens = total + taken, tokens + taken * min(row_tokens, limit)
-            told.append(Assumption(f"rows of {source.source}", f"{taken:,.0f} x {row_tokens:.0f} tokens", reason))
-        mean = tokens / total if total else limit / 2
-        if getattr(config, "packing", False):
-            return max(1, math.ceil(tokens / limit)), float(limit), limit, True, told
-        return max(1, round(total)), mean, limit, False, told
-
-    def _documents(self, corpora: Sequence[Any], length: int) -> tuple[int, list[Assumption]]:
-        """Rows of so many tokens that a corpus fills."""
-        rows = 0.0
-        told = []
-        for spec in corpora:
-            if spec.use is not None:
-                rows += spec.documents
-                told.append(Assumption(f"corpus {spec.use}", f"{spec.documents:,} documents", "assumed: a row each"))
-            elif (file := self._file(spec.source)) is not None:
-                rows += file.rows * file.row_bytes / counts.BYTES_A_TOKEN / length
-                told.append(Assumption(f"corpus {spec.source}", f"{file.rows:,} rows", "4 bytes a token"))
-            else:
-                rows += counts.UNKNOWN_ROWS
-                told.append(Assumption(f"corpus {spec.source}", f"{counts.UNKNOWN_ROWS:,} rows", "assumed: not read"))
-        return max(1, math.ceil(rows)), told
-
-    def _source(self, source: Any, limit: int) -> tuple[float, float, str]:
-        """Rows of a source, tokens of each, and how that is known."""
-        if isinstance(source.source, str) and source.source.startswith("@"):
-            config: Any = self.recipe.stages.get(source.source[1:])
-            if config is not None and config.kind == "rejection_sample":
-                found = sum(counts.drawn(task, self.recipe).number for task in config.tasks) * config.keep
-                sampling = self._sampling(config.rollout, 1, 1)
-                row = sampling.prompt + min(sampling.completion, config.filters.max_tokens or math.inf)
-                return min(found, config.rows or found), row, "assumed: every problem keeps as many as it may"
-        elif (file := self._file(source.source)) is not None:
-            return file.rows, file.row_bytes / counts.BYTES_A_TOKEN, "lines of the file, 4 bytes a token"
-        return counts.UNKNOWN_ROWS, limit / 2, "assumed: nothing says how many rows there are"
-
-    def _file(self, source: Any) -> counts.File | None:
-        """The rows of local files; `None` of a stage's, or of a data set on the hub, which a plan does not ask."""
-        local = isinstance(source, str) and not source.startswith("@")
-        return counts.lines(located(source, self.recipe.base)) if local else None
 
     @staticmethod
     def _steps(values: Mapping[str, Any], rows: float, a_step: float) -> tuple[int, list[Assumption]]:
