@@ -12,6 +12,9 @@ Times = Annotated[float, Field(gt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 DEAD_SHARE = 0.9
 """Share of groups without variance in their rewards from which on hardly anything is learnt."""
+MISMATCH, EXACT_MISMATCH = 0.1, 0.0003
+"""What `mismatch` is if not given: with 16 bits, or weights that are some steps old; and with float32 and new weights,
+where an engine in float16 is 0.001 nats off, and another implementation of float32 less than 0.00001."""
 
 
 class Health(Strict):
@@ -35,6 +38,8 @@ class Health(Strict):
         truncated: an alarm if a larger share of the completions is cut off: their answers are not read.
         kl: an alarm if the KL divergence of the policy from the reference is above this, in nats a token.
         mismatch: an alarm if the log-probabilities of engine and trainer differ by more than this, in nats, on average.
+            If not given, 0.1, which leaves room for 16 bits; 0.0003 where a trainer on a CPU computes in float32 and
+            the engine samples with its newest weights, since there both are the same to rounding.
         effective_samples: an alarm if the effective sample size of the importance weights between engine and trainer is
             a smaller share of the tokens: few tokens decide about the gradient.
         dead_groups: an alarm if a larger share of the groups has equal rewards, so that nothing can be learnt from it.
@@ -54,7 +59,7 @@ class Health(Strict):
     length: Times = 4.0
     truncated: Share = 0.5
     kl: Annotated[float, Field(gt=0)] = 1.0
-    mismatch: Annotated[float, Field(gt=0)] = 0.1
+    mismatch: Annotated[float, Field(gt=0)] | None = None
     effective_samples: Share = 0.3
     dead_groups: Share = DEAD_SHARE
     reward_gap: Annotated[float, Field(gt=0)] = 0.1

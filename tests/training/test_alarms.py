@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.schema.health import Health
 from pipeline.training.health.alarm import HealthError
-from pipeline.training.health.thresholds import Alarms
+from pipeline.training.health.thresholds import MISMATCH, Alarms
 from tests.stages.driving import context_of
 
 SOUND = {
@@ -107,3 +107,21 @@ def test_a_learning_rate_that_is_far_too_high_stops_a_stage(calculator: Path, tm
         HealthError, match=r"alarm after step \d: the (gradient|policy).s (norm|entropy) is .*, (usually|at first)"
     ):
         run_function("sft")(context_of(tmp_path, "wild", {**config, "trainer": wild}, {}))
+
+
+@pytest.mark.parametrize(
+    ("health", "exact", "gap", "limit"),
+    [
+        ({}, False, 0.02, None),
+        ({}, False, 0.2, 0.1),
+        ({}, True, 0.00001, None),
+        ({}, True, 0.001, 0.0003),
+        ({"mismatch": 0.01}, True, 0.001, None),
+        ({"mismatch": 0.01}, False, 0.02, 0.01),
+    ],
+)
+def test_how_far_an_engine_may_be_depends_on_what_both_compute_in(
+    health: dict[str, Any], exact: bool, gap: float, limit: float | None
+) -> None:
+    alarms = Alarms(Health(patience=1, **health), exact=exact)
+    assert [one.limit for one in alarms.look({**SOUND, MISMATCH: gap})] == ([] if limit is None else [limit])

@@ -174,41 +174,45 @@ def test_what_was_there_before_any_update_is_blamed_on_none(planted: Planted) ->
 
 
 class Rounded(TrlSampler):
-    """An engine whose weights are rounded to eight bits; it says what it thinks of what it has sampled."""
+    """An engine in another precision; it says what it thinks of what it has sampled."""
 
-    scored = True
+    scored, precision = True, "float8"
+
+    def rounded(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight as the engine holds it."""
+        if self.precision != "float8" or weight.dim() < 2:
+            return weight
+        scale = float(weight.abs().max()) / 448
+        return (weight / scale).to(torch.float8_e4m3fn).float() * scale
 
     def extra(self, problems: list[Any]) -> Sampled:
         """See `Sampler`."""
         sampled = super().extra(problems)
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        scales = {name: float(w.abs().max()) / 448 for name, w in model.state_dict().items() if w.dim() > 1}
         engine = LlamaForCausalLM(model.config).eval()
-        state = model.state_dict()
-        engine.load_state_dict(
-            {
-                n: (w / scales[n]).to(torch.float8_e4m3fn).float() * scales[n] if n in scales else w
-                for n, w in state.items()
-            }
-        )
+        engine.load_state_dict({name: self.rounded(weight) for name, weight in model.state_dict().items()})
+        engine.to(torch.float32 if self.precision == "float8" else getattr(torch, self.precision))
         logprobs = []
         for prompt, completion in zip(sampled.prompt_ids, sampled.completion_ids, strict=True):
             ids = torch.tensor([prompt + completion])
-            every = engine(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            every = engine(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
             logprobs.append(every.gather(1, ids[0, len(prompt) :, None]).flatten().tolist())
         return replace(sampled, logprobs=logprobs)
 
 
-def test_an_engine_in_the_wrong_precision(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["float8", "bfloat16"])
+def test_an_engine_in_the_wrong_precision(planted: Planted, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The usual threshold finds it, as the trainer computes in float32."""
+    monkeypatch.setattr(Rounded, "precision", precision)
     monkeypatch.setattr("pipeline.stages.grpo.sampler", lambda context, args: Rounded)
-    context = planted("rounded", {"on_alarm": "stop", "patience": 2, "mismatch": 0.001})
+    context = planted(f"in-{precision}", {"on_alarm": "stop", "patience": 2})
     with pytest.raises(
         HealthError, match=r"alarm after step 2: 0\.\d+ nats lie between the engine's log-probabilities"
     ):
         run_function("grpo")(context)
     found = explained(context)
     assert found["cause"] == "engine precision" and found["replayed_step"] == 1
-    assert "log-probabilities are those of a model in float8 " in found["conclusion"]
+    assert f"log-probabilities are those of a model in {precision} " in found["conclusion"]
 
 
 def test_what_cannot_be_replayed_is_told_in_a_line(tmp_path: Path) -> None:

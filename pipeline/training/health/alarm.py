@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from pipeline.context import StageContext
@@ -55,7 +56,7 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
         self.context, self.trainer, self.health = context, trainer, context.config.health
         if self.health.on_alarm == "rollback" and trainer.is_deepspeed_enabled:
             raise ValueError("health.on_alarm: rollback: DeepSpeed has its own learning rate; set on_alarm: stop")
-        self.alarms = Alarms(self.health, accuracy_of(context.config))
+        self.alarms = Alarms(self.health, accuracy_of(context.config), is_exact(context.config, trainer))
         self.evidence = Evidence(context, trainer)
         self._logged, self._began = 0, 0
         self._before: int | None = None
@@ -187,6 +188,19 @@ def accuracy_of(config: Any) -> str:
     """The metric that tells how many answers are right, where a stage's rewards have `accuracy`."""
     labels = [spec.label for spec in getattr(config, "rewards", []) if spec.use == ACCURACY]
     return f"rewards/{labels[0]}/score" if labels else ""
+
+
+def is_exact(config: Any, trainer: Any) -> bool:
+    """Whether an engine that samples for a trainer ought to find its log-probabilities to rounding.
+
+    The trainer computes in float32 on a CPU (on a GPU engines multiply in TF32), and nobody samples with weights that
+    are some steps old.
+    """
+    if getattr(getattr(config, "rollout", None), "max_staleness", 1):
+        return False
+    whole = trainer.accelerator.mixed_precision == "no" and getattr(config, "precision", "trainer") != "fp8"
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return whole and model.dtype == torch.float32 and trainer.accelerator.device.type == "cpu"
 
 
 def link(source: Path, target: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from pipeline.context import in_json
 from pipeline.records.dead_groups import FAILED, Shares
-from pipeline.schema.health import Health
+from pipeline.schema.health import EXACT_MISMATCH, Health
+from pipeline.schema.health import MISMATCH as USUAL_MISMATCH
 from pipeline.training.health.finite import SKIPPED
 
 LOSS, ENTROPY, LENGTH, GRADIENT, REWARD = "loss", "entropy", "completions/mean_length", "grad_norm", "reward"
@@ -60,13 +61,16 @@ class Alarms:
     Args:
         health: the thresholds.
         accuracy: the metric that tells how many answers are right, if there is one.
+        exact: whether engine and trainer ought to have the same log-probabilities, to rounding.
 
     Attributes:
         crossed: metric -> logged steps in a row for which its threshold is crossed.
     """
 
-    def __init__(self, health: Health, accuracy: str = "") -> None:
-        self.health, self.accuracy = health, accuracy
+    def __init__(self, health: Health, accuracy: str = "", exact: bool = False) -> None:
+        usual = EXACT_MISMATCH if exact else USUAL_MISMATCH
+        self.health = health if health.mismatch else health.model_copy(update={"mismatch": usual})
+        self.accuracy = accuracy
         self.crossed: Counter[str] = Counter()
         self._first: dict[str, float] = {}
         self._norms: list[float] = []
