@@ -204,10 +204,16 @@ def split(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def summarise(
     clock: Clock, logs: Sequence[Mapping[str, float]], rows: int, peak_gb: float, warm: int
 ) -> dict[str, Any]:
-    """The numbers of one run, its first `warm` steps left out of the speeds; `rows` are rollouts a step."""
+    """The numbers of one run, its first `warm` steps left out of the speeds; `rows` are rollouts a step.
+
+    Metrics that a step could not tell are `None` in its log, and left out.
+    """
     counted = clock.steps[warm:]
     seconds = sum(step["step"] for step in counted)
-    tokens = sum(entry["completions/mean_length"] * rows for entry in logs[warm:] if "completions/mean_length" in entry)
+    names = {name for entry in logs for name in entry}
+    known = {name: [entry[name] for entry in logs if entry.get(name) is not None] for name in names}
+    lengths = [entry.get("completions/mean_length") or 0.0 for entry in logs]
+    tokens = sum(length * rows for length in lengths[warm:])
     elapsed = [sum(step["step"] for step in clock.steps[: index + 1]) for index in range(len(clock.steps))]
     return {
         "seconds_a_step": round(seconds / len(counted), 5),
@@ -216,12 +222,8 @@ def summarise(
         "tokens_per_s": round(tokens / seconds, 1),
         "peak_gb": round(peak_gb, 2),
         "split": split(counted),
-        "accuracy": [round(entry["reward"], 4) for entry in logs if entry.get("reward") is not None],
-        "length": [round(entry["completions/mean_length"], 1) for entry in logs if "completions/mean_length" in entry],
+        "accuracy": [round(value, 4) for value in known.get("reward", [])],
+        "length": [round(value, 1) for value in known.get("completions/mean_length", [])],
         "elapsed": [round(value, 2) for value in elapsed],
-        **{
-            name: [round(entry[metric], 5) for entry in logs if metric in entry]
-            for name, metric in LOGGED
-            if any(metric in entry for entry in logs)
-        },
+        **{name: [round(value, 5) for value in known[metric]] for name, metric in LOGGED if known.get(metric)},
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import difficulty, fits, grpo, grpo_replay, lora, overlap, scaling
+from benchmarks import difficulty, fits, grpo, grpo_clock, grpo_replay, lora, overlap, scaling
 from benchmarks.children import Place, places
 from benchmarks.counting import FEWEST, MOST, Counting, every_second
 from pipeline.stages.registry import config_class
@@ -328,3 +328,19 @@ def test_ways_to_choose_problems_are_compared_seed_by_seed() -> None:
     later = {seed: {**run, "curve": run["curve"][:2]} for seed, run in pooled.items()}
     with pytest.raises(ValueError, match="seed 0: the looks of two runs are at other numbers of rollouts"):
         difficulty.difference(later, plain)
+
+
+def test_steps_that_could_not_tell_a_metric_are_left_out() -> None:
+    clock = grpo_clock.Clock(seconds=iter(float(n) for n in range(100)).__next__)
+    for _ in range(3):
+        clock.now.update(step=2.0, training_step=1.5, rollout=0.5, generation=0.4)
+        clock.end_of_step()
+    logs = [
+        {"reward": 0.5, "completions/mean_length": 10.0, "sampling/effective_sample_size": None},
+        {"reward": None, "completions/mean_length": None, "sampling/effective_sample_size": 0.9},
+        {"reward": 0.25, "completions/mean_length": 20.0, "rollout/staleness": None},
+    ]
+    found = grpo_clock.summarise(clock, logs, rows=8, peak_gb=1.0, warm=1)
+    assert found["accuracy"] == [0.5, 0.25] and found["length"] == [10.0, 20.0]
+    assert found["effective"] == [0.9] and "age" not in found and "mismatch" not in found
+    assert found["tokens_per_s"] == 20 * 8 / 4
