@@ -13,9 +13,10 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -29,7 +30,18 @@ _PUBLISHING = re.compile(
     r"|/(?P<git>[^/]+/[^/]+)\.git/info/lfs/objects/batch|/lfs/(?P<oid>[0-9a-f]{64})"
     r"|/api/(?P<whoami>whoami-v2)|/api/repos/(?P<create>create)|/api/(?P<yaml>validate-yaml)"
 )
+WHOLE = ("config.json", "model.safetensors", "tokenizer.json")
+"""The files of a whole model."""
 _FILE = re.compile(r"/(?:datasets/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+
+
+def made_whole(folder: Path) -> Path:
+    """The smallest folder that is a whole model, for stages that end before they load it."""
+    folder.mkdir(parents=True)
+    for name in WHOLE:
+        header = (2).to_bytes(8, "little") if name.endswith(".safetensors") else b""
+        (folder / name).write_bytes(header + b"{}")
+    return folder
 
 
 class Hub:
@@ -47,6 +59,8 @@ class Hub:
         self.large: dict[str, bytes] = {}
         self.busy = 0
         """How many further requests to upload or to commit are answered with 503."""
+        self.down = 0
+        """How many further requests to read are answered with 503."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -59,6 +73,10 @@ class Hub:
         if gated:
             self.gated.add(name)
         return commit
+
+    def add_model(self, name: str, files: Iterable[str] = WHOLE, gated: bool = False) -> str:
+        """A model that is only looked up, by the names of its files."""
+        return self.add(name, dict.fromkeys(files, b"{}"), gated)
 
     def __enter__(self) -> Hub:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -124,6 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
         found = _API.fullmatch(path) or _FILE.fullmatch(path)
         if found is None:
             return self._send(404, b"{}", body)
+        if self.hub.down > 0:
+            self.hub.down -= 1
+            return self._send(503, b"busy", body)
         name = found["name"]
         if name not in self.hub.commits:
             return self._send(401, b"{}", body, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Not found."})

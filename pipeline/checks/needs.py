@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ PACKAGES = ("pipeline", "rewards", "model", "configs", "recipes")
 GENERATED = "reasoning_gym"
 """A task and a reward that need the package of that name."""
 SOURCES = (CorpusSpec, DataSource)
+PARTS: Mapping[str | int, tuple[str, ...]] = {"tokenizer": ("tokenizer",), "draft": ("config.json", "weights")}
+"""Fields that need only some parts of the model that they name."""
 READ_BYTES = 256 * 2**20
 """Largest data file that is read through before a run: a few seconds."""
 
@@ -160,8 +163,8 @@ def broken_models(config: StageConfig, base: Path) -> Iterator[Fault]:
         if (marker := leaf.marker(Ref)) is None or marker.product is not Product.MODEL:
             continue
         path = located(str(leaf.value), base)
-        if path.is_dir() and (absent := folder.lacking(path)):
-            yield leaf.loc, f"{path} is not a whole model: it has no {', and no '.join(absent)}"
+        if path.is_dir() and (lacks := _of_need(leaf.loc[-1], folder.lacking(path))):
+            yield leaf.loc, f"{path} is not a whole model: it has no {', and no '.join(lacks)}"
         elif path.is_dir():
             under = base_folder(path) if is_adapter(path) else None
             for each in (path, *([under] if under is not None else [])):
@@ -206,6 +209,21 @@ def unfound(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:
                 hub.commit(sought)
         except hub.HubError as error:
             yield leaf.loc, str(error)
+
+
+def _models(config: StageConfig) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Where a stage names models that it loads itself, and their names."""
+    for leaf in walk(config):
+        if (marker := leaf.marker(Ref)) is not None and marker.product is Product.MODEL and isinstance(leaf.value, str):
+            yield leaf.loc, leaf.value
+        elif isinstance(leaf.value, RewardSpec) and leaf.value.use in placement.REWARD_MODELS:
+            yield (*leaf.loc, "options", "model"), str(leaf.value.options.get("model", "@"))
+
+
+def _of_need(field: str | int, parts: list[str]) -> list[str]:
+    """Those parts of a model that a field needs."""
+    needed = PARTS.get(field)
+    return parts if needed is None else [part for part in parts if part.startswith(needed)]
 
 
 def broken_sources(config: StageConfig, base: Path, download: bool = True) -> Iterator[Fault]:
@@ -310,18 +328,24 @@ def unmet(recipe: Recipe, stages: list[str], run: bool = False, here: bool = Tru
 
 
 def unfound_models(recipe: Recipe, stages: list[str]) -> list[str]:
-    """Models of these stages that are no folder here, and that the hub does not have or give, a line each."""
+    """Models of these stages that are no folder here, and that the hub does not have or give whole, a line each."""
     told = []
+    ask = lru_cache(_faulty)
     for name in stages:
         config = recipe.stages[name]
-        revision = getattr(config, "revision", None)
-        for leaf in walk(config):
-            marker = leaf.marker(Ref)
-            if marker is None or marker.product is not Product.MODEL or not isinstance(leaf.value, str):
-                continue
-            if leaf.value.startswith("@") or exists(located(leaf.value, recipe.base)):
-                continue
-            if fault := hub.model_fault(leaf.value, revision):
-                where = ".".join(map(str, ("stages", name, *leaf.loc)))
-                told.append(f"{where}: {leaf.value} cannot be loaded: {fault}")
+        for loc, model in _models(config):
+            if not model.startswith("@") and not exists(located(model, recipe.base)):
+                revision = getattr(config, "revision", None) if loc == ("model",) else None
+                if fault := ask(model, revision, loc[-1]):
+                    told.append(f"{'.'.join(map(str, ('stages', name, *loc)))}: {model} cannot be loaded: {fault}")
     return told
+
+
+def _faulty(model: str, revision: str | None, field: str | int) -> str:
+    """Why a field cannot have a model of the hub; empty if it can."""
+    try:
+        files = [file for file in hub.model_files(model, revision) if "/" not in file]
+    except hub.HubError as error:
+        return str(error)
+    lacks = _of_need(field, folder.absent(files))
+    return f"it has no {', and no '.join(lacks)}, on the hub or in its copy here" if lacks else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,11 @@ def check(folder: Path) -> None:
 
 def lacking(folder: Path) -> list[str]:
     """The parts of a model that a folder does not have: config, weights, tokenizer."""
-    names = [path.name for path in folder.iterdir()]
+    return absent([path.name for path in folder.iterdir()])
+
+
+def absent(names: Collection[str]) -> list[str]:
+    """The parts of a model that are not among the names of its files."""
     if ADAPTER in names:
         return []  # it names its base, which has all of these
     parts = {

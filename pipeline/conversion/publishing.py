@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import durable
+from pipeline.files.hub import BUSY
 from pipeline.schema.hub import Publish
 
 log = logging.getLogger(__name__)
@@ -22,8 +23,6 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 5
 WAIT_SECONDS = 2.0
 """Before the second attempt; twice as long before each further one."""
-BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Answers after which the same request may succeed later."""
 OF_THE_HUB = frozenset({".gitattributes"})
 """Files that a new repository has by itself."""
 

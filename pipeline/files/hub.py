@@ -1,7 +1,7 @@
-"""Data sets on the Hugging Face hub: which commit a name stands for, and its rows; and whether a model can be had.
+"""The Hugging Face hub: which commit the name of a data set stands for, and its rows; which files a model has.
 
 The address is that of `HF_ENDPOINT`, the key that of `HF_TOKEN`, and copies lie where `HF_HOME` says. Without a network
-a set that was read before is found again, at the commit that it had.
+a set that was read before is found again, at the commit that it had, and a model that was loaded before.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ TIMEOUT_SECONDS = 10.0
 STREAMED_BYTES = 8 * 2**30
 """Sets that say they are larger are streamed."""
 COMMIT_DIGITS = 40
+BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Answers after which the same request may succeed later."""
 KINDS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
-MODEL_FILES = ("config.json", "adapter_config.json")
-"""Of which a model has one."""
+CONFIG = "config.json"
 UNREACHABLE = "there is no such folder here, and the hub cannot be reached: download it first, or name a local folder"
 
 
 class HubError(RowError):
-    """A data set that is not there, may not be read, or has no such revision, configuration or split."""
+    """A data set or model that is not there, may not be read, or has no such revision, configuration or split."""
 
 
 def commit(source: HubSource) -> str:
@@ -66,9 +67,9 @@ def _commit(name: str, revision: str) -> str | HubError:
     known = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "refs" / revision
     try:
         found = HfApi().dataset_info(name, revision=None if revision == MAIN else revision, timeout=TIMEOUT_SECONDS).sha
-    except (HfHubHTTPError, HFValidationError) as error:
-        return _refused(name, revision, error)
-    except (OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+        if not _unreachable(error):
+            return _refused(name, revision, error)
         if known.is_file():
             return known.read_text(encoding="utf-8").strip()
         return HubError(
@@ -79,6 +80,15 @@ def _commit(name: str, revision: str) -> str | HubError:
     known.parent.mkdir(parents=True, exist_ok=True)
     durable.write(known, found)
     return str(found)
+
+
+def _unreachable(error: Exception) -> bool:
+    """Whether a hub was not asked at all, or had no time to answer."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in BUSY
+    return not isinstance(error, HFValidationError)
 
 
 def _refused(name: str, revision: str, error: Exception) -> HubError:
@@ -107,13 +117,30 @@ def gated(name: str) -> str:
 
 
 def model_fault(name: str, revision: str | None = None) -> str:
-    """Why a model cannot be had from the hub, in one line; empty if it can, was loaded before, or is a folder here.
+    """Why a model cannot be had from the hub, in one line; empty if it can, was loaded before, or is a folder here."""
+    if not Path(name).exists():
+        try:
+            model_files(name, revision)
+        except HubError as error:
+            return str(error)
+    return ""
+
+
+def model_files(name: str, revision: str | None = None) -> tuple[str, ...]:
+    """The files of a model on the hub; without a network, those of the copy that is here.
 
     The hub is asked once, with a limit of time: clients that load files ask six times, which takes half a minute where
     there is no network.
+
+    Args:
+        name: its id, `owner/name`.
+        revision: branch, tag or commit; the main branch if not given.
+
+    Raises:
+        HubError: there is no such model or revision, it may not be read, or nobody knows.
     """
     import httpx
-    from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -125,25 +152,32 @@ def model_fault(name: str, revision: str | None = None) -> str:
         RevisionNotFoundError,
     )
 
-    if Path(name).exists():
-        return ""
     try:
-        HfApi().model_info(name, revision=revision, timeout=TIMEOUT_SECONDS)
-        hf_hub_download(name, MODEL_FILES[0], revision=revision)
-    except EntryNotFoundError as error:  # otherwise an adapter, or a repository of another kind, such as of GGUF files
-        return UNREACHABLE if isinstance(error, LocalEntryNotFoundError) else ""
-    except GatedRepoError:
-        return f"it is gated: accept its terms at {constants.ENDPOINT}/{name}, and set HF_TOKEN to a token of yours"
-    except RepositoryNotFoundError:
-        return f"it is no folder here, and no model on {constants.ENDPOINT}, or a private one: then set HF_TOKEN"
-    except RevisionNotFoundError:
-        return f"it has no revision {revision!r} on {constants.ENDPOINT}"
-    except (HfHubHTTPError, HFValidationError) as error:
-        return _line(error)
-    except (OfflineModeIsEnabled, httpx.HTTPError, OSError):
-        here = (try_to_load_from_cache(name, file, revision=revision) for file in MODEL_FILES)
-        return "" if any(isinstance(path, str) for path in here) else UNREACHABLE
-    return ""
+        info = HfApi().model_info(name, revision=revision, timeout=TIMEOUT_SECONDS)
+        files = tuple(file.rfilename for file in info.siblings or ())
+        if info.gated:  # everybody may see that it is there
+            hf_hub_download(name, CONFIG, revision=revision)
+        return files
+    except LocalEntryNotFoundError:
+        pass
+    except EntryNotFoundError:  # an adapter, or a repository of another kind, such as of GGUF files
+        return files
+    except GatedRepoError as error:
+        told = f"it is gated: accept its terms at {constants.ENDPOINT}/{name}, and set HF_TOKEN to a token of yours"
+        raise HubError(told) from error
+    except RepositoryNotFoundError as error:
+        told = f"it is no folder here, and no model on {constants.ENDPOINT}, or a private one: then set HF_TOKEN"
+        raise HubError(told) from error
+    except RevisionNotFoundError as error:
+        raise HubError(f"it has no revision {revision!r} on {constants.ENDPOINT}") from error
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+        if not _unreachable(error):
+            raise HubError(_line(error)) from error
+    try:
+        copy = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        raise HubError(UNREACHABLE) from error
+    return tuple(path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file())
 
 
 def rows(source: HubSource) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -26,6 +26,7 @@ from pipeline.recipe import RecipeError, load
 from pipeline.runner import ranks
 from pipeline.runner.ranks import Failure
 from pipeline.runner.runner import RunError, execute
+from tests.hub import made_whole
 from tests.pipeline.test_runner import PLAY, alive, until
 from tests.stages.test_publishing import Told
 
@@ -190,6 +191,7 @@ def test_a_run_keeps_its_lease_while_it_connects(
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "play.py").write_text(PLAY)
+    made_whole(tmp_path / "no" / "model")
     task = {"use": "play.py:Play", "options": {"name": "one"}}
     found = recipe(tmp_path, {"one": {"kind": "evaluate", "model": "no/model", "tasks": [task]}})
 

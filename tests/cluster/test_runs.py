@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from pipeline.context import StageContext
 from pipeline.stages.registry import run_function
 from tests.cluster.conftest import WITH_GPU
+from tests.hub import made_whole
 from tests.pipeline.test_runner import PLAY, alive, until
 from tests.stages.driving import CORPUS, PRELOAD, SUMS, TINY, context_of
 
@@ -76,6 +77,7 @@ class Runs:
 
     def __init__(self, cluster: Any, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
+        made_whole(folder / "no" / "model")
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, recipe: dict[str, Any], address: str | None = None) -> subprocess.Popen[str]:

@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from pipeline.checks import needs
 from pipeline.checks.whole_recipe import input_files
+from pipeline.files import hub as hub_module
 from pipeline.files.rows import write_rows
 from pipeline.recipe import RecipeError, load
 from pipeline.runner.graph import build
 from pipeline.schema import trainer_fields
 from pipeline.stages.registry import config_class
+from tests.hub import WHOLE, Hub
 
 ZERO2R1 = Path(sys.executable).parent / "zero2r1"
 FIRST = "  first: {kind: import_model, model: some/model}\n"
@@ -313,3 +316,81 @@ def test_everything_small_is_saved_before_anything_is_trained(calculator: Path, 
     model.generation_config.top_p = 0.5
     with pytest.raises(ValueError, match=r"(?s)the trained model could not be saved.*top_p.*import_model"):
         try_saving(trainer, scratch)
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [
+        ("{kind: sft, model: someone/gone, data: [rows.jsonl]}", "model: someone/gone cannot be loaded: it is no folder"
+         " here, and no model on http://127.0.0.1:"),
+        ("{kind: sft, model: someone/closed, data: [rows.jsonl]}", "model: someone/closed cannot be loaded: it is "
+         "gated: accept its terms at http://127.0.0.1:"),
+        ("{kind: sft, model: someone/halves, data: [rows.jsonl]}", "model: someone/halves cannot be loaded: it has no "
+         "weights (*.safetensors), on the hub or in its copy here"),
+        ("{kind: import_model, model: someone/whole, revision: v9}", "model: someone/whole cannot be loaded: it has "
+         "no revision 'v9'"),
+        ("{kind: import_model, model: some/mo--del}", "model: some/mo--del cannot be loaded: "),
+        ("{kind: distill, model: '@first', teacher: someone/gone, tasks: [arithmetic]}", "teacher: someone/gone cannot "
+         "be loaded: it is no folder here"),
+        ("{kind: evaluate, models: ['@first', someone/gone], tasks: [arithmetic]}", "models.1: someone/gone cannot be "
+         "loaded: it is no folder here"),
+        ("{kind: grpo, model: '@first', tasks: [arithmetic], rewards: [{use: preference, options: {model: someone/gone"
+         "}}]}", "rewards.0.options.model: someone/gone cannot be loaded: it is no folder here"),
+        ("{kind: sft, model: someone/whole, data: [rows.jsonl]}", None),
+        ("{kind: import_model, model: someone/whole, revision: main}", None),
+        ("{kind: sft, model: someone/adapter, data: [rows.jsonl]}", None),
+        ("{kind: pretrain, model: nano, tokenizer: someone/words, corpus: [{from: text.jsonl}], length: 32}", None),
+    ],
+)  # fmt: skip
+def test_a_model_that_the_hub_does_not_give_is_told_before_anything_runs(
+    stage: str, told: str | None, tmp_path: Path, hub: Hub
+) -> None:
+    for name in ("some/model", "someone/whole"):
+        hub.add_model(name)
+    hub.add_model("someone/closed", gated=True)
+    hub.add_model("someone/halves", ["config.json", "tokenizer.json", "onnx/model.safetensors"])
+    hub.add_model("someone/words", ["tokenizer.json"])
+    hub.add_model("someone/adapter", ["adapter_config.json", "adapter_model.safetensors"])
+    (tmp_path / "text.jsonl").write_text('{"text": "some words"}\n')
+    made = load(recipe(tmp_path, FIRST, f"  later: {stage}\n"))
+    found = needs.unfound_models(made, ["first", "later"])
+    assert [line.startswith(f"stages.later.{told}") for line in found] == ([] if told is None else [True]), found
+
+
+def test_without_a_network_a_copy_of_a_model_has_to_be_whole(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they lie in the cache: one that was loaded, one of which a tokenizer was read, and one that is not there."""
+    commit = "a" * 40
+    for name, files in (("whole", WHOLE), ("words", ("config.json", "tokenizer.json"))):
+        cache = tmp_path / "cache" / f"models--someone--{name}"
+        (cache / "snapshots" / commit).mkdir(parents=True)
+        for file in files:
+            (cache / "snapshots" / commit / file).write_text("{}")
+        (cache / "refs").mkdir()
+        (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def told(name: str) -> list[str]:
+        made = load(recipe(tmp_path, f"  first: {{kind: sft, model: someone/{name}, data: [rows.jsonl]}}\n"))
+        return needs.unfound_models(made, ["first"])
+
+    def check() -> None:
+        assert told("whole") == []
+        assert told("words") == [
+            "stages.first.model: someone/words cannot be loaded: it has no weights (*.safetensors), on the hub or in"
+            " its copy here"
+        ]
+        assert told("none") == [f"stages.first.model: someone/none cannot be loaded: {hub_module.UNREACHABLE}"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        check()
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        check()
+    for name in ("whole", "words", "none"):
+        hub.add_model(f"someone/{name}")
+    hub.down = 3
+    check()
+    assert told("none") == [], "the hub has it, and answers again"

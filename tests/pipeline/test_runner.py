@@ -1,7 +1,8 @@
 """Runs that are interrupted, killed, doubled or failing: real processes, real signals, through the command.
 
 The stages are real as well, only short: an `evaluate` stage whose task writes down its process and waits for a sign.
-It loads neither libraries nor a model, which keeps these tests quick; `tests/chain` kills stages that do.
+It loads neither libraries nor its model, a folder of the right files without weights, which keeps these tests quick;
+`tests/chain` kills stages that do.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.hub import made_whole
 
 RECIPE = """\
 name: play
@@ -82,6 +85,7 @@ class Runs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        made_whole(folder / "no" / "model")
         self.started: list[subprocess.Popen[str]] = []
         self.seen: set[int] = set()
 

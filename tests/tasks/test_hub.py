@@ -256,8 +256,8 @@ def test_a_model_of_the_hub_is_taken_whole_and_stays_here(
 def test_a_model_that_cannot_be_had_is_one_line_before_anything_runs(
     model: str, words: str | None, hub: Hub, tmp_path: Path
 ) -> None:
-    hub.add("someone/open", {"config.json": b"{}"})
-    hub.add("someone/shut", {"config.json": b"{}"}, gated=True)
+    hub.add_model("someone/open")
+    hub.add_model("someone/shut", gated=True)
     (tmp_path / "here").mkdir()
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
