@@ -128,8 +128,9 @@ def balance_loss(affinity_TE: Tensor, counted_TE: Tensor, sequences: Sequences) 
 def attach(router: Gate, affinity_TE: Tensor, chosen_TE: Tensor, counted_TE: Tensor, sequences: Sequences) -> Tensor:
     """The affinities unchanged; when their gradient arrives, the load is counted and the balance loss joins it."""
     balance = router.balance
-    with torch.no_grad():
-        load_E = (sequences.index_T < sequences.number).to(chosen_TE.dtype) @ chosen_TE
+    with torch.no_grad():  # a pass that has no share in the step is not counted either
+        counts_T = (sequences.index_T < sequences.number).to(chosen_TE.dtype) * (balance.scale > 0)
+        load_E = counts_T @ chosen_TE
     loss = None
     if balance.loss is not BalanceLoss.NONE and balance.alpha:
         if balance.loss is BalanceLoss.SWITCH:

@@ -47,7 +47,8 @@ def first(failures: Mapping[int, Any], reported: list[Failure]) -> Failure:
         if rank not in told
     ]
     killed = [failure for failure in silent if failure.killed]
-    return (killed or reported or silent)[0]
+    left = [failure for failure in silent if not failure.signal]  # what follows another's end reports or is signalled
+    return (killed or left or reported or silent)[0]
 
 
 if __name__ == "__main__":

@@ -151,7 +151,10 @@ def _run(job: Job, scratch: Path) -> None:
     run = run_function(config.kind)
     if job.awaited:
         _await([context.inputs[name] for name in job.awaited], config)
-    outputs = run(context)
+    try:
+        outputs = run(context)
+    except SystemExit as error:  # of a reward, task or corpus: it would look like an end that went well
+        raise RuntimeError(f"code that the stage called left by sys.exit({error.code!r})") from error
     if int(os.environ.get("RANK", "0")) == 0:
         device, packages = _surroundings()
         work = round(context.work.seconds, 3)

@@ -194,6 +194,14 @@ class TrainingConfig(StageConfig):
     keep_state: bool | None = None
     trainer: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("trainer")
+    @classmethod
+    def _mappings(cls, trainer: dict[str, Any]) -> dict[str, Any]:
+        for name, value in trainer.items():  # transformers would parse it after everything here was checked
+            if isinstance(value, str) and value.startswith("{") and value.rstrip().endswith("}"):
+                raise ValueError(f"{name} is a mapping in a text: write it as a mapping, without quotation marks")
+        return trainer
+
     @property
     def blocks(self) -> Any:
         """How blocks of multi-token prediction are trained, if there are any."""

@@ -90,8 +90,8 @@ DATA_RESERVED: Mapping[str, str] = {
 }
 """Fields of SFTConfig that follow from the stage's own."""
 
-LOW_PRECISION = frozenset({"bfloat16", "float16", "auto"})
-"""`dtype` of `model_init_kwargs` in which no weights are trained; `auto` is the checkpoint's own, mostly bfloat16."""
+LOW_PRECISION = frozenset({"bfloat16", "float16", "half", "auto", "None"})
+"""`dtype` of `model_init_kwargs` in which no weights are trained; `auto` and `null` are the checkpoint's own."""
 
 
 def low_precision(trainer: Mapping[str, object], masters: bool) -> str | None:
@@ -109,6 +109,11 @@ def low_precision(trainer: Mapping[str, object], masters: bool) -> str | None:
     computes_low = trainer.get("bf16", True) or trainer.get("fp16", False)
     if dtype not in LOW_PRECISION or (masters and computes_low):
         return None
+    return hardly_moves({"None": "the checkpoint's own type"}.get(dtype, dtype))
+
+
+def hardly_moves(dtype: str) -> str:
+    """Why no weights are trained in a type, and what to do."""
     return (
         f"weights that are trained in {dtype} hardly move, since most updates are rounded away: leave dtype out, which"
         " keeps them in float32, and set bf16: true to compute in bfloat16"

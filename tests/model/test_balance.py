@@ -268,6 +268,14 @@ def _rank(rank: int, port: int, results: Any) -> None:
     dist.destroy_process_group()
 
 
+def test_a_pass_without_a_share_in_the_step_is_not_counted() -> None:
+    """As of a process that only keeps others company: nothing in it counts."""
+    model, ids_BT = build(), batch()
+    balance.configure(model, Balance(BalanceLoss.SEQUENCE, alpha=0.1, scale=0.0))
+    step(model, ids_BT)
+    assert not any(any(load_E) for load_E in loads(model).values())
+
+
 def test_two_ranks_count_together_and_move_as_one_process_does(free_port: int) -> None:
     with mp.get_context("fork").Manager() as manager:
         results = manager.dict()

@@ -26,11 +26,19 @@ def faults(config: dict[str, Any], folder: Path = Path()) -> dict[str, str]:
 
 @pytest.mark.parametrize("stage", [SFT, GRPO, ON_POLICY], ids=lambda stage: stage["kind"])
 @pytest.mark.parametrize("launch", [{}, {"accelerate": "ddp"}], ids=["alone", "ddp"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "auto", "torch.bfloat16"])
-def test_weights_are_trained_in_float32(stage: dict[str, Any], launch: dict[str, Any], dtype: str) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "auto", "torch.bfloat16", "half", None])
+def test_weights_are_trained_in_float32(stage: dict[str, Any], launch: dict[str, Any], dtype: str | None) -> None:
     trainer = {"model_init_kwargs": {"dtype": dtype, "attn_implementation": "sdpa"}}
     found = faults({**stage, "launch": launch, "trainer": trainer})
     assert "hardly move" in found["trainer.model_init_kwargs"]
+
+
+@pytest.mark.parametrize("stage", [SFT, GRPO, ON_POLICY], ids=lambda stage: stage["kind"])
+def test_a_mapping_in_a_text_is_refused(stage: dict[str, Any]) -> None:
+    """transformers would parse it, and what it says would have passed every check."""
+    with pytest.raises(ValueError, match="model_init_kwargs is a mapping in a text"):
+        faults({**stage, "trainer": {"model_init_kwargs": '{"dtype": "bfloat16"}'}})
+    assert not faults({**stage, "trainer": {"deepspeed": "zero.json"}})
 
 
 @pytest.mark.parametrize(

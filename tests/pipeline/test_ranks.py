@@ -148,6 +148,12 @@ class Ended:
         ),
         pytest.param({1: Ended(-6)}, [], Failure(1, 100, signal="SIGABRT"), id="the-watchdog-alone"),
         pytest.param({1: Ended(3)}, [], Failure(1, 100), id="without-a-word"),
+        pytest.param(
+            {0: Ended(1), 1: Ended(3)},
+            [Failure(0, 99.9, "connection closed by peer")],
+            Failure(1, 100),
+            id="without-a-word-before-the-error-of-its-partner",
+        ),
     ],
 )
 def test_the_first_failure_is_told_from_those_that_follow(

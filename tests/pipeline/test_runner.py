@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.runner import worker
 from tests.hub import made_whole
 
 RECIPE = """\
@@ -387,6 +388,18 @@ def test_json_is_one_object_a_line(runs: Runs) -> None:
     assert events[0]["stages"] == {"one": "new", "two": "new", "last": "new"}
     assert events[1] == {"event": "started", "stage": "one", "resumed": False}
     assert "the cupboard is bare" in events[2]["message"]
+
+
+def test_code_that_leaves_by_sys_exit_is_an_error(tmp_path: Path) -> None:
+    """With code 0 it would look like an end that went well, and one process of several would leave the others alone."""
+    (tmp_path / "leaves.py").write_text(
+        "import sys\nfrom pipeline.tasks.base import Task\n"
+        "class Leaves(Task):\n    def problems(self, split, n=None, seed=0):\n        sys.exit(0)\n"
+    )
+    config = {"kind": "evaluate", "model": "no/model", "tasks": [{"use": "leaves.py:Leaves"}]}
+    job = worker.Job(stage="base", config=config, inputs={}, base=str(tmp_path), tasks={}, seed=1)
+    with pytest.raises(RuntimeError, match=r"left by sys\.exit\(0\)"):
+        worker._run(job, tmp_path)
 
 
 def test_a_worker_whose_own_runner_is_gone_does_nothing(tmp_path: Path) -> None:

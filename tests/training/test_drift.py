@@ -28,6 +28,14 @@ def test_a_difference_that_grows_is_told_and_one_that_stays_is_not() -> None:
     assert warnings([*start, 0.2, 0.01, 0.01, 0.01, 0.01]) == [], "one bad step is none"
 
 
+def test_tokens_without_a_log_probability_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    drift = Drift()
+    for share in (0.0, 0.02, 0.5):
+        drift.look(share)
+    (line,) = caplog.messages
+    assert "no finite log-probability for 2 % of the sampled tokens" in line
+
+
 @pytest.mark.parametrize(
     ("options", "training", "message"),
     [

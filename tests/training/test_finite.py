@@ -91,6 +91,22 @@ def test_a_model_that_is_damaged_stops_the_stage_before_its_first_step(
     assert not (context.output / "model").exists()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_would_hardly_move_stop_the_stage_before_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """However they came to be of that type."""
+    context, whole = stage(tmp_path, "one"), fit._train
+
+    def halved(trainer: Any, context: StageContext) -> Any:
+        trainer.model.to(dtype)
+        return whole(trainer, context)
+
+    monkeypatch.setattr(fit, "_train", halved)
+    with pytest.raises(ValueError, match=rf"embed_tokens\.weight: weights that are trained in {str(dtype)[6:]} hardly"):
+        run_function("pretrain")(context)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from model.speculative import Speculation
 from pipeline.schema.mtp import DraftSpec, MtpSpec
 from pipeline.schema.pieces import SpeculativeSpec
 from pipeline.stages.registry import run_function
 from pipeline.training import varlen
+from pipeline.training.trainers.mtp import BlockTraining
 from tests.model.test_mtp import DOCUMENTS, counted, expected, make
 from tests.stages.driving import CORPUS, TINY, context_of
 
@@ -182,6 +186,23 @@ def test_blocks_follow_the_policy_and_leave_it_alone(folder: Path, base: dict[st
     shares = logged(folder, "drafted", "speculation/acceptance")
     assert len(shares) == 2 and all(0 < share < 1 for share in shares)
     assert all(tokens > 1 for tokens in logged(folder, "drafted", "speculation/tokens_per_pass"))
+
+
+def test_how_drafts_were_accepted_is_told_of_all_processes() -> None:
+    """The other process drafts nothing here: its rollouts ended with their first token."""
+    metrics: dict[str, list[float]] = defaultdict(list)
+    others = [torch.zeros(3), torch.tensor([10.0, 20.0, 5.0])]
+    accelerator = SimpleNamespace(device="cpu", reduce=lambda mine: mine + others.pop())
+    args = SimpleNamespace(generation_kwargs={"use_mtp": True}, fp16=False)
+    model = make(1)
+    model.speculation = Speculation()
+    trainer = SimpleNamespace(model=model, args=args, accelerator=accelerator, _metrics={"train": metrics})
+    training = BlockTraining(trainer, None)
+    for _ in range(2):
+        with training.trained(torch.zeros(1, 1)):
+            pass
+    assert dict(metrics) == {"speculation/acceptance": [0.25], "speculation/tokens_per_pass": [1.5]}
+    assert not others, "every process takes part each time"
 
 
 def test_a_draft_model_needs_a_number() -> None:

@@ -71,6 +71,8 @@ def test_every_metric_of_trl_is_there_with_its_value(models: Path, tmp_path: Pat
     for ours_at, theirs_at in zip(packed, stock, strict=True):
         theirs = {name: value for name, value in theirs_at.items() if name not in CLOCK}
         assert {name: ours_at[name] for name in theirs} == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    unknown = [at["sampling/unknown_logprobs"] for at in packed if "sampling/unknown_logprobs" in at]
+    assert (0 < max(unknown, default=0.0) < 0.1) == (case == "grpo-vllm")
 
 
 @pytest.mark.parametrize("divided", [{}, {"per_device_train_batch_size": BATCH // 2, "gradient_accumulation_steps": 4}])

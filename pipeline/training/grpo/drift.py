@@ -21,6 +21,7 @@ class Drift:
     def __init__(self) -> None:
         self.first: list[float] = []
         self.last: list[float] = []
+        self.told = False
 
     def add(self, difference: float) -> str | None:
         """Take the mean difference of a step, in nats; logs a warning, and returns it, if it has grown too large."""
@@ -41,3 +42,13 @@ class Drift:
         )
         log.warning("%s", warning)
         return warning
+
+    def look(self, unknown: float) -> None:
+        """Take the share of sampled tokens without a finite log-probability of the engine's; says once if there are."""
+        if unknown and not self.told:
+            self.told = True
+            log.warning(
+                "the engine gave no finite log-probability for %.2g %% of the sampled tokens, so that their importance"
+                " weights are not known (sampling/unknown_logprobs): its logits may be NaN",
+                100 * unknown,
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from rewards.verdict import PREFILL
 def log_rollouts(trainer: Any, sampled: Sampled, rewards_BF: Tensor, weights_F: Tensor) -> None:
     """Lengths and rewards of rollouts, over all processes, under TRL's names."""
     metrics = trainer._metrics["train"]
+    known = sampled.logprobs or [[0.0]] * len(sampled.problems)
     lengths = [
-        [len(p), len(c), trainer.stopped(c)] for p, c in zip(sampled.prompt_ids, sampled.completion_ids, strict=True)
+        [len(p), len(c), trainer.stopped(c), sum(not math.isfinite(one) for one in scores)]
+        for p, c, scores in zip(sampled.prompt_ids, sampled.completion_ids, known, strict=True)
     ]
     every = trainer.accelerator.gather(torch.tensor(lengths, device=trainer.accelerator.device)).float()
     trainer.state.num_input_tokens_seen += int(every[:, :2].sum().item())
@@ -28,6 +31,10 @@ def log_rollouts(trainer: Any, sampled: Sampled, rewards_BF: Tensor, weights_F: 
     stopped_B = every[:, 2].bool()
     metrics["completions/clipped_ratio"].append((~stopped_B).float().mean().item())
     trainer.first_look.look(metrics["completions/clipped_ratio"][-1], len(stopped_B), trainer.max_completion_length)
+    if sampled.logprobs is not None:
+        unknown = float(every[:, 3].sum() / every[:, 1].sum())
+        metrics["sampling/unknown_logprobs"].append(unknown)
+        trainer.drift.look(unknown)
     ended = every[stopped_B, 1] if stopped_B.any() else every.new_zeros(1)
     for name, tokens in (("", every[:, 1]), ("terminated_", ended)):
         for what in ("mean", "min", "max"):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import TrainerCallback
 
+from pipeline.schema.reserved import hardly_moves
 from pipeline.training.parallel.sharding import local_part
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ NonFinite = Literal["stop", "skip"]
 SKIPPED = "non_finite/skipped"
 """Metric: share of the steps since the last line that were skipped."""
 NAMES_SHOWN = 3
+HALF = (torch.bfloat16, torch.float16)
 
 
 class NonFiniteError(ArithmeticError):
@@ -73,6 +75,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         trainer.watch = self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._check_types()
         names = self._weights()
         (weights_R,) = self._told(len(names))
         if any(weights_R):
@@ -119,6 +122,16 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             state = self.trainer.state
             where = _where(names, weights_R)
             raise NonFiniteError(f"not finite after step {state.global_step} of {state.max_steps}: {where}. {_ADVICE}")
+
+    def _check_types(self) -> None:
+        """Make sure that nothing is trained in two bytes a number, however the model came by it.
+
+        Raises:
+            ValueError: names a weight. DeepSpeed keeps others, in float32, of those that are seen here.
+        """
+        for name, weight in self.trainer.model.named_parameters():
+            if weight.requires_grad and weight.dtype in HALF and not self.trainer.is_deepspeed_enabled:
+                raise ValueError(f"{name}: {hardly_moves(str(weight.dtype).removeprefix('torch.'))}")
 
     def _told(self, *numbers: int) -> list[list[int]]:
         """What every rank says: for each number a list of them, by rank."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.labels import IGNORED
 from pipeline.schema.mtp import MtpSpec
+from pipeline.training.parallel.collectives import summed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,14 +81,16 @@ class BlockTraining:
         return trainer.accelerator.clip_grad_norm_(others, trainer.args.max_grad_norm)
 
     def _log_speculation(self) -> None:
-        """How well the model's own rollouts were drafted, if they were."""
-        told = getattr(self.trainer.model, "speculation", None)
-        if told is None or not told.rounds:
+        """How well the model's own rollouts were drafted, over all processes, if they were. Collective."""
+        told, args = getattr(self.trainer.model, "speculation", None), self.trainer.args
+        if told is None or not (getattr(args, "generation_kwargs", None) or {}).get("use_mtp"):
             return
-        metrics = self.trainer._metrics["train"]
-        metrics["speculation/acceptance"].append(told.acceptance)
-        metrics["speculation/tokens_per_pass"].append(told.tokens_per_pass)
         self.trainer.model.speculation = type(told)()
+        of_all = type(told)(*map(int, summed(self.trainer.accelerator, told.rounds, told.drafted, told.accepted)))
+        if of_all.rounds:
+            metrics = self.trainer._metrics["train"]
+            metrics["speculation/acceptance"].append(of_all.acceptance)
+            metrics["speculation/tokens_per_pass"].append(of_all.tokens_per_pass)
 
     def _targets(self, labels_BT: Tensor, in_step: Any) -> Tensor:
         """Tokens of the whole optimizer step that this process's loss is divided by, as its trainer divides its own."""
