@@ -137,6 +137,9 @@ class Attempt:
             except (ray.exceptions.GetTimeoutError, ray.exceptions.ActorUnavailableError):
                 if once or time.monotonic() - self._heard[at] > self.deadline - patience:
                     self._lose(at, f"has not answered for {time.monotonic() - self._heard[at]:.0f} s")
+            except ray.exceptions.RayTaskError as error:  # it answers, and could not do what it was asked
+                why = f"{type(error.cause).__name__}: {error.cause}"
+                self._lose(at, why, f"cannot start on host {self.places[at].name}")
             except ray.exceptions.RayError as error:
                 self._lose(at, _reason(error))
         return answers
@@ -147,9 +150,9 @@ class Attempt:
             self._failed, self.log = code, self.parts[at].log
             self.signal(signal.SIGKILL)
 
-    def _lose(self, at: int, why: str) -> None:
+    def _lose(self, at: int, why: str, how: str = "") -> None:
         self._running.remove(at)
-        self.lost += f"{' and ' if self.lost else ''}lost host {self.places[at].name}: {why}"
+        self.lost += f"{' and ' if self.lost else ''}{how or f'lost host {self.places[at].name}'}: {why}"
         self.signal(signal.SIGKILL)
 
 

@@ -11,11 +11,11 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import os
+import logging
 import platform
 import shutil
-import signal
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,19 +27,23 @@ from typing import Any
 import pipeline
 from pipeline.files import durable
 from pipeline.schema import extras
+from rewards.sandbox.connection import CONNECT_SECONDS, connect
 
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "vllm", "ray", "zero2r1")
+log = logging.getLogger(__name__)
+
+PACKAGES = (
+    *("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "vllm", "torchao"),
+    *("bitsandbytes", "liger-kernel", "math-verify", "sympy", "ray", "zero2r1"),
+)
 """What must have the same version on all hosts, beside Python."""
+OURS = ("pipeline", "rewards", "model", "configs")
+"""Folders of zero2r1 whose files must be the same: checkouts of one version differ."""
 HOSTS = "cluster.json"
 """In the run's folder: the hosts that were up when it was last started on a cluster."""
-SILENCE = {"RAY_DEDUP_LOGS_SKIP_REGEX": "(?s).*", "RAY_SCHEDULER_EVENTS": "0"}
-"""Variables that keep Ray from printing logs of its hosts between our lines; read when it is imported."""
 CLOCK_SECONDS = 5.0
 """By how much clocks may differ: times of logs and artifacts are compared, and those count in seconds."""
-AUTO = "auto"
-"""Instead of an address: that of the cluster that this host is part of."""
-CONNECT_SECONDS = 10.0
-"""How long the head may take to accept a connection."""
+LOOK_SECONDS = 10.0
+"""Between two looks whether the head of the cluster still answers."""
 ANSWER_SECONDS = 120.0
 """How long a host may take to answer: Ray starts a process there, on a cold file system."""
 SEEN_SECONDS = 15.0
@@ -109,45 +113,38 @@ def connected(address: str) -> Iterator[None]:
     """
     if importlib.util.find_spec("ray") is None:
         raise ClusterError(f"--cluster needs the package ray, which is not installed here: {extras.install('ray')}")
-    _check_address(os.environ.get("RAY_ADDRESS", address) if address == AUTO else address)
-    os.environ.update(SILENCE)
+    try:
+        connect(address)
+    except ConnectionError as error:
+        raise ClusterError(f"--cluster {address}: {error}") from error
     import ray
 
-    handler = signal.getsignal(signal.SIGTERM)
-    root = Path(pipeline.__path__[0]).parent
-    try:
-        # Ray lets workers import from the current folder, before everything else. Other threads are the lease's alone,
-        # whose path is absolute.
-        with contextlib.chdir(root):
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _unreachable(address, str(error).strip().partition("\n")[0].removesuffix(".")) from error
-    signal.signal(signal.SIGTERM, handler)  # Ray has put in one of its own
+    over = threading.Event()
+    threading.Thread(target=_watch, args=(ray.get_runtime_context().gcs_address, over), daemon=True).start()
     try:
         yield
     finally:
+        over.set()
         ray.shutdown()
 
 
-def _check_address(address: str) -> None:
-    """Find out whether somebody listens there; Ray itself tries for minutes."""
-    host, _, port = address.rpartition(":")
-    if address == AUTO:
-        return
-    if "/" in address or not host or not port.isdecimal():
-        raise ClusterError(
-            f"--cluster {address} is neither auto nor the HOST:PORT of a cluster's head, such as 10.0.0.1:6379. Run"
-            " zero2r1 on a host of the cluster: through a proxy, stages would not end with their run"
-        )
-    try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise _unreachable(address, f"nobody answers there ({error})") from error
-
-
-def _unreachable(address: str, reason: str) -> ClusterError:
-    how = "start Ray on every host (`ray start --head`, then `ray start --address=HEAD:6379`), this one included"
-    return ClusterError(f"--cluster {address}: {reason}: {how}")
+def _watch(head: str, over: threading.Event) -> None:
+    """Say that a cluster's head is gone: Ray ends this process after a minute without one, and says nothing of runs."""
+    host, _, port = head.rpartition(":")
+    told = False
+    while not over.wait(LOOK_SECONDS):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+            told = False
+        except OSError as error:
+            if not told:
+                log.error(
+                    "the head of the cluster, %s, does not answer (%s). If it stays away for a minute, Ray ends this"
+                    " run: start Ray again, and the same command goes on from the last checkpoints",
+                    head,
+                    error,
+                )
+            told = True
 
 
 def up() -> list[Host]:
@@ -170,15 +167,22 @@ def up() -> list[Host]:
 
 
 def check(hosts: Sequence[Host], run: Path, recipe: Path) -> None:
-    """Compare every host with this one.
+    """Compare every host with this one; see `differences`.
+
+    Raises:
+        ClusterError: says what is wrong, a line for each host and fault.
+    """
+    if found := [fault for faults in differences(hosts, run, recipe).values() for fault in faults]:
+        raise ClusterError("\n".join(("nothing was started: the hosts of the cluster are not alike", *found)))
+
+
+def differences(hosts: Sequence[Host], run: Path, recipe: Path) -> dict[str, list[str]]:
+    """What is wrong with hosts, beside this one, by Ray's number of those that have a fault.
 
     Args:
         hosts: see `up`.
         run: the run's folder; it is there.
         recipe: the recipe's file.
-
-    Raises:
-        ClusterError: says what is wrong, a line for each host and fault.
     """
     token = run.resolve() / f".seen-{uuid.uuid4().hex}"
     asked = Asked(token, uuid.uuid4().hex, recipe.resolve())
@@ -190,9 +194,8 @@ def check(hosts: Sequence[Host], run: Path, recipe: Path) -> None:
         after = time.time()
     finally:
         token.unlink()
-    found = [fault for host in hosts for fault in faults(host, answers[host.node], here, run, before, after)]
-    if found:
-        raise ClusterError("\n".join(("nothing was started: the hosts of the cluster are not alike", *found)))
+    found = {host.node: list(faults(host, answers[host.node], here, run, before, after)) for host in hosts}
+    return {node: told for node, told in found.items() if told}
 
 
 def facts(asked: Asked) -> Facts:
@@ -213,11 +216,20 @@ def facts(asked: Asked) -> Facts:
             same[name] = version(name)
         except PackageNotFoundError:
             same[name] = "missing"
+    same[f"zero2r1's code ({', '.join(OURS)})"] = _code(Path(pipeline.__path__[0]).parent)
     try:
         same[str(asked.recipe)] = hashlib.sha256(asked.recipe.read_bytes()).hexdigest()[:12]
     except OSError:
         same[str(asked.recipe)] = "missing"
     return Facts(sees, writes, same, time.time())
+
+
+def _code(root: Path) -> str:
+    """A hash of the files of zero2r1 itself, whose version does not change with each of them."""
+    digest = hashlib.sha256()
+    for path in sorted(path for name in OURS for kind in ("*.py", "*.yaml") for path in (root / name).rglob(kind)):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _holds(path: Path, content: str) -> bool:

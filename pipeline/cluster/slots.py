@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,6 +33,10 @@ from pipeline.runner.worker import SHARED, Job
 from pipeline.schema import environment
 from pipeline.schema.pieces import StageConfig
 
+log = logging.getLogger(__name__)
+
+NODE = "ray.io/node-id"
+"""The label by which Ray knows a host."""
 PATIENCE_SECONDS = 5.0
 """Wait for a host of which nothing is said."""
 
@@ -80,6 +85,7 @@ class ClusterSlots:
         self._claims: dict[str, Claim] = {}
         self._waiting: dict[str, float] = {}
         self._names: dict[str, str] = {}
+        self._unfit: set[str] = set()
         self._fence = Fence()
 
     @contextlib.contextmanager
@@ -184,9 +190,11 @@ class ClusterSlots:
     def _claim(self, node: Node) -> Claim:
         from ray.util.placement_group import placement_group
 
-        many, each = share(node.config, self.recipe.base, hosts.up())
+        many, each = share(node.config, self.recipe.base, self._fit())
         bundle = {"CPU": 1.0, **({"GPU": float(each)} if each else {})}
-        group = placement_group([bundle] * many, strategy="SPREAD" if many > 1 else "STRICT_PACK")
+        elsewhere = [{NODE: f"!in({','.join(sorted(self._unfit))})"}] * many if self._unfit else None
+        strategy = "SPREAD" if many > 1 else "STRICT_PACK"
+        group = placement_group([bundle] * many, strategy=strategy, bundle_label_selector=elsewhere)
         claim = self._claims[node.name] = Claim(group, group.ready())
         return claim
 
@@ -213,14 +221,30 @@ class ClusterSlots:
             found = ray.get(claim.asked) if answered else []
         except ray.exceptions.RayError:  # a host was lost just now
             found, late = [], True
-        if not {place.node for place in found} <= self._names.keys():  # a host has come since
-            self._names |= {host.node: host.name for host in hosts.up()}
-        claim.places = [replace(place, name=self._names.get(place.node, place.name)) for place in found]
-        if late and not found:
+        if new := {place.node for place in found} - self._names.keys():
+            self._meet(new)
+        if (late and not found) or self._unfit & {place.node for place in found}:
             self.release(node.name)
+            return
+        claim.places = [replace(place, name=self._names.get(place.node, place.name)) for place in found]
+
+    def _meet(self, nodes: Collection[str]) -> None:
+        """Compare hosts that have come since with this one. What differs has no part in this run, and that is said."""
+        there = hosts.up()
+        for number, told in hosts.differences(
+            [h for h in there if h.node in nodes], self.run, self.recipe.path
+        ).items():
+            self._unfit.add(number)
+            log.warning("a host that has joined the cluster has no part in this run: %s", "; ".join(told))
+        self._names |= {host.node: host.name for host in there if host.node in nodes}
+        hosts.record(self._fit(), self.run)
+
+    def _fit(self) -> list[Host]:
+        """The hosts that are up, without those that differ from this one."""
+        return [host for host in hosts.up() if host.node not in self._unfit]
 
     def _said(self, node: Node) -> str:
-        return said(*share(node.config, self.recipe.base, hosts.up()))
+        return said(*share(node.config, self.recipe.base, self._fit()))
 
     def _scratch(self, node: Node) -> Path:
         return artifacts.scratch(self.run, node.name, node.fingerprint)

@@ -95,8 +95,11 @@ def execute(
         nodes = graph.build(recipe)
         copies = None if store is None else fetch(store, run, nodes)
         steps = graph.plan(nodes, run)
-        on_cluster = cluster and ClusterSlots(nodes, recipe, run, observer, cluster)
-        slots = on_cluster or Slots(nodes, recipe.base, observer)
+        slots = (
+            Slots(nodes, recipe.base, observer)
+            if cluster is None
+            else ClusterSlots(nodes, recipe, run, observer, cluster)
+        )
         recording.record(recipe, nodes, run, slots.wanted)
         observer.planned(steps)
         states = {step.node.name: step.state for step in steps}

@@ -89,6 +89,9 @@ class Scheduler:
                 while len(self.running) < jobs and not self.failures and (node := self._placed(ready)) is not None:
                     ready.remove(node.name)
                     self._begin(node)
+                if len(self.running) >= jobs or self.failures:
+                    for name in ready:  # what they have asked a cluster for would stand idle
+                        self.slots.release(name)
                 self._prepare_next()
                 for name in self._poll(bool(ready)):
                     order.done(name)

@@ -7,19 +7,18 @@ host is lost is done on another one. The actors end with the process that has ma
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
-import signal
 import socket
 import threading
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from queue import Queue
 from typing import Any
 
-import rewards
 from rewards.sandbox.bubblewrap import SandboxError
+from rewards.sandbox.connection import connect
 from rewards.sandbox.inside.jail import Limits
 from rewards.sandbox.pool import LocalSandbox, Payload
 from rewards.sandbox.worker import Ending, Outcome
@@ -99,7 +98,7 @@ class ClusterSandbox:
 
     def __init__(self, address: str, limits: Limits, workers: int | None = None) -> None:
         self.limits = limits
-        connect(address or os.environ.get(CLUSTER, ""))
+        join(address or os.environ.get(CLUSTER, ""))
         self.hosts = _opened(limits, workers)
         self.workers = sum(host.workers for host in self.hosts)
         turns = zip_longest(*([host] * host.workers for host in self.hosts))
@@ -151,7 +150,7 @@ class ClusterSandbox:
                 self._free.put(None)
 
 
-def connect(address: str) -> None:
+def join(address: str) -> None:
     """Connect this process to a cluster, if it is not connected already.
 
     Raises:
@@ -162,22 +161,16 @@ def connect(address: str) -> None:
             "backend cluster runs programs on the hosts of a Ray cluster: start the run with --cluster, or give the"
             " cluster's address (url: auto, or HOST:PORT)"
         )
-    try:
-        import ray
-    except ImportError as error:
-        raise SandboxError("backend cluster needs the package ray: pip install 'ray>=2.54'") from error
+    if importlib.util.find_spec("ray") is None:
+        raise SandboxError("backend cluster needs the package ray: pip install 'ray>=2.54'")
+    import ray
+
     if ray.is_initialized():
         return
-    handler = signal.getsignal(signal.SIGTERM)
     try:
-        # Workers import from the current folder before everything else: it must not be one of the user's.
-        with contextlib.chdir(Path(rewards.__path__[0]).parent):
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        why = str(error).strip().partition("\n")[0]
-        raise SandboxError(f"backend cluster: there is no cluster at {address}: {why}") from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray has put in one of its own
+        connect(address)
+    except ConnectionError as error:
+        raise SandboxError(f"backend cluster, url {address}: {error}") from error
 
 
 def _opened(limits: Limits, workers: int | None) -> list[Host]:

@@ -136,6 +136,22 @@ def facts(**changes: Any) -> Facts:
     return replace(Facts(True, True, {"Python": "3.11.7", "torch": "2.13.0"}, 1000.0), **changes)
 
 
+def test_checkouts_of_one_version_differ_by_their_files(tmp_path: Path) -> None:
+    """Two hosts, each with a checkout of its own."""
+    for host in ("a", "b"):
+        for name in ("pipeline/rollout/engine.py", "rewards/math.py", "configs/accelerate/ddp.yaml"):
+            (tmp_path / host / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / host / name).write_text(name)
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert hosts._code(a) == hosts._code(b)
+    (b / "rewards/__pycache__").mkdir()
+    (b / "rewards/__pycache__/math.pyc").write_text("compiled there")
+    assert hosts._code(a) == hosts._code(b)
+    for change in (lambda: (b / "rewards/math.py").write_text("changed"), lambda: (a / "pipeline/new.py").touch()):
+        change()
+        assert hosts._code(a) != hosts._code(b)
+
+
 @pytest.mark.parametrize(
     ("said", "words"),
     [
@@ -188,6 +204,7 @@ def test_a_run_keeps_its_lease_while_it_connects(
 ) -> None:
     """Ray is given another current folder for that, and the run's own path may be relative."""
     import ray
+    from ray import _raylet
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "play.py").write_text(PLAY)
@@ -200,6 +217,7 @@ def test_a_run_keeps_its_lease_while_it_connects(
         until(lambda: b"beat 000000000002" in lease.read_bytes(), "two beats")
         raise ConnectionError("nobody there")
 
+    monkeypatch.setattr(_raylet, "GcsClient", lambda **_: None)
     monkeypatch.setattr(ray, "init", init)
     with socket.create_server(("127.0.0.1", free_port)), pytest.raises(RunError, match="nobody there"):
         execute(found, Path("runs/r"), Told(), cluster=f"127.0.0.1:{free_port}")

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from pipeline.cluster.agent import Agent, Part
+from pipeline.cluster.attempt import Attempt
 from pipeline.context import StageContext
 from pipeline.stages.registry import run_function
 from tests.cluster.conftest import WITH_GPU
@@ -83,7 +86,10 @@ class Runs:
     def start(self, recipe: dict[str, Any], address: str | None = None) -> subprocess.Popen[str]:
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         process = subprocess.Popen(
-            [*zero2r1("run", "recipe.yaml", "--json", "--cluster"), address or self.cluster.address],
+            [
+                *zero2r1("run", "recipe.yaml", "--json", "--cluster"),
+                self.cluster.address if address is None else address,
+            ],
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -261,6 +267,43 @@ def test_a_stage_survives_the_loss_of_its_agent_its_runner_and_its_host(runs: Ru
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_host_that_joins_late_is_compared_first_and_no_stage_holds_one_ahead_of_its_turn(runs: Runs) -> None:
+    """Two stages for the only GPU, and a third beyond `jobs`; a host without bubblewrap comes, and then one like us."""
+    import ray
+    from ray.util import placement_group_table
+
+    (runs.folder / "play.py").write_text(PLAY)
+    stages = {name: play(name, launch={"gpus": 1}) for name in ("one", "two", "three")}
+    process = runs.start({"name": "play", "jobs": 2, "stages": stages})
+    runs.at_work("one")
+    before = set(runs.cluster.worker_nodes)
+    odd = runs.cluster.add_node(**WITH_GPU, env_vars={"PATH": str(runs.folder)})
+    assert process.stderr is not None
+    try:
+        told = next(line for line in process.stderr if "has no part in this run" in line)
+        assert f"({odd.node_id[:6]}): bubblewrap is missing, and on" in told
+        more = runs.cluster.add_node(**WITH_GPU)
+        later = [runs.folder / f"{name}.started" for name in ("two", "three")]
+        until(lambda: any(sign.exists() for sign in later), "a stage to start on the host that is like us")
+        (placed,) = [sign.stem for sign in later if sign.exists()]
+        assert runs.hosts_of(placed) == [more.node_id]
+        assert odd.node_id[:6] not in runs.status("play")
+        ray.init(address=runs.cluster.address, log_to_driver=False)
+        until(lambda: _held(placement_group_table()) == 2, "the claim of the third stage to be given back")
+    finally:
+        ray.shutdown()
+        for node in runs.cluster.worker_nodes - before:
+            runs.cluster.remove_node(node)
+    process.send_signal(signal.SIGINT)
+    runs.ended(process, 130)
+
+
+def _held(groups: Any) -> int:
+    return sum(group["state"] != "REMOVED" for group in groups.values())
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_nothing_behind(runs: Runs) -> None:
     (runs.folder / "play.py").write_text(PLAY)
     process = runs.start({"name": "play", "stages": {"one": play("one", launch={"gpus": 0})}})
@@ -271,6 +314,23 @@ def test_an_interrupted_run_leaves_nothing_behind(runs: Runs) -> None:
     assert not (alive(stage) or alive(child))
     (said,) = runs.folder.glob("runs/play/scratch/one-*/hosts.json")
     assert json.loads(said.read_text())["over"]
+
+
+def test_a_host_that_cannot_start_a_stage_says_why(two_hosts: Any, tmp_path: Path) -> None:
+    """It is not lost: a folder that has gone, say, or a disk that is full."""
+    import ray
+
+    ray.init(address=two_hosts.address, log_to_driver=False)
+    try:
+        agent = ray.remote(Agent).remote(10.0)
+        place = ray.get(agent.place.remote())
+        part = Part(tmp_path / "job.json", tmp_path / "gone" / "log.txt", {}, "", None, tmp_path, tmp_path, None, None)
+        attempt = Attempt(tmp_path, [agent], [place], [part], 10.0)
+        assert attempt.wait(60) != 0
+        assert attempt.lost.startswith(f"cannot start on host {place.name}: FileNotFoundError: ")
+        assert str(part.log) in attempt.lost and "lost host" not in attempt.lost
+    finally:
+        ray.shutdown()
 
 
 def test_a_stage_that_no_host_can_take_is_refused(runs: Runs) -> None:
@@ -287,3 +347,47 @@ def test_an_address_without_a_cluster_is_one_line(runs: Runs, free_port: int) ->
     _, errors = runs.ended(process, 1)
     (line,) = errors.strip().splitlines()
     assert f"--cluster 127.0.0.1:{free_port}: nobody answers there" in line and "ray start --head" in line
+
+
+@pytest.mark.slow
+def test_a_port_where_something_else_listens_is_one_line(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would try for ever; the run waits for as long as a busy head may take."""
+    (runs.folder / "play.py").write_text(PLAY)
+    monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        process = runs.start({"name": "play", "stages": {"one": play("one")}}, address)
+        _, errors = runs.ended(process, 1)
+    assert f"--cluster {address}: no head of a Ray cluster answers at {address}" in errors.splitlines()[-1]
+
+
+def test_a_head_with_another_python_is_named_with_both_versions(runs: Runs) -> None:
+    import ray._private.ray_constants as constants
+    from ray._common.usage.usage_lib import get_cluster_metadata
+    from ray._raylet import GcsClient
+
+    (runs.folder / "play.py").write_text(PLAY)
+    head = GcsClient(address=runs.cluster.address)
+    said = get_cluster_metadata(head)
+
+    def tell(version: str) -> None:
+        changed = json.dumps({**said, "python_version": version}).encode()
+        head.internal_kv_put(b"CLUSTER_METADATA", changed, True, namespace=constants.KV_NAMESPACE_CLUSTER)
+
+    tell("3.99.1")
+    try:
+        process = runs.start({"name": "play", "stages": {"one": play("one")}}, runs.cluster.address)
+        _, errors = runs.ended(process, 1)
+    finally:
+        tell(said["python_version"])
+    (line,) = errors.strip().splitlines()
+    assert "Python: 3.99.1" in line and f"Python: {said['python_version']}" in line
+    assert line.endswith("install the same versions on all hosts")
+
+
+def test_an_empty_address_is_no_run_on_this_host(runs: Runs) -> None:
+    """As a shell makes it of a variable that is not set."""
+    (runs.folder / "play.py").write_text(PLAY)
+    process = runs.start({"name": "play", "stages": {"one": play("one")}}, "")
+    _, errors = runs.ended(process, 1)
+    assert "'' is neither auto nor the HOST:PORT of a cluster's head" in errors
