@@ -20,7 +20,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from pipeline.checks import whole_recipe
 from pipeline.files import source
@@ -88,7 +88,7 @@ class Header(Strict):
         stages: name -> settings, in the order of the table and the report. A name has letters, digits, `_` and `-`.
     """
 
-    name: str = Field(pattern=rf"^{_NAME.pattern}$", max_length=LONGEST_NAME)
+    name: str = Field(max_length=LONGEST_NAME)
     description: str = ""
     seed: Seed = 0
     jobs: int = Field(default=1, ge=1)
@@ -99,6 +99,13 @@ class Header(Strict):
     launch: Launch | None = None
     defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = Field(min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"has to be letters, digits, '_', '-' and '.', as it names a folder, not {name!r}")
+        return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +223,7 @@ def check(text: Source) -> Recipe:
     recipe = Recipe(header.name, text.path, stages, *about)
     issues.extend(whole_recipe.check(recipe, text, names=list(header.stages)))
     if issues:
-        raise RecipeError(issues)
+        raise RecipeError(list(dict.fromkeys(issues)))  # one of `defaults` is the same in every stage
     return recipe
 
 
@@ -241,7 +248,9 @@ def _with_defaults(stage: str, values: dict[str, Any], header: Header, text: Sou
         raise RecipeError([text.issue((*loc, "kind"), f"unknown stage kind {kind!r}{nearest(str(kind), KINDS)}")])
     model = config_class(kind)
     merged = _merge(header.defaults.get(kind, {}), values)
+    text.beneath[loc] = ("defaults", kind)
     if header.launch is not None and "launch" not in merged:
+        text.beneath[(*loc, "launch")] = ("launch",)
         merged["launch"] = _launch(header.launch, model.launch_fields())
     if header.task is not None and "tasks" in model.model_fields and not {"tasks", "data", "harness"} & merged.keys():
         merged["tasks"] = [f"{header.task}/{model.default_split}"]
@@ -316,6 +325,15 @@ def _home(piece: type[BaseModel] | None, key: str) -> str | None:
     return next((name for name in always_first if key in whole_recipe.keys_at(piece, (name,))), None)
 
 
+_PLAIN = {
+    "model_type": "has to be a mapping of its keys",
+    "dict_type": "has to be a mapping of its keys",
+    "string_type": "has to be text: put it into quotes",
+    "too_short": "has to hold at least {min_length}",
+}
+"""Pydantic's type of an error -> what is said in place of its own words, which speak of Python."""
+
+
 def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefix: Loc) -> list[Issue]:
     """Pydantic's errors in our words: with the line, and the nearest valid key for an unknown one."""
     issues = []
@@ -330,8 +348,8 @@ def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefi
             message = str(item["ctx"]["error"])
         else:
             given = HIDDEN if "env" in loc else brief(repr(item["input"]))
-            mapping = item["type"] == "model_type"
-            said = "has to be a mapping of its keys" if mapping else f"{message[0].lower()}{message[1:]}"
+            plain = _PLAIN.get(item["type"])
+            said = f"{message[0].lower()}{message[1:]}" if plain is None else plain.format(**item.get("ctx", {}))
             message = f"{said}, not {given}"
         issues.append(text.issue((*prefix, *loc), message))
     return issues

@@ -19,6 +19,7 @@ import dis
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from hashlib import sha256
 from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from rewards import unrun
 
@@ -238,14 +239,49 @@ def check_options(what: str, target: Callable[..., Any], options: Mapping[str, A
     parameters = inspect.signature(target).parameters
     if missing := [name for name in required(target) if name not in options]:
         raise RewardError(f"{what} needs {' and '.join(repr(name) for name in missing)} among its options")
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
-    for option in options:
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for option in () if takes_any else options:
         if option not in parameters:
             raise RewardError(
                 f"{what} has no option {option!r}{nearest(option, parameters)}. "
                 f"It has: {', '.join(parameters) or 'none'}"
             )
+
+
+def check_types(what: str, target: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Make sure that options have the types that a class says, without building it.
+
+    Raises:
+        RewardError: one has another; the message begins with `what`.
+    """
+    for option, value in options.items():
+        if option in inspect.signature(target).parameters and (fault := _misfit(target, option, value)):
+            raise RewardError(f"{what}: {option} {fault}")
+
+
+def _misfit(target: Callable[..., Any], option: str, value: Any) -> str:
+    """What is wrong with a value as a recipe has it, such as a list for a tuple, by a parameter's annotation.
+
+    Empty where that cannot be known: there is no annotation, it names what only type checkers see, or the value is an
+    object of Python's. Enums are left to the class, which names their values.
+    """
+    from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+    try:
+        hint = get_type_hints(target.__init__ if inspect.isclass(target) else target).get(option, Any)
+        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        kinds = {one["type"] for one in error.errors()}
+        if kinds == {"enum"}:
+            return ""
+        if kinds == {"literal_error"}:
+            return f"is {' or '.join(map(repr, get_args(hint)))}, not {value!r}"
+        wanted = inspect.signature(target).parameters[option].annotation
+        told = wanted if isinstance(wanted, str) else inspect.formatannotation(wanted)
+        return f"has to be {told}, not {value!r} ({type(value).__name__})"
+    except (NameError, AttributeError, TypeError, PydanticUserError):
+        return ""
+    return ""
 
 
 def required(target: Callable[..., Any]) -> tuple[str, ...]:

@@ -138,7 +138,7 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
     for stage, config in recipe.stages.items():
         found = [
             *_check_references(recipe, stage, config, names),
-            *_check_files(config, recipe.base),
+            *_check_files(config, recipe.base, names),
             *refusals.models(config, recipe.base),
             *refusals.code(config),
             *refusals.secrets(config),
@@ -187,9 +187,15 @@ def _check_references(recipe: Recipe, stage: str, config: StageConfig, names: Se
             yield ("after", index), f"there is no stage {target!r}{nearest(target, names)}"
 
 
-def _check_files(config: StageConfig, base: Path) -> Iterator[Fault]:
+def _check_files(config: StageConfig, base: Path, names: Sequence[str]) -> Iterator[Fault]:
+    forgotten = {
+        leaf.loc: f'{leaf.value!r} is a stage of this recipe: write "@{leaf.value}", with the quotes'
+        for leaf in walk(config)
+        if leaf.marker(Ref) and leaf.value in names and not formats.matching(located(leaf.value, base))
+    }
+    yield from forgotten.items()
     for loc, path in input_files(config, base):
-        if not formats.matching(path):
+        if loc not in forgotten and not formats.matching(path):
             yield loc, f"there is no file or folder {path}"
     for leaf in walk(config):
         if leaf.marker(InputFile) and isinstance(leaf.value, str) and not leaf.value.startswith("@"):
@@ -220,6 +226,8 @@ def _task_fault(use: str, options: Mapping[str, Any], template: str | None, base
     try:
         task = tasks.load(use, options, base)
         grader = registry.check(task.grader, task.grader_options, base, in_trainer=False)
+        if grader.is_verifier:
+            registry.check_types(f"its grader {task.grader!r}", grader.target, task.grader_options)
         if (fault := column_fault(task.grader, grader.columns, {}, [(use, task)])) is not None:
             return fault
         prompt_template(template or task.template)
@@ -238,6 +246,8 @@ def _check_rewards(config: StageConfig, recipe: Recipe) -> Iterator[Fault]:
             try:
                 spec, in_trainer = leaf.value, config.trainer_class is not None
                 found = registry.check(spec.use, spec.options, recipe.base, in_trainer, run=False)
+                if found.is_verifier:
+                    registry.check_types(f"reward {spec.use!r}", found.target, spec.options)
                 if (fault := column_fault(spec.use, found.columns, spec.where, known)) is not None:
                     yield leaf.loc, fault
             except registry.UnknownRewardError as error:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rewards.registry import RewardError, check_options, find, nearest
+from rewards.registry import RewardError, check_options, check_types, find, nearest
 
 BUILTIN: Mapping[str, str] = {
     "chain": "pipeline.corpora.chain:ChainCorpus",
@@ -45,10 +45,18 @@ def load(use: str, options: Mapping[str, Any], base: Path | None = None) -> Corp
     Raises:
         CorpusError: unknown corpus or option.
     """
+    found = check(use, options, base)
     try:
-        return check(use, options, base)(**options)
-    except TypeError as error:
-        raise CorpusError(f"corpus {use!r}: {error}") from error
+        corpus, fault = found(**options), None
+    except (TypeError, AttributeError) as error:
+        corpus, fault = None, error
+    try:
+        check_types(f"corpus {use!r}", found, options)
+    except RewardError as error:
+        raise CorpusError(str(error)) from error
+    if corpus is None:
+        raise CorpusError(f"corpus {use!r}: {fault}") from fault
+    return corpus
 
 
 def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> type[Corpus]:

@@ -35,6 +35,8 @@ BRIEF = 240
 """Characters of a value, a key or a path in a message."""
 MAX_DIGITS = 18
 """Longest whole number: no setting takes one beyond 64 bits, and Python reads 4,300 digits at most."""
+_RESERVED = ("@", "`")
+"""Characters that no plain text begins with in YAML."""
 _LONG_NUMBER = re.compile(rf"[-+]?[0-9][0-9_]{{{MAX_DIGITS},}}")
 
 
@@ -79,15 +81,21 @@ class Source:
         data: its content; overrides are applied in place.
         lines: loc -> line number, from 1.
         overridden: locs that the command line has set, with the override's own text.
+        beneath: loc of a mapping -> that of the one whose values hold where it has none of its own.
     """
 
     path: Path
     data: Any
     lines: dict[Loc, int]
     overridden: dict[Loc, str] = field(default_factory=dict)
+    beneath: dict[Loc, Loc] = field(default_factory=dict)
 
     def issue(self, loc: Loc, message: str) -> Issue:
-        """An issue at this place; falls back to the nearest enclosing value that has a line."""
+        """An issue at this place, or where its value comes from; falls back to the nearest enclosing value that has a
+        line."""
+        if not self._written(loc):
+            inner = (under + loc[len(over) :] for over, under in self.beneath.items() if loc[: len(over)] == over)
+            loc = next((other for other in inner if self._written(other)), loc)
         dotted = ".".join(str(part) for part in loc)
         for length in range(len(loc), -1, -1):
             if (text := self.overridden.get(loc[:length])) is not None:
@@ -97,6 +105,9 @@ class Source:
             if text := next((t for keys, t in self.overridden.items() if keys[:length] == loc[:length]), None):
                 return Issue(f"override {text!r}", dotted, message)
         return Issue(str(self.path), dotted, message)
+
+    def _written(self, loc: Loc) -> bool:
+        return loc in self.lines or loc in self.overridden
 
     def override(self, assignment: str) -> None:
         """Set one leaf: `stages.zero.trainer.learning_rate=5e-7`. The value is read as YAML; lists count from 0.
@@ -159,9 +170,13 @@ def read(path: Path) -> Source:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
-        text = raw.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise RecipeError([Issue(str(path), "", f"cannot be read: {error}")]) from error
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise RecipeError([Issue(f"{path}:{line}", "", f"is not UTF-8: save the file as UTF-8 ({error})")]) from error
     if len(raw) > MAX_BYTES:
         raise RecipeError([Issue(str(path), "", f"is larger than {MAX_BYTES:,} bytes: that is not a recipe")])
     source = Source(path, None, {(): 1})
@@ -204,7 +219,13 @@ def _parsed(text: str, see: Callable[[yaml.Node], None] = lambda node: None) -> 
         read = text.splitlines()[line : line + 1]
         tabbed = any("\t" in one[: len(one) - len(one.lstrip())] for one in read)
         reason = "the line begins with a tab: indent with spaces" if tabbed else _reason(error)
+        if read and mark and read[0][mark.column : mark.column + 1] in _RESERVED:
+            reason = f'put what begins with {read[0][mark.column]} into quotes, such as "@base"'
         raise _UnfitError(f"not YAML: {reason}", line + 1) from error
+    except yaml.reader.ReaderError as error:
+        before = text[: int(error.position)]
+        code = error.character if isinstance(error.character, int) else ord(error.character)
+        raise _UnfitError(f"not YAML: it holds the character U+{code:04X}", before.count("\n") + 1) from error
     except yaml.YAMLError as error:
         raise _UnfitError(f"not YAML: {_reason(error)}") from error
     except (RecipeError, _UnfitError):
@@ -289,8 +310,12 @@ def _note_lines(node: yaml.Node, loc: Loc, source: Source) -> None:
             _note_lines(value, (*loc, name), source)
 
 
+_REASONS = {"but found another document": "a recipe is one document: take out the second, and the line --- before it"}
+
+
 def _reason(error: yaml.YAMLError) -> str:
-    return str(getattr(error, "problem", None) or error)
+    reason = str(getattr(error, "problem", None) or error)
+    return _REASONS.get(reason, reason)
 
 
 class _Loader(_Safe):

@@ -19,7 +19,7 @@ from pipeline.files import formats
 from pipeline.schema.hub import HubSource
 from rewards.golds import COMPARING, stands_for_nothing
 from rewards.math.verifier import payable
-from rewards.registry import RewardError, check_options, find, located, nearest
+from rewards.registry import RewardError, check_options, check_types, find, located, nearest
 
 Split = Literal["train", "test"]
 BadRows = Literal["error", "skip"]
@@ -181,4 +181,17 @@ def load(use: str, options: Mapping[str, Any] | None = None, base: Path | None =
     for name in found.path_options:
         if isinstance(given.get(name), str):
             given[name] = str(located(given[name], base).resolve())
-    return found(**given)
+    try:
+        task = found(**given)
+    except (TypeError, AttributeError):
+        _check_types(use, found, options or {})
+        raise
+    _check_types(use, found, options or {})  # what the class does not look at before it reads its data
+    return task
+
+
+def _check_types(use: str, found: type[Task], options: Mapping[str, Any]) -> None:
+    try:
+        check_types(f"task {use!r}", found, options)
+    except RewardError as error:
+        raise TaskError(str(error)) from error

@@ -108,10 +108,25 @@ CASES = {
     "no YAML": case("task: sums", "task: sums: 3 #!", "not YAML"),
     "a tab": case("    length: 32", "\tlength: 32 #!", "not YAML"),
     "a key twice": case("seed: 3", "seed: 3\nseed: 4 #!", "seed", "twice"),
+    "a reference without its sign": case('model: "@zero"', "model: zero #!", 'write "@zero", with the quotes'),
+    "rows of a stage without its sign": case(
+        '      - "@samples"', "      - samples #!", 'write "@samples", with the quotes'
+    ),
+    "a reference without quotes": case('model: "@zero"', "model: @zero #!", 'into quotes, such as "@base"'),
+    "two documents": case("name: tiny", "name: one\n--- #!\nname: tiny", "one document"),
+    "a character that no text has": case("name: tiny", "name: ti\0ny #!", "U+0000"),
     # The top level.
     "unknown key at the top": case("seed: 3", "sead: 3 #!", "unknown key", "did you mean 'seed'"),
     "no name": case("name: tiny\n", "", "name", "is required"),
-    "a name that is no folder": case("name: tiny", "name: ../tiny #!", "name"),
+    "a name that is no folder": case("name: tiny", "name: ../tiny #!", "name", "letters, digits"),
+    "a name that is a number": case("name: tiny", "name: 5 #!", "put it into quotes, not 5"),
+    "tasks in a list": case(
+        "tasks:\n  sums: {use: arithmetic, options: {digits: 1}}", "tasks: [sums] #!", "has to be a mapping of its keys"
+    ),
+    "a fault in defaults": case(
+        "seed: 3", "defaults:\n  grpo:\n    rollout: {max_token: 3} #!", "defaults.grpo.rollout.max_token: unknown key"
+    ),
+    "a fault in launch": case("seed: 3", "launch: {accelerate: fsdp3} #!", "launch.accelerate: there is no accelerate"),
     "seed is text": case("seed: 3", "seed: three #!", "seed", "integer", "three"),
     "seed is quoted": case("seed: 3", 'seed: "3" #!', "seed", "integer"),
     "jobs is zero": case("seed: 3", "jobs: 0 #!", "jobs", "greater than or equal to 1"),
@@ -268,6 +283,25 @@ CASES = {
     "a reward that is a number": case('"rewards.py:brevity"', '"rewards.py:NUMBER" #!', "NUMBER"),
     "a reward's options": case(
         "weight: 0.1,", "options: {answr_tag: true}, #!\n         ", "no option", "did you mean 'answer_tag'"
+    ),
+    "a reward's option of another type": case(
+        "weight: 0.1,", "options: {answer_tag: always}, #!\n         ", "answer_tag has to be bool, not 'always' (str)"
+    ),
+    "a reward's option of another value": case(
+        "use: think_format,",
+        "use: language, options: {scope: al}, #!\n       ",
+        "scope is 'thought' or 'whole', not 'al'",
+    ),
+    "a task's option of another type": case("digits: 1}}", "digits: few}} #!", "digits has to be int, not 'few' (str)"),
+    "a task's option of a type that it does not look at": case(
+        "{use: arithmetic, options: {digits: 1}}",
+        "{use: jsonl, options: {path: rows.jsonl, question: [prompt]}} #!",
+        "question has to be str, not ['prompt'] (list)",
+    ),
+    "a grader's option of another type": case(
+        "{use: arithmetic, options: {digits: 1}}",
+        "{use: jsonl, options: {path: rows.jsonl, grader: math, grader_options: {lenient: 3}}} #!",
+        "lenient has to be bool, not 3 (int)",
     ),
     "a reward without an option that it needs": case(
         "use: think_format,", "use: soft_overlong, #!\n       ", "'soft_overlong' needs 'max_tokens' and 'soft_tokens'"
@@ -437,6 +471,20 @@ def test_what_an_alias_names_is_changed_in_one_place(tmp_path: Path) -> None:
         ("org/a", {"A": "1"}),
         ("org/b", {"A": "2"}),
     ]
+
+
+def test_a_file_in_another_encoding_is_told_with_the_line(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes("name: x\ndescription: grün\n".encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"recipe.yaml:2: is not UTF-8: save the file as UTF-8"):
+        load(tmp_path / "recipe.yaml")
+
+
+def test_what_stands_in_defaults_is_told_once_for_all_stages(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(GOOD.replace("seed: 3", "defaults: {evaluate: {sample: 2}, sft: {seed: x}}"))
+    with pytest.raises(RecipeError) as told:
+        load(folder / "recipe.yaml", ["stages.again={kind: evaluate, model: '@zero', tasks: [sums/test]}"])
+    assert [issue.loc for issue in told.value.issues] == ["defaults.sft.seed", "defaults.evaluate.sample"]
+    assert {issue.where for issue in told.value.issues} == {f"{folder / 'recipe.yaml'}:2"}
 
 
 def test_an_alias_within_what_it_names_is_refused(tmp_path: Path) -> None:
