@@ -22,7 +22,7 @@ from pipeline.context import exists
 from pipeline.conversion import folder, publishing
 from pipeline.data.corpora import CorpusSpec
 from pipeline.data.mixture import DataSource
-from pipeline.files import formats, hub, source
+from pipeline.files import compiled, formats, hub, source
 from pipeline.files.adapter_folders import base_folder, is_adapter
 from pipeline.files.rows import RowError
 from pipeline.recipe import Recipe
@@ -127,6 +127,8 @@ def missing(config: StageConfig, base: Path, here: bool = True) -> Iterator[Faul
     for loc, package in dict.fromkeys(packages(config, base)):
         if importlib.util.find_spec(package) is None:
             yield loc, _lacks(package)
+    if here and (why := compiled.fault(config.launch.env)) is not None:
+        yield ("launch", "env", compiled.FOLDER), why
     if here and not gpus.of_driver():
         without = "needs a GPU, and there is none here: set it to {}, or leave it out"
         if (getattr(config, "adapter", None) or AdapterSpec()).quantize != "none":
@@ -312,6 +314,8 @@ def unmet(recipe: Recipe, stages: list[str], run: bool = False, here: bool = Tru
     told += [
         f"track: {_lacks(one.use)}" for one in recipe.track if stages and importlib.util.find_spec(one.use) is None
     ]
+    if here and stages and (why := compiled.fault(os.environ)) is not None:
+        told.append(f"{compiled.FOLDER}: {why}")
     for name in stages:
         config = recipe.stages[name]
         found = [*missing(config, recipe.base, here), *unfound(recipe, config)]

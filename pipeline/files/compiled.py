@@ -51,6 +51,17 @@ def variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: str(path) for name, path in wanted.items() if name == FOLDER or name not in environment}
 
 
+def fault(environment: Mapping[str, str]) -> str | None:
+    """Why nothing can be kept in the folder that was named; `None` if it can, or none was named."""
+    if not environment.get(FOLDER):
+        return None
+    where = folder(environment)
+    there = next(path for path in (where, *where.absolute().parents) if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return None
+    return f"nothing can be kept in {where}: {there} is {'not writable' if there.is_dir() else 'no folder'}"
+
+
 @contextmanager
 def stable_name(model: str) -> Iterator[str]:
     """A name of a model that is the same for every model of its config; as long as it is held, no other has it.

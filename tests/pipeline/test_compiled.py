@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from pipeline.checks import needs
 from pipeline.files import compiled
 from pipeline.files.compiled import stable_name
+from pipeline.recipe import load
 
 
 def model(folder: Path, **config: Any) -> str:
@@ -107,6 +110,25 @@ def test_what_has_no_folder_keeps_its_name(
     with stable_name(one) as name:
         assert name == one
     assert "will not be found again" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    where: dict[str, str] = {compiled.FOLDER: str(blocked / "cache")}
+    stages: dict[str, dict[str, Any]] = {"one": {"kind": "import_model", "model": "m"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "kept", "stages": stages}))
+    recipe, why = load(tmp_path / "recipe.yaml"), f"nothing can be kept in {blocked}/cache: {blocked} is no folder"
+    monkeypatch.setenv(compiled.FOLDER, str(tmp_path / "new" / "folder"))
+    assert needs.unmet(recipe, ["one"]) == []
+    monkeypatch.setenv(compiled.FOLDER, where[compiled.FOLDER])
+    assert needs.unmet(recipe, ["one"]) == [f"{compiled.FOLDER}: {why}"]
+    monkeypatch.delenv(compiled.FOLDER)
+    stages["one"]["launch"] = {"env": where}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "kept", "stages": stages}))
+    assert needs.unmet(load(tmp_path / "recipe.yaml"), ["one"]) == [f"stages.one.launch.env.{compiled.FOLDER}: {why}"]
 
 
 def test_one_variable_moves_all_caches(tmp_path: Path) -> None:
