@@ -11,8 +11,7 @@ from multiprocessing.reduction import recv_handle
 from pipeline import gpus
 from pipeline.rollout import open_updatable, preload
 from pipeline.rollout.base import RolloutError, Updatable
-from pipeline.rollout.process import Job, Opening
-from pipeline.rollout.shared import FileLock, Heartbeat, Placed, SharedValue, Snapshot, WeightFile
+from pipeline.rollout.shared import FileLock, Heartbeat, Job, Opening, Placed, SharedValue, Snapshot, WeightFile
 from rewards.parent import end_with_parent, guard_group
 
 

@@ -20,11 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import reduce
 from itertools import count
+from multiprocessing.connection import wait
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from pipeline.rollout.base import Deferred, Progress, Rollout, RolloutError, Sampling, derived_seed
-from pipeline.rollout.process import ProcessEngine, added
+from pipeline.rollout.process import POLL_SECONDS, ProcessEngine, added
 from pipeline.rollout.shared import FileLock, PushedWeights
 from pipeline.schema.launch import ProcessSpec
 from pipeline.schema.pieces import RolloutSpec
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     import torch
 
     from model.speculative import Speculation
+
+
+DONE = object()
 
 
 class EnginePool(Deferred):
@@ -126,19 +130,29 @@ class EnginePool(Deferred):
         if asked is None:
             raise RolloutError("nothing was submitted")
 
-        def told(*_: int) -> None:
-            assert progress is not None
-            finished, totals = zip(*(engine.progress for engine, *_ in asked), strict=True)
-            progress(sum(finished), sum(totals))
+        def told() -> list[int]:
+            return [sum(counts) for counts in zip(*(engine.progress for engine, *_ in asked), strict=True)]
 
         groups: list[list[Rollout]] = [[]] * sum(len(share) for *_, share in asked)
-        refused = []
-        for engine, theirs, share in asked:
-            try:
-                for at, group in zip(share, engine.collect(theirs, progress and told), strict=True):
-                    groups[at] = group
-            except RolloutError as error:  # the others are heard all the same, and are idle then
-                refused.append(error)
+        refused: list[RolloutError] = []
+        waiting = [(engine.awaited(theirs, pause=0.0), engine, theirs, share) for engine, theirs, share in asked]
+        before = told()
+        while waiting:  # for all of them: one that is lost is started again at once
+            for one in list(waiting):
+                steps, engine, theirs, share = one
+                try:
+                    if next(steps, DONE) is not DONE:
+                        continue
+                    for at, group in zip(share, engine.collect(theirs), strict=True):
+                        groups[at] = group
+                except RolloutError as error:  # the others are heard all the same, and are idle then
+                    refused.append(error)
+                waiting.remove(one)
+            if progress is not None and (now := told()) != before:
+                progress(*now)
+                before = now
+            if waiting:
+                wait([engine.pipe for _, engine, *_ in waiting], POLL_SECONDS)
         if refused:
             raise refused[0]
         return groups

@@ -27,7 +27,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing import Pipe
@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.rollout.base import Deferred, Progress, Rollout, RolloutError, Sampling
-from pipeline.rollout.shared import FileLock, Heartbeat, PushedWeights, SharedValue
+from pipeline.rollout.shared import FileLock, Heartbeat, Job, Opening, PushedWeights, SharedValue
 from pipeline.schema.environment import known
 from pipeline.schema.launch import ProcessSpec
 from pipeline.schema.pieces import RolloutSpec
@@ -58,25 +58,6 @@ CLOSE_POLL_SECONDS = 0.02
 POLL_SECONDS = 0.2
 """Time between two looks at the heartbeat while an answer is awaited."""
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pipeline.rollout.child import main; main()"
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """What the process opens; see `pipeline.rollout.open_engine`."""
-
-    spec: RolloutSpec
-    path: str
-    seed: int
-    logprobs: bool
-    for_trainer: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A request: what `Engine.generate` takes."""
-
-    prompts: Sequence[Sequence[int]]
-    sampling: Sampling
 
 
 @dataclass(slots=True)
@@ -123,6 +104,7 @@ class ProcessEngine(Deferred):
         spec: what is open.
         restarts: how often the engine was lost and started again so far.
         speculation: what drafting brought in the requests that were collected; `None` if nothing was drafted.
+        pipe: over which the engine speaks; another one once it was started again.
     """
 
     def __init__(
@@ -159,7 +141,7 @@ class ProcessEngine(Deferred):
         Raises:
             RolloutError: it does not start.
         """
-        self._insist(lambda: None)
+        self._wait(lambda: True)
         assert self._dtype is not None
         return self._dtype
 
@@ -178,7 +160,7 @@ class ProcessEngine(Deferred):
         """Wait until the engine has read the weights that were pushed last: others may be written over older ones."""
         self._must_be_open()
         if self._weights.last is not None:
-            self._insist(lambda: self._hear(lambda: self._loaded == self._weights.number, self.settings.deadline))
+            self._wait(lambda: self._loaded == self._weights.number)
 
     def fetch(self) -> None:
         """Have the engine read the weights that were pushed last."""
@@ -201,11 +183,14 @@ class ProcessEngine(Deferred):
         Raises:
             RolloutError: the engine refuses the request, or was lost too often.
         """
-        request = self._requests.get(ticket)
+        request, told = self._requests.get(ticket), self.progress
         if request is None:
             raise RolloutError("nothing was submitted")
         try:
-            self._insist(lambda: self._hear(lambda: request.settled, self.settings.deadline, progress))
+            for _ in self.awaited(ticket):
+                if progress is not None and self.progress != told:
+                    told = self.progress
+                    progress(*told)
             if request.refused is not None:
                 raise RolloutError(request.refused)
             groups: list[list[Rollout]] = request.shared.get()
@@ -214,11 +199,24 @@ class ProcessEngine(Deferred):
                 request.shared.close()
         return groups
 
+    def awaited(self, ticket: int, pause: float = POLL_SECONDS) -> Iterator[None]:
+        """Wait until what was submitted can be collected, in steps, so that several engines can be waited for.
+
+        Args:
+            ticket: of what was submitted.
+            pause: seconds of a step in which nothing is heard.
+
+        Raises:
+            RolloutError: the engine was lost too often.
+        """
+        request = self._requests[ticket]
+        return self._waits(lambda: request.settled, pause)
+
     def is_ready(self, ticket: int) -> bool:
         """Whether what was submitted can be collected without waiting."""
         with contextlib.suppress(EOFError, OSError):  # a process that has ended is noticed by whoever waits for it
-            while not self._requests[ticket].settled and self._pipe.poll():
-                self._take(*self._pipe.recv())
+            while not self._requests[ticket].settled and self.pipe.poll():
+                self._take(*self.pipe.recv())
         return self._requests[ticket].settled
 
     @property
@@ -246,7 +244,7 @@ class ProcessEngine(Deferred):
         if self._closed:
             return
         self._closed = True
-        self._pipe.close()  # which tells an idle engine to end
+        self.pipe.close()  # which tells an idle engine to end
         if not self.busy and self._dtype is not None:
             self._let_end()
         self._kill()
@@ -261,7 +259,7 @@ class ProcessEngine(Deferred):
             raise RolloutError("the engine is closed")
 
     def _start(self) -> None:
-        self._pipe, theirs = Pipe()
+        self.pipe, theirs = Pipe()
         self._dtype, self._loaded = None, 0
         shared = (self._heartbeat, self._lock, *self._weights.files)
         descriptors = [theirs.fileno(), *(each.fd for each in shared)]
@@ -278,21 +276,25 @@ class ProcessEngine(Deferred):
 
     def _tell(self, word: object) -> None:
         with contextlib.suppress(OSError):  # a process that has ended is noticed by whoever waits for its answer
-            self._pipe.send(word)
+            self.pipe.send(word)
 
     def _ask(self, ticket: int) -> None:
         request = self._requests[ticket]
         request.shared.put(request.job)  # anew: there may be half of an answer
         self._tell(("generate", ticket))
         with contextlib.suppress(OSError):
-            send_handle(self._pipe, request.shared.fd, self._process.pid)
+            send_handle(self.pipe, request.shared.fd, self._process.pid)
 
-    def _insist(self, wait: Callable[[], object]) -> None:
+    def _wait(self, until: Callable[[], bool]) -> None:
+        for _ in self._waits(until):
+            pass
+
+    def _waits(self, until: Callable[[], bool], pause: float = POLL_SECONDS) -> Iterator[None]:
         """Wait for something, and where the engine is lost meanwhile, start it again, a limited number of times."""
         for attempt in range(self.settings.restarts + 1):
             try:
-                self._be_ready()
-                wait()
+                yield from self._hears(lambda: self._dtype is not None, START_SECONDS, pause)
+                yield from self._hears(until, self.settings.deadline, pause)
                 return
             except _LostError as lost:
                 self._kill()
@@ -312,30 +314,26 @@ class ProcessEngine(Deferred):
                 if not request.settled:
                     self._ask(ticket)
 
-    def _be_ready(self) -> None:
-        self._hear(lambda: self._dtype is not None, START_SECONDS)
-
-    def _hear(self, until: Callable[[], bool], seconds: float, progress: Progress | None = None) -> None:
+    def _hears(self, until: Callable[[], bool], seconds: float, pause: float) -> Iterator[None]:
         """Take the engine's words until something is the case, for as long as it shows signs of life."""
         seen, since = self._heartbeat.read(), time.monotonic()
         while not until():
-            if self._pipe.poll(POLL_SECONDS):
+            if self.pipe.poll(pause):
                 self._listen()
                 continue
             heartbeat = self._heartbeat.read()
             if heartbeat != seen:
-                if progress is not None and heartbeat[1:] != seen[1:]:
-                    progress(*heartbeat[1:])
                 seen, since = heartbeat, time.monotonic()
             elif time.monotonic() - since > (limit := self.settings.deadline if self._is_stopped() else seconds):
                 raise _LostError(f"took no step for {limit:g} s")
-            elif self._has_ended() and not self._pipe.poll():
+            elif self._has_ended() and not self.pipe.poll():
                 raise _LostError(ending(self._kill()))
+            yield
 
     def _listen(self) -> None:
         """Take the next word, which is there, or the end of the process."""
         try:
-            word, what = self._pipe.recv()
+            word, what = self.pipe.recv()
         except (EOFError, OSError):
             self._let_end()
             raise _LostError(ending(self._kill())) from None
@@ -378,7 +376,7 @@ class ProcessEngine(Deferred):
         if self._process.returncode is None:
             kill_group(self._process.pid)
             self._process.wait()
-        self._pipe.close()
+        self.pipe.close()
         return self._process.returncode
 
 

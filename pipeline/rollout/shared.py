@@ -12,11 +12,14 @@ import math
 import mmap
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+from pipeline.rollout.base import Sampling
+from pipeline.schema.pieces import RolloutSpec
 
 if TYPE_CHECKING:
     import torch
@@ -289,3 +292,22 @@ class PushedWeights:
         """Give this process's descriptors and memory back."""
         for file in self.files:
             file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What the process opens; see `pipeline.rollout.open_engine`."""
+
+    spec: RolloutSpec
+    path: str
+    seed: int
+    logprobs: bool
+    for_trainer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request: what `Engine.generate` takes."""
+
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
