@@ -15,10 +15,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +28,7 @@ from pipeline import artifacts
 from pipeline.artifacts import MANIFEST, Artifact
 from pipeline.files import durable
 from pipeline.runner.graph import Node
+from pipeline.schema.environment import shown
 from pipeline.schema.reserved import KEEP_CHECKPOINTS
 from pipeline.training.checkpoints import MARK, PREFIX, by_step, step_of
 
@@ -35,7 +38,12 @@ DIGITS = 12
 LOOK_SECONDS = 2.0
 """Between two looks for new checkpoints."""
 
-CLOUDS = frozenset({"botocore", "aiohttp", "google", "gcsfs", "azure"})
+PROBE = b"zero2r1 may write here\n"
+SLASH_MISSING = re.compile(r"[a-z][a-z0-9+]+:(?!//|:)")
+"""How an address begins that lacks a slash, and would be the name of a folder."""
+WAITS = (5.0, 60.0)
+"""Seconds before a copy that has failed is tried again, each time: networks and busy stores recover."""
+CLOUDS = frozenset({"botocore", "aiohttp", "google", "gcsfs", "azure", "huggingface_hub", "paramiko"})
 """Packages behind fsspec's file systems whose errors (no credentials, say) are no `OSError`."""
 
 
@@ -57,11 +65,27 @@ class Store:
     def __init__(self, url: str, run: Path) -> None:
         from fsspec.core import url_to_fs
 
+        self.url = shown(url)
+        if not url or SLASH_MISSING.match(url):
+            raise StoreError(f"--store {self.url!r} is no address such as s3://bucket/prefix, and no folder")
         try:
             self.files, root = url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise StoreError(f"--store {url}: {error}") from error
-        self.url, self.root, self.run = url, f"{str(root).rstrip('/')}/{run.name}", run
+        except (ImportError, ValueError, OSError) as error:  # some connect at once
+            raise StoreError(f"--store {self.url}: {error}") from error
+        if not root:
+            raise StoreError(f"--store {self.url} names no bucket")
+        self.root, self.run = f"{str(root).rstrip('/')}/{run.name}", run
+        if getattr(self.files, "local_file", False) and Path(self.root).resolve().is_relative_to(run.resolve()):
+            raise StoreError(f"--store {self.url} lies in the folder of the run, {run}: copies need another place")
+
+    def prove(self) -> None:
+        """Write, read and delete something there, before hours of work rely on it. Raises OSError if that fails."""
+        probe = f"{self.root}/.{uuid.uuid4().hex}"
+        self._make_folder_of(probe)
+        self.files.pipe_file(probe, PROBE)
+        if self.files.cat_file(probe) != PROBE:
+            raise OSError("what is read there is not what was written")
+        self.files.rm(probe)
 
     def push(self, folder: Path, mark: str, stop: threading.Event) -> bool:
         """Copy a sealed folder of the run, its mark last; whether it is there now.
@@ -81,12 +105,12 @@ class Store:
             return False
         target = f"{self._at(folder)}@{hashlib.sha256(data).hexdigest()[:DIGITS]}"
         self.files.invalidate_cache()
-        if self.files.exists(f"{target}/{mark}"):
+        if self.files.exists(f"{target}/{mark}") and self.files.cat_file(f"{target}/{mark}") == data:
             return True
         for name in names:
             if stop.is_set() or not (folder / name).is_file():
                 return False
-            self.files.makedirs(f"{target}/{name}".rpartition("/")[0], exist_ok=True)
+            self._make_folder_of(f"{target}/{name}")
             self.files.put_file(str(folder / name), f"{target}/{name}")
         return True
 
@@ -128,6 +152,11 @@ class Store:
         """Delete the checkpoints of a stage that is published."""
         self._remove(f"{self._at(scratch)}/checkpoints/{PREFIX}*", MARK)
 
+    def _make_folder_of(self, path: str) -> None:
+        """Make the folder of a file. Object stores have buckets instead, which nobody makes by a slip of the pen."""
+        if path.startswith("/"):
+            self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
+
     def _remove(self, pattern: str, mark: str) -> None:
         for place in self._marked(pattern, mark):
             self.files.rm(f"{place}/{mark}")
@@ -155,25 +184,33 @@ def _inside(record: Path) -> list[str]:
     return names
 
 
+def _of_files(error: Exception) -> bool:
+    """Whether an error is one of a file system, and none of ours."""
+    return isinstance(error, (OSError, NotImplementedError)) or type(error).__module__.partition(".")[0] in CLOUDS
+
+
 @contextlib.contextmanager
-def _told(store: Store) -> Iterator[None]:
-    """Say which store an error of a file system comes from."""
+def _told(store: Store, what: str) -> Iterator[None]:
+    """Say which store an error of a file system comes from, and what cannot be done there."""
     try:
         yield
     except Exception as error:
-        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in CLOUDS:
+        if not _of_files(error):
             raise
-        raise StoreError(f"{store.url} cannot be read ({error})") from error
+        why = str(error) or f"its file system, {type(store.files).__name__}, has no way to"
+        raise StoreError(f"--store {store.url} cannot be {what} ({why})") from error
 
 
 def fetch(url: str, run: Path, nodes: Mapping[str, Node]) -> Store:
     """Take what a run has not and a store has: artifacts of its stages, or the newest checkpoint of each.
 
     Raises:
-        StoreError: there is no such store, or it cannot be read.
+        StoreError: there is no such store, or it cannot be read or written.
     """
     store = Store(url, run)
-    with _told(store):
+    with _told(store, "written"):
+        store.prove()
+    with _told(store, "read"):
         for name, node in nodes.items():
             target = artifacts.folder(run, name, node.fingerprint)
             if artifacts.find(run, name, node.fingerprint) is not None:
@@ -199,10 +236,11 @@ class Uploads:
     Args:
         store: where to.
         run: the run's folder.
+        waits: seconds before each further try of a copy that has failed.
     """
 
-    def __init__(self, store: Store, run: Path) -> None:
-        self.store, self.run = store, run
+    def __init__(self, store: Store, run: Path, waits: Sequence[float] = WAITS) -> None:
+        self.store, self.run, self.waits = store, run, waits
         self._pool, self._stop = ThreadPoolExecutor(1, "upload"), threading.Event()
         self._asked: dict[Path, Future[None]] = {}
         self._looked = 0.0
@@ -259,9 +297,21 @@ class Uploads:
             uploads.close(interrupted)
 
     def _artifact(self, path: Path, scratch: Path) -> None:
-        if self.store.push(path, MANIFEST, self._stop):
+        if self._push(path, MANIFEST):
             self.store.forget(scratch)
 
     def _checkpoint(self, path: Path) -> None:
-        if self.store.push(path, MARK, self._stop):
+        if self._push(path, MARK):
             self.store.rotate(path.parents[1])
+
+    def _push(self, path: Path, mark: str) -> bool:
+        """See `Store.push`; tried several times."""
+        for wait in self.waits:
+            try:
+                return self.store.push(path, mark, self._stop)
+            except Exception as error:
+                if not _of_files(error):
+                    raise
+                log.warning("%s could not be copied to %s (%s): again in %g s", path, self.store.url, error, wait)
+                self._stop.wait(wait)
+        return self.store.push(path, mark, self._stop)

@@ -25,6 +25,8 @@ SHORTEST = 6
 """Characters of a value that is looked for in a log; shorter ones (`0`, `true`) stand in other places, too."""
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|AUTH(?!OR)", re.IGNORECASE)
 """Names of inherited variables whose values are looked for in a log."""
+_PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]+(@)")
+"""A password in an address: what stands between user and host."""
 
 
 Place = tuple[str | int, ...]
@@ -68,9 +70,14 @@ def names_only(data: Any, under: str = "") -> Any:
 
 
 def shown(argument: str) -> str:
-    """An argument of the command line as it may be written down: `stages.a.launch.env.TOKEN=(not recorded)`."""
+    """An argument of the command line as it may be written down: no values of variables, no passwords of addresses.
+
+    `stages.a.launch.env.TOKEN=(not recorded)`, `ftp://user:(not recorded)@host`.
+    """
     key, equals, _ = argument.partition("=")
-    return f"{key}={HIDDEN}" if equals and re.search(r"\benv\b", argument) else argument
+    if equals and re.search(r"\benv\b", argument):
+        return f"{key}={HIDDEN}"
+    return _PASSWORD.sub(rf"\1{HIDDEN}\2", argument)
 
 
 def values(data: Any) -> Iterator[tuple[Place, str]]:

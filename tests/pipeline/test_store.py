@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
@@ -198,7 +198,7 @@ def test_complete_checkpoints_are_copied_and_go_when_the_stage_is_published(url:
 
 def test_what_cannot_be_copied_is_told(failing: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = tmp_path / "a" / "r"
-    uploads = Uploads(Store(failing, run), run)
+    uploads = Uploads(Store(failing, run), run, waits=(0.0, 0.0))
     checkpoint(run, 5)
     uploads.look()
     uploads.artifact("base", artifact := published(run))
@@ -209,6 +209,95 @@ def test_what_cannot_be_copied_is_told(failing: str, tmp_path: Path, caplog: pyt
     )
     assert "It is kept here, and the same command copies it" in str(told.value)
     assert "checkpoint-5 could not be copied" in caplog.text
+
+
+class Busy(MemoryFileSystem):  # type: ignore[misc]
+    """In memory; every second file is refused once."""
+
+    protocol = "busy"
+    refused: ClassVar[set[str]] = set()
+
+    def put_file(self, local: str, there: str, **kwargs: Any) -> None:
+        if len(self.refused) % 2 == 0 and there not in self.refused:
+            self.refused.add(there)
+            raise OSError(errno.EBUSY, "Please reduce your request rate")
+        super().put_file(local, there, **kwargs)
+
+
+def test_a_copy_that_fails_is_tried_again_in_the_same_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fsspec.register_implementation("busy", Busy, clobber=True)
+    run, url = tmp_path / "a" / "r", f"busy://{uuid.uuid4().hex}/p"
+    uploads = Uploads(Store(url, run), run, waits=(0.0, 0.0))
+    uploads.artifact("base", artifact := published(run))
+    uploads.close(interrupted=False)
+    assert Store(url, tmp_path / "b" / "r").pull(tmp_path / "b" / "r" / artifact.path.relative_to(run), MANIFEST)
+    assert "Please reduce your request rate): again in 0 s" in caplog.text
+
+
+def test_a_mark_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
+    """A file system that shows a file before it is whole: the host was lost while it wrote the last one."""
+    a, there = tmp_path / "a" / "r", artifacts.folder(tmp_path / "b" / "r", "base", FINGERPRINT)
+    store, other = (Store(str(tmp_path / "s"), tmp_path / host / "r") for host in "ab")
+    assert store.push(path := published(a).path, MANIFEST, GO_ON)
+    (mark,) = (tmp_path / "s").rglob(MANIFEST)
+    mark.write_bytes(mark.read_bytes()[:-20])
+    assert not other.pull(there, MANIFEST)
+    assert store.push(path, MANIFEST, GO_ON)
+    assert other.pull(there, MANIFEST)
+
+
+class Bucket(MemoryFileSystem):  # type: ignore[misc]
+    """As object stores are: paths begin with a bucket, `makedirs` would make one, and some may only be read."""
+
+    protocol = "bucket"
+    root_marker = ""
+    faults: ClassVar[dict[str, OSError]] = {
+        "missing": FileNotFoundError("The specified bucket does not exist"),
+        "denied": PermissionError("Access Denied"),
+        "full": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    }
+    made: ClassVar[list[str]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path.removeprefix("bucket://").strip("/")
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        self.made.append(path)
+
+    def pipe_file(self, path: str, value: bytes, **kwargs: Any) -> None:
+        raise self.faults[path.partition("/")[0]]
+
+
+@pytest.mark.parametrize("bucket", Bucket.faults)
+def test_a_store_that_cannot_be_written_is_told_before_anything_runs(bucket: str, tmp_path: Path) -> None:
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    with pytest.raises(StoreError) as told:
+        fetch(f"bucket://{bucket}/p", tmp_path / "r", {})
+    assert str(told.value) == f"--store bucket://{bucket}/p cannot be written ({Bucket.faults[bucket]})"
+    assert Bucket.made == [], "a bucket by another name is not made"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("", "--store '' is no address such as s3://bucket/prefix, and no folder"),
+        ("s3:/bucket/p", "--store 's3:/bucket/p' is no address such as s3://bucket/prefix, and no folder"),
+        ("memory://", "--store memory:// names no bucket"),
+        ("{runs}", "--store {runs} lies in the folder of the run"),
+        ("file://{runs}/r/copies", "--store file://{runs}/r/copies lies in the folder of the run"),
+        ("http://127.0.0.1:{port}/x", "--store http://127.0.0.1:{port}/x cannot be written ("),
+        ("ftp://me:geheim@127.0.0.1:{port}/x", "--store ftp://me:(not recorded)@127.0.0.1:{port}/x: [Errno 111]"),
+        ("{runs}/a-file/x", "--store {runs}/a-file/x cannot be written ([Errno 20] Not a directory"),
+    ],
+)
+def test_an_address_that_cannot_hold_copies_is_one_line(url: str, said: str, tmp_path: Path, free_port: int) -> None:
+    (tmp_path / "a-file").touch()
+    where = {"runs": str(tmp_path), "port": free_port}
+    with pytest.raises(StoreError) as told:
+        fetch(url.format(**where), tmp_path / "r", {})
+    assert str(told.value).startswith(said.format(**where))
+    assert not (tmp_path / "r").exists()
 
 
 STAGE = {
