@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 REWARD_MODELS = ("preference", "process")
 """Rewards that are models, on a GPU where there is one."""
+NO_GPU = "-1"
+"""An entry of `rollout.process.devices` for an engine that computes on the CPU."""
 SPANNING = (
     "an engine over several hosts is a server: start `vllm serve` with --nnodes on each of them"
     " (docs/guides/rollouts.md), and name the first by rollout.server"
@@ -210,9 +212,14 @@ def _hidden(config: StageConfig, there: Sequence[Gpu]) -> list[str]:
 
 
 def _too_few(config: StageConfig, count: int) -> Iterator[Fault]:
-    """Engines that would have no GPU of so many, or part of what they want."""
+    """Engines that would have no GPU of so many, or part of what they want; GPUs that would have no engine."""
     devices = _devices(config)
     for place, device in enumerate(devices):
+        if by_name := [one for one in _split([device]) if not one.isdecimal() and one != NO_GPU]:
+            yield (
+                ("rollout", "process", "devices", place),
+                f"names {by_name[0]}, and with launch.gpus engines' GPUs are counted from 0 among the stage's own",
+            )
         beyond = [int(one) for one in _split([device]) if one.isdecimal() and int(one) >= count]
         if beyond:
             yield (
@@ -220,6 +227,10 @@ def _too_few(config: StageConfig, count: int) -> Iterator[Fault]:
                 f"names GPU {beyond[0]} of the {count} that the stage has, which are counted from 0: give it more by"
                 f" launch.gpus ({beyond[0] + 1} at least), those of its engines included",
             )
+    used = len(set(_split(devices)) - {NO_GPU})
+    if devices and not isinstance(config, TrainingConfig) and not _of_rewards(config) and used < count:
+        fix = "give them engines by rollout.process.devices, or leave it out for one on each"
+        yield ("launch", "gpus"), f"{count - used} of {count} GPUs would have no engine: {fix}"
     if not devices and not isinstance(config, TrainingConfig) and count % (each := of_engine(config) or 1):
         fix = SPANNING if count < each and config.launch.nodes > 1 else f"set a multiple of {each}"
         where = " of each host" if config.launch.nodes > 1 else ""

@@ -134,6 +134,8 @@ def test_accelerate_starts_a_process_on_each(launch: dict[str, Any], processes: 
         (launched(SFT, gpus=1, env={VISIBLE: "0"}), "launch.gpus", "both say which GPUs the stage has"),
         (engines(GRPO, 1, gpus=1), "rollout.process.devices.0", "names GPU 1 of the 1 that the stage has"),
         (engines(SCORE, 0, 3, gpus=2), "rollout.process.devices.1", "launch.gpus (4 at least)"),
+        (engines(GRPO, "GPU-aa11", gpus=2), "rollout.process.devices.0", "names GPU-aa11, and with launch.gpus"),
+        (engines(SCORE, 0, 1, gpus=4), "launch.gpus", "2 of 4 GPUs would have no engine"),
         (launched(SFT, accelerate="ep-1node", gpus=3), "launch.gpus", "do not divide into the groups of 2"),
         (
             {**launched(SCORE, gpus=3), "rollout": {"engine_options": {"tensor_parallel_size": 2}}},
