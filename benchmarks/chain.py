@@ -7,9 +7,9 @@
 Models, tasks and protocols are those of the run's `evaluate` stages, so it serves any recipe. Stages that sample in one
 way, and ask in one way, are one protocol. `table` has the one that most models were scored by, and `protocols` those of
 other sampling. A model that was also asked in another way, with the same sampling, stands there a second time, as
-MODEL_STAGE. Each
-entry has the shares of `format` (a thought, then an answer) and, where the recipe rewards a language, of `language`,
-over those samples that the evaluation has kept. No weights are copied; folders of the machine are left out of paths.
+MODEL_STAGE. Each entry has the shares of `format` (a thought, then an answer) and, where the recipe rewards a language,
+of `language`, over those samples that the evaluation has kept. No weights are copied; folders of the machine are left
+out of paths.
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
     for name, first in runs[0]["protocols"].items():
         tables = [run["protocols"].get(name, {}).get("table", {}) for run in runs]
         parts.append(_scores(runs, f"{_told(first['sampling'])} (`{name}`)", tables))
-    return "\n\n".join([*parts, _shapes(runs), *_health(runs), _times(runs)])
+    return "\n\n".join([*parts, *_shapes(runs), *_health(runs), _times(runs)])
 
 
 def _told(sampling: Mapping[str, Any]) -> str:
@@ -315,15 +315,17 @@ SHAPES = {"format": "a thought, then an answer", "language": "language", "trunca
 """What is shown of answers beside their scores, and how it is called."""
 
 
-def _shapes(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Format, language and length of the answers, as means over tasks and seeds."""
-    rows = []
-    for model in runs[0]["table"]:
-        entries = [entry for run in runs for entry in run["table"].get(model, {}).values()]
-        values = {key: [entry[key] for entry in entries if entry.get(key) is not None] for key in SHAPES}
-        shares = [f"{100 * fmean(values[key]):.1f} %" if values[key] else "" for key in SHAPES if key != "tokens"]
-        rows.append([model, *shares, f"{fmean(values['tokens']):.0f}" if values["tokens"] else ""])
-    return f"The same answers, as means over tasks and seeds:\n\n{_markdown(['model', *SHAPES.values()], rows)}"
+def _shapes(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Format, language and length of the answers, a table for each task: means over seeds."""
+    tables = [run["table"] for run in runs]
+    for task in dict.fromkeys(task for table in tables for scores in table.values() for task in scores):
+        rows = []
+        for model in dict.fromkeys(model for table in tables for model in table):
+            entries = [entry for table in tables if (entry := table.get(model, {}).get(task))]
+            values = {key: [entry[key] for entry in entries if entry.get(key) is not None] for key in SHAPES}
+            shares = [f"{100 * fmean(values[key]):.1f} %" if values[key] else "" for key in SHAPES if key != "tokens"]
+            rows.append([model, *shares, f"{fmean(values['tokens']):.0f}" if values["tokens"] else ""])
+        yield f"The same answers to {task}, as means over seeds:\n\n{_markdown(['model', *SHAPES.values()], rows)}"
 
 
 HEALTH = {

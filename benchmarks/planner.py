@@ -169,7 +169,17 @@ def pretraining_rows() -> Iterator[Row]:
             yield row(name, way, rows, length, run["peak_gib"] * GIB / GB, run["tokens_per_second"])
 
 
-WHOLE = {"gsm8k-r1-zero": "gsm8k/r1-zero", "v3-small": "v3-small/r1-zero"}
+def probe_rows() -> Iterator[Row]:
+    """The run of `benchmarks.probe`, with what was planned before and after the probe when it was made."""
+    result = read("probe-h200")
+    run = result["run"]
+    for way in ("before_probe", "after_probe"):
+        planned, note = result[way], "the probe still held memory"
+        gb, step = planned["peak_gb_planned"], planned["seconds_a_step"]
+        yield Row("probe-h200", way.replace("_", " "), False, gb, run["peak_gb"], step, run["seconds_a_step"], note)
+
+
+WHOLE = {"gsm8k-r1-zero": "gsm8k/r1-zero", "v3-small": "v3-small/r1-zero", "v3-small-r1-seed-0": "v3-small/r1"}
 """Results of whole recipes, whose stages' seconds are known and no peaks -> the recipe."""
 
 
@@ -177,14 +187,17 @@ def stage_rows() -> Iterator[tuple[str, str, float, float]]:
     """Result, stage, planned and measured seconds of whole stages, their start and their data included."""
     gpus = cluster("H200")
     for name, recipe in WHOLE.items():
-        run = read(name)["runs"][0]
-        trained = fmean(run["curves"]["zero"]["completions/mean_length"])
+        result = read(name)
+        run = result["runs"][0] if "runs" in result else result
+        times = {stage: told["seconds"] for stage, told in run.get("stages", {}).items()}
+        times |= {stage: 60 * minutes for stage, minutes in run.get("minutes", {}).items()}
         scored = fmean(each["tokens"] for tasks in run["table"].values() for each in tasks.values())
-        for stage, took in run["stages"].items():
-            given = Given(gpus.count, gpus.gpu.bytes, PROMPT, scored if stage == "score" else trained)
+        for stage, took in times.items():
+            lengths = run["curves"].get(stage, {}).get("completions/mean_length")
+            given = Given(gpus.count, gpus.gpu.bytes, PROMPT, fmean(lengths) if lengths else scored)
             found = estimate(Reader(load(recipe), given).work(stage), gpus)
             if not found.work.unknown:
-                yield name, stage, found.whole, took["seconds"]
+                yield name, stage, found.whole, took
 
 
 def newer() -> list[str]:
@@ -200,7 +213,7 @@ def newer() -> list[str]:
 
 def table() -> list[Row]:
     """All runs."""
-    return [*(row for name in (*GRPO, *newer()) for row in grpo_rows(name)), *pretraining_rows()]
+    return [*(row for name in (*GRPO, *newer()) for row in grpo_rows(name)), *probe_rows(), *pretraining_rows()]
 
 
 def markdown(rows: list[Row]) -> str:

@@ -68,7 +68,9 @@ def estimate(work: Work, cluster: Cluster, rates: Speed = speed.MEASURED) -> Est
     if work.gpus > cluster.count:
         over["GPUs"] = float(work.gpus - cluster.count)
     parts = seconds_of(work, cluster, rates)
-    begun = rates.start_s + rates.engine_s * work.engines_started
+    eager = work.engine is not None and work.engine.eager
+    begun = rates.warm_s if work.warm else rates.start_s
+    begun += work.engines_started * (rates.eager_engine_s if eager else rates.engine_s)
     look = _look(work, cluster, rates)
     looks = 0 if work.watching is None else work.watching.looks
     whole = begun + work.steps * parts["step"] + looks * look
@@ -135,7 +137,7 @@ def seconds_of(work: Work, cluster: Cluster, rates: Speed) -> dict[str, float]:
 def _sampling_s(shape: Shape, engine: Engine, sampling: Sampling, cluster: Cluster, rates: Speed) -> float:
     if engine.kind == "transformers":
         return speed.by_transformers(shape, cluster.gpu, sampling, rates, engine.batch)
-    parallel = engine.engines, engine.tensor, engine.fast_path
+    parallel = engine.engines, engine.tensor, engine.fast_path, engine.eager
     return speed.generation(shape, cluster.gpu, sampling, rates, *parallel)
 
 

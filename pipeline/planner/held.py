@@ -52,6 +52,8 @@ def _engine_bytes(work: Work, engine: Engine, shape: Shape, cluster: Cluster) ->
         own = {} if engine.beside else {"engine weights": memory.stored(shape, "bfloat16")}
         return {**own, "engine cache": row * min(engine.batch, sampling.rollouts)}
     parts = memory.engine(shape, engine.share, cluster.gpu.bytes, engine.base, engine.tensor)
+    if engine.cache is not None:
+        parts["engine cache"] = engine.cache
     parts["engine cache"] = max(parts["engine cache"], row / engine.tensor)  # vLLM wants room for the longest row
     return parts
 

@@ -13,12 +13,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.cost import flops, speed
 from pipeline.cost.bill import Assumption
 from pipeline.cost.config import from_config
 from pipeline.cost.hardware import CPU, Cluster, Gpu, HardwareError
+from pipeline.cost.shape import Shape
 from pipeline.cost.speed import Speed
 from pipeline.planner.found import Found
 
@@ -27,6 +28,8 @@ SECONDS = 4.0
 LEAST_ROUNDS = 3
 SHORTEST = 1e-7
 """Seconds: what a clock cannot tell from nothing."""
+DEPTHS = (4, 12)
+"""Layers of the models that are measured."""
 TINY_TOKENS = 8
 """So few that a pass waits for the processor alone."""
 CPU_LINK = 10e9
@@ -54,6 +57,8 @@ def measured(found: Found | None, say: Callable[[str], None]) -> tuple[Cluster, 
     say(f"measuring {found.name if found is not None else 'this processor'} …")
     peak, bandwidth = _peak(device), _bandwidth(device)
     share, layer_s = _layers(device, peak)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # for whatever runs next to this process
     was = speed.MEASURED
     host = layer_s / was.layer_s if found is not None else 1.0
     rates = replace(
@@ -75,7 +80,7 @@ def measured(found: Found | None, say: Callable[[str], None]) -> tuple[Cluster, 
             Assumption("products", f"{peak / 1e12:.3g} TFLOPS", f"{here}: large matrices"),
             Assumption("memory", f"{bandwidth / 1e9:.3g} GB/s", f"{here}: copying"),
             Assumption("training", f"{share:.0%} of that", f"{here}: layers, forward and backward"),
-            Assumption("launching", f"{layer_s * 1e3:.2g} ms a layer", f"{here}: a few tokens"),
+            Assumption("launching", f"{layer_s * 1e3:.2g} ms a layer", f"{here}: a few tokens, two depths"),
             Assumption("scheduler", f"{rates.token_s * 1e6:.3g} us a token", "assumed: as much slower as launching"),
         ],
     )
@@ -131,18 +136,34 @@ def _bandwidth(device: Any) -> float:
 
 
 def _layers(device: Any, peak: float) -> tuple[float, float]:
-    """The share of the peak that training reaches, and seconds of a layer's forward pass on a few tokens."""
+    """The share of the peak that training reaches, and seconds of a layer's forward pass on a few tokens.
+
+    A pass also embeds, builds a mask and computes a loss; a deeper model tells what a layer adds to that.
+    """
+    gpu = device.type == "cuda"
+    step, shape = _model(device, DEPTHS[0])
+    tokens = 8192 if gpu else 512
+    operations = flops.training(shape, [tokens]).total
+    share = operations / _seconds(device, step(tokens, backward=True)) / peak
+    shallow, deep = (_seconds(device, _model(device, depth)[0](TINY_TOKENS, backward=False)) for depth in DEPTHS)
+    return min(1.0, share), max(SHORTEST, (deep - shallow) / (DEPTHS[1] - DEPTHS[0]))
+
+
+class _Step(Protocol):
+    def __call__(self, length: int, backward: bool) -> Callable[[], object]: ...
+
+
+def _model(device: Any, layers: int) -> tuple[_Step, Shape]:
+    """Passes of a model with so many layers over so many tokens, to be called; and its shape."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     gpu = device.type == "cuda"
     wide = {"hidden_size": 2048, "intermediate_size": 8192} if gpu else {"hidden_size": 256, "intermediate_size": 1024}
     heads = {"num_attention_heads": 16 if gpu else 4, "num_key_value_heads": 4}
-    sizes: dict[str, Any] = {**wide, **heads, "num_hidden_layers": 4, "vocab_size": 1024}
+    sizes: dict[str, Any] = {**wide, **heads, "num_hidden_layers": layers, "vocab_size": 1024}
     config = AutoConfig.for_model("qwen2", **sizes)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(device)
-    shape = from_config(config.to_dict())
-    tokens = 8192 if gpu else 512
 
     def step(length: int, backward: bool) -> Callable[[], object]:
         ids_BT = torch.ones(1, length, dtype=torch.long, device=device)
@@ -156,6 +177,4 @@ def _layers(device: Any, peak: float) -> tuple[float, float]:
 
         return run
 
-    operations = flops.training(shape, [tokens]).total
-    share = operations / _seconds(device, step(tokens, backward=True)) / peak
-    return min(1.0, share), _seconds(device, step(TINY_TOKENS, backward=False)) / shape.layers
+    return step, from_config(config.to_dict())

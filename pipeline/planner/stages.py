@@ -72,6 +72,9 @@ class Reader:
             watching, told = watching_of(config, found, self.recipe, self.given)
             return replace(
                 found,
+                warm=self.recipe.warm is not False
+                and not self.given.processor
+                and stage != next(iter(self.recipe.stages)),
                 adapts="adapter" in type(config).model_fields,
                 judges=tuple(self._judges(config)),
                 watching=watching,
@@ -241,6 +244,8 @@ class Reader:
             8 if str(rollout.engine_options.get("kv_cache_dtype", "")).startswith("fp8") else 16,
             sleeps and beside,
             reloads(rollout),
+            bool(rollout.engine_options.get("enforce_eager", False)),
+            float(told) if isinstance(told := rollout.engine_options.get("kv_cache_memory_bytes"), int) else None,
         )
 
     def _grpo(self, stage: str, config: Any) -> Work:

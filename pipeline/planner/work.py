@@ -85,6 +85,8 @@ class Engine:
         cache_bits: bits of a number in its cache.
         sleeps: whether it gives its memory back while the trainer trains.
         reloads: whether it takes the weights of the next model, where that has the same shape.
+        eager: whether it starts without compiling and capturing (`enforce_eager`).
+        cache: bytes of its cache where the recipe says so (`kv_cache_memory_bytes`); else all that its share leaves.
     """
 
     kind: str
@@ -99,6 +101,8 @@ class Engine:
     cache_bits: int = 16
     sleeps: bool = False
     reloads: bool = True
+    eager: bool = False
+    cache: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,7 @@ class Work:
         training, engine, sampling: what it does in a step; `None` for what it does not do.
         scored: forward passes without gradient a step (a reference; a teacher, which is `teacher`).
         unknown: why there are no numbers, if there are none.
+        warm: whether its libraries load while the stage before it works.
         judges: reward models that share its GPU.
         watching: held-out problems while it trains, if there are any.
         adapts: whether its kind could train an adapter in place of the weights.
@@ -148,6 +153,7 @@ class Work:
     teacher: Shape | None = None
     assumptions: tuple[Assumption, ...] = ()
     unknown: str = ""
+    warm: bool = False
     adapts: bool = False
     judges: tuple[Shape, ...] = ()
     watching: Watching | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from graphlib import TopologicalSorter
@@ -74,6 +74,43 @@ class Step:
     node: Node
     state: State
     reason: str
+
+
+class Order:
+    """Which stages can start: those that wait for nothing that is not done, in the order of the recipe.
+
+    Args:
+        nodes: the stages.
+        names: of all, as the recipe has them.
+        done: those that need not run.
+
+    Attributes:
+        ready: stages that can start; whoever starts one takes it out.
+    """
+
+    def __init__(self, nodes: Mapping[str, Node], names: Sequence[str], done: Container[str]) -> None:
+        self._sorter: TopologicalSorter[str] = TopologicalSorter({name: node.after for name, node in nodes.items()})
+        self._sorter.prepare()
+        self._names, self._done = names, done
+        self.ready: list[str] = []
+        self.finish([])
+
+    def finish(self, names: Sequence[str]) -> None:
+        """These have ended well: what waited for them is ready, or done already, with all that waited for that."""
+        self._sorter.done(*names)
+        while found := self._sorter.get_ready():
+            self.ready += [name for name in found if name not in self._done]
+            self._sorter.done(*(name for name in found if name in self._done))
+        self.ready.sort(key=self._names.index)
+
+    def again(self, name: str) -> None:
+        """A stage that was started is to be started once more."""
+        self.ready.append(name)
+        self.ready.sort(key=self._names.index)
+
+    def left(self) -> bool:
+        """Whether a stage has not ended yet."""
+        return self._sorter.is_active()
 
 
 def build(recipe: Recipe) -> dict[str, Node]:

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 from pipeline import artifacts
@@ -24,7 +23,7 @@ from pipeline.records import kept
 from pipeline.runner import scratch
 from pipeline.runner.early import Early, Waiting
 from pipeline.runner.forkserver import ForkServer
-from pipeline.runner.graph import Node, State
+from pipeline.runner.graph import Node, Order, State
 from pipeline.runner.inputs import Inputs
 from pipeline.runner.observer import Failure, Observer
 from pipeline.runner.process import StageProcess
@@ -69,32 +68,20 @@ class Scheduler:
         self.publishing: dict[str, Future[Artifact]] = {}
         self.early = Early(run, self._start_early, bool(slots.there) if recipe.warm is None else recipe.warm)
         self.forks = ForkServer(recipe.warm is None and not slots.wanted)
-        self.ready: list[str] = []
+        self.order = Order(nodes, list(recipe.stages), done)
 
     def run(self, jobs: int) -> Sequence[str]:
         """Run what is not done, so many stages at once; returns why stages failed, after which none is started."""
-        order: TopologicalSorter[str] = TopologicalSorter({name: node.after for name, node in self.nodes.items()})
-        order.prepare()
-        rank = {name: position for position, name in enumerate(self.recipe.stages)}
-        ready = self.ready
         try:
-            while True:
-                ready += order.get_ready()
-                for name in [name for name in ready if name in self.done]:
-                    ready.remove(name)
-                    order.done(name)
-                if not (order.is_active() or self.publishing) or (self.failures and not self.running):
-                    break
-                ready.sort(key=rank.__getitem__)
-                while len(self.running) < jobs and not self.failures and (node := self._placed(ready)) is not None:
-                    ready.remove(node.name)
+            while (self.order.left() or self.publishing) and (self.running or not self.failures):
+                while len(self.running) < jobs and not self.failures and (node := self._placed()) is not None:
+                    self.order.ready.remove(node.name)
                     self._begin(node)
                 if len(self.running) >= jobs or self.failures:
-                    for name in ready:  # what they have asked a cluster for would stand idle
+                    for name in self.order.ready:  # what they have asked a cluster for would stand idle
                         self.slots.release(name)
                 self._prepare_next()
-                for name in self._poll(bool(ready)):
-                    order.done(name)
+                self.order.finish(self._poll(bool(self.order.ready)))
             self._take_published(wait=True)
         finally:
             self._stop()  # after an interruption; otherwise nothing runs any more
@@ -104,9 +91,9 @@ class Scheduler:
             self.hashing.shutdown()  # what is finished is published all the same
         return self.failures
 
-    def _placed(self, ready: Sequence[str]) -> Node | None:
+    def _placed(self) -> Node | None:
         """The first stage whose GPUs are free now; a stage without GPUs waits for nobody."""
-        return next((node for name in ready if self.slots.take(node := self.nodes[name])), None)
+        return next((node for name in self.order.ready if self.slots.take(node := self.nodes[name])), None)
 
     def _begin(self, node: Node) -> None:
         """Start a stage, unless one of its inputs is not what was published."""
@@ -226,7 +213,7 @@ class Scheduler:
         self.observer.restarted(node, message)
         if isinstance(self.slots, ClusterSlots):  # a host may be gone: it asks for others
             self.slots.release(node.name)
-            self.ready.append(node.name)
+            self.order.again(node.name)
         else:
             self.running.append(self._start(node))
 

@@ -164,6 +164,23 @@ def test_stages_come_after_what_they_use(recipe: Path) -> None:
     assert set(nodes["small"].inputs) == {"base"}
 
 
+@pytest.mark.parametrize("done", ["", "base", "base zero", "base zero samples", "base small"])
+def test_what_can_start_is_in_the_order_of_the_recipe_whatever_is_done(done: str, recipe: Path) -> None:
+    loaded = load(recipe)
+    nodes = graph.build(loaded)
+    left = [name for name in loaded.stages if name not in done.split()]
+    order = graph.Order(nodes, list(loaded.stages), done.split())
+    while left:
+        ready = [name for name in left if not set(nodes[name].after) & set(left)]
+        assert order.ready == ready
+        assert order.left()
+        order.ready.remove(ready[0])
+        left.remove(ready[0])
+        order.finish(ready[:1])
+    assert not order.ready
+    assert not order.left()
+
+
 def publish(run: Path, nodes: Mapping[str, graph.Node], *names: str) -> None:
     for name in names:
         node = nodes[name]
