@@ -51,6 +51,8 @@ def _check_sharding(config: StageConfig, base: Path) -> Iterator[Fault]:
         return
     file = accelerate_config(config.launch.accelerate or "", base)
     kind = "" if file is None else str(settings(file).get("distributed_type"))
+    if file is not None and kind != "DEEPSPEED":
+        yield from _check_precision(config.trainer, settings(file).get("mixed_precision"))
     adapter = getattr(config, "adapter", None)
     if adapter is not None:
         yield from _check_adapter(adapter.quantize, kind, file)
@@ -59,6 +61,17 @@ def _check_sharding(config: StageConfig, base: Path) -> Iterator[Fault]:
         yield ("trainer", "model_init_kwargs"), fault
     if kind == "DEEPSPEED" and config.non_finite == "skip":
         yield ("non_finite",), "DeepSpeed takes its steps itself, so no step can be skipped: set `stop`"
+
+
+def _check_precision(trainer: Mapping[str, Any], said: Any) -> Iterator[Fault]:
+    """An accelerate config that wants another precision than the trainer, which decides."""
+    chosen = "fp16" if trainer.get("fp16") else "bf16" if trainer.get("bf16", True) else "no"
+    if said not in (None, False, "no", chosen):
+        way = "set the stage's `precision: fp8`" if said == "fp8" else f"set trainer.{said}: true"
+        yield (
+            ("launch", "accelerate"),
+            f"its mixed_precision is {said}, and the trainer's own setting ({chosen}) decides: {way}, or leave it out",
+        )
 
 
 def _check_adapter(quantize: str, kind: str, file: Path | None) -> Iterator[Fault]:

@@ -118,6 +118,8 @@ def arguments(
     if "lr_scheduler_type" in given:  # another schedule takes other arguments
         beneath.pop("lr_scheduler_kwargs", None)
     args = config_class(**{**beneath, **given, **owned, **fixed})
+    if not (args.deepspeed or sharding.launched_by_deepspeed()):  # a launcher's own setting would go past every check
+        args.mixed_precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
     args.fsdp_plugin_args = sharding.plugin_arguments(args)
     if adapted:
         adapters.load_frozen(args)

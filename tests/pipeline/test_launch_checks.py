@@ -60,6 +60,26 @@ def test_whoever_shards_the_model_may_keep_the_weights_that_are_trained(
     assert ("trainer.model_init_kwargs" in found) == refused
 
 
+@pytest.mark.parametrize(
+    ("said", "trainer", "way"),
+    [
+        ("bf16", {}, None),
+        ("fp16", {"bf16": False, "fp16": True}, None),
+        ("no", {"bf16": False}, None),
+        (False, {}, None),
+        ("bf16", {"bf16": False}, "set trainer.bf16: true"),
+        ("fp16", {}, "set trainer.fp16: true"),
+        ("fp8", {}, "set the stage's `precision: fp8`"),
+    ],
+)
+def test_the_precision_of_a_launcher_is_the_trainers(
+    tmp_path: Path, said: Any, trainer: dict[str, Any], way: str | None
+) -> None:
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump({"distributed_type": "MULTI_GPU", "mixed_precision": said}))
+    found = faults({**SFT, "trainer": trainer, "launch": {"accelerate": "two.yaml"}}, tmp_path)
+    assert (way or "") in found.get("launch.accelerate", "") and (way is None) == (not found)
+
+
 def test_deepspeed_skips_no_steps(tmp_path: Path) -> None:
     (tmp_path / "deepspeed.yaml").write_text(yaml.safe_dump(DEEPSPEED))
     launch = {"accelerate": "deepspeed.yaml"}

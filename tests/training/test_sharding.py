@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
+from trl import SFTConfig
 
 from pipeline.schema.efficiency import Efficiency
+from pipeline.training import setup
 from pipeline.training.parallel.sharding import exact_policy, refuse_sharded_head
+from tests.stages.driving import context_of
 from tests.training.replay import trainer_of
 
 
@@ -59,3 +62,11 @@ def test_passes_that_contradict_each_other_are_not_trained_on(models: Path, tmp_
     with pytest.raises(RuntimeError, match="nats from those of a pass without gradient"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+def test_the_precision_of_a_launcher_goes_past_no_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would compute in it, and accelerate round outputs and gradients to it."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    config = {"kind": "sft", "model": "m", "data": ["rows.jsonl"], "trainer": {"bf16": False}}
+    args = setup.arguments(SFTConfig, context_of(tmp_path, "one", config, {}), {}, {})
+    assert args.mixed_precision == "no" and not args.bf16

@@ -38,7 +38,7 @@ def launched() -> bool:
 
 def keeps_masters() -> bool:
     """Whether whoever shards the model keeps weights of its own in float32, whatever type the model was loaded in."""
-    return _said("ACCELERATE_USE_FSDP") or _said("ACCELERATE_USE_DEEPSPEED")
+    return _said("ACCELERATE_USE_FSDP") or launched_by_deepspeed()
 
 
 def _said(name: str) -> bool:
@@ -68,6 +68,11 @@ def plugin_arguments(args: Any) -> dict[str, Any] | None:
     os.environ[EVERY_RANK_FILLS] = "false"  # transformers reads this, before accelerate has read the plugin
     policy = {"mixed_precision_policy": exact_policy(args)} if args.bf16 or args.fp16 else {}
     return {**(given or {}), **policy, "cpu_ram_efficient_loading": False}
+
+
+def launched_by_deepspeed() -> bool:
+    """Whether the accelerate config that launched this process names DeepSpeed."""
+    return _said("ACCELERATE_USE_DEEPSPEED")
 
 
 def launched_by_fsdp2() -> bool:
