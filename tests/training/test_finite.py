@@ -7,16 +7,18 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from model.balance import routers
 from pipeline.context import StageContext
 from pipeline.stages.registry import run_function
 from pipeline.training import fit
-from pipeline.training.health.finite import NonFiniteError
+from pipeline.training.health.finite import NonFiniteError, Watch
 from tests.stages.driving import CORPUS, TINY, context_of
 
 STAGE = {
@@ -91,6 +93,21 @@ def test_a_model_that_is_damaged_stops_the_stage_before_its_first_step(
     assert not (context.output / "model").exists()
 
 
+def test_a_routing_bias_that_is_damaged_stops_the_stage_before_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A buffer that is saved with the weights: experts are chosen by it."""
+    context, whole = stage(tmp_path, "one"), fit._train
+
+    def damaged(trainer: Any, context: StageContext) -> Any:
+        next(iter(routers(trainer.model).values())).e_score_correction_bias[1] = math.nan
+        return whole(trainer, context)
+
+    monkeypatch.setattr(fit, "_train", damaged)
+    with pytest.raises(NonFiniteError, match=r"before step 1 of 4: \S*e_score_correction_bias\. The files"):
+        run_function("pretrain")(context)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_that_would_hardly_move_stop_the_stage_before_its_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
@@ -119,6 +136,24 @@ def test_a_loss_that_is_not_finite_stops_the_stage(
     (kept,) = context.scratch.glob("non-finite-step-3-rank-0.pt")
     batches = torch.load(kept, weights_only=False)
     assert len(batches) == 2 and batches[1]["input_ids"].numel() == 64
+
+
+def test_the_batch_of_the_rank_that_saw_it_is_kept_before_any_rank_ends(tmp_path: Path) -> None:
+    """This is the first of two ranks, whose losses are finite; the other one's second loss is not."""
+    others, waited = [torch.tensor([0]), torch.tensor([2, 0])], list[bool]()
+    own, told = (tmp_path / f"non-finite-step-3-rank-{number}.pt" for number in range(2))
+    accelerator = SimpleNamespace(device="cpu", process_index=0, gather=lambda mine: torch.cat([mine, others.pop()]))
+    accelerator.wait_for_everyone = lambda: waited.append(own.exists())
+    trainer = SimpleNamespace(is_deepspeed_enabled=False, accelerator=accelerator, model=torch.nn.Linear(2, 2))
+    watch = Watch(trainer, "stop", tmp_path)
+    watch.losses, watch.batches = [torch.tensor(0.5), torch.tensor(0.7)], [{"input_ids": torch.arange(3)}]
+    with pytest.raises(NonFiniteError) as raised:
+        watch.on_pre_optimizer_step(SimpleNamespace(fp16=False), SimpleNamespace(global_step=2, max_steps=4), None)
+    assert "step 3 of 4: the loss is not finite on rank 1: micro-batch 2 of 2; all weights still are" in str(
+        raised.value
+    )
+    assert f"The batch is kept in {told}." in str(raised.value)
+    assert waited == [True]
 
 
 @pytest.mark.parametrize("clip", [1.0, 0.0])

@@ -7,6 +7,7 @@ each step is looked at before the optimizer is asked: all ranks tell each other 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -89,16 +90,17 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.loss_before = self.trainer._tr_loss.clone() if self.then == "skip" else None
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        bad = [not bool(loss.isfinite().all()) for loss in self.losses]
+        bad = [number for number, loss in enumerate(self.losses, 1) if not bool(loss.isfinite().all())]
         gradients = args.fp16 or self._gradients_are_finite()  # with float16, its scaler skips such steps
-        losses_R, gradients_R = self._told(sum(bad), not gradients)
+        losses_R, gradients_R = self._told(min(bad, default=0), not gradients)
         skip = False
         if any(losses_R) or any(gradients_R):
-            reason = f"step {state.global_step + 1} of {state.max_steps}: {self._what(losses_R, gradients_R, bad)}"
+            reason = f"step {state.global_step + 1} of {state.max_steps}: {self._what(losses_R, gradients_R)}"
             (weights_R,) = self._told(len(self._weights()))
             skip = self.then == "skip" and not any(weights_R)
             if not skip:
-                kept = self._keep(state.global_step + 1)
+                first = next(rank for rank, one in enumerate(zip(losses_R, gradients_R, strict=True)) if any(one))
+                kept = self._keep(state.global_step + 1, first)
                 raise NonFiniteError(f"{reason}; {self._others(weights_R)}. The batch is kept in {kept}. {_ADVICE}")
             log.warning("%s; the step is skipped", reason)
             self._skip()
@@ -147,23 +149,24 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         return _all_finite(local_part(weight.grad) for weight in weights if weight.grad is not None)
 
     def _weights(self) -> list[str]:
-        """Names of this rank's weights that are not finite."""
-        named = list(self.trainer.model.named_parameters())
+        """Names of this rank's weights that are not finite, and of buffers that are saved, such as routing biases."""
+        model = self.trainer.model
+        passing = {each for name, module in model.named_modules() for each in _passing(name, module)}
+        buffers = [(name, held) for name, held in model.named_buffers() if held.dim() and name not in passing]
+        named = [*model.named_parameters(), *buffers]
         if _all_finite(local_part(weight) for _, weight in named):
             return []
         return [name for name, weight in named if not bool(local_part(weight).isfinite().all())]
 
-    def _what(self, losses_R: list[int], gradients_R: list[int], bad: list[bool]) -> str:
-        """What is not finite, on which rank, in which micro-batch."""
-        numbers_R = losses_R if any(losses_R) else gradients_R
-        what = (
-            "the loss is not finite" if any(losses_R) else f"gradients are not finite (their norm is {self.grad_norm})"
-        )
-        on = f" on rank {_numbers(numbers_R)}" if len(numbers_R) > 1 else ""
-        if not any(bad):
-            return what + on
-        first = bad.index(True)
-        return f"{what}{on}: {self.losses[first].item()} in micro-batch {first + 1} of {len(bad)}"
+    def _what(self, losses_R: list[int], gradients_R: list[int]) -> str:
+        """What is not finite, on which ranks, and in which micro-batch of the first of them."""
+        on = f" on rank {_numbers(losses_R if any(losses_R) else gradients_R)}" if len(losses_R) > 1 else ""
+        if not any(losses_R):
+            return f"gradients are not finite (their norm is {self.grad_norm}){on}"
+        first = next(number for number in losses_R if number)
+        here = self.losses[first - 1].item()
+        value = "" if math.isfinite(here) else f"{here} in "
+        return f"the loss is not finite{on}: {value}micro-batch {first} of {len(self.losses)}"
 
     def _others(self, weights_R: list[int]) -> str:
         """What else is known of it on this rank."""
@@ -180,10 +183,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if self.loss_before is not None:
             self.trainer._tr_loss.copy_(self.loss_before)
 
-    def _keep(self, step: int) -> Path:
-        path = self.folder / f"non-finite-step-{step}-rank-{self.trainer.accelerator.process_index}.pt"
-        torch.save(self.batches, path)
-        return path
+    def _keep(self, step: int, first: int) -> Path:
+        """Write down what each rank has seen; the file of the first one that saw it."""
+        accelerator = self.trainer.accelerator
+        own, told = (self.folder / f"non-finite-step-{step}-rank-{r}.pt" for r in (accelerator.process_index, first))
+        torch.save(self.batches, own)
+        accelerator.wait_for_everyone()  # the error of one rank ends the others
+        return told
 
     def _forget(self) -> None:
         self.batches: list[Any] = []
@@ -192,6 +198,11 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 
 _ADVICE = "A lower trainer.learning_rate or more trainer.warmup_steps may help; non_finite: skip leaves such steps out"
+
+
+def _passing(name: str, module: torch.nn.Module) -> list[str]:
+    """Names of a module's buffers that are not saved with it."""
+    return [f"{name}.{buffer}" for buffer in module._non_persistent_buffers_set]
 
 
 def _all_finite(tensors: Iterable[torch.Tensor]) -> bool:

@@ -93,10 +93,8 @@ class Resumable(Watched):
         return super().create_scheduler(*args, **kwargs)  # type: ignore[misc]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        ended = self.control.should_training_stop  # as a look at held-out scores has it
-        if (
-            ended or self.state.global_step >= self.state.max_steps
-        ):  # killed between the last step and the published model
+        last = self.state.global_step >= self.state.max_steps  # killed between that step and the published model
+        if last or self.control.should_training_stop:  # as a look at held-out scores has it
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)  # type: ignore[misc]

@@ -26,9 +26,7 @@ def build(config: Any, adapter: adapters.Prepared | None = None, **arguments: An
         arguments: those of `SftTrainer`.
     """
     trainer = adapters.carry(SftTrainer, adapter, **arguments)
-    varlen.install(
-        base_of(trainer.model)
-    )  # before it is wrapped; packed rows come with the boundaries of their examples
+    varlen.install(base_of(trainer.model))  # packed rows come with the boundaries of their examples
     setup.set_precision(trainer.model, config.precision)
     experts.balance(trainer, config.routing)
     return trainer
