@@ -24,15 +24,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.collect import collect
+from benchmarks.chain_page import HEALTH, NOTHING, page
+from benchmarks.collect import collect, run_folder
+from benchmarks.pages import fault as page_fault
 from benchmarks.pages import tell
 from pipeline import artifacts
 from pipeline.files.rows import read_rows
 from pipeline.report.run_data import Run, Stage, State, read_run
 from pipeline.rollout.base import Finish
 
+__all__ = ["HEALTH", "NOTHING", "keep", "numbers", "page", "published"]
+
 RESULTS = Path(__file__).resolve().parent / "results"
-NOTHING = "No run of this recipe has been published yet."
 KEPT = (artifacts.RUN_RECORD, artifacts.RUN_RECIPE, "report.html")
 """Files of a run that are copied beside the manifests of its stages."""
 SHOWN_PROBLEMS = 2
@@ -271,124 +274,31 @@ def published(name: str, results: Path = RESULTS) -> list[dict[str, Any]]:
     return sorted(found, key=lambda run: int(run["seed"]))
 
 
-def page(runs: Sequence[Mapping[str, Any]]) -> str:
-    """The tables of all runs of a recipe: scores by protocol, and where the time went."""
-    if not runs:
-        return NOTHING
-    parts = [_scores(runs, _told(runs[0]["sampling"]), [run["table"] for run in runs])]
-    for name, first in runs[0]["protocols"].items():
-        tables = [run["protocols"].get(name, {}).get("table", {}) for run in runs]
-        parts.append(_scores(runs, f"{_told(first['sampling'])} (`{name}`)", tables))
-    return "\n\n".join([*parts, *_shapes(runs), *_health(runs), _times(runs)])
-
-
-def _told(sampling: Mapping[str, Any]) -> str:
-    samples = sampling.get("samples", 1)
-    many = f"{samples} samples a problem" if samples > 1 else "one sample a problem"
-    greedy = not sampling.get("temperature")
-    how = "greedy" if greedy else f"temperature {sampling['temperature']}, top-p {sampling['top_p']}"
-    return f"{how}, {many}, at most {sampling['max_tokens']:,} tokens"
-
-
-def _scores(runs: Sequence[Mapping[str, Any]], told: str, tables: Sequence[Entries]) -> str:
-    models = list(dict.fromkeys(model for table in tables for model in table))
-    tasks = list(dict.fromkeys(task for table in tables for scores in table.values() for task in scores))
-    heads, rows = ["model"], [[model] for model in models]
-    for task in tasks:
-        sizes = {entry["n"] for table in tables for scores in table.values() if (entry := scores.get(task))}
-        for at, (run, table) in enumerate(zip(runs, tables, strict=True)):
-            seed = f"seed {run['seed']}"
-            n = ", ".join(f"{size:,}" for size in sorted(sizes))
-            heads.append(f"{task} (n = {n}), {seed}" if at == 0 else seed)
-            for row in rows:
-                row.append(_score(table.get(row[0], {}).get(task)))
-    return f"pass@1 in percent with its 95 % interval; {told}:\n\n{_markdown(heads, rows)}"
-
-
-def _score(entry: Mapping[str, Any] | None) -> str:
-    if entry is None:
-        return ""
-    return f"{100 * entry['pass@1']:.1f} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
-
-
-SHAPES = {"format": "a thought, then an answer", "language": "language", "truncated": "cut off", "tokens": "tokens"}
-"""What is shown of answers beside their scores, and how it is called."""
-
-
-def _shapes(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Format, language and length of the answers, a table for each task: means over seeds."""
-    tables = [run["table"] for run in runs]
-    for task in dict.fromkeys(task for table in tables for scores in table.values() for task in scores):
-        rows = []
-        for model in dict.fromkeys(model for table in tables for model in table):
-            entries = [entry for table in tables if (entry := table.get(model, {}).get(task))]
-            values = {key: [entry[key] for entry in entries if entry.get(key) is not None] for key in SHAPES}
-            shares = [f"{100 * fmean(values[key]):.1f} %" if values[key] else "" for key in SHAPES if key != "tokens"]
-            rows.append([model, *shares, f"{fmean(values['tokens']):.0f}" if values["tokens"] else ""])
-        yield f"The same answers to {task}, as means over seeds:\n\n{_markdown(['model', *SHAPES.values()], rows)}"
-
-
-HEALTH = {
-    "sampling/sampling_logp_difference/mean": "log-probabilities, engine against trainer",
-    "routing/max_violation": "load of the busiest expert above the mean",
-}
-"""Curves whose course is shown for each stage, and what they are called."""
-
-
-def _health(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """How engine and trainer agreed and how even the experts' load was: the ends of each curve, and its worst value."""
-    known = [stage for run in runs for stage, curves in run["curves"].items() if HEALTH.keys() & curves]
-    stages = list(dict.fromkeys(known))
-    if not stages:
-        return
-    heads, rows = ["stage"], [[f"`{stage}`"] for stage in stages]
-    for metric, told in HEALTH.items():
-        for at, run in enumerate(runs):
-            heads.append(f"{told}, seed {run['seed']}" if at == 0 else f"seed {run['seed']}")
-            for stage, row in zip(stages, rows, strict=True):
-                row.append(_course(run["curves"].get(stage, {}).get(metric)))
-    yield f"Over the steps of each training stage, first → last (worst):\n\n{_markdown(heads, rows)}"
-
-
-def _course(values: Sequence[float] | None) -> str:
-    return f"{values[0]:.3g} → {values[-1]:.3g} ({max(values):.3g})" if values else ""
-
-
-def _times(runs: Sequence[Mapping[str, Any]]) -> str:
-    heads = ["stage", "kind", *(f"minutes, seed {run['seed']}" for run in runs), "GPU-minutes"]
-    stages = list(dict.fromkeys(stage for run in runs for stage in run["minutes"]))
-    rows = []
-    for stage in stages:
-        kind = next(run["kinds"][stage] for run in runs if stage in run["kinds"])
-        gpu = [f"{run['gpu_minutes'][stage]:.1f}" for run in runs if stage in run["gpu_minutes"]]
-        took = [f"{run['minutes'][stage]:.1f}" if stage in run["minutes"] else "" for run in runs]
-        rows.append([f"`{stage}`", kind, *took, ", ".join(gpu)])
-    walls = [f"{run['wall_minutes']:.1f}" for run in runs]
-    totals = [f"{sum(run['gpu_minutes'].values()):.1f}" for run in runs if run["gpu_minutes"]]
-    rows.append(["first start to last end", "", *walls, ", ".join(totals)])
-    devices = " and ".join(dict.fromkeys(run["device"] for run in runs))
-    return f"Time, on {devices}:\n\n{_markdown(heads, rows)}"
-
-
-def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows))
-
-
 def main() -> None:
     """Parse the command line, write the files, and print the tables or put them into a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs of one recipe")
+    parser.add_argument("runs", nargs="*", type=run_folder, help="folders of runs of one recipe")
     parser.add_argument("--name", help="the recipe's name, if no run is given")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of published results")
     parser.add_argument("--page", type=Path, help="page with a place for the tables; they are printed if not given")
     options = parser.parse_args()
     if not options.runs and not options.name:
         parser.error("give the folders of runs, or --name with the recipe's")
-    files = [keep(folder, options.results) for folder in options.runs]
-    names = {file.name.rpartition("-seed-")[0] for file in files} or {options.name}
-    if len(names) > 1:
+    if options.page is not None and (fault := page_fault(options.page, "chain")):
+        parser.error(fault)
+    known = [collect(folder) for folder in options.runs]
+    if len(names := {one["recipe"] for one in known} or {options.name}) > 1:
         parser.error(f"these are runs of several recipes: {', '.join(sorted(names))}")
-    tell("chain", page(published(names.pop(), options.results)), options.page)
+    if len({one["seed"] for one in known}) < len(known):
+        seeds = ", ".join(str(one["seed"]) for one in known)
+        parser.error(f"these are runs with the seeds {seeds}: one a seed can be published")
+    (name,) = names
+    for folder in options.runs:
+        keep(folder, options.results)
+    if not (runs := published(name, options.results)):
+        there = sorted({path.name.rpartition("-seed-")[0] for path in options.results.glob("*-seed-*.json")})
+        parser.error(f"no run of {name!r} is published in {options.results}; there are: {', '.join(there) or 'none'}")
+    tell("chain", page(runs), options.page)
 
 
 if __name__ == "__main__":

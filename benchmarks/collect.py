@@ -48,6 +48,24 @@ def collect(run: Path) -> dict[str, Any]:
     }
 
 
+def run_folder(text: str) -> Path:
+    """The folder of a run, as a word of a command line.
+
+    Raises:
+        ArgumentTypeError: it holds no run, or no finished stage.
+    """
+    folder = Path(text)
+    if not (folder / artifacts.RUN_RECORD).is_file():
+        raise argparse.ArgumentTypeError(f"{text} holds no run: there is no {artifacts.RUN_RECORD} in it")
+    try:
+        found = artifacts.current(folder)
+    except artifacts.RecordError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not any(found.values()):
+        raise argparse.ArgumentTypeError(f"{text}: no stage of this run is finished")
+    return folder
+
+
 def _curves(stage: Stage) -> dict[str, list[float]]:
     lines = events(stage)
     curves = {name: [round(line[name], 4) for line in lines if name in line] for name in CURVES}
@@ -62,7 +80,7 @@ def keep(numbers: Callable[[Path], dict[str, Any]], about: str | None) -> list[d
         about: what `--help` says.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="+", type=run_folder)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     runs = [numbers(run) for run in options.runs]

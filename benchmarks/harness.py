@@ -39,6 +39,8 @@ ORIGINAL = Path("tasks", "gsm8k", "gsm8k-cot-zeroshot.yaml")
 LENIENT = "flexible-extract"
 """Its filter that takes the last number of an answer."""
 WAYS = ("ours", "judged", "foreign")
+PARTS = ("train", "test")
+"""Files of GSM8K; the harness's task names both."""
 MOST_TOLD = 20
 CONTEXT = 4096
 """Tokens that vLLM makes room for; prompts of GSM8K have 300 at most."""
@@ -49,7 +51,7 @@ def task_file(folder: Path, problems: Path, tokens: int) -> None:
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
         sys.exit(f"needs the package lm_eval: {extras.install('lm-eval')}")
-    files = {split: str(problems / f"{split}.jsonl") for split in ("train", "test")}
+    files = {split: str(problems / f"{split}.jsonl") for split in PARTS}
     task = {
         "include": str(Path(spec.submodule_search_locations[0]) / ORIGINAL),
         "task": TASK,
@@ -180,6 +182,12 @@ def main() -> None:
     asked = options(parser, child)
     if not asked.smoke and not (asked.model and asked.problems):
         parser.error("give --model and --problems, or --smoke")
+    if not asked.smoke:
+        for file in (Path(asked.model) / "config.json", *(asked.problems / f"{part}.jsonl" for part in PARTS)):
+            if not file.is_file():
+                parser.error(f"there is no {file}")
+    if importlib.util.find_spec("lm_eval") is None:
+        parser.error(f"needs the package lm_eval: {extras.install('lm-eval')}")
     with tempfile.TemporaryDirectory() as folder:
         model, problems = asked.model, asked.problems
         if asked.smoke:

@@ -23,8 +23,10 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.files import durable
-from pipeline.recipe import load
+from pipeline.recipe import RecipeError, load
 from pipeline.runner.process import EVENTS
+from pipeline.schema.pieces import TrainingConfig
+from rewards.registry import nearest
 
 LOOK_SECONDS = 0.2
 GONE_SECONDS = 60.0
@@ -106,9 +108,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     stage, _, step = options.at.partition(":")
-    recipe = load(options.recipe, options.overrides)
-    if stage not in recipe.stages or not step.isdecimal():
-        parser.error(f"--at is STAGE:STEP, and {options.recipe} has no stage {stage!r}, or {step!r} is no number")
+    try:
+        recipe = load(options.recipe, options.overrides)
+    except RecipeError as error:
+        parser.error(str(error))
+    if stage not in recipe.stages:
+        parser.error(f"--at is STAGE:STEP, and {options.recipe} has no stage {stage!r}{nearest(stage, recipe.stages)}")
+    if not step.isdecimal():
+        parser.error(f"--at is STAGE:STEP, such as {stage}:20, and {step!r} is not a number of steps")
+    if not isinstance(recipe.stages[stage], TrainingConfig):
+        parser.error(f"--at: {stage} is a stage of kind {recipe.stages[stage].kind}, which has no steps")
     run = Path(options.runs) / recipe.name
     command = [sys.executable, "-m", "pipeline", "run", options.recipe, "--runs", options.runs, *options.overrides]
     options.out.parent.mkdir(parents=True, exist_ok=True)

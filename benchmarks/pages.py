@@ -24,6 +24,15 @@ def placed(page: str, name: str, table: str) -> str:
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
+def fault(page: Path, name: str) -> str:
+    """Why a page cannot take the table of a benchmark; empty if it can."""
+    try:
+        placed(page.read_text(encoding="utf-8"), name, "")
+    except (OSError, ValueError) as error:
+        return f"{page}: {error}"
+    return ""
+
+
 def tell(name: str, table: str, page: Path | None) -> None:
     """Print a table, or write it into a page."""
     if page is None:

@@ -215,6 +215,56 @@ def test_the_page_has_every_seed_and_is_silent_where_nothing_is_published(run: P
     assert chain.page([]) == chain.NOTHING
 
 
+def test_the_page_shows_what_unfinished_runs_have_and_what_they_lack(run: Path, tmp_path: Path) -> None:
+    """A seed that was scored in one way alone, beside one that was scored in both: no table is lost, none mixed."""
+    chain.keep(run, tmp_path)
+    (one,) = chain.published("tiny-chain", tmp_path)
+    greedy = one["protocols"]["greedy"]
+    half = {**one, "sampling": greedy["sampling"], "table": {"base": greedy["table"]["base"]}, "protocols": {}}
+    told = chain.page([half, {**one, "seed": 1, "missing": []}])
+    assert "Seed 0 is not finished. Missing: `last`." in told and "Seed 1 is not" not in told
+    low, high = nano_run.wilson(0.2, 1319)
+    score = f"20.0 [{100 * low:.1f}, {100 * high:.1f}]"
+    assert f"| base | {score} | {score} |" in told, "both greedily, whatever each run calls it"
+    assert told.count("temperature 0.6, top-p 0.95, 2 samples") == 1 and told.count("greedy, one sample") == 1
+    unscored = {**half, "sampling": {}, "table": {}, "samples": []}
+    assert "pass@1" not in chain.page([unscored]) and "minutes, seed 0" in chain.page([unscored])
+
+
+def test_the_page_has_curves_a_problem_through_all_models_and_what_repeats_it(run: Path, tmp_path: Path) -> None:
+    chain.keep(run, tmp_path)
+    (one,) = chain.published("tiny-chain", tmp_path)
+    one["samples"][0]["answers"]["base"]["completion"] = "```" + "x" * 2000 + "\n```"
+    told = chain.page([{**one, "curves": {"zero": {"reward": [float(step) for step in range(10)]}}}])
+    assert "| `zero` | 0 | 0.5 → 2.5 → 4.5 → 6.5 → 8.5 |  |  |" in told
+    assert "One problem of chain, whose answer is 5, through all models: *What is 0?*" in told
+    assert "\nzero: correct\n    <think>we add up" in told and " […] " in told and "x" * 700 not in told
+    assert not [
+        line for line in told.splitlines() if line.startswith("```") and line not in ("```text", "```sh", "```")
+    ]
+    assert one["command"] in told and f"torch {one['packages']['torch']}" in told
+
+
+def test_what_cannot_be_published_is_one_line_and_leaves_everything_as_it_was(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, page = tmp_path / "results", tmp_path / "page.md"
+    page.write_text("no place here")
+    (tmp_path / "empty").mkdir()
+    for words, line in {
+        f"{tmp_path / 'empty'}": "holds no run: there is no run.json in it",
+        f"{run} {run}": "these are runs with the seeds 0, 0: one a seed can be published",
+        f"{run} --page {page}": "the page has no place for this table",
+        f"{run} --page {tmp_path / 'none.md'}": "No such file",
+        "--name r1-qwen-1.5": f"no run of 'r1-qwen-1.5' is published in {results}; there are: none",
+    }.items():
+        monkeypatch.setattr("sys.argv", ["chain", *words.split(), "--results", str(results)])
+        with pytest.raises(SystemExit) as ended:
+            chain.main()
+        assert ended.value.code == 2 and line in capsys.readouterr().err
+    assert not results.exists() and page.read_text() == "no place here"
+
+
 def test_the_page_has_the_mismatch_of_engine_and_trainer_and_the_load_of_experts(run: Path, tmp_path: Path) -> None:
     """First, last and worst value of each stage that logged them; a recipe without such stages has no table."""
     chain.keep(run, tmp_path)
