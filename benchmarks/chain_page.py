@@ -177,10 +177,9 @@ def _samples(runs: Sequence[Run]) -> Iterator[str]:
             f"{model}: {answer['status']}\n" + "".join(f"    {line}\n" for line in _brief(answer["completion"]))
             for model, answer in sample["answers"].items()
         ]
-        question = " ".join(sample["question"].split())
         gold = f", whose answer is {sample['answer']}" if isinstance(sample["answer"], str | int | float) else ""
-        lead = f"One problem of {task}{gold}, through all models: *{question}*"
-        yield f"{lead}\n\n```text\n{''.join(said)}```"
+        question = "".join(f"{line}\n" for line in sample["question"].strip().splitlines())
+        yield f"One problem of {task}{gold}, through all models:\n\n```text\n{question}\n{''.join(said)}```"
 
 
 def _brief(text: str) -> list[str]:

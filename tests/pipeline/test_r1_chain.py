@@ -237,7 +237,7 @@ def test_the_page_has_curves_a_problem_through_all_models_and_what_repeats_it(ru
     one["samples"][0]["answers"]["base"]["completion"] = "```" + "x" * 2000 + "\n```"
     told = chain.page([{**one, "curves": {"zero": {"reward": [float(step) for step in range(10)]}}}])
     assert "| `zero` | 0 | 0.5 → 2.5 → 4.5 → 6.5 → 8.5 |  |  |" in told
-    assert "One problem of chain, whose answer is 5, through all models: *What is 0?*" in told
+    assert "One problem of chain, whose answer is 5, through all models:\n\n```text\nWhat is 0?\n" in told
     assert "\nzero: correct\n    <think>we add up" in told and " […] " in told and "x" * 700 not in told
     assert not [
         line for line in told.splitlines() if line.startswith("```") and line not in ("```text", "```sh", "```")
