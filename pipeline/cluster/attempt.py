@@ -11,6 +11,7 @@ them any more. So the next attempt, of this runner or of another one, waits as l
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 import subprocess
@@ -25,6 +26,9 @@ from typing import Any
 from pipeline.cluster.agent import LOOKS_A_DEADLINE, Part, Place
 from pipeline.files import durable
 from pipeline.files.lease import this_host
+from pipeline.files.locks import STAGE_LOCK
+
+log = logging.getLogger(__name__)
 
 HOSTS = "hosts.json"
 """In a stage's scratch folder: where its latest attempt runs, and whether all of its processes are known to be over."""
@@ -173,6 +177,19 @@ class Fence:
             return 0.0, ""
         since = self._since.setdefault((scratch, said["attempt"]), time.monotonic())
         return max(0.0, since + said["deadline"] - time.monotonic()), ", ".join(away)
+
+
+def leave(scratch: Path) -> None:
+    """Wait for what may be left of an attempt on a cluster, and forget its hosts: the next one runs on this host."""
+    fence, told = Fence(), False
+    while (found := fence.left(scratch))[0]:
+        if not told:
+            log.warning("waiting %.0f s: processes of an attempt on a cluster may still run on %s", *found)
+            told = True
+        time.sleep(min(1.0, found[0]))
+    if found[1]:
+        (scratch / STAGE_LOCK).unlink(missing_ok=True)  # a file server may keep a lost host's
+    (scratch / HOSTS).unlink(missing_ok=True)
 
 
 def read(scratch: Path) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
+from pipeline.cluster.attempt import leave
 from pipeline.cluster.slots import ClusterSlots
 from pipeline.files.lease import Lease
 from pipeline.gpus import Gpu
@@ -109,6 +110,8 @@ class Scheduler:
 
     def _start(self, node: Node) -> StageProcess:
         self.lease.check()
+        if not isinstance(self.slots, ClusterSlots):  # a cluster's have waited for their hosts
+            leave(artifacts.scratch(self.run_path, node.name, node.fingerprint))
         folder, attempt = scratch.prepare(self.run_path, node)
         awaited = list(filter(self.publishing.__contains__, node.inputs))
 

@@ -31,20 +31,28 @@ done
 
 runs=${RUNS:-${SLURM_SUBMIT_DIR:-$PWD}/runs}
 nodes=$SLURM_JOB_NUM_NODES
-port=$((20000 + SLURM_JOB_ID % 10000)) # no two jobs of one host meet
 
-# The address of this host, the first of the job, as the last one reaches it. What its own name stands for is often
-# 127.0.1.1, where no other host can find it.
+# Where this host, the first of the job, is reached by the last one: what its own name stands for is often 127.0.1.1,
+# where no other host can find it. The port is one that no other job of this host has: `ray symmetric-run` would end
+# without a fault if it were taken.
 last=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail -n 1)
-address=$(python -c '
+head=$(python -c '
 import socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
     probe.connect((sys.argv[1], 9))  # sends nothing
-    print(probe.getsockname()[0])
-' "$last")
+    address = probe.getsockname()[0]
+first = 20000 + int(sys.argv[2]) % 10000
+for port in range(first, first + 100):
+    try:
+        socket.create_server((address, port)).close()
+        break
+    except OSError:
+        pass
+print(f"{address}:{port}")
+' "$last" "$SLURM_JOB_ID")
 
-echo "zero2r1: job $SLURM_JOB_ID, $nodes hosts, Ray at $address:$port, runs in $runs"
+echo "zero2r1: job $SLURM_JOB_ID, $nodes hosts, Ray at $head, runs in $runs"
 export RAY_USAGE_STATS_ENABLED=0 RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT="${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-300}"
 exec srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 \
-    ray symmetric-run --address "$address:$port" --min-nodes "$nodes" -- \
+    ray symmetric-run --address "$head" --min-nodes "$nodes" -- \
     zero2r1 run "$@" --runs "$runs" --cluster auto

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,18 @@ def test_slurm_starts_ray_on_every_host_and_the_recipe_on_the_first(tmp_path: Pa
     ray = importlib.import_module("ray.scripts.symmetric_run")
     context = ray.symmetric_run.make_context("ray", [*asked[6:], "--", *ours])
     assert context.params["address"] == "127.0.0.1:23456" and context.params["min_nodes"] == 2
+
+
+def test_slurm_leaves_a_port_that_is_taken_alone(tmp_path: Path) -> None:
+    """By another job of this host: Ray would not start, and the job would end as if it had run."""
+    with socket.create_server(("127.0.0.1", 0)) as any_port:
+        port = 20000 + any_port.getsockname()[1] % 10000
+    with socket.create_server(("127.0.0.1", port)):
+        done = submitted(tmp_path, "r.yaml", SLURM_JOB_ID=str(port))
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()
+    address, given = words[words.index("--address") + 1].split(":")
+    assert address == "127.0.0.1" and port < int(given) < port + 100
 
 
 @pytest.mark.parametrize(

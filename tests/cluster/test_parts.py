@@ -19,7 +19,7 @@ import yaml
 from pipeline.checks.launch import accelerate_config
 from pipeline.cluster import hosts, slots
 from pipeline.cluster.agent import OWN, Part, Rendezvous, command, interface, portable
-from pipeline.cluster.attempt import HOSTS, Fence
+from pipeline.cluster.attempt import HOSTS, Fence, leave
 from pipeline.cluster.hosts import Asked, ClusterError, Facts, Host
 from pipeline.files.lease import this_host
 from pipeline.recipe import RecipeError, load
@@ -130,6 +130,20 @@ def test_a_stage_waits_for_hosts_that_are_out_of_reach(
         assert fence.left(tmp_path) == (0.0, "far")
         (tmp_path / HOSTS).write_text(json.dumps({**said, "attempt": "second"}))
         assert fence.left(tmp_path)[0] > 0.0, "of the next attempt"
+
+
+def test_a_run_that_leaves_its_cluster_waits_for_hosts_that_are_out_of_reach(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It goes on without `--cluster`: no attempt there may write on, and `status` names its hosts no more."""
+    leave(tmp_path)
+    said = {"attempt": "a", "hosts": [{"name": "far", "boot": "another"}], "deadline": 1.0, "over": False}
+    (tmp_path / HOSTS).write_text(json.dumps(said))
+    before = time.monotonic()
+    leave(tmp_path)
+    assert time.monotonic() - before >= 1.0
+    assert "waiting 1 s: processes of an attempt on a cluster may still run on far" in caplog.text
+    assert not (tmp_path / HOSTS).exists()
 
 
 def facts(**changes: Any) -> Facts:
