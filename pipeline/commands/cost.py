@@ -130,7 +130,7 @@ def plan_options(
 def plan_cost(recipe: Recipe, folder: Path, asked: Asked, json: bool) -> None:
     """Print what the stages of a recipe take."""
     from pipeline.cost import hardware
-    from pipeline.planner import left_out, stages, tables
+    from pipeline.planner import left_out, side_by_side, stages, tables
     from pipeline.planner.estimate import estimate
     from pipeline.planner.work import Given
 
@@ -152,10 +152,16 @@ def plan_cost(recipe: Recipe, folder: Path, asked: Asked, json: bool) -> None:
     if all(each.work.unknown for each in found):
         fail("; ".join(dict.fromkeys(each.work.unknown for each in found if each.work.gpus)) or NOTHING, code=2)
     notes = [*notes, _price(cluster, asked.price), *left_out.NOTES]
+    at_once = side_by_side.seconds(found, recipe, cluster.count) if recipe.jobs > 1 else None
     if json:
-        typer.echo(json_module.dumps(plan_json(found, cluster, price, notes), indent=1, ensure_ascii=False))
+        told = plan_json(found, cluster, price, notes)
+        if at_once is not None:
+            held = at_once * cluster.count / 3600
+            of_all = {"seconds": round(at_once, 1), "gpu_hours": round(held, 4), "usd": round(held * price, 4)}
+            told["side_by_side"] = {"jobs": recipe.jobs, **of_all}
+        typer.echo(json_module.dumps(told, indent=1, ensure_ascii=False))
     else:
-        tables.show(tables.plan(found, cluster, price, notes))
+        tables.show(tables.plan(found, cluster, price, notes, recipe.jobs, at_once))
 
 
 def _machine(asked: Asked) -> tuple[Cluster, Speed, list[Assumption]]:

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.cost.bill import Assumption
 from pipeline.cost.shape import Shape
 from pipeline.data.mixture import DataSource
+from pipeline.files.columns import passes
 from pipeline.planner import counts
 from pipeline.planner.work import Given
 from pipeline.recipe import Recipe
@@ -74,19 +75,30 @@ def _source(source: DataSource, limit: int, open_ended: bool, recipe: Recipe, gi
     if isinstance(source.source, str) and source.source.startswith("@"):
         config: Any = recipe.stages.get(source.source[1:])
         if config is not None and config.kind == "rejection_sample":
-            found = sum(counts.drawn(task, recipe).number for task in config.tasks) * config.keep
             sampling = given.sampling(1, 1, config.rollout.max_tokens)
             most = config.filters.max_tokens or math.inf
             row = sampling.prompt + min(sampling.completion, most)
             longest = round(LONGEST_PROMPT * sampling.prompt + min(sampling.longest, most))
-            kept = f"assumed: every problem keeps as many as it may{uncounted}"
-            return _Rows(min(found, config.rows or found), row, longest, kept)
+            rows, kept = _kept(source, config, recipe)
+            return _Rows(rows, row, longest, kept)
     elif (file := _file(source.source, recipe)) is not None:
         return _of_file(source, file, recipe)
     reason, longest = f"assumed: nothing says how many rows there are{uncounted}", limit
     if open_ended:
         reason, longest = f"{reason}, and neither data nor max_length how long", min(limit, UNKNOWN_LENGTH)
     return _Rows(counts.UNKNOWN_ROWS, longest / 2, longest, reason)
+
+
+def _kept(source: DataSource, config: Any, recipe: Recipe) -> tuple[float, str]:
+    """The most rows that rejection sampling publishes, of the tasks that a filter wants, and how that is known."""
+    of_task = {key: value for key, value in source.filter.items() if key == "task"}
+    drawn = [(task.title, counts.drawn(task, recipe).number) for task in config.tasks]
+    wanted = sum(number for title, number in drawn if passes({"task": title}, of_task))
+    found, whole = wanted * min(config.keep, config.samples), sum(number for _, number in drawn)
+    if config.rows is not None and whole:
+        found = min(found, config.rows * wanted / whole)
+    uncounted = " (its filter is not counted)" if len(source.filter) > len(of_task) else ""
+    return found, f"assumed: every problem keeps as many as it may{uncounted}"
 
 
 def _of_file(source: DataSource, file: counts.File, recipe: Recipe) -> _Rows:

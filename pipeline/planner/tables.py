@@ -145,9 +145,23 @@ def operations(value: float) -> str:
 
 
 def plan(
-    found: Sequence[Estimate], cluster: Cluster, price: float, notes: Sequence[Assumption]
+    found: Sequence[Estimate],
+    cluster: Cluster,
+    price: float,
+    notes: Sequence[Assumption],
+    jobs: int = 1,
+    at_once: float | None = None,
 ) -> Iterator[RenderableType]:
-    """What the stages of a recipe take: all of them in a table, then each by part."""
+    """What the stages of a recipe take: all of them in a table, then each by part.
+
+    Args:
+        found: the stages.
+        cluster: the GPUs.
+        price: US dollars a GPU-hour.
+        notes: what was assumed.
+        jobs: how many stages may run at once.
+        at_once: seconds of all of them so; `None` if they run one after the other.
+    """
     planned = [each for each in found if not each.work.unknown]
     yield Text(f"On {cluster}, {gigabytes(cluster.gpu.bytes)} GB each, at ${price:g} a GPU-hour")
     columns = ["stage", "model>", "tokens>", "FLOP>", "GB a GPU>", "time>", "GPU-h>", "cost>"]
@@ -155,11 +169,10 @@ def plan(
     if any(not each.fits for each in planned):
         yield Text(f"{TOO_LARGE} does not fit: see the stage below", style="bold red")
     whole = sum(each.whole for each in planned)
-    held = whole * cluster.count / 3600
-    yield Text(
-        f"One after the other: {duration(whole)}. The {cluster} held so long: {hours(held)} GPU-hours,"
-        f" {money(held * price)}. Times are good to 30 % or so, memory to 15 %."
-    )
+    if at_once is not None and at_once < whole - 1:  # on one GPU they wait for each other
+        yield _held_so_long(f"Up to {jobs} at once, as `jobs` says", at_once, cluster, price)
+    yield _held_so_long("One after the other", whole, cluster, price)
+    yield Text("Times are good to 30 % or so, memory to 15 %.")
     for each in planned:
         yield Text("")
         yield from _stage(each, cluster)
@@ -168,6 +181,13 @@ def plan(
         yield grid(["not planned", ""], told)
     yield Text("")
     yield grid(["assumption", "value", "source"], [(line.what, line.value, line.source) for line in notes])
+
+
+def _held_so_long(how: str, whole: float, cluster: Cluster, price: float) -> Text:
+    held = whole * cluster.count / 3600
+    return Text(
+        f"{how}: {duration(whole)}. The {cluster} held so long: {hours(held)} GPU-hours, {money(held * price)}."
+    )
 
 
 def _row(each: Estimate, price: float) -> tuple[str, ...]:

@@ -531,3 +531,42 @@ def test_a_probe_measures_a_gpu_near_its_data_sheet() -> None:
     assert 0.5 * sheet.bandwidth < cluster.gpu.bandwidth < 1.05 * sheet.bandwidth
     assert 0.2 < rates.products < 0.9
     assert 1e-4 < rates.layer_s < 1e-2
+
+
+def test_rows_of_rejection_sampling_are_those_of_the_tasks_that_a_filter_wants(recipe: Path) -> None:
+    """Of 10 + 30 problems at most two answers each are kept; half of them are of no task that the filter names."""
+    kept = (
+        "{kind: rejection_sample, model: '@zero', tasks: [{use: gsm8k, problems: 10}, {use: math, problems: 30}],"
+        " samples: 4, keep: 2}"
+    )
+
+    def rows(source: str, more: str = "") -> str:
+        found = planned(recipe, f"stages.kept={kept}", *more.split(), f"stages.taught.data=[{source}]")
+        (line,) = [line for line in stage(found, "taught")["assumptions"] if line["what"].startswith("rows of")]
+        return f"{line['value'].split()[0]} {'not counted' in line['source']}"
+
+    assert rows("'@kept'") == "80 False"
+    assert rows("{from: '@kept', filter: {task: gsm8k}}") == "20 False"
+    assert rows("{from: '@kept', filter: {task: [math]}, weight: 2}") == "120 False"
+    assert rows("{from: '@kept', filter: {task: math, paired: true}}") == "60 True"
+    assert rows("{from: '@kept', filter: {task: math}}", "stages.kept.rows=40") == "30 False"
+    assert rows("{from: '@kept', filter: {task: math}}", "stages.kept.samples=1") == "30 False"
+
+
+def test_stages_side_by_side_take_as_long_as_the_scheduler_lets_them(recipe: Path) -> None:
+    """`taught` waits for `zero`, `score` for `taught`; `beside` for nobody, so only it shortens the whole."""
+    beside = (
+        "stages.beside={kind: sft, model: '@base', data: [rows.jsonl], max_length: 1024, trainer: {max_steps: 900}}"
+    )
+    one = planned(recipe, beside, "--gpus", "2xH100")
+    assert "side_by_side" not in one
+    took = {name: stage(one, name)["seconds"] for name in ("zero", "taught", "score", "beside")}
+    path = took["zero"] + took["taught"] + took["score"]
+    two = planned(recipe, beside, "jobs=2", "--gpus", "2xH100")
+    assert two["side_by_side"]["jobs"] == 2 and two["seconds"] == pytest.approx(sum(took.values()), abs=0.5)
+    assert two["side_by_side"]["seconds"] == pytest.approx(max(path, took["beside"]), abs=0.5)
+    short = planned(recipe, beside, "jobs=2", "--gpus", "1xH100")["side_by_side"]
+    assert short["seconds"] == pytest.approx(sum(took.values()), abs=0.5), "all want the one GPU"
+    assert short["gpu_hours"] == pytest.approx(short["seconds"] / 3600, abs=0.001)
+    table = invoked("plan", recipe, "--cost", beside, "jobs=2", "--gpus", "2xH100").stdout
+    assert "Up to 2 at once, as `jobs` says:" in table and "One after the other:" in table
