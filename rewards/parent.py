@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _WORD = signal.SIGTERM
@@ -38,16 +40,19 @@ def end_with_parent(parent: int, word: signal.Signals = signal.SIGKILL) -> bool:
     return os.getppid() == parent
 
 
-def guard_group() -> None:
-    """Have this process group killed when this process, which leads it, ends. Call it before there are threads.
+def guard_group(folder: Path | None = None) -> None:
+    """Have this process group ended when this process, which leads it, ends. Call it before there are threads.
 
     The guard stands outside of the group, so it neither hears Ctrl-C nor is stopped with it.
+
+    Args:
+        folder: what the group keeps files in that nobody needs after it; it is deleted then.
     """
     leader = os.getpid()
     signal.pthread_sigmask(signal.SIG_BLOCK, {_WORD})
     if os.fork() == 0:
         try:
-            _guard(leader)
+            _guard(leader, folder)
         finally:
             os._exit(0)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {_WORD})
@@ -59,12 +64,41 @@ def kill_group(leader: int, word: signal.Signals = signal.SIGKILL) -> None:
         os.killpg(leader, word)
 
 
+def end_group(leader: int) -> None:
+    """Kill a process group that is trusted, all but Python's resource trackers.
+
+    A tracker ends when those that it works for have ended, and takes away the shared memory that they had no time to.
+    """
+    killed: set[int] = set()
+    while left := {pid for pid in _members(leader) if not _is_tracker(pid)} - killed:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= left  # and what they have started meanwhile comes next
+
+
+def _members(leader: int) -> set[int]:
+    """The processes of a group."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[2]) == leader:
+                found.add(int(stat.parent.name))
+    return found
+
+
+def _is_tracker(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
 def ending(code: int) -> str:
     """How a process with this exit code ended, in words that go on after "it"."""
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def _guard(leader: int) -> None:
+def _guard(leader: int, folder: Path | None) -> None:
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -74,7 +108,9 @@ def _guard(leader: int) -> None:
     while alive:
         signal.sigwait({_WORD})
         alive = os.getppid() == leader
-    kill_group(leader)
+    end_group(leader)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import tempfile
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
+from pathlib import Path
 
 from pipeline import gpus
 from pipeline.rollout import open_updatable, preload
@@ -24,7 +27,9 @@ def main() -> None:
     parent, *descriptors = map(int, sys.argv[2:])
     if not end_with_parent(parent):
         sys.exit(1)
-    guard_group()  # an engine may have processes of its own
+    sockets = Path(tempfile.mkdtemp(prefix="z"))  # a short name: those of sockets are limited
+    guard_group(sockets)  # an engine may have processes of its own
+    os.environ.setdefault("VLLM_RPC_BASE_PATH", str(sockets))  # by which they talk, and which vLLM leaves behind
     gpus.keep()
     heartbeat = Heartbeat(descriptors[1])
     heartbeat.tick()

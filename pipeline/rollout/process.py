@@ -40,7 +40,7 @@ from pipeline.rollout.shared import FileLock, Heartbeat, Job, Opening, PushedWei
 from pipeline.schema.environment import known
 from pipeline.schema.launch import ProcessSpec
 from pipeline.schema.pieces import RolloutSpec
-from rewards.parent import ending, kill_group
+from rewards.parent import end_group, ending
 
 if TYPE_CHECKING:
     import torch
@@ -374,7 +374,7 @@ class ProcessEngine(Deferred):
     def _kill(self) -> int:
         """End the process, with the workers that it may have started; returns its exit code."""
         if self._process.returncode is None:
-            kill_group(self._process.pid)
+            end_group(self._process.pid)
             self._process.wait()
         self.pipe.close()
         return self._process.returncode
