@@ -62,6 +62,8 @@ GPUS: Mapping[str, Gpu] = {
     )
 }
 """Known GPUs. Of consumer cards the rates are those with 32-bit accumulation."""
+MOST = 200_000
+"""GPUs of a cluster: as many as the largest has."""
 ALIASES: Mapping[str, str] = {"4090": "RTX4090", "5090": "RTX5090"}
 """What people write, where it is not a name above."""
 
@@ -84,9 +86,10 @@ def cluster(text: str) -> Cluster:
         HardwareError: no such GPU, or no number; says what would do.
     """
     matched = re.fullmatch(r"(?:(\d+)\s*[x×*])?\s*([A-Za-z0-9][\w -]*)", text.strip())
-    if matched is None or matched[1] == "0":
+    if matched is None or not (matched[1] or "1").strip("0"):
         raise HardwareError(f"{text!r} is not a number of GPUs: write 8xH100, or H100 for one")
-    count = int(matched[1] or 1)
+    if len(matched[1] or "") > len(str(MOST)) or (count := int(matched[1] or 1)) > MOST:
+        raise HardwareError(f"{text[:40]!r} is more GPUs than there are in a cluster: {MOST:,} are the most")
     return Cluster(count, named(matched[2].strip(), text))
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pipeline.cost import memory
 from pipeline.cost.hardware import Cluster
+from pipeline.cost.shape import Latent
 from pipeline.planner.held import SHARE_STEP, held_by, least_share
 from pipeline.planner.work import Engine, Training, Work
 
@@ -110,10 +111,20 @@ def _changes(work: Work, cluster: Cluster) -> Iterator[Change]:
             apart = replace(work, gpus=2, engine=replace(engine, beside=False, engines=1))
             yield f"{key}.rollout.process.devices=[1] {key}.launch.gpus=2", apart
         if training.setup.adapter_rank is None and work.adapts:
-            for quantize, base in ADAPTED:
-                setup = replace(training.setup, adapter_rank=ADAPTER_RANK, base=base)
-                changed = replace(work, training=replace(training, setup=setup))
-                yield f"{key}.{ADAPTER}={ADAPTER_RANK}{quantize.format(key)}", changed
+            yield from _adapted(work, training)
+
+
+def _adapted(work: Work, training: Training) -> Iterator[Change]:
+    """An adapter, on a base as it is or in four bits, which is not sharded, and never one of a DeepSeek-V3."""
+    key = f"stages.{work.stage}"
+    for quantize, base in ADAPTED:
+        setup = replace(training.setup, adapter_rank=ADAPTER_RANK, base=base)
+        told, sharded = f"{key}.{ADAPTER}={ADAPTER_RANK}{quantize.format(key)}", work.sharded
+        if quantize and isinstance(work.models[0].attention, Latent):
+            return
+        if quantize and sharded:
+            told, sharded, setup = f"{told} {key}.launch.accelerate=ddp", False, replace(setup, ranks=1)
+        yield told, replace(work, sharded=sharded, training=replace(training, setup=setup))
 
 
 def _lighter_engine(work: Work) -> Iterator[Change]:
@@ -170,7 +181,7 @@ def _smaller_passes(work: Work, training: Training) -> Iterator[Change]:
 
 def _divided(work: Work, training: Training, ranks: int) -> Work:
     setup = replace(training.setup, ranks=ranks)
-    return replace(work, trainers=ranks, gpus=ranks, training=replace(training, setup=setup))
+    return replace(work, trainers=ranks, gpus=ranks, sharded=True, training=replace(training, setup=setup))
 
 
 def _fewest(work: Work, cluster: Cluster) -> int | None:

@@ -22,6 +22,7 @@ from pipeline.planner.watching import watching_of
 from pipeline.planner.work import Engine, Given, Training, Work
 from pipeline.recipe import Recipe
 from pipeline.sampling.engines import reloads
+from pipeline.schema.adapter import AdaptedConfig, AdapterSpec
 from pipeline.schema.efficiency import Efficiency
 from pipeline.schema.pieces import RewardSpec, RolloutSpec, StageConfig
 from pipeline.schema.walk import walk
@@ -75,7 +76,8 @@ class Reader:
                 warm=self.recipe.warm is not False
                 and not self.given.processor
                 and stage != next(iter(self.recipe.stages)),
-                adapts="adapter" in type(config).model_fields,
+                adapts=_adapts(config),
+                sharded=found.training is not None and self._placed(config).sharded,
                 judges=tuple(self._judges(config)),
                 watching=watching,
                 assumptions=(*found.assumptions, *told, *lines),
@@ -327,6 +329,13 @@ class Reader:
         told = [Assumption("problems", f"{min(each.number, limit):,}", each.source) for each in (*problems, *once)]
         told += self._lengths(config.rollout, sampling)
         return Work(stage, config.kind, shapes, 1, 0, gpus.count, None, engine, sampling, assumptions=tuple(told))
+
+
+def _adapts(config: Any) -> bool:
+    """Whether a stage could train an adapter, with its other settings as they are."""
+    if not isinstance(config, AdaptedConfig):
+        return False
+    return next(config.model_copy(update={"adapter": AdapterSpec()}).beside_adapter(), None) is None
 
 
 def works(recipe: Recipe, given: Given) -> list[Work]:

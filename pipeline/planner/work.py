@@ -137,7 +137,8 @@ class Work:
         warm: whether its libraries load while the stage before it works.
         judges: reward models that share its GPU.
         watching: held-out problems while it trains, if there are any.
-        adapts: whether its kind could train an adapter in place of the weights.
+        adapts: whether it could train an adapter in place of the weights, with its other settings as they are.
+        sharded: whether its trainers divide the model, however many they are.
     """
 
     stage: str
@@ -155,6 +156,7 @@ class Work:
     unknown: str = ""
     warm: bool = False
     adapts: bool = False
+    sharded: bool = False
     judges: tuple[Shape, ...] = ()
     watching: Watching | None = None
 

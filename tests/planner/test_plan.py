@@ -210,6 +210,41 @@ def test_what_is_proposed_fits(recipe: Path, tmp_path: Path, gpus: str, size: st
         assert not stage(planned(*words, *rest), "zero")["fits"], without
 
 
+@pytest.mark.parametrize(("name", "size"), [("zero", "7B"), ("taught", "14B")])
+def test_what_is_proposed_of_a_sharded_stage_can_be_set(recipe: Path, tmp_path: Path, name: str, size: str) -> None:
+    """Shards of a base in four bits cannot be merged, so that each trainer has it whole."""
+    words = (recipe, "--runs", tmp_path, "--gpus", "RTX4090", f"stages.base.model=Qwen/Qwen2.5-{size}")
+    words = (*words, f"stages.{name}.launch.accelerate=fsdp2-1node")
+    before = stage(planned(*words), name)
+    changes = [change for line in before["smallest_change"] for change in line.split()]
+    assert not before["fits"] and f"stages.{name}.launch.accelerate=ddp" in changes
+    assert stage(planned(*words, *changes), name)["fits"]
+
+
+def test_no_adapter_is_proposed_beside_what_it_cannot_have(recipe: Path, tmp_path: Path) -> None:
+    words = (recipe, "--runs", tmp_path, "--gpus", "RTX4090", "stages.base.model=Qwen/Qwen2.5-3B")
+    assert "adapter" in str(stage(planned(*words), "taught")["smallest_change"])
+    told = str(stage(planned(*words, "stages.taught.precision=fp8"), "taught")["smallest_change"])
+    assert "adapter" not in told and "GPUs of this kind" in told
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words"),
+    [
+        ("0xH100", "not a number of GPUs"),
+        ("00xH100", "not a number of GPUs"),
+        ("1.5xH200", "not a number of GPUs"),
+        ("8xH100:2", "not a number of GPUs"),
+        ("8xNoSuch", "there is no GPU 'NoSuch'"),
+        ("999999xH100", "200,000 are the most"),
+        (f"{'9' * 5000}xH100", "200,000 are the most"),
+    ],
+)
+def test_gpus_that_are_none_are_one_line(recipe: Path, gpus: str, words: str) -> None:
+    done = invoked("plan", recipe, "--cost", "--gpus", gpus)
+    assert done.exit_code == 2 and words in done.output and done.output.count("\n") == 1 and len(done.output) < 300
+
+
 def test_an_engine_that_sleeps_beside_an_adapter_is_proposed_where_nothing_else_fits(
     recipe: Path, tmp_path: Path
 ) -> None:
