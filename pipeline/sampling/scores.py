@@ -26,6 +26,10 @@ Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
 
 
+class UnjudgedError(ValueError):
+    """Not a single sample of a task could be judged."""
+
+
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """Chance that at least one of `k` samples, drawn without replacement from `n`, is correct.
 
@@ -145,11 +149,11 @@ def score(groups: Sequence[Group], k: int, labels: Labels, equal: Same = MathVer
         `language` and `unjudged` where there is anything to say.
 
     Raises:
-        ValueError: not a single sample could be judged.
+        UnjudgedError: not a single sample could be judged.
     """
     judged = [scored for group in groups if (scored := _judged(group.samples, labels.accuracy))]
     if not judged:
-        raise ValueError("not one sample could be judged: the gold answers or the grader are broken")
+        raise UnjudgedError("not one sample could be judged: the gold answers or the grader are broken")
     correct = [(len(samples), sum(s.judgements[labels.accuracy].correct for s in samples)) for samples in judged]
     means = [good / n for n, good in correct]
     low, high = interval(means, k)

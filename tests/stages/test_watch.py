@@ -12,11 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.context import StageContext
+from pipeline.records import kept
+from pipeline.sampling.scores import UnjudgedError
 from pipeline.stages.registry import run_function
 from pipeline.training.held_out.fields import StopSpec
+from pipeline.training.held_out.looks import Looks
 from tests.stages.driving import context_of
 
 TASKS = """
+from pathlib import Path
+
 from pipeline.tasks.base import Problem, Task
 
 class Sums(Task):
@@ -28,6 +33,13 @@ class HeldOut(Task):
 
     def problems(self, split, n=None, seed=0):
         return [Problem(f"{a}-{b}", f"{a} + {b} =", str(a + b)) for a in range(4) for b in range(3)]
+
+class Flaky(HeldOut):
+    grader = "tasks.py:flaky"
+
+def flaky(completion, answer):
+    down = Path(__file__).with_name("down").exists()
+    return None if down else float(f"<answer> {answer} " in completion)
 
 def wrong(completion):
     return float("<answer> 0" in completion) + len(set(completion.split())) / 20
@@ -172,3 +184,46 @@ def test_problems_that_are_watched_are_not_learnt(calculator: Path, folder: Path
 )
 def test_when_training_ends(fields: dict[str, Any], scores: list[float], reason: str | None) -> None:
     assert StopSpec.model_validate(fields).reason(scores) == reason
+
+
+@dataclasses.dataclass(frozen=True)
+class _Down(StageContext[Any]):
+    """A stage whose grader judges nothing at the look after the second step."""
+
+    def log(self, step: int, total: int | None = None, **metrics: float | int | str) -> None:
+        super().log(step, total, **metrics)
+        if "loss" in metrics:
+            down = self.base / "down"
+            down.touch() if step == 1 else down.unlink(missing_ok=True)
+
+
+def test_a_look_that_could_not_be_judged_is_told_and_training_goes_on(calculator: Path, folder: Path) -> None:
+    flaky = {"use": "tasks.py:Flaky", "name": "sums"}
+    config = {**SFT, "model": str(calculator), "watch": {**WATCH, "tasks": [flaky], "every": 1}, "keep": "best"}
+    config |= {"stop": {"patience": 3}, "trainer": {**TRAINER, "max_steps": 4}}
+    plain = context_of(folder, "flaky", config, {})
+    context = _Down(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
+    metrics = run_function("sft")(context).metrics
+    assert sorted(looks(context)) == [0, 1, 3, 4]
+    assert metrics["published_step"] == 1 and metrics["best_score"] == looks(context)[1][PASS]
+    events = [json.loads(line) for line in context.events.read_text().splitlines()]
+    assert [event["watch/sums/test/unjudged"] for event in events if "watch/sums/test/unjudged" in event] == [24]
+    (note,) = [event["note"] for event in events if "note" in event]
+    assert note.startswith("watch: sums/test has no score after step 2: not one sample could be judged")
+    (folder / "down").touch()
+    with pytest.raises(UnjudgedError, match="watch: sums/test: not one sample could be judged"):
+        run_function("sft")(context_of(folder, "down-at-once", config, {}))
+
+
+def test_best_weights_stay_for_the_checkpoint_that_an_alarm_goes_back_to(calculator: Path, folder: Path) -> None:
+    """The two newest checkpoints have a better look behind them; the one that is guarded has not."""
+    config = {**SFT, "model": str(calculator), "watch": WATCH, "keep": "best"}
+    context = context_of(folder, "guarded", config, {})
+    history = [{"step": step, PASS: score} for step, score in ((0, 0.9), (1, 0.5), (2, 0.4), (3, 0.6), (4, 0.2))]
+    for place, step in ((context.scratch / kept.KEPT, 2), (context.checkpoints, 3), (context.checkpoints, 4)):
+        checkpoint = place / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "trainer_state.json").write_text(json.dumps({"log_history": history[: step + 1]}))
+    told = Looks.__new__(Looks)
+    told.context, told.kept_by = context, ("sums/test", "pass@1")
+    assert set(told._needed()) == {1, 3}

@@ -21,10 +21,11 @@ from pipeline.context import StageContext
 from pipeline.files import durable
 from pipeline.prompts.rendering import Prompt, Renderer
 from pipeline.prompts.templates import encode
+from pipeline.records import kept
 from pipeline.rollout.base import Rollout, Sampling, derived_seed
 from pipeline.rollout.context_limit import ContextLimit, context_of_config
 from pipeline.sampling.sampler import judged_groups
-from pipeline.sampling.scores import Labels, same_spelling, score
+from pipeline.sampling.scores import Labels, UnjudgedError, same_spelling, score
 from pipeline.schema.pieces import RewardSpec
 from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part, same_answers
 from pipeline.tasks.resolve import Resolved, problem_rows, resolve
@@ -100,7 +101,13 @@ class Problems:
             say(f"watch: {len(every) - len(kept)} of {len(every)} problems of {task.label} are too long")
 
     def scores(self) -> Scores:
-        """Ask and judge, with the weights of the moment; the same in every process. Collective."""
+        """Ask and judge, with the weights of the moment; the same in every process. Collective.
+
+        Of a task of which no answer could be judged there is the number of these, `unjudged`, alone.
+
+        Raises:
+            UnjudgedError: that is so before the first step: its grader is broken.
+        """
         answers = {task: self._answers(task) for task in self.rows}
         return by_first(self.trainer.accelerator, lambda: {task: self._score(task, answers[task]) for task in answers})
 
@@ -122,7 +129,14 @@ class Problems:
             for group, said in zip(groups, texts, strict=True)
         ]
         judged = judged_groups(self.rows[task], self.prompts[task], told, self.judge)
-        return score(judged, self.sampling.n, LABELS, self.same[task])
+        try:
+            return score(judged, self.sampling.n, LABELS, self.same[task])
+        except UnjudgedError as error:
+            step = self.trainer.state.global_step
+            if step == 0:
+                raise UnjudgedError(f"watch: {task}: {error}") from error
+            self.context.note(f"watch: {task} has no score after step {step}: {error}")
+            return {"unjudged": sum(map(len, groups))}
 
     def close(self) -> None:
         """Stop the graders' processes."""
@@ -190,6 +204,10 @@ class Looks(TrainerCallback):  # type: ignore[misc]
         if self.kept_by is not None and state.global_step and self._best(self._looks()) == state.global_step:
             self._keep(state.global_step)
 
+    def _scored(self, by: tuple[str, str], looks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Those of the looks that have a score; one has none where its answers could not be judged."""
+        return [entry for entry in looks if _name(*by) in entry]
+
     def _looks(self, history: Sequence[Mapping[str, Any]] | None = None) -> list[Mapping[str, Any]]:
         """The looks at trained weights so far, or those of a log."""
         entries = self.trainer.state.log_history if history is None else history
@@ -200,7 +218,8 @@ class Looks(TrainerCallback):  # type: ignore[misc]
         if self.kept_by is None:
             return None
         name = _name(*self.kept_by)
-        best = max(looks, key=lambda entry: (entry[name], -entry["step"]), default=None)
+        scored = self._scored(self.kept_by, looks)
+        best = max(scored, key=lambda entry: (entry[name], -entry["step"]), default=None)
         return None if best is None else int(best["step"])
 
     def _reason(self) -> str | None:
@@ -208,7 +227,8 @@ class Looks(TrainerCallback):  # type: ignore[misc]
         if self.stopped_by is None:
             return None
         name = _name(*self.stopped_by)
-        why: str | None = self.context.config.stop.reason([entry[name] for entry in self._looks()])
+        scored = self._scored(self.stopped_by, self._looks())
+        why: str | None = self.context.config.stop.reason([entry[name] for entry in scored])
         return None if why is None else f"{'/'.join(self.stopped_by)}: {why}"
 
     # ----------------------------------------------------------------------------------------------- best weights
@@ -231,8 +251,9 @@ class Looks(TrainerCallback):  # type: ignore[misc]
         self.trainer.accelerator.wait_for_everyone()
 
     def _needed(self) -> Iterator[int | None]:
-        """The best step of each checkpoint that the stage may resume from."""
-        for checkpoint in checkpoints.by_step(self.context.checkpoints):
+        """The best step of each checkpoint that the stage may resume from, or go back to at an alarm."""
+        folders = self.context.checkpoints, self.context.scratch / kept.KEPT
+        for checkpoint in (each for folder in folders for each in checkpoints.by_step(folder)):
             path = checkpoint / TRAINER_STATE_NAME
             if path.is_file():
                 yield self._best(self._looks(json.loads(path.read_text(encoding="utf-8"))["log_history"]))
@@ -249,7 +270,9 @@ class Looks(TrainerCallback):  # type: ignore[misc]
 
     def _published(self) -> int | None:
         """The best step whose weights are as they were saved."""
-        name, looks = _name(*(self.kept_by or ("", ""))), self._looks()
+        if self.kept_by is None:
+            return None
+        name, looks = _name(*self.kept_by), self._scored(self.kept_by, self._looks())
         for entry in sorted(looks, key=lambda entry: (-entry[name], entry["step"])):
             folder = self.folder / f"{checkpoints.PREFIX}{entry['step']}"
             faults = durable.damage_of(folder, MARK)
@@ -273,7 +296,7 @@ class Looks(TrainerCallback):  # type: ignore[misc]
                 task, _, what = name.removeprefix(PREFIX).rpartition("/")
                 held_out.setdefault(task, {})[what] = value
         found: dict[str, Any] = {"published_step": step, "held_out": held_out}
-        if self.kept_by is not None and entry:
+        if self.kept_by is not None and _name(*self.kept_by) in entry:
             found |= {"kept_by": "/".join(self.kept_by), "best_score": entry[_name(*self.kept_by)]}
         reason = self._reason()
         if reason is not None and self.trainer.state.global_step < self.trainer.state.max_steps:
