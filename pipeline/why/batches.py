@@ -76,6 +76,13 @@ def dead_share(kept: Kept, scores: Sequence[Sequence[float]]) -> float:
     return sum(dead) / len(dead)
 
 
+def same_share(kept: Kept) -> float:
+    """The share of groups whose completions are all the same."""
+    every = groups(kept)
+    texts = [{kept.rows[at][row]["text"] for at, row in group} for group in every]
+    return sum(len(found) == 1 for found in texts) / len(every)
+
+
 def rewarded(kept: Kept, scores: Sequence[Sequence[float]], scale: str) -> Kept:
     """The batch with the advantages of other rewards.
 
@@ -125,7 +132,7 @@ def cut_off(kept: Kept, padding: int, counted: bool) -> Kept:
 
 
 def bare(kept: Kept, tokenizer: Any) -> Kept:
-    """The batch whose prompts are the questions alone, without template."""
+    """The batch whose prompts are the questions alone, without template; what was known of the others is forgotten."""
     from trl.trainer.utils import pad
 
     micro = []
@@ -134,7 +141,7 @@ def bare(kept: Kept, tokenizer: Any) -> Kept:
         device = batch.mask_BC.device
         prompts = pad(ids, padding_value=tokenizer.pad_token_id, padding_side="left").to(device)
         mask = pad([torch.ones_like(one) for one in ids], padding_value=0, padding_side="left").to(device)
-        micro.append(batch.knowing(prompt_ids_BP=prompts, prompt_mask_BP=mask))
+        micro.append(batch.knowing(prompt_ids_BP=prompts, prompt_mask_BP=mask, old_BC=None, sampler_BC=None))
     return kept.having(micro)
 
 

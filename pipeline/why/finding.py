@@ -50,6 +50,10 @@ MOVED = "moved_after"
 """How far an update takes the policy, in nats a token; what other alarms are judged by."""
 
 
+UPSETS, LITTLE = 3.0, 0.01
+"""A change cures nothing if the policy moves this many times as far with it, and by more than this, in nats a token."""
+
+
 @dataclass(frozen=True, slots=True)
 class Symptom:
     """What says in the table whether an alarm would be raised.
@@ -224,7 +228,7 @@ class _Explained:
             told = "completions that are cut off " + ("count" if masked else "do not count")
             yield Line(told, MASK, self._line(changed, plain, totals))
         if all(row["question"] for rows in kept.rows for row in rows):
-            bare = batches.bare(kept, tokenizer)
+            bare = self.replay.as_reference(batches.bare(kept, tokenizer))
             yield Line("questions without the template", TEMPLATE, self._line(bare, plain, totals))
         for by in RATES:
             yield (slower := Line(f"learning rate / {by}", RATE, self._line(kept, Setting(rate=1 / by), totals)))
@@ -280,13 +284,18 @@ class _Explained:
             if self.record["began"] <= (self.record["checkpoint"] or 0) + 1:
                 alarm = self.record["alarms"][0]["alarm"]
                 where = f"in the batch of step {self.record['began']}, which no update stands before"
-                return "", f"The symptom is {where}: it is in how {self.case.on} samples{HINTS.get(alarm, '')}."
+                hint = HINTS.get(alarm, "")
+                if hint and (temperature := self.record["sampling"]["temperature"]) > 1:
+                    hint += f", or lower rollout.temperature, which is {temperature:g}"
+                return "", f"The symptom is {where}: it is in how {self.case.on} samples{hint}."
             what = f"the batch of step {self.kept.step} is replayed on {self.case.on}"
             how = (
                 "it came about over more steps than are kept. A smaller trainer.save_steps brings the checkpoint nearer"
             )
             return "", f"The symptom does not show when {what}: {how}."
         cures = [line for line in lines[1:] if line.cause and symptom.shown_by(line.numbers) is False]
+        if symptom.column.endswith("_after"):
+            cures = [line for line in cures if not _upsets(line.numbers, lines[0].numbers)]
         cures.sort(key=lambda line: SPECIFIC.index(line.cause))
         name = symptom.column.removesuffix("_after")
         if not cures:
@@ -322,8 +331,18 @@ class _Explained:
             right = lines[0].numbers["accuracy"]
             kind = "too easy" if right > 0.5 else "too hard, or answers are not found"
             known = f"the tasks' own graders find {right:.0%} right"
-            return f"No change gives groups variance: {known}, so problems are {kind}."
+            told = f"No change gives groups variance: {known}"
+            if (same := batches.same_share(self.kept)) >= SHARE:
+                temperature = self.record["sampling"]["temperature"]
+                told += f", and in {same:.0%} of the groups all completions are the same"
+                return f"{told}: raise rollout.temperature, which is {temperature:g}, or take harder problems."
+            return f"{told}, so problems are {kind}."
         return f"None of these changes makes {name} go away."
+
+
+def _upsets(numbers: Mapping[str, float], before: Mapping[str, float]) -> bool:
+    """Whether an update takes the policy much further than the one that raised the alarm did: that cures nothing."""
+    return numbers.get(MOVED, 0.0) > max(UPSETS * before.get(MOVED, math.inf), LITTLE)
 
 
 def _accuracy_label(config: Any) -> str | None:

@@ -155,6 +155,11 @@ class Replay:
             found_BC = logprobs.without_gradient(self.trainer, self.trainer.model, batch)
         return found_BC.float().masked_fill(batch.mask_BC == 0, 0.0)
 
+    def as_reference(self, kept: Kept) -> Kept:
+        """The batch with the checkpoint as its reference, where it has one."""
+        known = [b if b.reference_BC is None else b.knowing(reference_BC=self.logprobs(b)) for b in kept.micro]
+        return kept.having(known)
+
     @contextmanager
     def computing_in(self, precision: str) -> Iterator[None]:
         """The model in another precision, for passes without gradient: one of `PRECISIONS`."""

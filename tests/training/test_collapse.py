@@ -173,6 +173,33 @@ def test_what_was_there_before_any_update_is_blamed_on_none(planted: Planted) ->
     assert told in found["conclusion"]
 
 
+def test_a_template_is_not_blamed_for_what_a_high_rate_has_done(planted: Planted) -> None:
+    """Questions without their template are surprising: an update on them takes the policy further than before."""
+    context = planted(
+        "longer", {"on_alarm": "stop"}, 10 * RATE, 8, rewards=["long.py:long"], rollout={"max_tokens": 40}
+    )
+    (context.base / "long.py").write_text("def long(completion):\n    return len(completion) / 10\n")
+    with pytest.raises(HealthError, match="the policy's entropy is"):
+        run_function("grpo")(context)
+    found = explained(context)
+    assert found["cause"] == "learning rate" and "template" not in found["conclusion"]
+    bare = next(change for change in found["changes"] if change["change"] == "questions without the template")
+    assert bare["numbers"]["kl"] == pytest.approx(0, abs=1e-3), "before an update, the policy is its own reference"
+
+
+def test_groups_of_equal_completions_are_told_with_the_temperature(planted: Planted) -> None:
+    cold = {"max_tokens": 10, "temperature": 0.02}
+    context = planted("cold", {"on_alarm": "stop", "patience": 1}, rollout=cold)
+    with pytest.raises(HealthError, match="alarm after step 1: 100% of the groups teach nothing"):
+        run_function("grpo")(context)
+    found = explained(context)
+    assert found["cause"] is None
+    assert (
+        "in 100% of the groups all completions are the same: raise rollout.temperature, which is 0.02"
+        in (found["conclusion"])
+    )
+
+
 class Rounded(TrlSampler):
     """An engine in another precision; it says what it thinks of what it has sampled."""
 
