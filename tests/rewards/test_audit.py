@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.commands.rewards import app
+from rewards import verify
 from rewards.audit import audit
 from rewards.hostile import attacks
 
@@ -37,6 +38,19 @@ def test_a_sound_reward_passes(report):
     assert (checks["golds accept themselves"]["passed"], checks["golds accept themselves"]["total"]) == (5, 5)
     assert checks["hostile completions"]["passed"] == checks["hostile completions"]["total"]
     assert checks["agrees with math-verify"]["total"] == 10
+
+
+def test_no_hostile_completion_is_right_by_chance():
+    """Braces, signs and marks around a 1 are an answer where the gold is 1."""
+    names = {"nested braces", "nested brackets", "combining characters", "directional overrides", "signs"}
+    items = [
+        {"completion": completion, "answer": gold}
+        for gold in ("1", "3", "-1")
+        for name, completion in attacks(gold)
+        if name in names
+    ]
+    assert len(items) == 15
+    assert {verdict.score for verdict in verify("math", items)} == {0.0}
 
 
 def test_unusable_golds_fail_the_audit_and_are_named(tmp_path):
