@@ -29,7 +29,7 @@ def page(runs: Sequence[Run]) -> str:
     if not runs:
         return NOTHING
     parts = list(_protocols(runs))
-    parts += [*_missing(runs), *_shapes(runs), *_curves(runs), *_health(runs), _times(runs)]
+    parts += [*_missing(runs), *_shapes(runs), *curves(runs), *_health(runs), _times(runs)]
     return "\n\n".join([*parts, *_samples(runs), _repeat(runs)])
 
 
@@ -104,14 +104,14 @@ CURVES = {"reward": "reward", "rewards/accuracy/score": "accuracy", "completions
 """Metrics of reinforcement learning whose curves are shown, and what they are called."""
 
 
-def _curves(runs: Sequence[Run]) -> Iterator[str]:
+def curves(runs: Sequence[Run]) -> Iterator[str]:
     """The course of each stage of reinforcement learning."""
     rows = []
     for stage in dict.fromkeys(stage for run in runs for stage in run["curves"]):
         for run in runs:
-            curves = run["curves"].get(stage, {})
-            if curves.keys() & CURVES:
-                rows.append([f"`{stage}`", str(run["seed"]), *(_points(curves.get(metric)) for metric in CURVES)])
+            logged = run["curves"].get(stage, {})
+            if logged.keys() & CURVES:
+                rows.append([f"`{stage}`", str(run["seed"]), *(_points(logged.get(metric)) for metric in CURVES)])
     if rows:
         heads = ["stage", "seed", *CURVES.values()]
         yield f"Curves, as means over each fifth of a stage's steps:\n\n{_markdown(heads, rows)}"

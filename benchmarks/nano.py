@@ -1,4 +1,4 @@
-"""The tables of docs/results/nano.md: what each model of the chain solves, and which of the paper's claims hold.
+"""The tables of docs/results/nano.md: what each model of the chain solves, which of the paper's claims hold, curves.
 
     python -m benchmarks.nano       # prints them as Markdown; a test compares them with the page
 
@@ -13,6 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
+
+from benchmarks.chain_page import curves
+
+__all__ = ["CLAIMS", "MODELS", "Claim", "Run", "claims", "curves", "read", "scores"]
 
 RESULTS = Path(__file__).resolve().parent / "results" / "nano-r1.json"
 CHAINS, LISTS = "chain/test", "requests/test"
@@ -121,4 +125,4 @@ def read() -> list[Run]:
 
 
 if __name__ == "__main__":
-    print("\n".join([*scores(read()), "", *claims(read())]))
+    print("\n".join([*scores(read()), "", *claims(read()), "", *curves(read())]))

@@ -59,7 +59,7 @@ def test_the_picture_is_that_of_the_committed_results(theme: str) -> None:
     assert f"docs/images/stages-{theme}.svg" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("table", [nano.scores, nano.claims])
+@pytest.mark.parametrize("table", [nano.scores, nano.claims, nano.curves])
 def test_the_tables_of_nano_are_those_of_the_committed_results(
     table: Callable[[Sequence[nano.Run]], Iterator[str]],
 ) -> None:
