@@ -250,11 +250,12 @@ def take(run: Path, before: Seen | None, host: Host, every: float = BEAT_SECONDS
         there = numbers(folder)
     except (FileExistsError, FileNotFoundError):
         there = []
-    if there[-1:] != [number] or (before is not None and before.number not in there):
+    # That of `before` shows that no later one has been removed. Listings may be old on NFS, what is opened is not.
+    if there[-1:] != [number] or (before is not None and read(before.path) is None):
         if (own := read(path)) is not None and own.token == token:
             path.unlink()  # its number was used up meanwhile
         raise LockError(f"another process has just begun to work on {run}")
-    for earlier in there[:-1]:  # the lowest first: that of `before` shows that no later one was removed
+    for earlier in there[:-1]:  # the lowest first
         (folder / f"{earlier:06d}").unlink(missing_ok=True)
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)

@@ -204,6 +204,22 @@ def test_a_number_that_was_used_up_meanwhile_is_not_taken(tmp_path: Path) -> Non
     assert lease.numbers(tmp_path / lease.FOLDER) == [3]
 
 
+def test_an_old_listing_gives_nobody_a_number_that_was_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS remembers names in a folder for up to a minute; what is opened it looks up."""
+    with lease.held(tmp_path, None, A):
+        pass
+    before = lease.newest(tmp_path)
+    with lease.held(tmp_path, before, A):
+        pass
+    with lease.held(tmp_path, lease.newest(tmp_path), A) as third:
+        monkeypatch.setattr(lease, "numbers", lambda folder: [1, 2])
+        with pytest.raises(lease.LockError, match="has just begun"):
+            lease.take(tmp_path, before, B)
+        monkeypatch.undo()
+        third.check()
+        assert lease.numbers(third.path.parent) == [3]
+
+
 def test_stages_end_with_their_lease(tmp_path: Path) -> None:
     path = tmp_path / "000001"
     path.touch()
