@@ -27,11 +27,19 @@ from pipeline.cluster.agent import LOOKS_A_DEADLINE, Part, Place
 from pipeline.files import durable
 from pipeline.files.lease import this_host
 from pipeline.files.locks import STAGE_LOCK
+from pipeline.schema.launch import Launch
 
 log = logging.getLogger(__name__)
 
 HOSTS = "hosts.json"
 """In a stage's scratch folder: where its latest attempt runs, and whether all of its processes are known to be over."""
+UNKNOWN: Mapping[str, Any] = {
+    "attempt": "unknown",
+    "hosts": [{"name": "an unknown host", "boot": ""}],
+    "deadline": Launch().deadline,
+    "over": False,
+}
+"""An attempt of which the record cannot be read."""
 DEAD = re.compile(r"The actor (?:is dead|died) because (.+)")
 """The line of Ray's errors that says why."""
 ASK_SECONDS = 0.5
@@ -193,12 +201,19 @@ def leave(scratch: Path) -> None:
 
 
 def read(scratch: Path) -> Mapping[str, Any]:
-    """What is known of the latest attempt of a stage; empty if it ran on no cluster."""
+    """What is known of the latest attempt of a stage; empty if it ran on no cluster.
+
+    Of a record that is damaged, or of another version, only this is: it may still run, on hosts that nobody knows.
+    """
     try:
         found: Mapping[str, Any] = json.loads((scratch / HOSTS).read_text(encoding="utf-8"))
+        if all(isinstance(place[key], str) for place in found["hosts"] for key in ("name", "boot")):
+            return {**UNKNOWN, **found, "deadline": float(found["deadline"])}
     except FileNotFoundError:
         return {}
-    return found
+    except (ValueError, TypeError, KeyError):
+        pass
+    return UNKNOWN
 
 
 def gpu_names(places: Sequence[Place]) -> tuple[str, ...]:

@@ -22,7 +22,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import pipeline
 from pipeline.files import durable
@@ -39,7 +38,7 @@ PACKAGES = (
 OURS = ("pipeline", "rewards", "model", "configs")
 """Folders of zero2r1 whose files must be the same: checkouts of one version differ."""
 HOSTS = "cluster.json"
-"""In the run's folder: the hosts that were up when it was last started on a cluster."""
+"""In the run's folder: the hosts that were up when a stage last asked for some."""
 CLOCK_SECONDS = 5.0
 """By how much clocks may differ: times of logs and artifacts are compared, and those count in seconds."""
 LOOK_SECONDS = 10.0
@@ -298,7 +297,15 @@ def record(hosts: Sequence[Host], run: Path) -> None:
     durable.write(run / HOSTS, json.dumps([asdict(host) for host in hosts]))
 
 
-def recorded(run: Path) -> list[dict[str, Any]]:
-    """The hosts that were up when the run was last started on a cluster."""
+def recorded(run: Path) -> list[Host]:
+    """The hosts that were up when a stage last asked for some; none, and a line, if that cannot be read."""
     path = run / HOSTS
-    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        return [Host(**said) for said in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:  # damaged, or of another version
+        log.warning(
+            "%s does not say which hosts there were (%s): the next run on a cluster writes it anew", path, error
+        )
+        return []

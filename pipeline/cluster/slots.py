@@ -190,7 +190,9 @@ class ClusterSlots:
     def _claim(self, node: Node) -> Claim:
         from ray.util.placement_group import placement_group
 
-        many, each = share(node.config, self.recipe.base, self._fit())
+        there = self._fit()
+        hosts.record(there, self.run)  # one may have been lost since
+        many, each = share(node.config, self.recipe.base, there)
         bundle = {"CPU": 1.0, **({"GPU": float(each)} if each else {})}
         elsewhere = [{NODE: f"!in({','.join(sorted(self._unfit))})"}] * many if self._unfit else None
         strategy = "SPREAD" if many > 1 else "STRICT_PACK"
@@ -240,8 +242,9 @@ class ClusterSlots:
         hosts.record(self._fit(), self.run)
 
     def _fit(self) -> list[Host]:
-        """The hosts that are up, without those that differ from this one."""
-        return [host for host in hosts.up() if host.node not in self._unfit]
+        """The hosts that are up, by their names in this run, without those that differ from this one."""
+        there = [host for host in hosts.up() if host.node not in self._unfit]
+        return [replace(host, name=self._names.get(host.node, host.name)) for host in there]
 
     def _said(self, node: Node) -> str:
         return said(*share(node.config, self.recipe.base, self._fit()))

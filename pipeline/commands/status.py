@@ -71,15 +71,15 @@ def status_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def cluster_table(run: Path, rows: list[dict[str, Any]]) -> Table | None:
-    """The hosts of a run's cluster, as they were when it last started, with the unfinished stages on each."""
+    """The hosts of a run's cluster, as a stage last found them, with the unfinished stages on each."""
     if not (hosts := cluster.recorded(run)):
         return None
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("host", "address", "cores", "GPUs", "unfinished stages"):
         table.add_column(column, overflow="fold", justify="right" if column in ("cores", "GPUs") else "left")
     for host in hosts:
-        here = [row["stage"] for row in rows if row["state"] == "unfinished" and host["name"] in row.get("hosts", ())]
-        told = (host["name"], host["address"], str(host["cpus"]), str(host["gpus"]), ", ".join(here))
+        here = [row["stage"] for row in rows if row["state"] == "unfinished" and host.name in row.get("hosts", ())]
+        told = (host.name, host.address, str(host.cpus), str(host.gpus), ", ".join(here))
         table.add_row(*map(Text, told))
     return table
 

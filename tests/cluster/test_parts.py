@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from pipeline.checks.launch import accelerate_config
-from pipeline.cluster import hosts, slots
+from pipeline.cluster import attempt, hosts, slots
 from pipeline.cluster.agent import OWN, Part, Rendezvous, command, interface, portable
 from pipeline.cluster.attempt import HOSTS, Fence, leave
 from pipeline.cluster.hosts import Asked, ClusterError, Facts, Host
@@ -144,6 +144,24 @@ def test_a_run_that_leaves_its_cluster_waits_for_hosts_that_are_out_of_reach(
     assert time.monotonic() - before >= 1.0
     assert "waiting 1 s: processes of an attempt on a cluster may still run on far" in caplog.text
     assert not (tmp_path / HOSTS).exists()
+
+
+@pytest.mark.parametrize(
+    "record", ["", '{"att', "[]", '{"hosts": ["far"], "deadline": 5}', '{"hosts": [{"name": "far"}], "deadline": 5}']
+)
+def test_a_record_of_hosts_that_cannot_be_read_stops_neither_status_nor_the_next_attempt(
+    tmp_path: Path, record: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is damaged, or of another version. The attempt may still run somewhere: the next one waits."""
+    (tmp_path / HOSTS).write_text(record)
+    assert [host["name"] for host in attempt.read(tmp_path)["hosts"]] == ["an unknown host"]
+    left, whose = Fence().left(tmp_path)
+    assert 0 < left <= 60 and whose == "an unknown host"
+    (tmp_path / hosts.HOSTS).write_text(record or "[{}]")
+    told = hosts.recorded(tmp_path)
+    assert told == [] and (record == "[]" or "the next run on a cluster writes it anew" in caplog.text)
+    hosts.record([BIG, BARE], tmp_path)
+    assert hosts.recorded(tmp_path) == [BIG, BARE]
 
 
 def facts(**changes: Any) -> Facts:

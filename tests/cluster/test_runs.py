@@ -257,6 +257,8 @@ def test_a_stage_survives_the_loss_of_its_agent_its_runner_and_its_host(runs: Ru
             break
     (why,) = [event["message"] for event in before if event["event"] == "restarted"]
     assert f"lost host {name}: " in why
+    left = [line for line in runs.status("play").splitlines() if not line.startswith("one ")]
+    assert not any(node[:6] in line for line in left), "a lost host is no host of the cluster"
     runs.cluster.add_node(**WITH_GPU)
     runs.at_work("one")
     for name in stages:
