@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from pipeline.context import Outputs
 from pipeline.data.mixture import DataError
 from pipeline.data.step_rows import tokenised
 from pipeline.stages.reward_model import RewardModelConfig, run
-from pipeline.training.trainers.reward import NO_LABEL, step_loss
+from pipeline.training.trainers.reward import NO_LABEL, StepTrainer, step_loss
 from rewards.process import Process, StepReader, StepScorer, logits_everywhere
 from rewards.steps import StepRule
 from rewards.verdict import Item, Status
@@ -134,12 +136,34 @@ def test_it_learns_from_which_step_on_an_answer_is_wrong(trained: tuple[Path, Ou
 def test_the_loss_counts_labelled_tokens_alone() -> None:
     logits_BT = torch.tensor([[2.0, -1.0, 7.0], [0.5, 3.0, 3.0]])
     labels_BT = torch.tensor([[NO_LABEL, 0.25, NO_LABEL], [NO_LABEL, NO_LABEL, 1.0]])
-    loss, right = step_loss(logits_BT, labels_BT)
+    loss, right_S = step_loss(logits_BT, labels_BT)
     chances = torch.tensor([-1.0, 3.0]).sigmoid()
     wanted = torch.tensor([0.25, 1.0])
     by_hand = -(wanted * chances.log() + (1 - wanted) * (1 - chances).log()).mean()
     assert loss.item() == pytest.approx(by_hand.item())
-    assert right.item() == 1.0
+    assert right_S.tolist() == [True, True]
+
+
+class Classifier(torch.nn.Module):
+    """The logit behind a token is its id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = torch.nn.Identity()
+
+    def forward(self, input_ids: torch.Tensor, **given: Any) -> torch.Tensor:
+        return self.score(input_ids[..., None].float())
+
+
+def test_the_accuracy_of_steps_is_that_of_all_processes_steps() -> None:
+    """Another process has four steps here, of which one is right, in twenty tokens."""
+    trainer: Any = object.__new__(StepTrainer)
+    accelerator = SimpleNamespace(device="cpu", reduce=lambda mine: mine + torch.tensor([20.0, 1.0, 4.0]))
+    vars(trainer).update(accelerator=accelerator, _metrics={"train": defaultdict(list)}, _total_train_tokens=7)
+    ids_BT, labels_BT = torch.tensor([[2, -1, 7]]), torch.tensor([[NO_LABEL, 0.25, NO_LABEL]])
+    inputs = {"labels": labels_BT, "input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
+    trainer.compute_loss(Classifier(), inputs)
+    assert dict(trainer._metrics["train"]) == {"num_tokens": [30], "step_accuracy": [pytest.approx(2 / 5)]}
 
 
 GOOD = {"prompt": "what", "completions": ["so", "four"], "labels": [0.5, True]}

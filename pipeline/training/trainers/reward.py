@@ -14,6 +14,7 @@ import torch
 import trl
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from pipeline.training.parallel.collectives import summed
 from pipeline.training.trainers.resumable import Resumable
 from rewards.process import SURE, logits_everywhere, padded
 
@@ -43,19 +44,21 @@ class StepTrainer(RewardTrainer):
         self._signature_columns = ["input_ids", "ends", "labels"]
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-        """The mean cross-entropy of a batch's steps; logs `step_accuracy`, the share on the right side of 0.5."""
+        """The mean cross-entropy of a batch's steps; logs which share of all processes' steps is on the right side."""
         labels_BT = inputs.pop("labels")
         logits_BT = logits_everywhere(model, **inputs)
-        loss, right = step_loss(logits_BT, labels_BT)
-        self._total_train_tokens += int(self.accelerator.gather_for_metrics(inputs["attention_mask"].sum()).sum())
+        loss, right_S = step_loss(logits_BT, labels_BT)
+        counted = inputs["attention_mask"].sum(), right_S.sum(), right_S.numel()
+        tokens, right, steps = summed(self.accelerator, *map(float, counted))
+        self._total_train_tokens += int(tokens)
         metrics = self._metrics["train"]
         metrics["num_tokens"] = [self._total_train_tokens]
-        metrics["step_accuracy"].append(float(self.accelerator.gather_for_metrics(right).mean()))
+        metrics["step_accuracy"].append(right / steps)
         return (loss, logits_BT) if return_outputs else loss
 
 
 def step_loss(logits_BT: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy over the tokens with a label, and the share of these on the label's side of one half.
+    """Mean cross-entropy over the tokens with a label, and (S,) which of these are on the label's side of one half.
 
     Args:
         logits_BT: behind every token.
@@ -63,8 +66,7 @@ def step_loss(logits_BT: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.T
     """
     labelled_BT = labels_BT != NO_LABEL
     logits_S, labels_S = logits_BT[labelled_BT].float(), labels_BT[labelled_BT]
-    right = ((logits_S > 0) == (labels_S > SURE)).float().mean()
-    return binary_cross_entropy_with_logits(logits_S, labels_S), right.detach()
+    return binary_cross_entropy_with_logits(logits_S, labels_S), (logits_S > 0) == (labels_S > SURE)
 
 
 def collated(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
