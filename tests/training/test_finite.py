@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from model.balance import routers
 from pipeline.context import StageContext
+from pipeline.schema.efficiency import STOCK
 from pipeline.stages.registry import run_function
 from pipeline.training import fit
 from pipeline.training.health.finite import NonFiniteError, Watch
 from tests.stages.driving import CORPUS, TINY, context_of
+from tests.training.replay import trainer_of
 
 STAGE = {
     "kind": "pretrain",
@@ -122,6 +125,24 @@ def test_weights_that_would_hardly_move_stop_the_stage_before_its_first_step(
     monkeypatch.setattr(fit, "_train", halved)
     with pytest.raises(ValueError, match=rf"embed_tokens\.weight: weights that are trained in {str(dtype)[6:]} hardly"):
         run_function("pretrain")(context)
+
+
+class Damage(TrainerCallback):
+    """One number of the embedding is NaN after the first step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            model.get_input_embeddings().weight.data[3, 3] = math.nan
+
+
+def test_nothing_is_sampled_with_weights_that_are_not_finite(models: Path, tmp_path: Path) -> None:
+    """torch would fail in the middle of it, and on a GPU take the process along; engines would write anything."""
+    prompts = ["what is 2", "hello", "you are kind", "what four you are"] * 2
+    trainer = trainer_of(models / "dense", tmp_path, STOCK, prompts, replayed=False, num_iterations=1)
+    for callback in (Watch(trainer, "stop", tmp_path), Damage()):
+        trainer.add_callback(callback)
+    with pytest.raises(NonFiniteError, match=r"not finite after step 1 of 2: model\.embed_tokens\.weight\. A lower"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -149,6 +149,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
 
     def generation_batch(self, number: int, problems: list[Problem]) -> Batch:
         """Rollouts of this process, sampled and judged, with dead groups replaced if that is wished. Collective."""
+        self.check_weights()
         if self.length_schedule:
             self.max_completion_length = self.length_at(self.state.global_step)
             self._metrics["train"]["max_tokens"].append(self.max_completion_length)

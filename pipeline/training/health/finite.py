@@ -43,6 +43,11 @@ class Watched:
             self.watch.losses.append(loss)
         return loss
 
+    def check_weights(self) -> None:
+        """Make sure that weights are finite before anything is sampled with them: torch fails in the middle of it."""
+        if self.watch is not None:
+            self.watch.check_weights()
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
         if self.watch is not None:
@@ -77,13 +82,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._check_types()
-        names = self._weights()
-        (weights_R,) = self._told(len(names))
-        if any(weights_R):
-            raise NonFiniteError(
-                f"not finite before step {state.global_step + 1} of {state.max_steps}:"
-                f" {_where(names, weights_R)}. The files of the model that the stage starts from are damaged"
-            )
+        self.check_weights(begun=False)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._forget()
@@ -112,18 +111,21 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if control.should_save:
             self.check_weights()
 
-    def check_weights(self) -> None:
-        """Make sure that every weight of the model is finite.
+    def check_weights(self, begun: bool = True) -> None:
+        """Make sure that every weight of the model is finite. Collective.
+
+        Args:
+            begun: whether this process has trained them, unless no step was taken at all.
 
         Raises:
             NonFiniteError: one is not, on any rank.
         """
-        names = self._weights()
+        names, state = self._weights(), self.trainer.state
         (weights_R,) = self._told(len(names))
         if any(weights_R):
-            state = self.trainer.state
-            where = _where(names, weights_R)
-            raise NonFiniteError(f"not finite after step {state.global_step} of {state.max_steps}: {where}. {_ADVICE}")
+            step, trained = state.global_step, begun and state.global_step > 0
+            when, why = (f"after step {step}", _ADVICE) if trained else (f"before step {step + 1}", _DAMAGED)
+            raise NonFiniteError(f"not finite {when} of {state.max_steps}: {_where(names, weights_R)}. {why}")
 
     def _check_types(self) -> None:
         """Make sure that nothing is trained in two bytes a number, however the model came by it.
@@ -197,6 +199,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.grad_norm: Any = None
 
 
+_DAMAGED = "The files of the model that the stage starts from are damaged"
 _ADVICE = "A lower trainer.learning_rate or more trainer.warmup_steps may help; non_finite: skip leaves such steps out"
 
 

@@ -195,6 +195,7 @@ class Looks(TrainerCallback):  # type: ignore[misc]
     def _look(self) -> None:
         """Score the weights of the moment. Collective."""
         state = self.trainer.state
+        self.trainer.check_weights()
         with live.untouched(), self.trainer.clock.part("watching"):
             scores = self.problems.scores()
         flat = {f"{PREFIX}{task}/{name}": value for task, entry in scores.items() for name, value in entry.items()}

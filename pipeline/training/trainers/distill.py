@@ -27,6 +27,7 @@ class DistillTrainer(MultiToken, Resumable, DistillationTrainer):  # type: ignor
         stopping.prepare(self, self.stops)
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+        self.check_weights()
         with stopping.until(self.accelerator.unwrap_model(self.model), self.stops):
             completion_ids = super()._generate_single_turn(*args, **kwargs)
         return [self.stops.cut(ids) for ids in completion_ids]
