@@ -24,7 +24,8 @@ run=$1 stage=$2 config=$3 rank=$4
 export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false TRL_EXPERIMENTAL_SILENCE=1
 
 newest() { # the job of the stage that was written last
-    find "$run/scratch" -path "$run/scratch/$stage-*/job.json" -printf '%T@ %i %p\n' 2>/dev/null | sort -n | tail -n 1
+    find "$run/scratch" -mindepth 2 -maxdepth 2 -name job.json -printf '%T@ %i %p\n' 2>/dev/null |
+        grep -E "/$stage-[0-9a-f]+/job\.json\$" | sort -n | tail -n 1
 }
 
 known='' told=''
@@ -43,6 +44,9 @@ while :; do
         exit 0
     elif [ -z "$told" ]; then
         echo "join.sh: waiting for stage $stage of $run to begin"
+        for manifest in "$run/stages/$stage"/*/manifest.json; do
+            [ ! -f "$manifest" ] || echo "join.sh: it was published before; if the first host has nothing to do, end this"
+        done
         told=yes
     fi
     sleep 2

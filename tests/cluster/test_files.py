@@ -171,3 +171,29 @@ def test_join_says_what_is_wrong(arguments: tuple[str, ...], said: str, tmp_path
     command = ["sh", str(FILES / "join.sh"), *arguments]
     done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith(said)
+
+
+def test_join_takes_part_in_its_stage_alone_and_ends_with_it(tmp_path: Path) -> None:
+    """Another stage's name begins with it, and folders have names that shells and patterns stumble over."""
+    run = tmp_path / "my [runs]" / "r 1"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nfor word; do echo "$word" >>"{tmp_path}/told"; done\n')
+    python.chmod(0o755)
+    (tmp_path / "hosts.yaml").touch()
+    for number, name in enumerate(("zero-0a1b", "zero-two-0a1c", "zero-abc-0a1d")):
+        job = run / "scratch" / name / "job.json"
+        job.parent.mkdir(parents=True)
+        job.touch()
+        os.utime(job, (number, number))
+    command = ["sh", str(FILES / "join.sh"), str(run), "zero", "hosts.yaml", "2"]
+    env = {**os.environ, "PYTHON": str(python)}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as joined:
+        assert joined.stdout is not None
+        assert joined.stdout.readline() == f"join.sh: host 2 takes part in {run}/scratch/zero-0a1b\n"
+        manifest = run / "stages" / "zero" / "0a1b" / "manifest.json"
+        manifest.parent.mkdir(parents=True)
+        manifest.touch()
+        assert joined.stdout.read() == f"join.sh: {manifest.parent} is published\n"
+    assert joined.returncode == 0
+    words = (tmp_path / "told").read_text().splitlines()
+    assert words[2] == f"{run}/scratch/zero-0a1b" and f"{run}/scratch/zero-0a1b/job.json" in words
