@@ -64,11 +64,14 @@ def kill_group(leader: int, word: signal.Signals = signal.SIGKILL) -> None:
         os.killpg(leader, word)
 
 
-def end_group(leader: int) -> None:
-    """Kill a process group that is trusted, all but Python's resource trackers.
+def end_group(leader: int, word: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to a process group that is trusted; SIGKILL to all of it but Python's resource trackers.
 
     A tracker ends when those that it works for have ended, and takes away the shared memory that they had no time to.
     """
+    if word is not signal.SIGKILL:
+        kill_group(leader, word)
+        return
     killed: set[int] = set()
     while left := {pid for pid in _members(leader) if not _is_tracker(pid)} - killed:
         for pid in left:

@@ -23,7 +23,7 @@ from pipeline.checks.launch import accelerate_config
 from pipeline.files.lease import this_host
 from pipeline.gpus import Gpu
 from pipeline.schema.launch import VISIBLE
-from rewards.parent import kill_group
+from rewards.parent import end_group
 from rewards.sandbox.cluster import CLUSTER
 
 LOOKS_A_DEADLINE = 20
@@ -169,20 +169,20 @@ class Agent:
         self._heard = time.monotonic()
         if self._process is None or (code := self._process.poll()) is None:
             return None
-        kill_group(self._process.pid)
+        end_group(self._process.pid)
         return code
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and to whatever it has started."""
         self._heard = time.monotonic()
         if self._process is not None and self._process.poll() is None:
-            kill_group(self._process.pid, signal.Signals(number))
+            end_group(self._process.pid, signal.Signals(number))
 
     def _watch(self) -> None:
         while time.monotonic() - self._heard < self.deadline:
             time.sleep(self.deadline / LOOKS_A_DEADLINE)
         if self._process is not None:
-            kill_group(self._process.pid)
+            end_group(self._process.pid)
         os._exit(1)
 
 

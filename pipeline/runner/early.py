@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.gpus import Gpu
 from pipeline.placement import Placed
 from pipeline.runner.graph import Node
-from rewards.parent import kill_group
+from rewards.parent import end_group
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Early:
 
     def _end(self) -> None:
         if self.waiting is not None:
-            kill_group(self.waiting.popen.pid)
+            end_group(self.waiting.popen.pid)
             self.waiting.popen.wait()
             self.waiting = None
 

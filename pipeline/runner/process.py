@@ -21,7 +21,7 @@ from pipeline.runner.observer import Failure
 from pipeline.runner.worker import DISK_FULL, OUTCOME
 from pipeline.schema import environment
 from pipeline.schema.pieces import STALL_SECONDS, StageConfig, TrainingConfig
-from rewards.parent import end_group, ending, kill_group
+from rewards.parent import end_group, ending
 
 EVENTS, LOG = "events.jsonl", "log.txt"
 """Files in a stage's scratch folder: its progress, a JSON object a line, and whatever it prints."""
@@ -107,10 +107,8 @@ class StageProcess:
         """Send a signal to the process and to whatever it has started."""
         if isinstance(self.popen, Attempt):
             self.popen.signal(number)
-        elif number is signal.SIGKILL:
-            end_group(self.popen.pid)
         else:
-            kill_group(self.popen.pid, number)
+            end_group(self.popen.pid, number)
 
     def scrub(self) -> None:
         """Take values of environment variables out of what it has logged, after it has ended."""

@@ -19,7 +19,7 @@ from pipeline.runner.observer import Observer
 from pipeline.schema import environment
 from pipeline.schema.track import Track
 from pipeline.tracking.mirror import FINISH_SECONDS, FOLDER, Progress
-from rewards.parent import ending, kill_group
+from rewards.parent import end_group, ending
 
 RETRY_SECONDS = 300.0
 """After which a tracker that has failed is tried again, without another word if it fails again."""
@@ -111,7 +111,7 @@ class Mirrors:
                     self._failed(name, f"did not end in {seconds:g} s" if late else ending(code))
         finally:
             for process in self.running.values():
-                kill_group(process.pid)
+                end_group(process.pid)
             for file in (self.run / FOLDER).rglob("*"):
                 if file.suffix in LOCAL:
                     environment.scrub(file, self.hidden)
@@ -131,7 +131,7 @@ class Mirrors:
 
     def _failed(self, name: str, how: str) -> None:
         process = self.running.pop(name)
-        kill_group(process.pid)
+        end_group(process.pid)
         self.failed[name] = time.monotonic()
         environment.scrub(self._log(name), self.hidden)
         said = self._log(name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
