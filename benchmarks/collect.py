@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def collect(run: Path) -> dict[str, Any]:
     summary = summarise(run)
     return {
         "recipe": record["name"],
-        "command": " ".join(["zero2r1", *record["command"][1:]]),
+        "command": shlex.join(["zero2r1", *record["command"][1:]]),
         "device": first["device"],
         "packages": first["packages"],
         "git": first["git"],

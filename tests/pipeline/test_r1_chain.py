@@ -167,7 +167,7 @@ def run(tmp_path: Path) -> Path:
     }
     made = nano_run.build(tmp_path / "tiny-chain", stages, waiting=("last",), metrics=metrics, samples=samples)
     record = json.loads((made / "run.json").read_text())
-    record["command"] += ["stages.base.model=/somewhere/else/models/tiny"]
+    record["command"] += ["stages.base.model=/somewhere/else/models/tiny", 'tasks.chain={"use": "chain"}']
     (made / "run.json").write_text(json.dumps(record))
     manifest = next((made / "stages" / "zero").glob("*/manifest.json"))
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "gpus": ["0", "1"]}))
@@ -200,7 +200,8 @@ def test_what_is_kept_of_a_run_has_no_weights_and_names_no_folder_of_the_machine
     for path in (tmp_path / "results").rglob("*.*"):
         text = path.read_text(encoding="utf-8")
         assert "/somewhere" not in text and str(tmp_path) not in text, path
-    assert "stages.base.model=tiny" in json.loads(file.read_text())["command"]
+    command = json.loads(file.read_text())["command"]
+    assert command.endswith("""stages.base.model=tiny 'tasks.chain={"use": "chain"}'"""), "as a shell reads it"
 
 
 def test_the_page_has_every_seed_and_is_silent_where_nothing_is_published(run: Path, tmp_path: Path) -> None:
