@@ -293,7 +293,10 @@ def broken_tasks(recipe: Recipe, config: StageConfig, download: bool = True) -> 
                 continue
             problems = task.problems(spec.split, None if spec.filter else spec.problems, seed)
             if not problems:
-                yield leaf.loc, f"there are no problems in its split {spec.split}"
+                source = next((options[name] for name in task.path_options if options.get(name)), task.repository)
+                share = options.get("test_share")
+                more = f", and test_share {share} of that is held out" if share and in_files else ""
+                yield leaf.loc, f"there are no problems in its split {spec.split} (it reads {source}{more})"
             elif spec.filter is not None and spec.filter.source is None:
                 passing(resolved, [resolved.row(problem) for problem in problems])
         except (tasks.TaskError, RowError) as error:

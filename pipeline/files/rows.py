@@ -67,7 +67,9 @@ def read_rows(path: Path, bad: list[RowError] | None = None) -> Iterator[tuple[s
                     bad.append(error)
                     continue
                 yield place, row
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
+    except UnicodeDecodeError as error:
+        raise RowError(f"cannot read {path}: it is not UTF-8, so save it as UTF-8 ({error})") from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise RowError(f"cannot read {path}: {error}") from error
 
 

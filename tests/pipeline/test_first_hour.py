@@ -88,7 +88,8 @@ def test_a_tab_is_told_as_such() -> None:
 def test_data_that_cannot_be_used_is_told_by_plan_and_by_doctor(content: str, message: str) -> None:
     path = recipe("mine")
     Path("problems.jsonl").write_text(content)
-    assert message in said("plan", path, code=0)
+    line = said("plan", path, code=0)
+    assert message in line and "problems.jsonl" in line
     findings = doctor.recipe(load(path))
     assert any(f.level is doctor.Level.ERROR and message.rpartition(": ")[2] in f.message for f in findings)
 
