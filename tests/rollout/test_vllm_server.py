@@ -18,8 +18,10 @@ from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Sampling, derived_seed
 from pipeline.rollout.vllm import api, transfer
 from pipeline.rollout.vllm import server as vllm_server
+from pipeline.rollout.vllm import started as vllm_started
 from pipeline.rollout.vllm.api import Api
 from pipeline.rollout.vllm.server import VllmServerEngine
+from pipeline.rollout.vllm.started import ServerLostError, Started
 from pipeline.schema.pieces import RolloutSpec
 
 MODELS = b'{"data": [{"id": "policy", "root": "/models/zero"}]}'
@@ -220,6 +222,29 @@ def test_one_that_hangs_shows_no_sign_of_life(speaks: Speaks, monkeypatch: pytes
     while not (answers := engine.step()):
         pass
     assert answers[0][0][0].token_ids == (7,)
+
+
+def test_a_server_of_ours_without_an_engine_is_lost_and_a_busy_one_is_not(
+    speaks: Speaks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_started, "HEALTH_SECONDS", 0.2)
+    ours = Started.__new__(Started)  # without vLLM: what is asked is another server
+    done = threading.Event()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        ours._process = process
+        ours.address = speaks(lambda path: b"")
+        ours.check_health()
+        ours.address = speaks(lambda path: str(done.wait()).encode())
+        ours.check_health()
+        done.set()
+        for lost in (speaks(lambda path: 503), "http://127.0.0.1:9"):
+            ours.address = lost
+            with pytest.raises(ServerLostError, match="has lost its engine"):
+                ours.check_health()
+            with pytest.raises(ServerLostError):  # a refusal of a server that has none is no refusal
+                Api(lost, ours).ask("/v1/completions", {})
+    with pytest.raises(ServerLostError, match="ended with exit code"):
+        ours.check()
 
 
 def test_a_trainer_does_not_wait_since_its_weights_would_be_lost(speaks: Speaks) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 from pipeline.rollout.base import RolloutError
 
 POLL_SECONDS = 0.5
+HEALTH_SECONDS = 5.0
+"""Longest wait for a server to say that it is well."""
 END_SECONDS = 10.0
 """Longest wait for a server that was told to end, before it is killed."""
 EXTENSION = "pipeline.rollout.vllm.transfer.ReadsSharedMemory"
@@ -72,14 +74,17 @@ class Started:
             raise ServerLostError(f"vllm serve ended with exit code {self._process.returncode}")
 
     def check_health(self) -> None:
-        """Make sure that it is there and has its engine, which is another process.
+        """Make sure that it is there and has its engine, which is another process; one that is busy counts as well.
 
         Raises:
             ServerLostError: it has not.
         """
         self.check()
-        if not self._answers():
-            raise ServerLostError("vllm serve has lost its engine; the log has its words")
+        try:
+            self._ask_health()
+        except OSError as error:
+            if not isinstance(getattr(error, "reason", error), TimeoutError):
+                raise ServerLostError("vllm serve has lost its engine; the log has its words") from error
 
     def close(self) -> None:
         """End it."""
@@ -90,9 +95,14 @@ class Started:
         self._process.wait()
 
     def _answers(self) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.address}/health", timeout=5):
+        with contextlib.suppress(OSError):
+            self._ask_health()
             return True
         return False
+
+    def _ask_health(self) -> None:
+        with urllib.request.urlopen(f"{self.address}/health", timeout=HEALTH_SECONDS):
+            pass
 
 
 def flags(options: Mapping[str, Any]) -> Iterator[str]:
