@@ -38,6 +38,16 @@ APPENDED_WORDS = 3
 _FENCE = re.compile(r"^[ \t]*+(?:```|~~~)", re.MULTILINE)
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
 _PUNCTUATION = frozenset(".,;:?!¿¡\"'`()$。、「」“”‘’…")
+_COMMANDS = {"times": "*", "cdot": "*", "div": "/"}
+_COMMAND = re.compile(r"\\(times|cdot|div)(?![a-z])")
+"""LaTeX's ways to write a sign that text has as one character."""
+_ONE_SIGN = {
+    **dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212"), "-"),
+    **dict.fromkeys(map(ord, "\u00d7\u00b7\u22c5\u2219"), "*"),
+    **dict.fromkeys(map(ord, "\u00f7\u2215"), "/"),
+    **dict.fromkeys((0x00AD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF)),
+}
+"""Characters that look alike -> one of them; what nobody sees, such as a soft hyphen -> nothing."""
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+|[^\w\s]")
 """A word, a sign, or one character of a script that is written without spaces."""
 
@@ -229,7 +239,8 @@ def _told(words: Iterable[str]) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    plain = unicodedata.normalize("NFKC", text).casefold().translate(_ONE_SIGN)
+    return _WORD.findall(_COMMAND.sub(lambda found: _COMMANDS[found[1]], plain))
 
 
 def _unsigned(words: Iterable[str]) -> list[str]:

@@ -148,6 +148,18 @@ class AdapterSpec(Strict):
                 yield (name,), fault
             elif name == "init_lora_weights" and value not in INITS:
                 yield (name,), f"{value!r}: {_REWRITES}. Known: {', '.join(map(str, INITS))}"
+        if self.options.get("init_lora_weights") == "orthogonal":
+            yield from self._odd()
+
+    def _odd(self) -> Iterator[Fault]:
+        """Ranks of which PEFT's orthogonal matrices have no half."""
+        pattern = self.options.get("rank_pattern")
+        ranks: dict[tuple[str, ...], Any] = {("rank",): self.rank}
+        if isinstance(pattern, Mapping):
+            ranks |= {("rank_pattern", str(key)): rank for key, rank in pattern.items()}
+        for loc, rank in ranks.items():
+            if isinstance(rank, int) and rank % 2:
+                yield loc, f"init_lora_weights: orthogonal needs an even rank, not {rank}: set {rank + 1}"
 
 
 def _no_pattern(pattern: str) -> str | None:

@@ -53,6 +53,13 @@ def told(folder: Path, *stages: str) -> str:
         ("use_rslora: 3", "", "adapter.use_rslora", "has to be bool, not 3 (int)"),
         ("r: 8", "", "adapter.r", "set `rank`"),
         ("init_lora_weights: pissa", "", "adapter.init_lora_weights", "the base would be rewritten"),
+        ("init_lora_weights: orthogonal, rank: 3", "", "adapter.rank", "needs an even rank, not 3: set 4"),
+        (
+            "init_lora_weights: orthogonal, rank_pattern: {q_proj: 5}",
+            "",
+            "adapter.rank_pattern.q_proj",
+            "needs an even rank, not 5: set 6",
+        ),
         ("bias: all", "", "adapter.bias", "biases would be written into the base"),
         ("targets: []", "", "adapter.targets", "no layer would carry an adapter"),
         ("targets: [q_proj, qproj]", "", "adapter.targets", "'qproj' matches no layer of the model (did you"),

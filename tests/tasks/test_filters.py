@@ -84,6 +84,26 @@ def test_ten_words_in_a_row_are_contamination(question: str, found: bool) -> Non
     assert Contamination(TESTS).found(question) is found
 
 
+@pytest.mark.parametrize(
+    ("question", "found"),
+    [
+        (TESTS[0].replace("boxes", "bo\u00adxes").replace("leaves", "lea\u00adves"), True),
+        (TESTS[0].replace("train", "tr\u200bain").replace("cats", "ca\u200dts"), True),
+        ("\ufeff" + TESTS[0].replace(" ", "\u00a0"), True),
+        (TESTS[1].replace("-", "\u2212"), True),
+        (TESTS[1].replace("-", "\u2013").replace("*", "\u00d7"), True),
+        (TESTS[1].replace("*", r"\cdot "), True),
+        (TESTS[1].replace("*", r"\times "), True),
+        (TESTS[1].replace("-", "+"), False),
+        (TESTS[1].replace("*", r"\timestamp "), False),
+        (TESTS[1].replace("*", "\u00f7"), False),
+    ],
+)
+def test_a_question_is_the_same_however_its_signs_are_written(question: str, found: bool) -> None:
+    assert Contamination(TESTS).found(question) is found
+    assert Contamination([question]).found(TESTS[1 if "3" in question else 0]) is found, "whichever is the test's"
+
+
 def test_wording_that_test_questions_share_is_not_content() -> None:
     wording = "Using each of the numbers {} exactly once, and + - * / with parentheses, make 82. Answer with it alone."
     contamination = Contamination(wording.format(f"{n}, {n + 1}, 7") for n in range(100))
