@@ -30,7 +30,7 @@ from pipeline.records.samples import SAMPLES, UNJUDGED
 from pipeline.sampling.sampler import Group, Sampler, record
 from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec
 from pipeline.tasks.grading import ACCURACY, composite
-from pipeline.tasks.resolve import TaskField, prompt_rows
+from pipeline.tasks.resolve import TaskField, once_each, prompt_rows
 
 BINS = 10
 """Of the histogram, between the problems that are never solved and those that always are."""
@@ -63,7 +63,7 @@ class PassRateConfig(PromptedConfig):
 def run(context: StageContext[PassRateConfig]) -> Outputs:
     """Sample, judge, and count; writes `data.jsonl` and `samples.jsonl`."""
     config = context.config
-    prompts = list({row["id"]: row for row in prompt_rows(config.tasks, context)}.values())
+    prompts = once_each(prompt_rows(config.tasks, context))
     sampler = Sampler(
         context.model_path(config.model),
         context.rollout(config.rollout),

@@ -28,7 +28,7 @@ from pipeline.schema.pieces import Product, RewardSpec
 from pipeline.search.labels import labelled
 from pipeline.search.writer import CHUNK_ANSWERS, SteppedConfig, Writer, in_chunks
 from pipeline.tasks.grading import ACCURACY, composite
-from pipeline.tasks.resolve import TaskField, TestTaskField
+from pipeline.tasks.resolve import TaskField, TestTaskField, once_each
 from pipeline.training.decontaminate import clean_prompts
 
 
@@ -59,7 +59,7 @@ def run(context: StageContext[StepLabelsConfig]) -> Outputs:
     """Answer, continue, judge; writes `data.jsonl`."""
     config = context.config
     rows, left_out = clean_prompts(config.tasks, config.decontaminate, context)
-    rows = list({row["id"]: row for row in rows}.values())  # a task's weight asks no problem twice
+    rows = once_each(rows)
     writer = Writer(context, rows)
     judge = composite([RewardSpec(use=ACCURACY)], config.tasks, context)
     judge.prepare()

@@ -13,7 +13,7 @@ import inspect
 import logging
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -254,6 +254,19 @@ def prompt_rows(
     return [{key: row.get(key) for key in keys} for row in rows]
 
 
+def once_each(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each problem of several tasks once, whatever their weights.
+
+    Raises:
+        TaskError: two problems of a task have the same id.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        if found.setdefault((row["task"], row["id"]), row)["question"] != row["question"]:
+            raise TaskError(f"task {row['task']}: two problems have the id {row['id']}, and would be taken for one")
+    return list(found.values())
+
+
 def _listed(answer: Any) -> list[Any]:
     return answer if isinstance(answer, list) else [answer]
 
@@ -311,9 +324,11 @@ def _measured(resolved: Resolved, context: StageContext[Any]) -> dict[str, dict[
     if resolved.spec.filter is None or (source := resolved.spec.filter.source) is None:
         return None
     try:
-        found = {str(row.get("id")): row for _, row in formats.read(context.data_path(source))}
+        every = [row for _, row in formats.read(context.data_path(source))]
     except RowError as error:
         raise TaskError(str(error)) from error
+    own = [row for row in every if row.get("task") == resolved.name]  # several tasks may count their problems alike
+    found = {str(row.get("id")): row for row in own or every}
     columns = {name for row in found.values() for name in row if name not in ROW_KEYS}
     return {identity: {name: row[name] for name in columns if name in row} for identity, row in found.items()}
 

@@ -15,7 +15,8 @@ from pipeline.report.page import _difficulty
 from pipeline.report.run_data import Stage
 from pipeline.stages.pass_rate import PassRateConfig, account, run
 from pipeline.tasks.base import TaskError
-from pipeline.tasks.resolve import prompt_rows
+from pipeline.tasks.resolve import once_each, prompt_rows
+from tests.stages.driving import context_of
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -122,3 +123,42 @@ def test_a_filter_takes_problems_by_their_own_fields(tmp_path: Path) -> None:
     stage = context(tmp_path, "{use: sums, filter: {levle: [3, 5]}}")
     with pytest.raises(TaskError, match=r"there is no field levle .did you mean 'level'"):
         prompt_rows(stage.config.tasks, stage)
+
+
+COUNTED = """
+from pipeline.tasks.base import Problem, Task
+
+class Counted(Task):
+    def __init__(self, by=1):
+        self.by = by
+
+    def problems(self, split, n=None, seed=0):
+        return [Problem(str(n), f"{n} * {self.by} =", str(n * self.by)) for n in range(4)]
+
+class Twice(Task):
+    def problems(self, split, n=None, seed=0):
+        return [Problem("same", f"{n} + 1 =", str(n + 1)) for n in range(2)]
+"""
+
+
+def test_tasks_that_count_their_problems_alike_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(COUNTED)
+    two = [{"use": "own.py:Counted", "name": name, "options": {"by": by}} for name, by in (("ones", 1), ("tens", 10))]
+    rates = [
+        {"task": task, "id": str(n), "pass_rate": 0.5 if (task == "ones") == (n < 2) else 1.0}
+        for task in ("ones", "tens")
+        for n in range(4)
+    ]
+    (tmp_path / "rates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rates))
+    wanted = {"pass_rate": [0.1, 0.9], "from": "rates.jsonl"}
+    config = {"kind": "grpo", "model": "m", "tasks": [{**task, "filter": wanted} for task in two]}
+    stage = context_of(tmp_path, "zero", config, {})
+    found = {(row["task"], row["id"]) for row in prompt_rows(stage.config.tasks, stage)}
+    assert found == {("ones", "0"), ("ones", "1"), ("tens", "2"), ("tens", "3")}
+    plain = context_of(tmp_path, "every", {**config, "tasks": [{**task, "weight": 2} for task in two]}, {})
+    assert len(once_each(prompt_rows(plain.config.tasks, plain))) == 8
+    twice = context_of(tmp_path, "twice", {**config, "tasks": [{"use": "own.py:Twice"}]}, {})
+    with pytest.raises(
+        TaskError, match=r"task own.py:Twice: two problems have the id same, and would be taken for one"
+    ):
+        once_each(prompt_rows(twice.config.tasks, twice))

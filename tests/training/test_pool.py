@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from datasets import Dataset
 
 from pipeline.rollout.process import ProcessEngine
 from pipeline.schema.efficiency import PoolSpec
 from pipeline.schema.pieces import RolloutSpec
 from pipeline.stages.registry import config_class
-from pipeline.training.grpo.pool import FILE, Outcome, PooledOrder
+from pipeline.training.grpo.pool import FILE, Outcome, PooledOrder, learn
 from pipeline.training.grpo.problem_order import ProblemOrder
 from tests.training.engine_runs import GROUP, Run
 
@@ -61,6 +64,28 @@ def test_a_solved_problem_that_is_solved_no_more_is_drawn_as_others_are() -> Non
     late = Counter(row for number in range(300, 400) for row in order.rows(number))
     assert min(late.values()) >= 6 and len(late) == 40, "ten times each, on average"
     assert order.shares() == {"solved": 0.0, "failed": 0.0}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("a", str(n)) for n in range(20)] * 2,  # a weight of 2
+        [(task, str(n)) for task in "ab" for n in range(20)],  # two tasks that count their problems alike
+    ],
+)
+def test_rows_that_share_an_id_have_outcomes_of_their_own(rows: list[tuple[str, str]]) -> None:
+    """The rollouts of a batch say which problems they are of; a row that did not come up learns nothing."""
+    order = pooled(2)
+    dataset = Dataset.from_list([{"task": task, "id": identity} for task, identity in rows])
+    trainer = SimpleNamespace(order=order, train_dataset=dataset, _metrics={"train": defaultdict(list)})
+    for number in range(30):
+        trainer.batch_number, planned = number, order.rows(number)
+        problems = [dataset[row] for row in planned for _ in range(order.group)]
+        failed = torch.tensor([row % 2 == 1 for row in planned])
+        learn(trainer, problems, ~failed & False, failed)
+        assert order.account.outcomes[number].keys() == set(planned)
+    if len(set(rows)) == len(rows):
+        assert order.account.last[21][0] is Outcome.FAILED and order.account.last[20][0] is Outcome.LIVE
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])

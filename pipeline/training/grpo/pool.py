@@ -15,6 +15,7 @@ import heapq
 import json
 import math
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -32,6 +33,10 @@ EARLIEST, LATEST = 0.5, 1.5
 """Bounds of the random part of a rest, so that each time has a new order; one on average."""
 MOST_TIMES = 4
 """How often in a row a problem is solved that it rests longer each time."""
+
+
+Problem = tuple[Any, Any]
+"""The `task` of a row and its `id` there."""
 
 
 class Outcome(StrEnum):
@@ -61,8 +66,8 @@ class Account:
     taken: dict[int, float] = field(default_factory=dict)
     waiting: list[tuple[float, int]] = field(default_factory=list)
     """A heap of (due, row); an entry counts if that is still the row's due."""
-    row_of: dict[Any, int] = field(default_factory=dict)
-    """The `id` of a problem -> its row."""
+    problem_of: list[Problem] = field(default_factory=list)
+    """Row -> its problem: that of several rows, where a task's weight has it come up several times."""
 
     def put(self, row: int, due: float) -> None:
         """Give a row a place."""
@@ -113,6 +118,15 @@ class PooledOrder(ProblemOrder):
             self._plan(len(planned))
         return list(planned[number])
 
+    def rows_of(self, problems: Sequence[Problem], number: int) -> list[int]:
+        """The rows that problems of a batch are: those that were planned for it, and others where it had others."""
+        planned, others = defaultdict[Problem, list[int]](list), dict[Problem, int]()
+        for row, problem in enumerate(self.account.problem_of):
+            others.setdefault(problem, row)
+        for row in self.rows(number):
+            planned[self.account.problem_of[row]].append(row)
+        return [planned[one].pop(0) if planned[one] else others[one] for one in problems]
+
     def learn(self, number: int, outcomes: Mapping[int, Outcome]) -> None:
         """Take down what became of a batch."""
         self.account.outcomes[number] = dict(outcomes)
@@ -159,7 +173,8 @@ class PooledOrder(ProblemOrder):
             self.account.last[row] = (outcome, times)
             if outcome is not Outcome.LIVE:
                 longer = rests[outcome] * (min(times, MOST_TIMES) if outcome is Outcome.SOLVED else 1)
-                due = self.account.taken[row] + self._epoch * longer * self._spread(row, number)
+                taken = self.account.taken.get(row, self.account.due[row])
+                due = taken + self._epoch * longer * self._spread(row, number)
                 self.account.put(row, max(due, self.account.due[row]))
 
     @property
@@ -189,12 +204,13 @@ def learn(trainer: Any, problems: Sequence[Mapping[str, Any]], solved_G: Tensor,
     pooled, dataset = trainer.order, trainer.train_dataset
     if not isinstance(pooled, PooledOrder):
         return
-    if not pooled.account.row_of:
-        pooled.account.row_of.update({identity: row for row, identity in enumerate(dataset["id"])})
-    ids = gather_object([problem["id"] for problem in problems])[:: pooled.group]
+    if not pooled.account.problem_of:
+        tasks = dataset["task"] if "task" in dataset.column_names else [None] * len(dataset)
+        pooled.account.problem_of += zip(tasks, dataset["id"], strict=True)
+    every = gather_object([(problem.get("task"), problem["id"]) for problem in problems])[:: pooled.group]
     pairs = zip(solved_G.tolist(), failed_G.tolist(), strict=True)
     names = [Outcome.SOLVED if solved else Outcome.FAILED if failed else Outcome.LIVE for solved, failed in pairs]
-    rows = [pooled.account.row_of[identity] for identity in ids]
+    rows = pooled.rows_of([tuple(one) for one in every], trainer.batch_number)
     pooled.learn(trainer.batch_number, dict(zip(rows, names, strict=True)))
     for name, share in pooled.shares().items():
         trainer._metrics["train"][f"pool/{name}"].append(share)
