@@ -18,10 +18,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 import pipeline
 from pipeline.files import durable
@@ -29,6 +30,7 @@ from pipeline.schema import extras
 from rewards.sandbox.connection import CONNECT_SECONDS, connect
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PACKAGES = (
     *("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "vllm", "torchao"),
@@ -188,12 +190,16 @@ def differences(hosts: Sequence[Host], run: Path, recipe: Path) -> dict[str, lis
     token.write_text(asked.content, encoding="utf-8")
     try:
         here = facts(asked)
-        before = time.time()
-        answers = _ask(hosts, asked)
-        after = time.time()
+        answers = _ask(hosts, facts, asked)
     finally:
         token.unlink()
-    found = {host.node: list(faults(host, answers[host.node], here, run, before, after)) for host in hosts}
+    found = {}
+    for host in hosts:
+        said, before = answers[host.node], time.time()
+        if isinstance(said, Facts):  # its process is there now: that it took a while to start says nothing of its clock
+            now = _ask([host], clock)[host.node]
+            said = now if isinstance(now, str) else replace(said, time=now)
+        found[host.node] = list(faults(host, said, here, run, before, time.time()))
     return {node: told for node, told in found.items() if told}
 
 
@@ -238,20 +244,25 @@ def _holds(path: Path, content: str) -> bool:
         return False
 
 
-def _ask(hosts: Sequence[Host], asked: Asked) -> dict[str, Facts | str]:
+def clock() -> float:
+    """This host's clock, in seconds since the epoch."""
+    return time.time()
+
+
+def _ask(hosts: Sequence[Host], question: Callable[..., T], *given: object) -> dict[str, T | str]:
     """What each host says, by Ray's number; or why it says nothing."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
-    remote = ray.remote(facts)
+    remote = ray.remote(question)
     references = {
         host.node: remote.options(
             num_cpus=0, max_retries=0, scheduling_strategy=On(node_id=host.node, soft=False)
-        ).remote(asked)
+        ).remote(*given)
         for host in hosts
     }
     ray.wait(list(references.values()), num_returns=len(references), timeout=ANSWER_SECONDS)
-    answers: dict[str, Facts | str] = {}
+    answers: dict[str, T | str] = {}
     for node, reference in references.items():
         try:
             answers[node] = ray.get(reference, timeout=0)
@@ -270,7 +281,7 @@ def faults(host: Host, said: Facts | str, here: Facts, run: Path, before: float,
         said: its facts, or why there are none.
         here: those of this host.
         run: the run's folder.
-        before, after: this host's clock when the others were asked, and when all had answered.
+        before, after: this host's clock when the other's was asked for, and when it was there.
     """
     me = socket.gethostname()
     if isinstance(said, str):

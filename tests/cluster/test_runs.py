@@ -74,6 +74,9 @@ RECIPE: dict[str, Any] = {
     },
 }
 
+SLOW_AND_LATE = "import time; time.sleep(10); now = time.time; time.time = lambda: now() - 8"
+"""Every process of a host takes longer to start than its clock is behind."""
+
 
 class Runs:
     """Runs of a recipe on the cluster, in a folder of a test."""
@@ -280,11 +283,12 @@ def test_a_host_that_joins_late_is_compared_first_and_no_stage_holds_one_ahead_o
     process = runs.start({"name": "play", "jobs": 2, "stages": stages})
     runs.at_work("one")
     before = set(runs.cluster.worker_nodes)
-    odd = runs.cluster.add_node(**WITH_GPU, env_vars={"PATH": str(runs.folder)})
+    (runs.folder / "sitecustomize.py").write_text(SLOW_AND_LATE)
+    odd = runs.cluster.add_node(**WITH_GPU, env_vars={"PATH": str(runs.folder), "PYTHONPATH": str(runs.folder)})
     assert process.stderr is not None
     try:
         told = next(line for line in process.stderr if "has no part in this run" in line)
-        assert f"({odd.node_id[:6]}): bubblewrap is missing, and on" in told
+        assert f"({odd.node_id[:6]}): bubblewrap is missing, and on" in told and "its clock is 8 s behind" in told
         more = runs.cluster.add_node(**WITH_GPU)
         later = [runs.folder / f"{name}.started" for name in ("two", "three")]
         until(lambda: any(sign.exists() for sign in later), "a stage to start on the host that is like us")
