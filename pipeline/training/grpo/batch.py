@@ -79,6 +79,10 @@ class Batch:
         index = torch.as_tensor(rows, dtype=torch.long, device=self.advantages_B.device)
         return self._each(lambda value: value[index])
 
+    def part(self, rows: Sequence[int]) -> Batch:
+        """Some rows; where there are none, one that counts for nothing keeps other processes company."""
+        return self.select(rows) if rows else self.idle()
+
     def idle(self) -> Batch:
         """The row with the shortest prompt, and nothing in it that counts: for a process that keeps others company."""
         row = self.select(self.prompt_mask_BP.sum(1).argmin()[None])

@@ -134,7 +134,7 @@ def without_gradient(trainer: Any, model: Any, batch: Batch) -> Tensor:
     found_BC = torch.zeros(batch.mask_BC.shape, device=batch.mask_BC.device)
     if trainer.efficiency.packing:
         for rows in passes_of(batch.lengths.tolist(), trainer.efficiency.tokens_per_pass, trainer.accelerator):
-            scores = packed(trainer, model, batch.select(rows) if rows else batch.idle())
+            scores = packed(trainer, model, batch.part(rows))
             if rows:
                 found_BC[rows] = scores.logprobs_BC.float()
     else:

@@ -41,16 +41,10 @@ class Metrics:
         pair = torch.stack([torch.as_tensor(each, dtype=torch.float32, device=device) for each in (value, weight)])
         self._sums[name] = self._sums[name] + pair.detach() if name in self._sums else pair.detach()
 
-    def largest(self, name: str, values: Tensor) -> None:
-        """Keep the largest value; there may be none. The name ends in `max`."""
-        self._extreme(name, values, 1.0)
-
-    def smallest(self, name: str, values: Tensor) -> None:
-        """Keep the smallest value; there may be none. The name ends in `min`."""
-        self._extreme(name, values, -1.0)
-
-    def _extreme(self, name: str, values: Tensor, sign: float) -> None:
-        found = torch.cat([sign * values.detach().float().flatten(), values.new_full((1,), -torch.inf).float()]).max()
+    def extreme(self, name: str, values: Tensor) -> None:
+        """Keep the largest value, or the smallest where the name ends in `min`; there may be none."""
+        signed = _sign(name) * values.detach().float().flatten()
+        found = torch.cat([signed, signed.new_full((1,), -torch.inf)]).max()
         self._extremes[name] = torch.maximum(found, self._extremes[name]) if name in self._extremes else found
 
     def read(self, accelerator: Any) -> dict[str, float]:
@@ -68,6 +62,9 @@ class Metrics:
             squares, size = found.pop(name), name.removesuffix(SQUARED)
             found[size] = found[size] ** 2 / squares if squares else float("nan")
         for name, value in zip(extremes, everyone[:, 2 * len(sums) :].amax(0).tolist(), strict=True):
-            sign = -1.0 if name.endswith("min") else 1.0
-            found[name] = sign * value if value > float("-inf") else float("nan")
+            found[name] = _sign(name) * value if value > float("-inf") else float("nan")
         return found
+
+
+def _sign(name: str) -> float:
+    return -1.0 if name.endswith("min") else 1.0

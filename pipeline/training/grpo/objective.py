@@ -305,11 +305,11 @@ class Objective:
         gap_BC = (old_BC - batch.sampler_BC).abs()
         known_BC = mask_BC.bool() & ~gap_BC.isnan()
         metrics.mean("sampling/sampling_logp_difference/mean", gap_BC.nan_to_num(nan=0.0), known_BC)
-        metrics.largest("sampling/sampling_logp_difference/max", gap_BC[known_BC])
+        metrics.extreme("sampling/sampling_logp_difference/max", gap_BC[known_BC])
         counted = ratio[mask_BC.bool()] if ratio.shape == mask_BC.shape else ratio[mask_BC.any(1)]
-        metrics.smallest("sampling/importance_sampling_ratio/min", counted)
+        metrics.extreme("sampling/importance_sampling_ratio/min", counted)
         metrics.mean("sampling/importance_sampling_ratio/mean", ratio, mask_BC)
-        metrics.largest("sampling/importance_sampling_ratio/max", counted)
+        metrics.extreme("sampling/importance_sampling_ratio/max", counted)
         metrics.effective("sampling/effective_sample_size", counted)
         return bounded
 
@@ -327,5 +327,5 @@ def _log_clipping(
     for name, clipped in (("low", low_), ("high", high_), ("region", low_ | high_)):
         metrics.mean(f"clip_ratio/{name}_mean", clipped, mask_BC)
     counted_B = mask_BC.any(1)
-    metrics.smallest("clip_ratio/low_min", _mean_of_rows(low_.float().expand_as(mask_BC), mask_BC)[counted_B])
-    metrics.largest("clip_ratio/high_max", _mean_of_rows(high_.float().expand_as(mask_BC), mask_BC)[counted_B])
+    metrics.extreme("clip_ratio/low_min", _mean_of_rows(low_.float().expand_as(mask_BC), mask_BC)[counted_B])
+    metrics.extreme("clip_ratio/high_max", _mean_of_rows(high_.float().expand_as(mask_BC), mask_BC)[counted_B])

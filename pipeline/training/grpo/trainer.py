@@ -297,15 +297,10 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         lengths = lengths_B.tolist()
         if not self._divisible:
             rows = [row for row, tokens in enumerate(lengths) if tokens]
-            return [batch if self.aux_loss_enabled or len(rows) == len(batch) else self._part(batch, rows)]
+            return [batch if self.aux_loss_enabled or len(rows) == len(batch) else batch.part(rows)]
         parts = passes_of(lengths, self.efficiency.tokens_per_pass, self.accelerator)
         self.metrics.total("packing/fill", self.fill_watch.add(lengths, len(parts)), 1)
-        return [self._part(batch, rows) for rows in parts]
-
-    @staticmethod
-    def _part(batch: Batch, rows: list[int]) -> Batch:
-        """Some rows; where there are none, one that counts for nothing keeps other processes company."""
-        return batch.select(rows) if rows else batch.idle()
+        return [batch.part(rows) for rows in parts]
 
     @property
     def _divisible(self) -> bool:
