@@ -25,7 +25,8 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.chain_page import HEALTH, NOTHING, page
-from benchmarks.collect import collect, run_folder
+from benchmarks.collect import collect
+from benchmarks.collect import fault as run_fault
 from benchmarks.pages import fault as page_fault
 from benchmarks.pages import tell
 from pipeline import artifacts
@@ -277,7 +278,7 @@ def published(name: str, results: Path = RESULTS) -> list[dict[str, Any]]:
 def main() -> None:
     """Parse the command line, write the files, and print the tables or put them into a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=run_folder, help="folders of runs of one recipe")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs of one recipe")
     parser.add_argument("--name", help="the recipe's name, if no run is given")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of published results")
     parser.add_argument("--page", type=Path, help="page with a place for the tables; they are printed if not given")
@@ -285,6 +286,8 @@ def main() -> None:
     if not options.runs and not options.name:
         parser.error("give the folders of runs, or --name with the recipe's")
     if options.page is not None and (fault := page_fault(options.page, "chain")):
+        parser.error(fault)
+    if fault := next(filter(None, map(run_fault, options.runs)), ""):
         parser.error(fault)
     known = [collect(folder) for folder in options.runs]
     if len(names := {one["recipe"] for one in known} or {options.name}) > 1:

@@ -49,22 +49,15 @@ def collect(run: Path) -> dict[str, Any]:
     }
 
 
-def run_folder(text: str) -> Path:
-    """The folder of a run, as a word of a command line.
-
-    Raises:
-        ArgumentTypeError: it holds no run, or no finished stage.
-    """
-    folder = Path(text)
+def fault(folder: Path) -> str:
+    """Why nothing can be published of a folder; empty if it holds a run with a finished stage."""
     if not (folder / artifacts.RUN_RECORD).is_file():
-        raise argparse.ArgumentTypeError(f"{text} holds no run: there is no {artifacts.RUN_RECORD} in it")
+        return f"{folder} holds no run: there is no {artifacts.RUN_RECORD} in it"
     try:
         found = artifacts.current(folder)
     except artifacts.RecordError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    if not any(found.values()):
-        raise argparse.ArgumentTypeError(f"{text}: no stage of this run is finished")
-    return folder
+        return str(error)
+    return "" if any(found.values()) else f"{folder}: no stage of this run is finished"
 
 
 def _curves(stage: Stage) -> dict[str, list[float]]:
@@ -81,9 +74,11 @@ def keep(numbers: Callable[[Path], dict[str, Any]], about: str | None) -> list[d
         about: what `--help` says.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=run_folder)
+    parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    if told := next(filter(None, map(fault, options.runs)), ""):
+        parser.error(told)
     runs = [numbers(run) for run in options.runs]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"runs": runs}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
