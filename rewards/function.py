@@ -21,6 +21,8 @@ from rewards.verdict import Item, Status, Verdict, Verifier
 
 _SHOWN = 40
 """Characters of a completion that a message shows."""
+LARGEST = 1e15
+"""Of a score, either way: advantages square differences in float32, which ends at 3e38."""
 GOLD_COLUMNS = ("answer", "solution")
 """Columns that hold the gold answer, in the order they are looked for."""
 
@@ -194,9 +196,11 @@ class RewardFunction:
         else:
             verdicts = judge(self.use, self.verifier, batch, lambda: self._loop)
         for row, verdict in enumerate(verdicts):
-            if verdict.score is not None and not math.isfinite(verdict.score):
+            score = verdict.score
+            if score is not None and not abs(score) <= LARGEST:
+                want = f"no larger than {LARGEST:g}" if math.isfinite(score) else "that is finite"
                 raise ScoreError(
-                    f"reward {self.use!r} gave {verdict.score} for {batch.place(row)}: return a finite number, or None"
+                    f"reward {self.use!r} gave {score} for {batch.place(row)}: return a number {want}, or None"
                 )
         return verdicts
 

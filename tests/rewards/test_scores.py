@@ -59,6 +59,7 @@ def kinds(completion):
         "dict": {"score": 0.5, "pred": "x"}, "reward": {"reward": 1, "acc": True}, "none": None,
         "verdict": Verdict.of(Status.REJECTED, "y"), "dict of none": {"score": None},
         "text": "0.5", "bytes": b"1", "list": [0.5], "tuple": (0.5, "x"), "nan": float("nan"), "inf": {"score": -1e999},
+        "huge": -2e15,
         "complex": 1j, "no score": {"acc": 1.0, "pred": "x"}, "object": object(), "score text": {"score": "1"},
     }[completion]
 
@@ -197,6 +198,7 @@ def test_every_kind_of_score_that_says_what_it_means(own: str) -> None:
         ("tuple", r"\(0.5, 'x'\) \(tuple\)"),
         ("nan", "gave nan"),
         ("inf", "gave -inf"),
+        ("huge", r"gave -2e\+15 .*no larger than 1e\+15"),
         ("complex", "1j"),
         ("no score", "without the key 'score'.*its keys: acc, pred"),
         ("object", "object"),
