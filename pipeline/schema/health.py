@@ -31,7 +31,8 @@ class Health(Strict):
         grad_norm: an alarm if the gradient's norm, before clipping, is above this many times its median in the steps
             before. Spikes are usually below ten times.
         entropy_fall: an alarm if the policy's entropy is below that of the first logged step by this factor: it no
-            longer explores.
+            longer explores. Where a stage learns from rows, entropy falls as it learns, and it is one only if the loss
+            has risen meanwhile.
         entropy_rise: an alarm if the policy's entropy is above that of the first logged step by this factor: it writes
             noise.
         length: an alarm if completions are, on average, this many times as long as in the first logged step.

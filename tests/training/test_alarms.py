@@ -125,3 +125,11 @@ def test_how_far_an_engine_may_be_depends_on_what_both_compute_in(
 ) -> None:
     alarms = Alarms(Health(patience=1, **health), exact=exact)
     assert [one.limit for one in alarms.look({**SOUND, MISMATCH: gap})] == ([] if limit is None else [limit])
+
+
+@pytest.mark.parametrize(("loss", "words"), [(0.05, None), (0.8, "its loss is 0.8, and it is sure all the same")])
+def test_entropy_that_falls_while_rows_are_learnt_is_no_collapse(loss: float, words: str | None) -> None:
+    alarms = Alarms(Health(patience=1), explores=False)
+    assert alarms.look({"loss": 0.7, "entropy": 2.0}) == []
+    told = [one.reason for one in alarms.look({"loss": loss, "entropy": 0.01})]
+    assert told == [] if words is None else len(told) == 1 and words in told[0]

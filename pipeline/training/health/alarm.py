@@ -56,7 +56,9 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
         self.context, self.trainer, self.health = context, trainer, context.config.health
         if self.health.on_alarm == "rollback" and trainer.is_deepspeed_enabled:
             raise ValueError("health.on_alarm: rollback: DeepSpeed has its own learning rate; set on_alarm: stop")
-        self.alarms = Alarms(self.health, accuracy_of(context.config), is_exact(context.config, trainer))
+        config = context.config
+        explores = getattr(config, "trains_sampler", False)
+        self.alarms = Alarms(self.health, accuracy_of(config), is_exact(config, trainer), explores)
         self.evidence = Evidence(context, trainer)
         self._logged, self._began = 0, 0
         self._before: int | None = None

@@ -62,15 +62,17 @@ class Alarms:
         health: the thresholds.
         accuracy: the metric that tells how many answers are right, if there is one.
         exact: whether engine and trainer ought to have the same log-probabilities, to rounding.
+        explores: whether the model learns from what it samples. Of one that learns from rows, entropy falls as it
+            learns, and only a loss that rises beside it is a symptom.
 
     Attributes:
         crossed: metric -> logged steps in a row for which its threshold is crossed.
     """
 
-    def __init__(self, health: Health, accuracy: str = "", exact: bool = False) -> None:
+    def __init__(self, health: Health, accuracy: str = "", exact: bool = False, explores: bool = True) -> None:
         usual = EXACT_MISMATCH if exact else USUAL_MISMATCH
         self.health = health if health.mismatch else health.model_copy(update={"mismatch": usual})
-        self.accuracy = accuracy
+        self.accuracy, self.explores = accuracy, explores
         self.crossed: Counter[str] = Counter()
         self._first: dict[str, float] = {}
         self._norms: list[float] = []
@@ -85,7 +87,7 @@ class Alarms:
         self.crossed = Counter({name: self.crossed[name] + 1 for name in faults})
         if GRADIENT in known and GRADIENT not in faults and math.isfinite(known[GRADIENT]):
             self._norms = [*self._norms, known[GRADIENT]][-LATEST:]
-        for name in (ENTROPY, LENGTH):
+        for name in (ENTROPY, LENGTH, LOSS):
             if name in known:
                 self._first.setdefault(name, known[name])
         return [fault for name, fault in faults.items() if self.crossed[name] == self._patience(fault)]
@@ -136,8 +138,12 @@ class Alarms:
         if ENTROPY in now and entropy > 0:
             told, value = f"the policy's entropy is {now[ENTROPY]:.3g}, at first {entropy:.3g}", now[ENTROPY]
             fall, rise = entropy / health.entropy_fall, entropy * health.entropy_rise
-            if value < fall:
-                told += f" (health.entropy_fall {health.entropy_fall:g}): it no longer explores"
+            loss = now.get(LOSS, 0.0)
+            if value < fall and (self.explores or loss > self._first.get(LOSS, loss)):
+                why = (
+                    "it no longer explores" if self.explores else f"its loss is {loss:.3g}, and it is sure all the same"
+                )
+                told += f" (health.entropy_fall {health.entropy_fall:g}): {why}"
                 yield Tripped("entropy_fall", ENTROPY, value, fall, told, entropy)
             elif value > rise:
                 told += f" (health.entropy_rise {health.entropy_rise:g}): it falls apart"
