@@ -147,6 +147,12 @@ def test_a_model_whose_router_loss_is_switched_off_is_merged(models: Path, tmp_p
             "a step: 128 rollouts of at most 16 tokens (8 groups of 16), trained on once; a step takes 8 passes of 16."
             " All problems are asked once",
         ),
+        (
+            {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 1},
+            1,
+            "a step: 16 rollouts of at most 16 tokens (1 group of 16), trained on once; a step takes 1 pass of 16."
+            " 1 step asks 1 question",
+        ),
     ],
 )
 def test_a_stage_says_what_it_is_about_to_do(settings: dict[str, Any], processes: int, told: str) -> None:

@@ -107,13 +107,19 @@ def outlook(trainer: Mapping[str, Any], tokens: int, processes: int) -> str:
     each = max(1, uses // accumulated)
     rollouts = batch * max(1, accumulated // uses)
     steps = trainer.get("max_steps", -1)
-    whole = f"{steps:,} steps ask {math.ceil(steps / each) * (rollouts // group):,} questions"
+    asked = math.ceil(steps / each) * (rollouts // group)
+    whole = f"{_some(steps, 'step')} ask{'s' * (steps == 1)} {_some(asked, 'question')}"
     return (
         f"{'a step' if each == 1 else f'{each} steps'}: {rollouts:,} rollouts of at most {tokens:,} tokens"
-        f" ({rollouts // group:,} groups of {group}), trained on {'once' if times == 1 else f'{times} times'};"
+        f" ({_some(rollouts // group, 'group')} of {group}),"
+        f" trained on {'once' if times == 1 else f'{times} times'};"
         f" a step takes {accumulated:,} pass{'es' * (accumulated != 1)} of {rows:,}."
         f" {whole if steps > 0 else 'All problems are asked ' + _times(trainer.get('num_train_epochs', 1))}"
     )
+
+
+def _some(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _times(number: float) -> str:
