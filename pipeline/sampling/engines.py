@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline import artifacts
+from pipeline.files import finite
 from pipeline.files.compiled import NOT_OF_THE_SHAPE
 from pipeline.rollout import VLLM, engine_name, open_engine
-from pipeline.rollout.base import Engine
+from pipeline.rollout.base import Engine, RolloutError
 from pipeline.schema.pieces import RolloutSpec
 
 log = logging.getLogger(__name__)
@@ -55,10 +57,11 @@ class Engines:
             model: folder or hub id.
 
         Raises:
-            RolloutError: it does not start.
+            RolloutError: it does not start, or a folder that no stage has published holds weights that are not finite.
         """
         if self._engine is not None and self._model == model:
             return self._engine  # type: ignore[no-any-return]
+        _check_weights(Path(model))
         kind = self._reloadable(model)
         if self._engine is not None and kind and kind == self._kind:
             log.info("reading the weights of %s into the engine that is open", model)
@@ -84,6 +87,16 @@ class Engines:
     def _reloadable(self, model: str) -> str:
         """What an engine has of a model besides its weights; empty if it cannot be given others."""
         return kind_of(Path(model)) if engine_name(self.rollout) == VLLM and reloads(self.rollout) else ""
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse weights with NaN, with which any engine samples something; those that a stage published were looked at."""
+    if (folder.parent / artifacts.MANIFEST).exists():
+        return
+    try:
+        finite.check(folder)
+    except ValueError as error:
+        raise RolloutError(f"{folder}: {error}") from error
 
 
 def reloads(rollout: RolloutSpec) -> bool:

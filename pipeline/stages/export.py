@@ -83,7 +83,8 @@ class ExportConfig(StageConfig):
 
 def run(context: StageContext[ExportConfig]) -> Outputs:
     """Copy or convert the model, and write its card."""
-    from pipeline.conversion import cards, finite, importing, publishing
+    from pipeline.conversion import cards, importing, publishing
+    from pipeline.files import finite
     from pipeline.training import setup
 
     setup.prepare()

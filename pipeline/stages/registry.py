@@ -14,8 +14,8 @@ from typing import Any
 
 from pipeline import rollout as rollouts
 from pipeline.context import Outputs, StageContext
-from pipeline.conversion import finite
 from pipeline.data.cleaning import publish_left_out
+from pipeline.files import finite
 from pipeline.files.adapter_folders import is_adapter, merged_path
 from pipeline.schema.pieces import Product, Ref, StageConfig
 from pipeline.schema.walk import walk

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.conversion import finite
+from pipeline.files import finite
+from pipeline.rollout.base import RolloutError
 from pipeline.stages.registry import run_function
-from tests.stages.driving import context_of
+from tests.stages.driving import SUMS, context_of
 
 
 @pytest.fixture
@@ -44,6 +45,21 @@ def test_no_kind_publishes_it(tmp_path: Path, spoilt: Path, config: dict[str, An
     context = context_of(tmp_path, "out", {**config, "model": str(spoilt)}, {})
     told = r"weights that are not finite: model\.norm\.weight \(1 of 32 numbers\) in model.*\.safetensors"
     with pytest.raises(ValueError, match=told):
+        run_function(config["kind"])(context)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"kind": "evaluate"}, {"kind": "rejection_sample"}, {"kind": "pass_rate", "samples": 2}],
+    ids=lambda config: str(config["kind"]),
+)
+def test_nothing_is_sampled_with_it(tmp_path: Path, spoilt: Path, config: dict[str, Any]) -> None:
+    """Greedy decoding would answer something, which a verifier scores 0."""
+    (tmp_path / "sums.py").write_text(SUMS)
+    named = {"models": [str(spoilt)]} if config["kind"] == "evaluate" else {"model": str(spoilt)}
+    asked = {"tasks": ["sums.py:Sums"], "rollout": {"engine": "transformers", "max_tokens": 4}}
+    context = context_of(tmp_path, "out", {**config, **named, **asked}, {})
+    with pytest.raises(RolloutError, match=r"spoilt: weights that are not finite: model\.norm\.weight"):
         run_function(config["kind"])(context)
 
 
