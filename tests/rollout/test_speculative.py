@@ -81,12 +81,11 @@ def test_another_model_drafts_what_is_said_anyway(calculator: Path) -> None:
     assert told["acceptance"] > 0.8 and told["tokens_per_pass"] > 2  # it drafts for itself, past the end now and then
 
 
-def test_a_model_that_cannot_draft_is_refused(calculator: Path, foreseeing: Path) -> None:
+def test_what_cannot_draft_is_refused(calculator: Path) -> None:
     with pytest.raises(RolloutError, match="no blocks of multi-token prediction"):
         open_engine(RolloutSpec(engine="transformers", speculative=SpeculativeSpec()), str(calculator), seed=0)
-    server = RolloutSpec(engine="vllm_server", server="http://localhost:1", speculative=SpeculativeSpec())
-    with pytest.raises(RolloutError, match="--speculative-config"):
-        open_engine(server, str(foreseeing), seed=0)
+    with pytest.raises(ValueError, match="speculative has no effect on a server that runs already"):
+        RolloutSpec(engine="vllm_server", server="http://localhost:1", speculative=SpeculativeSpec())
 
 
 def test_vllm_is_told_in_its_own_words() -> None:
