@@ -141,11 +141,11 @@ def _layers(device: Any, peak: float) -> tuple[float, float]:
     A pass also embeds, builds a mask and computes a loss; a deeper model tells what a layer adds to that.
     """
     gpu = device.type == "cuda"
-    step, shape = _model(device, DEPTHS[0])
+    (step, shape), (deeper, _) = (_model(device, depth) for depth in DEPTHS)
     tokens = 8192 if gpu else 512
     operations = flops.training(shape, [tokens]).total
     share = operations / _seconds(device, step(tokens, backward=True)) / peak
-    shallow, deep = (_seconds(device, _model(device, depth)[0](TINY_TOKENS, backward=False)) for depth in DEPTHS)
+    shallow, deep = (_seconds(device, each(TINY_TOKENS, backward=False)) for each in (step, deeper))
     return min(1.0, share), max(SHORTEST, (deep - shallow) / (DEPTHS[1] - DEPTHS[0]))
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 
 DONE = object()
+"""What a wait that is over yields."""
 
 
 class EnginePool(Deferred):
