@@ -4,9 +4,10 @@
     python -m benchmarks.planner --write docs/results/planning.md    # into the page, between its markers
 
 Every result on a GPU is taken whose peak and time are known, of every version of the code that made one. What is put in
-is what a recipe says, and how long completions were on average, which no planner can know; prompts are assumed to have
-120 tokens (GSM8K with its template) or 60 (counting). Constants of time were set by the runs that
-`pipeline.cost.speed.CALIBRATED_ON` names; those of memory are counted, but for the allocator's reserve.
+is what a recipe says, and how long completions were on average, which no planner can know. Prompts are assumed to have
+120 tokens (GSM8K with its template), 60 (counting) or 16 (chains of v3-small, whose vocabulary is of words). Constants
+of time were set by the runs that `pipeline.cost.speed.CALIBRATED_ON` names; those of memory are counted, but for the
+allocator's reserve.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ MODELS = {
     "models/qwen2.5-coder-0.5b": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
     "models/qwen2.5-coder-1.5b": "Qwen/Qwen2.5-Coder-1.5B-Instruct",
 }
-PROMPT, COUNTING_PROMPT = 120.0, 60.0
+PROMPT, COUNTING_PROMPT, CHAIN_PROMPT = 120.0, 60.0, 16.0
 GRPO = (
     *("grpo-h200-step", "grpo-h200", "grpo-h200-seed-0", "grpo-h200-50", "grpo-h200-1e-5", "fused-h200"),
     *("long-h200", "long-h200-micro-batches", "overlap-h200-x2"),
@@ -192,9 +193,13 @@ def stage_rows() -> Iterator[tuple[str, str, float, float]]:
         times = {stage: told["seconds"] for stage, told in run.get("stages", {}).items()}
         times |= {stage: 60 * minutes for stage, minutes in run.get("minutes", {}).items()}
         scored = fmean(each["tokens"] for tasks in run["table"].values() for each in tasks.values())
+        resumed = run.get("resumed", {})
+        prompt = CHAIN_PROMPT if recipe.startswith("v3-small/") else PROMPT
         for stage, took in times.items():
+            if stage in resumed:  # what is known is its last attempt alone
+                continue
             lengths = run["curves"].get(stage, {}).get("completions/mean_length")
-            given = Given(gpus.count, gpus.gpu.bytes, PROMPT, fmean(lengths) if lengths else scored)
+            given = Given(gpus.count, gpus.gpu.bytes, prompt, fmean(lengths) if lengths else scored)
             found = estimate(Reader(load(recipe), given).work(stage), gpus)
             if not found.work.unknown:
                 yield name, stage, found.whole, took

@@ -230,6 +230,7 @@ def _stage_json(each: Estimate, price: float) -> dict[str, Any]:
         "memory": {role: {part: round(size) for part, size in parts.items()} for role, parts in each.memory.items()},
         "fits": each.fits,
         "smallest_change": list(each.remedy),
+        "checkpoints": {"count": work.saves, "seconds": round(each.writing, 2)},
         "seconds_a_step": {part: round(value, 4) for part, value in each.seconds.items()},
         **_watching_json(each),
         "seconds": round(each.whole, 1),

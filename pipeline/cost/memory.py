@@ -117,6 +117,16 @@ def resident(parts: Mapping[str, float]) -> dict[str, float]:
     return {name: size for name, size in parts.items() if name in RESIDENT}
 
 
+STATE_BYTES = 12
+"""Of a trained weight in a checkpoint: itself and Adam's two moments, in float32."""
+
+
+def state(shape: Shape, adapter_rank: int | None = None) -> float:
+    """Bytes of a trainer's state, as a checkpoint has it; beneath an adapter of a rank that of the adapter alone."""
+    every = shape.parameters.total + shape.parameters.mtp
+    return STATE_BYTES * (every if adapter_rank is None else shape.lora(adapter_rank))
+
+
 def activations(shape: Shape, setup: Setup) -> float:
     """Bytes kept for the backward pass of one pass: of all layers, or each layer's input and one layer whole."""
     stream = 4 if setup.base == "float32" else 2

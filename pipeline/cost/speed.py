@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.cost import flops, memory
+from pipeline.cost import flops, launches, memory
 from pipeline.cost.hardware import Gpu
 from pipeline.cost.shape import Shape
 
@@ -26,7 +26,7 @@ class Speed:
         padded: the same where rows are padded, and attention has a mask.
         experts: the same for a mixture of experts in our own trainer.
         fp8_slower: how many times longer our FP8 training takes than BF16.
-        layer_s: seconds in which the processor launches the forward pass of a layer.
+        layer_s: seconds in which the processor launches the forward pass of a layer of `launches.GROUPED` kernels.
         hidden: share of the faster of processor and GPU that a pass waits for on top of the slower.
         bandwidth: share of the GPU's memory bandwidth that decoding reaches.
         prefill: share of the peak that reading prompts reaches.
@@ -35,6 +35,7 @@ class Speed:
         plain_token_s: the same without.
         push: bytes a second of weights that are handed to an engine.
         push_s: seconds of that beyond the bytes.
+        disk: bytes a second of a checkpoint, its hashes included.
         rest: all of a step, against its parts: rewards, data, logging.
         start_s: seconds until a stage's process works: imports, model, data.
         warm_s: the same of a stage whose libraries load while the stage before it works.
@@ -55,6 +56,7 @@ class Speed:
     plain_token_s: float
     push: float
     push_s: float
+    disk: float
     rest: float
     start_s: float
     warm_s: float
@@ -76,6 +78,7 @@ MEASURED = Speed(
     plain_token_s=60e-6,  # grpo-h200.json, grpo-h200-step.json (stock): 45e-6 and 85e-6
     push=38e9,  # overlap-h200-x2.json, push_gb_per_s: 46 at best
     push_s=0.06,  # grpo-h200.json
+    disk=0.9e9,  # a checkpoint of r1/qwen-1.5b: 18 GB in 20 s
     rest=1.05,  # grpo-h200-step.json
     start_s=25.0,  # v3-small.json, gsm8k-r1-zero.json: stages without an engine
     warm_s=10.0,  # v3-small-r1-seed-0.json: dev1, dense, student; 4 to 5 to the first step, and the model is written
@@ -160,7 +163,7 @@ def generation(
     """
     read = speed.bandwidth * gpu.bandwidth * tensor
     share = work.tokens / engines
-    launching = shape.layers * speed.layer_s if eager else 0.0
+    launching = launches.layers(shape) * speed.layer_s if eager else 0.0
     steps = work.longest * (speed.iteration_s + launching + memory.stored(shape, "bfloat16") / read)
     token = (speed.token_s if fast_path else speed.plain_token_s) + memory.kv_cache_bytes(shape) * work.context / read
     prompt = flops.forward(shape, max(1, round(work.prompt)), scored=1).total
@@ -171,7 +174,7 @@ def generation(
 def by_transformers(shape: Shape, gpu: Gpu, work: Sampling, speed: Speed, batch: int) -> float:
     """Seconds of sampling with transformers: a forward pass for each token of the longest, so many rows at a time."""
     batches = math.ceil(work.rollouts / batch)
-    step = shape.layers * speed.layer_s + memory.stored(shape, "bfloat16") / (speed.bandwidth * gpu.bandwidth)
+    step = launches.layers(shape) * speed.layer_s + memory.stored(shape, "bfloat16") / (speed.bandwidth * gpu.bandwidth)
     one = flops.forward(shape, max(1, round(work.completion)), before=round(work.prompt)).total
     one += flops.forward(shape, max(1, round(work.prompt)), scored=1).total
     return batches * work.longest * step + work.rollouts * one / (speed.products * gpu.bf16)
@@ -200,6 +203,7 @@ class Passes:
         gathered: bytes that each pass gathers from other GPUs (FSDP).
         fp8: whether the layers are multiplied in FP8.
         frozen: whether the weights are frozen beneath an adapter, and have no gradients.
+        mtp: whether blocks of multi-token prediction are trained along.
     """
 
     operations: float
@@ -209,12 +213,13 @@ class Passes:
     gathered: float = 0.0
     fp8: bool = False
     frozen: bool = False
+    mtp: bool = False
 
     def seconds(self, shape: Shape, gpu: Gpu, speed: Speed) -> tuple[float, float]:
         """Seconds of the forward and of the backward passes."""
         share = speed.experts if shape.experts is not None else speed.padded if self.padded else speed.products
         computing = self.operations / (share * gpu.bf16) * (speed.fp8_slower if self.fp8 else 1.0)
-        launching = self.passes * shape.layers * speed.layer_s
+        launching = self.passes * launches.layers(shape, self.mtp) * speed.layer_s
         again = 1 if self.checkpointing else 0
         moving = self.passes * self.gathered / gpu.link
         forward = _both(computing, launching, speed) + moving
@@ -235,3 +240,8 @@ def pushing(shape: Shape, speed: Speed) -> float:
 def passes_of(tokens: float, a_pass: int, longest: int = 0) -> int:
     """Packed passes that so many tokens fill, at best."""
     return max(1, math.ceil(tokens / max(a_pass, longest)))
+
+
+def writing(shape: Shape, adapter_rank: int | None, speed: Speed) -> float:
+    """Seconds in which a checkpoint is written."""
+    return memory.state(shape, adapter_rank) / speed.disk

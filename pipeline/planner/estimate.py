@@ -25,6 +25,7 @@ class Estimate:
         memory: a GPU's role -> bytes by part.
         seconds: by part of a step, or of the stage where it only samples; `step` is what a step takes.
         watching: seconds of a look at held-out problems.
+        writing: seconds of a checkpoint.
         whole: seconds of the whole stage, its start included.
         over: a GPU's role -> bytes beyond what it has.
         remedy: settings that make it fit, the smallest change first; empty where it fits, or nothing does.
@@ -36,6 +37,7 @@ class Estimate:
     memory: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     watching: float = 0.0
+    writing: float = 0.0
     whole: float = 0.0
     over: Mapping[str, float] = field(default_factory=dict)
     remedy: tuple[str, ...] = ()
@@ -73,8 +75,11 @@ def estimate(work: Work, cluster: Cluster, rates: Speed = speed.MEASURED) -> Est
     begun += work.engines_started * (rates.eager_engine_s if eager else rates.engine_s)
     look = _look(work, cluster, rates)
     looks = 0 if work.watching is None else work.watching.looks
-    whole = begun + work.steps * parts["step"] + looks * look
-    found = Estimate(work, operations_of(work), _tokens(work), held, parts, look, whole, over)
+    write = 0.0
+    if work.training is not None:
+        write = speed.writing(work.models[0], work.training.setup.adapter_rank, rates)
+    whole = begun + work.steps * parts["step"] + looks * look + work.saves * write
+    found = Estimate(work, operations_of(work), _tokens(work), held, parts, look, write, whole, over)
     return found if found.fits else replace(found, remedy=tuple(remedy(work, cluster)))
 
 
@@ -168,4 +173,4 @@ def _passes(work: Work, training: Training, shape: Shape) -> Passes:
     whole = memory.stored(shape, setup.base if setup.adapter_rank is not None else "bfloat16")
     gathered = whole if setup.ranks > 1 else 0.0
     frozen = setup.adapter_rank is not None
-    return Passes(operations, passes, setup.checkpointing, not packed, gathered, training.fp8, frozen)
+    return Passes(operations, passes, setup.checkpointing, not packed, gathered, training.fp8, frozen, training.mtp)

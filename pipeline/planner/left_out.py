@@ -14,8 +14,8 @@ from pipeline.schema.health import Health
 from pipeline.schema.strict import Strict
 
 PLANNED = frozenset(
-    {"adapter", "context", "corpus", "data", "efficiency", "filters", "harness", "keep", "kind", "launch"}
-    | {"length", "length_schedule", "max_length", "model", "models", "mtp", "packing", "pool", "precision"}
+    {"adapter", "context", "corpus", "data", "efficiency", "filters", "harness", "keep", "keep_state", "kind"}
+    | {"launch", "length", "length_schedule", "max_length", "model", "models", "mtp", "packing", "pool", "precision"}
     | {"problems", "rewards", "rollout", "rows", "samples", "tasks", "teacher", "tokenizer", "trainer"}
     | {"learns", "vocabulary", "watch"}
     | {"efficiency.fused_kernels", "efficiency.merge_micro_batches", "efficiency.packing"}
@@ -29,7 +29,7 @@ PLANNED = frozenset(
 """Fields that numbers of a plan follow from."""
 FREE = frozenset(
     {"after", "base_model", "chat_template", "chat_template_kwargs", "choose", "dedup", "decontaminate"}
-    | {"description", "dtype", "factor", "format", "harness_folder", "keep_state", "license", "name"}
+    | {"description", "dtype", "factor", "format", "harness_folder", "license", "name"}
     | {"non_finite", "pairs", "prefill", "require", "revision", "routing", "sample_every", "save", "scope", "scores"}
     | {"seed", "shard_size", "template", "too_long"}
     | {"budgets", "continuations", "exploration", "step_end", "step_tokens", "value", "width"}
@@ -45,7 +45,7 @@ NOTES = (
     Assumption(
         "not counted",
         "the processor's work",
-        "reading, rendering, deduplicating and decontaminating data; judging; writing checkpoints",
+        "reading, rendering, deduplicating and decontaminating data; judging",
     ),
 )
 """Of every plan."""

@@ -18,6 +18,7 @@ from pipeline.cost.speed import Sampling
 from pipeline.gpus import Gpu
 from pipeline.planner import counts, learnt, left_out, sizes
 from pipeline.planner.learnt import LONGEST_PROMPT
+from pipeline.planner.saving import saves
 from pipeline.planner.watching import watching_of
 from pipeline.planner.work import Engine, Given, Training, Work
 from pipeline.recipe import Recipe
@@ -80,6 +81,7 @@ class Reader:
                 sharded=found.training is not None and self._placed(config).sharded,
                 judges=tuple(self._judges(config)),
                 watching=watching,
+                saves=saves(config, found),
                 assumptions=(*found.assumptions, *told, *lines),
             )
         except sizes.UnknownModelError as error:

@@ -222,6 +222,8 @@ def _stage(each: Estimate, cluster: Cluster) -> Iterator[RenderableType]:
     if (watching := work.watching) is not None:
         told = f"{watching.looks:,} looks of {duration(each.watching)} at {watching.sampling.rollouts:,} completions"
         lines.add_row(Text("  watching"), Text(told))
+    if work.saves:
+        lines.add_row(Text("  checkpoints"), Text(f"{work.saves:,} of {duration(each.writing)}"))
     phases = ", ".join(f"{phase} {operations(value)}" for phase, value in each.operations.items())
     lines.add_row(Text("  FLOP"), Text(phases))
     for line in work.assumptions:

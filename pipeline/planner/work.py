@@ -137,6 +137,7 @@ class Work:
         warm: whether its libraries load while the stage before it works.
         judges: reward models that share its GPU.
         watching: held-out problems while it trains, if there are any.
+        saves: checkpoints that it writes.
         adapts: whether it could train an adapter in place of the weights, with its other settings as they are.
         sharded: whether its trainers divide the model, however many they are.
     """
@@ -159,6 +160,7 @@ class Work:
     sharded: bool = False
     judges: tuple[Shape, ...] = ()
     watching: Watching | None = None
+    saves: int = 0
 
     @property
     def engines_started(self) -> int:

@@ -16,6 +16,8 @@ LENGTH = ("max_steps", "num_train_epochs")
 EXACT_SCHEDULES = ("constant", "constant_with_warmup")
 """Schedules of the learning rate that do not follow the number of steps."""
 SCHEDULE = "lr_scheduler_type"
+KEPT_BYTES = 16 * 2**30
+"""The largest trainer's state that is kept unasked: that of a model of 1.4B weights trained in full."""
 
 
 def why_inexact(config: TrainingConfig) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback
 
 from pipeline.context import StageContext
-from pipeline.schema.longer import why_inexact
+from pipeline.schema.longer import KEPT_BYTES, why_inexact
 from pipeline.training import adapters, checkpoints, saving
 from pipeline.training.checkpoints import KEEP_STATE, TRAINED
 from pipeline.training.clock import Pace
@@ -48,8 +48,6 @@ class Events(TrainerCallback):  # type: ignore[misc]
             self.context.log(state.global_step, state.max_steps, **{**pace, **numbers})
 
 
-KEPT_BYTES = 16 * 2**30
-"""The largest trainer's state that is kept unasked: that of a model of 1.4B weights trained in full."""
 MOMENT_BYTES = 8
 """Of Adam's two moments, in float32, for each weight that is trained."""
 

@@ -451,3 +451,35 @@ def test_stages_side_by_side_take_as_long_as_the_scheduler_lets_them(recipe: Pat
     assert short["gpu_hours"] == pytest.approx(short["seconds"] / 3600, abs=0.001)
     table = invoked("plan", recipe, "--cost", beside, "jobs=2", "--gpus", "2xH100").stdout
     assert "Up to 2 at once, as `jobs` says:" in table and "One after the other:" in table
+
+
+@pytest.mark.parametrize(
+    ("changes", "saves"),
+    [
+        (("trainer.save_steps=4",), 2),  # of 10 steps, after 4 and 8; the schedule makes keeping the last one useless
+        (("trainer.save_steps=4", "trainer.lr_scheduler_type=constant"), 3),
+        (("trainer.save_steps=4", "trainer.lr_scheduler_type=constant", "keep_state=false"), 2),
+        (("trainer.save_steps=10", "keep_state=true"), 1),
+        (("trainer.save_steps=4", "adapter={rank: 8}"), 2),
+    ],
+)
+def test_checkpoints_are_counted(recipe: Path, tmp_path: Path, changes: tuple[str, ...], saves: int) -> None:
+    schedule = () if any("lr_scheduler" in change for change in changes) else ("trainer.lr_scheduler_type=linear",)
+    words = [recipe, "--runs", tmp_path, "--gpus", "H200", *(f"stages.zero.{each}" for each in (*changes, *schedule))]
+    found = stage(planned(*words), "zero")
+    never = stage(planned(*words, "stages.zero.trainer.save_steps=500", "stages.zero.keep_state=false"), "zero")
+    told, trained = found["checkpoints"], 494_032_768
+    if "adapter={rank: 8}" in changes:
+        shape = models.known("Qwen/Qwen2.5-0.5B")
+        assert shape is not None
+        trained = shape.lora(8)
+    assert told["count"] == saves
+    assert told["seconds"] == pytest.approx(12 * trained / speed.MEASURED.disk, abs=0.006)
+    assert found["seconds"] - never["seconds"] == pytest.approx(saves * told["seconds"], abs=0.2)
+
+
+def test_checkpoints_every_share_of_a_training_are_counted(recipe: Path, tmp_path: Path) -> None:
+    words = (recipe, "--runs", tmp_path, "--gpus", "H200", "stages.taught.trainer.save_steps=0.25")
+    taught = stage(planned(*words, "stages.taught.keep_state=false"), "taught")
+    assert (taught["steps"], taught["checkpoints"]["count"]) == (14, 3)  # after 4, 8 and 12 steps
+    assert "3 of" in invoked("plan", *words, "--cost", "stages.taught.keep_state=false").stdout
