@@ -237,9 +237,12 @@ def _load(recipe: str, overrides: list[str] | None) -> Recipe:
     from pipeline.recipe import RecipeError, load
 
     try:
-        return load(recipe, overrides or [])
+        checked = load(recipe, overrides or [])
     except RecipeError as error:
         fail(str(error), code=2)
+    for notice in checked.notices:
+        typer.echo(f"zero2r1: {notice}", err=True)
+    return checked
 
 
 def _folder(recipe: Recipe, runs: Path) -> Path:

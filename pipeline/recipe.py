@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -123,6 +123,8 @@ class Recipe:
         data: the recipe as plain data, overrides and defaults applied.
         warm: whether the next stage's process is started early; see the same field of the file.
         track: trackers that the run is mirrored to.
+        notices: what is worth knowing before it runs, such as a setting without effect on the engine that an override
+            has chosen.
     """
 
     name: str
@@ -135,6 +137,7 @@ class Recipe:
     data: Mapping[str, Any] = field(default_factory=dict)
     warm: bool | None = None
     track: Sequence[Track] = ()
+    notices: Sequence[Issue] = ()
 
     @property
     def evaluated(self) -> list[TaskSpec]:
@@ -224,7 +227,7 @@ def check(text: Source) -> Recipe:
     issues.extend(whole_recipe.check(recipe, text, names=list(header.stages)))
     if issues:
         raise RecipeError(list(dict.fromkeys(issues)))  # one of `defaults` is the same in every stage
-    return recipe
+    return replace(recipe, notices=tuple(dict.fromkeys(whole_recipe.notices(recipe, text))))
 
 
 def _with_defaults(stage: str, values: dict[str, Any], header: Header, text: Source) -> dict[str, Any]:

@@ -149,6 +149,7 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
             *launch.faults(config, recipe.base),
             *placement.faults(config, recipe.base),
             *_check_engines(config),
+            *_check_unread(stage, config, text),
             *context_lengths.faults(recipe, config),
             *adapter_targets.faults(recipe, config),
             *adapter_targets.exported(recipe, config),
@@ -157,6 +158,15 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
         ]
         issues.extend(text.issue(("stages", stage, *loc), message) for loc, message in found)
     return issues + _check_cycles(recipe, text)
+
+
+def notices(recipe: Recipe, text: Source) -> list[Issue]:
+    """The recipe's own settings that have no effect with the engine that the command line has chosen instead."""
+    return [
+        text.issue(("stages", stage, *loc), message)
+        for stage, config in recipe.stages.items()
+        for loc, message in _check_unread(stage, config, text, noticed=True)
+    ]
 
 
 def _check_definitions(recipe: Recipe) -> Iterator[Fault]:
@@ -344,6 +354,15 @@ def _check_engines(config: StageConfig) -> Iterator[Fault]:
                 check_options(leaf.value.engine_options, in_trainer)
             except RolloutError as error:
                 yield leaf.loc, str(error)
+
+
+def _check_unread(stage: str, config: StageConfig, text: Source, noticed: bool = False) -> Iterator[Fault]:
+    """Settings that the stage's engine does not read: those to refuse, or those that are only `noticed`, since the
+    recipe has them for its own engine, and the command line has chosen another."""
+    chosen = any(text.by_override(("stages", stage, "rollout", name)) for name in idle.CHOICE)
+    for loc, message in idle.of_engine(config):
+        if noticed == (chosen and not text.by_override(("stages", stage, *loc))):
+            yield loc, message
 
 
 def _check_cycles(recipe: Recipe, text: Source) -> list[Issue]:

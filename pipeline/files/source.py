@@ -93,9 +93,7 @@ class Source:
     def issue(self, loc: Loc, message: str) -> Issue:
         """An issue at this place, or where its value comes from; falls back to the nearest enclosing value that has a
         line."""
-        if not self._written(loc):
-            inner = (under + loc[len(over) :] for over, under in self.beneath.items() if loc[: len(over)] == over)
-            loc = next((other for other in inner if self._written(other)), loc)
+        loc = self._origin(loc)
         dotted = ".".join(str(part) for part in loc)
         for length in range(len(loc), -1, -1):
             if (text := self.overridden.get(loc[:length])) is not None:
@@ -106,8 +104,26 @@ class Source:
                 return Issue(f"override {text!r}", dotted, message)
         return Issue(str(self.path), dotted, message)
 
+    def by_override(self, loc: Loc) -> bool:
+        """Whether a value comes from the command line, by itself or within a larger one."""
+        loc = self._origin(loc)
+        return self._written(loc) and any(loc[:length] in self.overridden for length in range(1, len(loc) + 1))
+
+    def _origin(self, loc: Loc) -> Loc:
+        """Where a value is written: there, or beneath."""
+        if self._written(loc):
+            return loc
+        inner = (under + loc[len(over) :] for over, under in self.beneath.items() if loc[: len(over)] == over)
+        return next((other for other in inner if self._written(other)), loc)
+
     def _written(self, loc: Loc) -> bool:
-        return loc in self.lines or loc in self.overridden
+        here = self.data
+        try:
+            for key in loc:
+                here = here[key]
+        except (KeyError, IndexError, TypeError):
+            return False
+        return True
 
     def override(self, assignment: str) -> None:
         """Set one leaf: `stages.zero.trainer.learning_rate=5e-7`. The value is read as YAML; lists count from 0.

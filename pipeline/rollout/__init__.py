@@ -7,17 +7,20 @@ engine.close()
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pipeline.rollout.base import Engine, RolloutError, Sampling, Updatable
 from pipeline.rollout.speculative import vllm_options
-from pipeline.schema import extras
+from pipeline.schema import extras, idle
 from pipeline.schema.pieces import RolloutSpec
 
 if TYPE_CHECKING:
     from pipeline.rollout.engine_pool import EnginePool
     from pipeline.rollout.process import ProcessEngine
+
+log = logging.getLogger(__name__)
 
 TRANSFORMERS, VLLM, VLLM_SERVER = "transformers", "vllm", "vllm_server"
 
@@ -85,13 +88,16 @@ def open_updatable(
     Raises:
         RolloutError: the engine is not installed, or has no such option.
     """
-    if engine_name(spec) == TRANSFORMERS:
+    engine = engine_name(spec)
+    for name in idle.unread(spec, engine):
+        log.info("rollout.%s is not read by the engine %s", name, engine)
+    if engine == TRANSFORMERS:
         from pipeline.rollout.transformers import TransformersEngine
 
         return TransformersEngine(
             model_path, spec.batch_size, logprobs, tempered=for_trainer, speculative=spec.speculative
         )
-    if engine_name(spec) == VLLM_SERVER:
+    if engine == VLLM_SERVER:
         return _open_server(spec, model_path, seed, logprobs, for_trainer)
     if find_spec("vllm") is None:
         raise RolloutError(f"vLLM is not installed: {extras.install('vllm')}, or choose `engine: transformers`")

@@ -1,6 +1,7 @@
 """Fields that have no effect beside others: told, so that nobody tunes what does nothing.
 
 trainer: {lr_scheduler_type: constant, warmup_steps: 50}    # a constant learning rate has no warm-up
+rollout: {engine: transformers, gpu_memory: 0.85}           # the share of the GPU's memory is vLLM's
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.schema.health import Health
-from pipeline.schema.pieces import Fault, StageConfig
+from pipeline.schema.pieces import Fault, RolloutSpec, StageConfig
 
 Fields = Mapping[str, Any]
 """Trainer fields with their values: the recipe's, above the stage kind's own."""
@@ -110,7 +111,17 @@ SERVER = ("vllm_group_port", "vllm_server_timeout")
 INSIDE = ("vllm_enable_sleep_mode", "vllm_model_impl", "vllm_tensor_parallel_size")
 ANY_VLLM = ("vllm_structured_outputs_regex", "vllm_max_model_length")
 """Fields for TRL's client of a vLLM server, for vLLM in the trainer's process, and for both."""
-
+ADDRESSED = "a server that runs already"
+"""What stands for the engine of a `rollout` with an address: it has its own settings."""
+CHOICE = ("engine", "server", "process", "max_staleness", "spare")
+"""Fields of `rollout` that choose the engine."""
+UNREAD: Mapping[str, tuple[str, ...]] = {
+    "transformers": ("gpu_memory", "engine_options", "scheduler_fast_path"),
+    "vllm": ("batch_size",),
+    "vllm_server": ("batch_size", "scheduler_fast_path"),
+    ADDRESSED: ("batch_size", "gpu_memory", "engine_options", "speculative", "scheduler_fast_path"),
+}
+"""Engine -> the fields of `rollout` that it does not read."""
 
 OF_ROLLOUTS = (
     "length", "truncated", "kl", "mismatch", "effective_samples", "dead_groups", "reward_gap", "repetition",
@@ -120,16 +131,28 @@ OF_ROLLOUTS = (
 
 
 def faults(config: StageConfig) -> Iterator[Fault]:
-    """The idle fields of a stage's `trainer:` and `health:`."""
+    """The fields of a stage's `trainer:` and `health:` that others of them make idle."""
     values: Fields = getattr(config, "trainer", {})
     fields = {**config.trainer_defaults, **values}
     for rule in RULES:
         for name in rule.fields:
             if values.get(name) and rule.idle(fields):
                 yield ("trainer", name), f"has no effect: {rule.why}"
-    engine = getattr(getattr(config, "rollout", None), "engine", "auto")
-    if getattr(getattr(config, "rollout", None), "separate_process", False):
-        engine = "an engine in a process of its own"
+    if (health := getattr(config, "health", None)) is not None:
+        yield from _of_health(config.kind, health, fields)
+
+
+def of_engine(config: StageConfig) -> Iterator[Fault]:
+    """The fields of a stage's `rollout:`, `trainer:` and `watch:` that its engine does not read; see `CHOICE`."""
+    rollout: RolloutSpec | None = getattr(config, "rollout", None)
+    if rollout is None:
+        return
+    for name in unread(rollout, rollout.engine):
+        if name not in config.reads:
+            sampler = f"the engine {rollout.engine}" if rollout.server is None else f"{ADDRESSED}: it has its own"
+            yield ("rollout", name), f"has no effect with {sampler}"
+    engine = "an engine in a process of its own" if rollout.separate_process else rollout.engine
+    values: Fields = getattr(config, "trainer", {})
     idle = {
         "transformers": (*SERVER, *INSIDE, *ANY_VLLM),
         "vllm": (*SERVER, "cache_implementation"),
@@ -139,8 +162,17 @@ def faults(config: StageConfig) -> Iterator[Fault]:
     for name in idle.get(engine, ()):
         if values.get(name):
             yield ("trainer", name), f"has no effect: completions come from {engine} (see `rollout`)"
-    if (health := getattr(config, "health", None)) is not None:
-        yield from _of_health(config.kind, health, fields)
+    watch = getattr(config, "watch", None) if getattr(config, "trains_sampler", False) else None
+    elsewhere = rollout.engine == "vllm" or rollout.separate_process
+    if elsewhere and watch is not None and "batch_size" in watch.model_fields_set:
+        yield ("watch", "batch_size"), "has no effect: the engine of `rollout` answers, and has its own"
+
+
+def unread(rollout: RolloutSpec, engine: str) -> list[str]:
+    """Fields that a `rollout` sets and an engine does not read; none where `auto` has not become one yet."""
+    fields = type(rollout).model_fields
+    names = UNREAD.get(engine if rollout.server is None else ADDRESSED, ())
+    return [name for name in names if getattr(rollout, name) != fields[name].get_default(call_default_factory=True)]
 
 
 def _of_health(kind: str, health: Health, fields: Fields) -> Iterator[Fault]:

@@ -105,6 +105,8 @@ class StageConfig(Strict):
     """Trainer fields of the stage kind's own, beneath those of a recipe."""
     choices: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Trainer fields of which the trainer takes a few texts, and its config class any -> those."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `rollout` that the stage itself reads, whichever engine samples."""
 
     @classmethod
     def launch_fields(cls) -> set[str]:
@@ -256,16 +258,14 @@ class SpeculativeSpec(Strict):
         return self
 
 
-STARTED_WITH = ("batch_size", "gpu_memory", "engine_options", "speculative", "scheduler_fast_path")
-"""Fields of a rollout that an engine has from its start."""
-
-
 class RolloutSpec(Strict):
     """How completions are sampled.
 
     Attributes:
         engine: `transformers` (any device), `vllm` (in-process, GPU), `vllm_server` (vLLM's own server, at `server` or
-            started by this run), or `auto`: vllm where a GPU and vLLM are there, transformers elsewhere.
+            started by this run), or `auto`: vllm where a GPU and vLLM are there, transformers elsewhere. A setting that
+            the engine does not read is refused; one of the recipe's is told in a line where the command line has chosen
+            another engine.
         max_tokens: longest completion, in tokens.
         stop: texts and token ids at which a completion ends, beside the model's own end-of-sequence tokens, such as
             ["</answer>", 151645]. They stay in it, as the last thing that the model wrote.
@@ -275,7 +275,7 @@ class RolloutSpec(Strict):
         top_p: the most likely tokens that together have this probability are sampled from; 1 is all.
         top_k: so many of the most likely tokens are sampled from; 0 is all.
         min_p: tokens less likely than this share of the likeliest one are left out; 0 leaves out none.
-        batch_size: sequences at a time (transformers engine). More are faster, and take more memory.
+        batch_size: sequences at a time (`transformers`). More are faster, and take more memory.
         gpu_memory: share of the GPU's memory that vLLM may take for weights and cache. The default leaves the rest to a
             trainer on the same GPU; an engine on a GPU of its own may take 0.85.
         server: address of the vLLM server, such as http://localhost:8000.
@@ -324,7 +324,9 @@ class RolloutSpec(Strict):
 
     @property
     def gpus_together(self) -> int:
-        """GPUs of one engine, as `engine_options` have it."""
+        """GPUs of one engine, as `engine_options` have it for vLLM."""
+        if self.engine == "transformers":
+            return 1
         sizes = (self.engine_options.get(name, 1) for name in PARALLEL)
         return math.prod(size for size in sizes if isinstance(size, int))
 
@@ -342,9 +344,7 @@ class RolloutSpec(Strict):
 
     @model_validator(mode="after")
     def _in_effect(self) -> Self:
-        """Options that the engine has; of a server by address, those that can be set from here."""
-        if self.engine_options and self.engine == "transformers":
-            raise ValueError("engine_options has no effect with the engine transformers: they are vLLM's")
+        """A server by its address, for an engine that is one; `pipeline.schema.idle` has what it does not read."""
         if self.server is None:
             return self
         address = urlsplit(self.server)
@@ -356,13 +356,8 @@ class RolloutSpec(Strict):
             raise ValueError(
                 f"server has no effect with the engine {self.engine}, which this run starts: leave one out"
             )
-        plain = RolloutSpec()
-        given = [name for name in STARTED_WITH if getattr(self, name) != getattr(plain, name)]
-        given += ["process.devices"] if self.process is not None and self.process.devices else []
-        if given:
-            raise ValueError(
-                f"{given[0]} has no effect on a server that runs already: start {self.server} with its own"
-            )
+        if self.process is not None and self.process.devices:
+            raise ValueError(f"process.devices has no effect on a server that runs already: {self.server} has its own")
         return self
 
     def on(self, device: str) -> Self:

@@ -102,9 +102,9 @@ class DistillConfig(FinetuneConfig):
             )
         if self.rollout.engine == "vllm_server" or self.rollout.server is not None:
             raise ValueError("rollout.engine: TRL's trainer samples with transformers, or with vLLM in its own process")
-        sampled: dict[str, Any] = {"process": None, "engine_options": {}, "batch_size": RolloutSpec().batch_size}
-        for name, left_out in sampled.items():
-            if getattr(self.rollout, name) != left_out:
+        plain = RolloutSpec()
+        for name in ("process", "engine_options", "batch_size", "scheduler_fast_path"):
+            if getattr(self.rollout, name) != getattr(plain, name):
                 raise ValueError(f"rollout.{name} has no effect here: TRL's trainer samples with an engine of its own")
         return self
 

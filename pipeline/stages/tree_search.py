@@ -51,6 +51,7 @@ class TreeSearchConfig(SteppedConfig):
 
     product: ClassVar[Product] = Product.METRICS
     default_split: ClassVar[Literal["train", "test"]] = "test"
+    reads: ClassVar[frozenset[str]] = frozenset({"batch_size"})  # that of the value model, too
 
     kind: Literal["tree_search"] = "tree_search"
     value: ModelRef

@@ -84,8 +84,6 @@ def test_another_model_drafts_what_is_said_anyway(calculator: Path) -> None:
 def test_what_cannot_draft_is_refused(calculator: Path) -> None:
     with pytest.raises(RolloutError, match="no blocks of multi-token prediction"):
         open_engine(RolloutSpec(engine="transformers", speculative=SpeculativeSpec()), str(calculator), seed=0)
-    with pytest.raises(ValueError, match="speculative has no effect on a server that runs already"):
-        RolloutSpec(engine="vllm_server", server="http://localhost:1", speculative=SpeculativeSpec())
 
 
 def test_vllm_is_told_in_its_own_words() -> None:

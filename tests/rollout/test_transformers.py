@@ -145,3 +145,14 @@ def test_the_engine_is_chosen_by_what_is_there(calculator: Path) -> None:
     if find_spec("vllm") is None:
         with pytest.raises(RolloutError, match=r"name a running server in rollout\.server"):
             open_engine(RolloutSpec(engine="vllm_server"), str(calculator), 0)
+
+
+def test_the_log_names_what_the_engine_that_auto_has_chosen_does_not_read(
+    calculator: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="pipeline.rollout"):
+        open_engine(RolloutSpec(batch_size=3, gpu_memory=0.9), str(calculator), seed=0).close()
+    assert [record.getMessage() for record in caplog.records if "read by" in record.getMessage()] == [
+        f"rollout.{name} is not read by the engine {engine_name(RolloutSpec())}"
+        for name in (["batch_size"] if engine_name(RolloutSpec()) == "vllm" else ["gpu_memory"])
+    ]

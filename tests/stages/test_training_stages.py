@@ -232,10 +232,6 @@ def test_the_learning_rate_follows_the_size_of_the_student(tmp_path: Path, param
         ({**GRPO, "rollout": {"temperature": 0.0}}, "temperature is 0"),
         ({**GRPO, "rollout": {"batch_size": 8}}, "batch_size has no effect"),
         (
-            {**GRPO, "rollout": {"engine": "transformers", "engine_options": {"dtype": "auto"}}},
-            "engine_options has no effect with the engine transformers",
-        ),
-        (
             {
                 "kind": "distill",
                 "model": "m",

@@ -325,6 +325,6 @@ def test_a_field_with_an_effect_is_not_told(name: str, trainer: dict[str, Any]) 
     ],
 )
 def test_a_field_of_another_engine_is_told(rollout: dict[str, Any], field: str) -> None:
-    (told,) = idle.faults(stage("grpo", rollout=rollout, trainer={field: 2}))
+    (told,) = idle.of_engine(stage("grpo", rollout=rollout, trainer={field: 2}))
     assert told[0] == ("trainer", field)
     assert "completions come from" in told[1]

@@ -179,7 +179,3 @@ class WatchedConfig(TrainingConfig):
         for at, task in enumerate(self.watch.tasks):
             if task.label in learnt:
                 yield ("watch", "tasks", at), f"the stage trains on {task.label}, so no score on it is held out"
-        rollout = getattr(self, "rollout", None) if getattr(self, "trains_sampler", False) else None
-        elsewhere = rollout is not None and (rollout.engine == "vllm" or rollout.separate_process)
-        if elsewhere and "batch_size" in self.watch.model_fields_set:
-            yield ("watch", "batch_size"), "has no effect: the engine of `rollout` answers, and has its own"
