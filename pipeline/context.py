@@ -123,7 +123,7 @@ class StageContext(Generic[C]):
     def resolved(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options in which every `@stage` is the path of what that stage published, and every relative path absolute.
 
-        A path is what has a slash and exists beside the recipe.
+        A path is what has a slash and exists beside the recipe, and what is named as `file.py:object`.
         """
         return {name: self._resolved(value) for name, value in options.items()}
 
@@ -137,6 +137,9 @@ class StageContext(Generic[C]):
             return str(folder / "model" if (folder / "model").is_dir() else folder / "data.jsonl")
         if isinstance(value, str) and "/" in value and exists(local := located(value, self.base)):
             return str(local.resolve())
+        if isinstance(value, str) and ".py:" in value:
+            file, _, name = value.rpartition(":")
+            return f"{local.resolve()}:{name}" if exists(local := located(file, self.base)) else value
         return value
 
     @property

@@ -20,6 +20,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+from rewards.bounds import Text
 from rewards.text import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN, says_something
 from rewards.verdict import Item, Status, Verdict
 
@@ -44,7 +45,7 @@ class ThinkFormat:
         self,
         answer_tag: bool = False,
         prefilled: bool | Literal["auto"] = "auto",
-        end_tokens: Sequence[str] = END_TOKENS,
+        end_tokens: Sequence[Text] = END_TOKENS,
     ) -> None:
         if prefilled not in (True, False, "auto"):
             raise ValueError(f"prefilled is true, false or 'auto', not {prefilled!r}")

@@ -17,11 +17,14 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator
+
+from rewards.bounds import AtLeastOne, NotNegative, Positive, RewardName, Text
 from rewards.chat_api import ChatApi, Failure, Refusal
 from rewards.function import Batch, RewardFunction
-from rewards.text import BLANK, split_thought
+from rewards.text import BLANK, split_thought, unknown_slots
 from rewards.verdict import Item, Status, Verdict
 
 PROMPT = """\
@@ -60,7 +63,9 @@ MASTER_KEYS = (
 KNOWN = (("What is 6 times 7?", "42", "The answer is 42."), ("What is the capital of France?", "Paris", "It is Paris."))
 """Questions with reference and a right response, on which a judge is tried before it may judge."""
 
-_SLOT = re.compile(r"\{(question|reference|response)\}")
+SLOTS = ("question", "reference", "response")
+"""What a prompt has a place for."""
+_SLOT = re.compile(rf"\{{({'|'.join(SLOTS)})\}}")
 _FENCE = re.compile(r"</?\s*(?:question|reference|response)\s*>", re.IGNORECASE)
 _VERDICT = re.compile(r"[*_`\s]*(?:verdict\s*:)?[*_`\s]*(yes|no)[.*_`\s]*", re.IGNORECASE)
 _OPEN = frozenset({Status.WRONG, Status.NO_ANSWER, Status.BAD_GOLD, Status.INFRA})
@@ -69,6 +74,31 @@ _OPEN = frozenset({Status.WRONG, Status.NO_ANSWER, Status.BAD_GOLD, Status.INFRA
 
 class JudgeError(RuntimeError):
     """The judge cannot be reached, accepts answers that say nothing, or refuses right ones."""
+
+
+def known_slots(prompt: str) -> str:
+    """The prompt, in which the response has its place, and nothing else that nobody fills in.
+
+    Raises:
+        ValueError: it has no `{response}`, or a placeholder that is not known.
+    """
+    if fault := unknown_slots(prompt, SLOTS):
+        raise ValueError(f"the prompt {fault}")
+    if "{response}" not in prompt:
+        raise ValueError("the prompt has no {response} in it")
+    return prompt
+
+
+JudgePrompt = Annotated[str, AfterValidator(known_slots)]
+
+
+def _address(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"url begins with http:// or https://, unlike {url!r}")
+    return url
+
+
+Endpoint = Annotated[str, AfterValidator(_address)]
 
 
 class Judge:
@@ -102,25 +132,24 @@ class Judge:
 
     def __init__(
         self,
-        model: str,
-        url: str = "http://localhost:8000/v1",
+        model: Text,
+        url: Endpoint = "http://localhost:8000/v1",
         api_key_env: str | None = None,
-        only_if_wrong: str | None = None,
+        only_if_wrong: RewardName | None = None,
         only_if_wrong_options: Mapping[str, Any] | None = None,
         scope: Literal["summary", "whole"] = "summary",
-        min_chars: int = 1,
-        max_chars: int = 8000,
-        prompt: str = PROMPT,
+        min_chars: NotNegative = 1,
+        max_chars: AtLeastOne = 8000,
+        prompt: JudgePrompt = PROMPT,
         sampling: Mapping[str, Any] | None = None,
-        concurrency: int = 32,
-        timeout_s: float = 60.0,
-        retries: int = 3,
-        deadline_s: float = 300.0,
+        concurrency: AtLeastOne = 32,
+        timeout_s: Positive = 60.0,
+        retries: NotNegative = 3,
+        deadline_s: Positive = 300.0,
     ) -> None:
         if scope not in ("summary", "whole"):
             raise ValueError(f"scope is 'summary' or 'whole', not {scope!r}")
-        if "{response}" not in prompt:
-            raise ValueError("the prompt has no {response} in it")
+        known_slots(prompt)
         key = None if api_key_env is None else os.environ.get(api_key_env)
         if api_key_env is not None and not key:
             raise ValueError(f"the environment variable {api_key_env} is not set")

@@ -18,10 +18,12 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import regex
+from pydantic import AfterValidator
 
+from rewards.bounds import NotNegative, Text
 from rewards.text import BLANK
 from rewards.verdict import Item, Status, Verdict
 
@@ -138,10 +140,10 @@ class Language:
 
     def __init__(
         self,
-        language: str = "en",
-        column: str = "language",
+        language: KnownLanguage = "en",
+        column: Text = "language",
         scope: Literal["thought", "whole"] = "thought",
-        min_words: int = 5,
+        min_words: NotNegative = 5,
         detect: bool = True,
     ) -> None:
         if scope not in ("thought", "whole"):
@@ -238,6 +240,10 @@ def known_language(tag: str) -> str:
     if code not in _SCRIPT_OF:
         raise ValueError(f"language {tag!r} is not an ISO 639-1 code known here; known: {' '.join(sorted(_SCRIPT_OF))}")
     return code
+
+
+KnownLanguage = Annotated[str, AfterValidator(known_language)]
+"""An option that takes such a tag."""
 
 
 def prose(text: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rewards.bounds import AtLeastOne, Finite, NotNegative, RewardName
 from rewards.function import Batch, RewardFunction
 from rewards.verdict import Item, Status, Verdict
 
@@ -30,7 +31,7 @@ class KimiLength:
         correct_options: options of the reward `correct`.
     """
 
-    def __init__(self, correct: str = "math", correct_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, correct: RewardName = "math", correct_options: Mapping[str, Any] | None = None) -> None:
         self._correct = RewardFunction(correct, correct_options, in_trainer=False)
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
@@ -75,19 +76,26 @@ class CosineLength:
 
     def __init__(
         self,
-        max_tokens: int,
-        right: Sequence[float] = (1.0, 0.5),
-        wrong: Sequence[float] = (-1.0, -0.5),
-        exceeded: float | None = None,
-        correct: str = "math",
+        max_tokens: AtLeastOne,
+        right: Sequence[Finite] = (1.0, 0.5),
+        wrong: Sequence[Finite] = (-1.0, -0.5),
+        exceeded: Finite | None = None,
+        correct: RewardName = "math",
         correct_options: Mapping[str, Any] | None = None,
     ) -> None:
         if max_tokens < 1:
             raise ValueError(f"max_tokens is at least 1, not {max_tokens}")
-        if len(right) != 2 or len(wrong) != 2:
-            raise ValueError(f"right and wrong are [at length 0, at max_tokens], not {right!r} and {wrong!r}")
+        if fault := self.unfit(right, wrong):
+            raise ValueError(fault)
         self.max_tokens, self.right, self.wrong, self.exceeded = max_tokens, right, wrong, exceeded
         self._correct = RewardFunction(correct, correct_options, in_trainer=False)
+
+    @staticmethod
+    def unfit(right: Sequence[float], wrong: Sequence[float], **_: Any) -> str:
+        """Why these options do not go together; empty if they do."""
+        if len(right) == len(wrong) == 2:
+            return ""
+        return f"right and wrong are [at length 0, at max_tokens], not {right!r} and {wrong!r}"
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict an item: the status of the reward `correct`, the score of the schedule."""
@@ -122,12 +130,19 @@ class SoftOverlong:
         soft_tokens: width of the interval over which the punishment grows.
     """
 
-    def __init__(self, max_tokens: int, soft_tokens: int) -> None:
-        if not 0 <= soft_tokens <= max_tokens:
-            raise ValueError(f"soft_tokens is from 0 to max_tokens ({max_tokens}), not {soft_tokens}")
+    def __init__(self, max_tokens: AtLeastOne, soft_tokens: NotNegative) -> None:
+        if fault := self.unfit(max_tokens, soft_tokens):
+            raise ValueError(fault)
         from trl.rewards import get_soft_overlong_punishment
 
         self._punish = get_soft_overlong_punishment(max_tokens, soft_tokens)
+
+    @staticmethod
+    def unfit(max_tokens: int, soft_tokens: int) -> str:
+        """Why these options do not go together; empty if they do."""
+        if 0 <= soft_tokens <= max_tokens:
+            return ""
+        return f"soft_tokens is from 0 to max_tokens ({max_tokens}), not {soft_tokens}"
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict an item: correct where nothing is punished."""

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from rewards.bounds import AtLeastOne
 from rewards.verdict import Item, Status, Verdict
 
 _PROBE = "<think>THOUGHT</think>SUMMARY"
@@ -50,9 +51,9 @@ class Preference:
         model: str,
         scope: Literal["summary", "whole"] = "summary",
         backend: Literal["transformers", "vllm"] = "transformers",
-        batch_size: int = 16,
+        batch_size: AtLeastOne = 16,
         device: str | None = None,
-        max_tokens: int = 4096,
+        max_tokens: AtLeastOne = 4096,
         truncation: Literal["left", "right"] = "left",
         engine_options: Mapping[str, Any] | None = None,
     ) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal
 
+from rewards.bounds import AtLeastOne, Text
 from rewards.preference import check_classifier
 from rewards.steps import STEP_END, STEP_TOKENS, StepRule
 from rewards.verdict import PREFILL, Item, Status, Verdict
@@ -177,9 +178,9 @@ class Process:
         self,
         model: str,
         reduce: Literal["min", "mean", "last"] = "min",
-        step_end: str = STEP_END,
-        step_tokens: int = STEP_TOKENS,
-        batch_size: int = 64,
+        step_end: Text = STEP_END,
+        step_tokens: AtLeastOne = STEP_TOKENS,
+        batch_size: AtLeastOne = 64,
         device: str | None = None,
     ) -> None:
         if reduce not in REDUCTIONS:

@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rewards.bounds import AtLeastOne, Positive
 from rewards.countdown import ExpressionError, check
 from rewards.pool import STATUS_OF, Fate, Outcome, Pool, PoolError
 from rewards.text import answer_tag
@@ -56,7 +57,9 @@ class ReasoningGym:
     columns = ("puzzle",)
     """What rows must have."""
 
-    def __init__(self, workers: int | None = None, deadline_s: float = 5.0, rss_mib: int = 512) -> None:
+    def __init__(
+        self, workers: AtLeastOne | None = None, deadline_s: Positive = 5.0, rss_mib: AtLeastOne = 512
+    ) -> None:
         self._pool = Pool("rewards.reasoning_gym_scoring:score", workers, deadline_s, rss_mib)
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:

@@ -19,7 +19,6 @@ import dis
 import importlib
 import importlib.util
 import inspect
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,9 +27,9 @@ from hashlib import sha256
 from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar
 
-from rewards import unrun
+from rewards import unfit, unrun
 
 BUILTIN: Mapping[str, str] = {
     "code": "rewards.code:CodeVerifier",
@@ -185,8 +184,8 @@ def check(
         run: as in `find`.
 
     Raises:
-        RewardError: it does not exist, asks for what it will not get, or an option is unknown or missing; the message
-            names the nearest one.
+        RewardError: it does not exist, asks for what it will not get, or an option is unknown, missing, or has a value
+            that it cannot take; the message names the nearest one.
     """
     found = find(use, base, run)
     if not found.is_verifier:
@@ -195,6 +194,12 @@ def check(
         _check_trainer_arguments(use, found, in_trainer)
         return found
     check_options(f"reward {use!r}", found.target, options)
+    check_types(f"reward {use!r}", found.target, options)
+    for name, inner, given in unfit.nested(found.target, options):
+        try:
+            check(inner, given, base, in_trainer=False, run=run)
+        except RewardError as error:
+            raise RewardError(f"reward {use!r}: {name}: {error}") from error
     return found
 
 
@@ -249,39 +254,16 @@ def check_options(what: str, target: Callable[..., Any], options: Mapping[str, A
 
 
 def check_types(what: str, target: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Make sure that options have the types that a class says, without building it.
+    """Make sure that options have the types that a class says, and values that it can take, without building it.
 
     Raises:
-        RewardError: one has another; the message begins with `what`.
+        RewardError: one does not; the message begins with `what`.
     """
-    for option, value in options.items():
-        if option in inspect.signature(target).parameters and (fault := _misfit(target, option, value)):
-            raise RewardError(f"{what}: {option} {fault}")
-
-
-def _misfit(target: Callable[..., Any], option: str, value: Any) -> str:
-    """What is wrong with a value as a recipe has it, such as a list for a tuple, by a parameter's annotation.
-
-    Empty where that cannot be known: there is no annotation, it names what only type checkers see, or the value is an
-    object of Python's. Enums are left to the class, which names their values.
-    """
-    from pydantic import PydanticUserError, TypeAdapter, ValidationError
-
-    try:
-        hint = get_type_hints(target.__init__ if inspect.isclass(target) else target).get(option, Any)
-        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        kinds = {one["type"] for one in error.errors()}
-        if kinds == {"enum"}:
-            return ""
-        if kinds == {"literal_error"}:
-            return f"is {' or '.join(map(repr, get_args(hint)))}, not {value!r}"
-        wanted = inspect.signature(target).parameters[option].annotation
-        told = wanted if isinstance(wanted, str) else inspect.formatannotation(wanted)
-        return f"has to be {told}, not {value!r} ({type(value).__name__})"
-    except (NameError, AttributeError, TypeError, PydanticUserError):
-        return ""
-    return ""
+    for name, value in options.items():
+        if name in inspect.signature(target).parameters and (fault := unfit.option(target, name, value)):
+            raise RewardError(f"{what}: {fault}")
+    if fault := unfit.together(target, options):
+        raise RewardError(f"{what}: {fault}")
 
 
 def required(target: Callable[..., Any]) -> tuple[str, ...]:

@@ -6,7 +6,9 @@ With n = 2, the tokens `5 5 5 5 5` hold four pairs, of which one is new: the pen
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from rewards.bounds import AtLeastOne, Finite
 from rewards.length import penalties, token_ids
 from rewards.verdict import Item, Verdict
 
@@ -22,12 +24,17 @@ class Repetition:
         penalty: the score of a text that only repeats itself; not above 0.
     """
 
-    def __init__(self, ngram_tokens: int = 40, penalty: float = -1.0) -> None:
+    def __init__(self, ngram_tokens: AtLeastOne = 40, penalty: Finite = -1.0) -> None:
         if ngram_tokens < 1:
             raise ValueError(f"ngram_tokens is at least 1, not {ngram_tokens}")
         from trl.rewards import get_repetition_penalty_reward
 
         self._punish = get_repetition_penalty_reward(ngram_tokens, penalty)
+
+    @staticmethod
+    def unfit(penalty: float, **_: Any) -> str:
+        """Why it cannot punish; empty if it can."""
+        return f"penalty, which is TRL's max_penalty, has to be 0 or less, not {penalty}" if penalty > 0 else ""
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict an item: correct where nothing repeats."""

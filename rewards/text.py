@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+_SLOT = re.compile(r"(?<![\w\\{}])(?:\{([A-Za-z_]\w*)\}|\{\{\s*(\w+)\s*\}\})(?!\})")
+"""A placeholder of a template. What follows a word or a brace is LaTeX, such as `\boxed{answer}`."""
+
+
+def unknown_slots(template: str, known: Sequence[str]) -> str:
+    """What is said of the first placeholder of a template, such as `{qestion}`, that nobody fills in.
+
+    Args:
+        template: the text.
+        known: names of the placeholders that are filled in.
+
+    Returns:
+        `has the placeholder …, on its line 2, …`; empty if there is none.
+    """
+    for found in _SLOT.finditer(template):
+        if found[1] not in known:
+            close = get_close_matches(found[1] or found[2], known, n=1)
+            hint = f" (did you mean {{{close[0]}}}?)" if close else ""
+            line = template.count("\n", 0, found.start()) + 1
+            names = ", ".join(f"{{{name}}}" for name in known)
+            return f"has {found[0]} in its line {line}, which nothing fills in{hint}. Known: {names}"
+    return ""
 
 
 def plain(chat: Any) -> str:

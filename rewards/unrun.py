@@ -88,10 +88,11 @@ def _made(node: _Function, path: Path) -> Callable[..., Any] | None:
     for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg):
         if argument is not None:
             argument.annotation = None
-    node.returns = None
+    returns, node.returns = node.returns, None
     module = compile(ast.fix_missing_locations(ast.Module([node], [])), str(path), "exec", dont_inherit=True)
     code = next(item for item in module.co_consts if isinstance(item, CodeType) and item.co_name == node.name)
     made = FunctionType(code, {}, node.name, defaults or None)
     made.__kwdefaults__ = by_name or None
+    made.__annotations__ = {} if returns is None else {"return": ast.unparse(returns)}
     made.__doc__ = ast.get_docstring(node, clean=False)
     return made

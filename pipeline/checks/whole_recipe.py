@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from pipeline import placement
-from pipeline.checks import adapter_targets, context_lengths, launch, refusals, task_filters
+from pipeline.checks import adapter_targets, chat_templates, context_lengths, launch, refusals, task_filters
 from pipeline.context import exists
 from pipeline.files import formats
 from pipeline.files.adapter_folders import base_folder, is_adapter
@@ -41,7 +41,7 @@ from pipeline.schema.walk import Leaf, walk
 from pipeline.tasks import base as tasks
 from pipeline.tasks.grading import ACCURACY, column_fault
 from pipeline.tasks.resolve import built, merged
-from rewards import registry
+from rewards import registry, unfit
 from rewards.registry import located, nearest
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
             *_check_engines(config),
             *_check_unread(stage, config, text),
             *context_lengths.faults(recipe, config),
+            *chat_templates.faults(recipe.stages, config, recipe.base),
             *adapter_targets.faults(recipe, config),
             *adapter_targets.exported(recipe, config),
             *task_filters.faults(recipe, config),
@@ -236,10 +237,10 @@ def _task_fault(use: str, options: Mapping[str, Any], template: str | None, base
     try:
         task = tasks.load(use, options, base)
         grader = registry.check(task.grader, task.grader_options, base, in_trainer=False)
-        if grader.is_verifier:
-            registry.check_types(f"its grader {task.grader!r}", grader.target, task.grader_options)
         if (fault := column_fault(task.grader, grader.columns, {}, [(use, task)])) is not None:
             return fault
+        if fault := unfit.function(grader):
+            return f"task {use!r}: its grader {task.grader!r} {fault}"
         prompt_template(template or task.template)
     except (ValueError, TypeError) as error:
         return str(error) if isinstance(error, tasks.TaskError | TemplateError) else f"task {use!r}: {error}"
@@ -256,10 +257,10 @@ def _check_rewards(config: StageConfig, recipe: Recipe) -> Iterator[Fault]:
             try:
                 spec, in_trainer = leaf.value, config.trainer_class is not None
                 found = registry.check(spec.use, spec.options, recipe.base, in_trainer, run=False)
-                if found.is_verifier:
-                    registry.check_types(f"reward {spec.use!r}", found.target, spec.options)
                 if (fault := column_fault(spec.use, found.columns, spec.where, known)) is not None:
                     yield leaf.loc, fault
+                if fault := unfit.function(found):
+                    yield leaf.loc, f"reward {spec.use!r} {fault}"
             except registry.UnknownRewardError as error:
                 yield leaf.loc, str(registry.UnknownRewardError(error.use, [ACCURACY, *error.known]))
             except registry.RewardError as error:

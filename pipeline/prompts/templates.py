@@ -18,14 +18,16 @@ token included, so that a loss on the assistant's tokens alone also teaches wher
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from pipeline.files.source import brief
 from rewards.registry import nearest
+from rewards.text import unknown_slots
 
 Chat = list[dict[str, Any]]
 """Messages, each with `role` and `content`."""
@@ -77,8 +79,11 @@ def prompt_template(name: str) -> PromptTemplate:
     """A prompt template by name; a text that contains `{question}` is a template itself.
 
     Raises:
-        TemplateError: there is no template of that name; the message names the nearest one.
+        TemplateError: there is no template of that name; the message names the nearest one. Or the text has a
+            placeholder that nothing fills in.
     """
+    if fault := unknown_slots(name, [QUESTION.strip("{}")]):
+        raise TemplateError(f"the prompt template {brief(repr(name))} {fault}")
     if QUESTION in name:
         return PromptTemplate(name)
     if name not in PROMPTS:
@@ -190,13 +195,28 @@ ChatTemplateName = Annotated[str, AfterValidator(_known)]
 """The name of a chat template in a recipe."""
 
 
-def check_jinja(path: Path) -> None:
-    """Make sure that a file holds a chat template.
+JINJA_NAMES = (
+    *("messages", "tools", "documents", "add_generation_prompt"),
+    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
+    *("additional_special_tokens", "raise_exception", "strftime_now"),
+)
+"""What `transformers` gives to every chat template."""
+_MAY_BE_MISSING = {"defined", "undefined", "none"}
+"""Tests of Jinja that ask whether a name is there."""
+
+
+def check_jinja(path: Path, given: Iterable[str] = ()) -> None:
+    """Make sure that a file holds a chat template, and asks for nothing that it will not get.
+
+    Args:
+        path: the file.
+        given: what it gets beside `JINJA_NAMES`: `chat_template_kwargs`.
 
     Raises:
-        TemplateError: it cannot be read, or is not Jinja as `transformers` understands it; the message names the line.
+        TemplateError: it cannot be read, is not Jinja as `transformers` understands it, or prints a name that nothing
+            defines, which Jinja would leave out without a word; the message names the line.
     """
-    from jinja2 import Environment, TemplateSyntaxError, nodes
+    from jinja2 import Environment, TemplateSyntaxError, meta, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
 
@@ -209,12 +229,25 @@ def check_jinja(path: Path) -> None:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
+    environment = Environment(extensions=[Generation, loopcontrols])
     try:
-        Environment(extensions=[Generation, loopcontrols]).compile(path.read_text(encoding="utf-8"))
+        source = path.read_text(encoding="utf-8")
+        environment.compile(source)
     except (OSError, UnicodeDecodeError) as error:
         raise TemplateError(f"cannot read {path}: {error}") from error
     except TemplateSyntaxError as error:
         raise TemplateError(f"{path}:{error.lineno} is not a Jinja template: {error.message}") from error
+    tree, known = environment.parse(source), sorted({*JINJA_NAMES, *given})
+    tested = [test.node for test in tree.find_all(nodes.Test) if test.name in _MAY_BE_MISSING]
+    tested += [one.node for one in tree.find_all(nodes.Filter) if one.name in ("default", "d") and one.node is not None]
+    unknown = meta.find_undeclared_variables(tree) - {*known, *environment.globals}
+    unknown -= {node.name for node in tested if isinstance(node, nodes.Name)}
+    for node in tree.find_all(nodes.Name):
+        if node.name in unknown:
+            raise TemplateError(
+                f"{path}:{node.lineno} asks for {node.name!r}, which nothing defines{nearest(node.name, known)}. "
+                f"Known: {', '.join(known)}; others are given by chat_template_kwargs, or tested with 'is defined'"
+            )
 
 
 def set_chat_template(tokenizer: Any, name: str) -> None:

@@ -18,7 +18,7 @@ from pydantic import field_validator
 
 from pipeline.context import Outputs, StageContext, exists
 from pipeline.conversion.folder import ModelFolderError, check_format
-from pipeline.prompts.templates import TemplateError, chat_template, check_jinja
+from pipeline.prompts.templates import chat_template
 from pipeline.schema.pieces import Dtype, Fault, InputFile, ModelRef, Product, StageConfig
 from rewards.registry import located
 
@@ -54,18 +54,13 @@ class ImportModelConfig(StageConfig):
         return name
 
     def faults(self, base: Path) -> Iterator[Fault]:
-        """A chat template that is not Jinja, a folder of another format; a file that is not there is told elsewhere."""
+        """A folder of another format; what is wrong with a chat template is told elsewhere."""
         folder = located(self.model, base)
         if not self.model.startswith("@") and exists(folder) and folder.is_dir():
             try:
                 check_format(folder, self.format == "torchtitan")
             except ModelFolderError as error:
                 yield ("format",), str(error)
-        if (file := self.own_template(base)) is not None and file.exists():
-            try:
-                check_jinja(file)
-            except TemplateError as error:
-                yield ("chat_template",), str(error)
 
     def own_template(self, base: Path) -> Path | None:
         """The Jinja file, if the chat template is not given by name."""

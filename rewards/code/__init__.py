@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from textwrap import dedent
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
+from rewards.bounds import AtLeastOne, NotNegativeNumber, Positive
 from rewards.code.errors import GoldError
 from rewards.code.extract import MAX_CODE, extract_code
 from rewards.code.gold import Asserts, Calls, Gold, read_gold
@@ -55,12 +56,12 @@ class CodeVerifier:
 
     def __init__(
         self,
-        timeout: float = 6.0,
-        memory_mb: int = 512,
-        workers: int | None = None,
+        timeout: Positive = 6.0,
+        memory_mb: AtLeastOne = 512,
+        workers: AtLeastOne | None = None,
         partial: bool = False,
-        tolerance: float | None = None,
-        backend: str = "local",
+        tolerance: NotNegativeNumber | None = None,
+        backend: Literal["local", "cluster", "sandbox_fusion", "e2b"] = "local",
         url: str = "",
         unsafe_local: bool = False,
     ) -> None:
@@ -68,6 +69,17 @@ class CodeVerifier:
         self._sandbox = open_sandbox(backend, limits, workers, url, unsafe_local)
         self._runner, self._partial = Runner(self._sandbox, partial, tolerance), partial
         self._golds: dict[str, Gold | GoldError] = {}
+
+    @staticmethod
+    def unfit(backend: str, url: str, unsafe_local: bool, **_: Any) -> str:
+        """Why these options do not go together; empty if they do."""
+        if backend == "sandbox_fusion" and not url:
+            return "backend sandbox_fusion needs url, the address of its server"
+        if url and backend not in ("sandbox_fusion", "cluster"):
+            return f"url is for the backends sandbox_fusion and cluster: leave it out of {backend}, or set backend"
+        if unsafe_local and backend != "local":
+            return f"unsafe_local is for the backend local: leave it out of {backend}"
+        return ""
 
     def verify(self, items: Sequence[Item]) -> list[Verdict]:
         """Judge all items, in parallel; equal programs under equal tests run once."""

@@ -13,6 +13,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from rewards.bounds import AtLeastOne, Positive
 from rewards.function import GOLD_COLUMNS
 from rewards.golds import unpayable
 from rewards.math.choices import choice
@@ -60,9 +61,9 @@ class MathVerifier:
         final_line: bool = True,
         lenient: bool = False,
         copies: bool = False,
-        deadline_s: float = 15.0,
-        workers: int | None = None,
-        rss_mib: int = 1024,
+        deadline_s: Positive = 15.0,
+        workers: AtLeastOne | None = None,
+        rss_mib: AtLeastOne = 1024,
     ) -> None:
         self.final_line, self.lenient, self.copies, self.deadline_s = final_line, lenient, copies, deadline_s
         self._pool = Pool("rewards.math.symbolic:judge", workers, deadline_s / _SHARE, rss_mib)

@@ -82,6 +82,10 @@ def scheduled(completions, trainer_state, log_extra=None):
     return [1.0] * len(completions)
 
 
+def mean(completions) -> float:
+    return sum(map(len, completions)) / len(completions)
+
+
 NUMBER = 7
 """
 SECONDS = 0.5
@@ -261,6 +265,20 @@ CASES = {
         "  other: {kind: import_model, model: org/other, chat_template: filter.jinja} #!\n  score:",
         "filter.jinja:1 is not a Jinja template: No filter named 'trimm'",
     ),
+    "a chat template with a name that nothing defines": case(
+        "  score:",
+        "  other: {kind: import_model, model: org/other, chat_template: names.jinja} #!\n  score:",
+        "names.jinja:3 asks for 'mesages', which nothing defines (did you mean 'messages'?). Known: ",
+        "add_generation_prompt",
+    ),
+    "a prompt with a placeholder that nothing fills in": case(
+        "[sums/test]",
+        '[{use: sums, template: "Solve {question}.\\nAnswer in {langage}."}] #!',
+        "{langage} in its line 2, which nothing fills in. Known: {question}",
+    ),
+    "a prompt that is Jinja": case(
+        "[sums/test]", '[{use: sums, template: "{{ question }}"}] #!', "nothing fills in (did you mean {question}?)"
+    ),
     "an unknown chat template": case("    samples: 2", "    samples: 2\n    chat_template: chatmll #!", "'chatml'"),
     # Rewards.
     "unknown reward": case("use: think_format", "use: think_fromat #!\n        ", "did you mean 'think_format'"),
@@ -291,6 +309,19 @@ CASES = {
         "use: think_format,",
         "use: language, options: {scope: al}, #!\n       ",
         "scope is 'thought' or 'whole', not 'al'",
+    ),
+    "a reward's option out of range": case(
+        "use: think_format,",
+        "use: code, options: {memory_mb: -7}, #!\n       ",
+        "memory_mb has to be greater than or equal to 1, not -7",
+    ),
+    "a grader's option out of range": case(
+        "{use: arithmetic, options: {digits: 1}}",
+        "{use: jsonl, options: {path: rows.jsonl, grader: code, grader_options: {timeout: 0}}} #!",
+        "reward 'code': timeout has to be greater than 0, not 0",
+    ),
+    "a reward of all completions that says it returns one number": case(
+        '"rewards.py:brevity"', '"rewards.py:mean" #!', "returns one float, by its annotation", "a list"
     ),
     "a task's option of another type": case("digits: 1}}", "digits: few}} #!", "digits has to be int, not 'few' (str)"),
     "a task's option of a type that it does not look at": case(
@@ -368,6 +399,10 @@ def folder(tmp_path: Path) -> Path:
     marked = "{% for m in messages %}{% generation %}{% break %}{% endgeneration %}{% endfor %}"
     (tmp_path / "broken.jinja").write_text(f"{marked}\n\n{{{{ eos_token }}\n")
     (tmp_path / "filter.jinja").write_text(f"{marked}{{{{ eos_token | trimm }}}}")
+    (tmp_path / "names.jinja").write_text(
+        "{% if thinks is defined and thinks %}{{ bos_token }}{% endif %}{{ tone | default('') }}\n"
+        "{% set first = messages[0] %}{% macro say(it) %}{{ it }}{% endmacro %}{{ say(first) }}\n{{ mesages }}"
+    )
     (tmp_path / "corpus.py").write_text(CORPUS)
     (tmp_path / "rewards.py").write_text(REWARDS)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1 + 1 =", "completion": " 2"}\n' * 20)

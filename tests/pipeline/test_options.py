@@ -35,6 +35,10 @@ def test_options_name_stages_and_files_beside_the_recipe(context: StageContext[S
         "prompt": text,
         "n": 3,
     }
+    (tmp_path / "own.py").touch()
+    named = {"correct": "own.py:brevity", "graders": {"sums": {"use": "other.py:f"}}}
+    own = f"{(tmp_path / 'own.py').resolve()}:brevity"
+    assert context.resolved(named) == {"correct": own, "graders": {"sums": {"use": "other.py:f"}}}
     assert context.resolved({"of": "~no-such-user/x", "at": "nul/\0"}) == {"of": "~no-such-user/x", "at": "nul/\0"}
 
 
