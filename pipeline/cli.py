@@ -10,8 +10,11 @@ import typer
 
 from pipeline.commands.completion import completion, recipes
 from pipeline.commands.cost import (
+    Asked,
     CompletionOption,
     GpusOption,
+    LikeOption,
+    PassRateOption,
     PriceOption,
     ProbeOption,
     PromptOption,
@@ -134,6 +137,8 @@ def plan(
     probe: ProbeOption = False,
     prompt_tokens: PromptOption = None,
     completion_tokens: CompletionOption = None,
+    pass_rate: PassRateOption = None,
+    like: LikeOption = None,
     price: PriceOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -142,7 +147,7 @@ def plan(
     from pipeline.checks import needs
     from pipeline.runner import graph
 
-    asked = plan_options(cost, gpus, probe, prompt_tokens, completion_tokens, price)
+    asked = plan_options(cost, Asked(gpus, probe, prompt_tokens, completion_tokens, pass_rate, like, price))
     checked = _load(recipe, overrides)
     if asked is not None:
         plan_cost(checked, _folder(checked, runs), asked, json)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.cost.hardware import Cluster
     from pipeline.cost.shape import Shape
     from pipeline.cost.speed import Speed
+    from pipeline.planner.earlier import Earlier
     from pipeline.planner.estimate import Estimate
     from pipeline.recipe import Recipe
 
@@ -27,6 +28,16 @@ ProbeOption = Annotated[bool, typer.Option("--probe", help="Measure this machine
 PromptOption = Annotated[float | None, typer.Option(min=0.0, help="Tokens of a prompt, on average; 128 if not given.")]
 CompletionOption = Annotated[
     float | None, typer.Option(min=1.0, help="Tokens of a completion, on average; half of the limit if not given.")
+]
+PassRateOption = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=1.0, help="Share of samples that rejection sampling keeps; all of them if not given."),
+]
+LikeOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A run, whose finished stages say how long answers of stages with their names get, and how many are kept."
+    ),
 ]
 PriceOption = Annotated[float | None, typer.Option(min=0.0, help="US dollars a GPU-hour.")]
 NOTHING = "the recipe has no stage that computes anything"
@@ -111,26 +122,30 @@ class Asked:
     probe: bool
     prompt: float | None
     completion: float | None
+    pass_rate: float | None
+    like: Path | None
     price: float | None
 
 
-def plan_options(
-    cost: bool, gpus: str | None, probe: bool, prompt: float | None, completion: float | None, price: float | None
-) -> Asked | None:
+def plan_options(cost: bool, asked: Asked) -> Asked | None:
     """The options of `plan --cost`; `None` without `--cost`, beside which the others would have no effect."""
-    told = {"--gpus": gpus, "--probe": probe or None, "--prompt-tokens": prompt, "--price": price}
-    given = [name for name, value in {**told, "--completion-tokens": completion}.items() if value is not None]
+    told = {"--gpus": asked.gpus, "--probe": asked.probe or None, "--prompt-tokens": asked.prompt}
+    told |= {"--price": asked.price, "--completion-tokens": asked.completion}
+    told |= {"--pass-rate": asked.pass_rate, "--like": str(asked.like) if asked.like is not None else None}
+    given = [name for name, value in told.items() if value is not None]
     if given and not cost:
         fail(f"{given[0]} has an effect only with --cost", code=2)
-    if gpus is not None and probe:
+    if asked.pass_rate == 0:
+        fail("--pass-rate 0 keeps no sample, and a stage of rejection sampling fails then", code=2)
+    if asked.gpus is not None and asked.probe:
         fail("--probe measures this machine, and --gpus names another: leave one out", code=2)
-    return Asked(gpus, probe, prompt, completion, price) if cost else None
+    return asked if cost else None
 
 
 def plan_cost(recipe: Recipe, folder: Path, asked: Asked, json: bool) -> None:
     """Print what the stages of a recipe take."""
     from pipeline.cost import hardware
-    from pipeline.planner import left_out, side_by_side, stages, tables
+    from pipeline.planner import earlier, left_out, side_by_side, stages, tables
     from pipeline.planner.estimate import estimate
     from pipeline.planner.work import Given
 
@@ -139,19 +154,24 @@ def plan_cost(recipe: Recipe, folder: Path, asked: Asked, json: bool) -> None:
     except hardware.HardwareError as error:
         fail(str(error), code=2)
     price = cluster.gpu.usd if asked.price is None else asked.price
+    here = stages.finished(recipe, folder)
+    before = {**_like(recipe, asked.like), **earlier.of(recipe, here, folder)}
     given = Given(
         cluster.count,
         cluster.gpu.bytes,
         Given().prompt if asked.prompt is None else asked.prompt,
         asked.completion,
         asked.prompt is not None,
-        stages.published(recipe, folder),
+        {name: artifact.path for name, artifact in here.items()},
         cluster.gpu.name == hardware.CPU,
+        asked.pass_rate,
+        before,
     )
     found = [estimate(work, cluster, rates) for work in stages.works(recipe, given)]
     if all(each.work.unknown for each in found):
         fail("; ".join(dict.fromkeys(each.work.unknown for each in found if each.work.gpus)) or NOTHING, code=2)
     notes = [*notes, _price(cluster, asked.price), *left_out.NOTES]
+    notes += left_out.unsaid(found)
     at_once = side_by_side.seconds(found, recipe, cluster.count) if recipe.jobs > 1 else None
     if json:
         told = plan_json(found, cluster, price, notes)
@@ -162,6 +182,24 @@ def plan_cost(recipe: Recipe, folder: Path, asked: Asked, json: bool) -> None:
         typer.echo(json_module.dumps(told, indent=1, ensure_ascii=False))
     else:
         tables.show(tables.plan(found, cluster, price, notes, recipe.jobs, at_once))
+
+
+def _like(recipe: Recipe, run: Path | None) -> dict[str, Earlier]:
+    """What the finished stages of a run say of a recipe's."""
+    from pipeline import artifacts
+    from pipeline.planner import earlier
+
+    if run is None:
+        return {}
+    try:
+        found = earlier.of(recipe, artifacts.current(run), run)
+    except FileNotFoundError:
+        fail(f"--like: {artifacts.no_run(str(run))}", code=2)
+    except artifacts.RecordError as error:
+        fail(f"--like: {error}", code=2)
+    if not found:
+        fail(f"--like: no finished stage of {run} samples, and has the name and kind of one of this recipe", code=2)
+    return found
 
 
 def _machine(asked: Asked) -> tuple[Cluster, Speed, list[Assumption]]:

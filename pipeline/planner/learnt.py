@@ -45,7 +45,7 @@ def of_data(config: Any, shape: Shape, recipe: Recipe, given: Given) -> tuple[in
         taken = min(found.rows, source.take or found.rows) * source.weight
         total, tokens = total + taken, tokens + taken * min(found.tokens, limit)
         longest = max(longest, min(found.longest, limit))
-        size = f"{taken:,.0f} x {found.tokens:.0f} tokens, {min(found.longest, limit):,} at most"
+        size = f"{taken:,.0f} x {min(found.tokens, limit):.0f} tokens, {min(found.longest, limit):,} at most"
         told.append(Assumption(f"rows of {source.source}", size, found.reason))
     if getattr(config, "packing", False):
         return max(1, math.ceil(tokens / limit)), float(limit), limit, True, told
@@ -75,11 +75,13 @@ def _source(source: DataSource, limit: int, open_ended: bool, recipe: Recipe, gi
     if isinstance(source.source, str) and source.source.startswith("@"):
         config: Any = recipe.stages.get(source.source[1:])
         if config is not None and config.kind == "rejection_sample":
-            sampling = given.sampling(1, 1, config.rollout.max_tokens)
+            sampling = given.sampling(source.source[1:], 1, 1, config.rollout.max_tokens)
             most = config.filters.max_tokens or math.inf
-            row = sampling.prompt + min(sampling.completion, most)
+            before = given.earlier.get(source.source[1:])
+            mean = before.kept_tokens if before is not None and before.kept_tokens else sampling.completion
+            row = sampling.prompt + min(mean, sampling.longest, most)
             longest = round(LONGEST_PROMPT * sampling.prompt + min(sampling.longest, most))
-            rows, kept = _kept(source, config, recipe)
+            rows, kept = _kept(source, config, recipe, given)
             return _Rows(rows, row, longest, kept)
     elif (file := _file(source.source, recipe)) is not None:
         return _of_file(source, file, recipe)
@@ -89,16 +91,30 @@ def _source(source: DataSource, limit: int, open_ended: bool, recipe: Recipe, gi
     return _Rows(counts.UNKNOWN_ROWS, longest / 2, longest, reason)
 
 
-def _kept(source: DataSource, config: Any, recipe: Recipe) -> tuple[float, str]:
-    """The most rows that rejection sampling publishes, of the tasks that a filter wants, and how that is known."""
+def _kept(source: DataSource, config: Any, recipe: Recipe, given: Given) -> tuple[float, str]:
+    """The rows that rejection sampling publishes of the tasks that a filter wants, and how that is known."""
     of_task = {key: value for key, value in source.filter.items() if key == "task"}
     drawn = [(task.title, counts.drawn(task, recipe).number) for task in config.tasks]
     wanted = sum(number for title, number in drawn if passes({"task": title}, of_task))
-    found, whole = wanted * min(config.keep, config.samples), sum(number for _, number in drawn)
+    each, reason = _of_a_problem(str(source.source)[1:], config, given)
+    found, whole = wanted * each, sum(number for _, number in drawn)
     if config.rows is not None and whole:
         found = min(found, config.rows * wanted / whole)
     uncounted = " (its filter is not counted)" if len(source.filter) > len(of_task) else ""
-    return found, f"assumed: every problem keeps as many as it may{uncounted}"
+    return found, f"{reason}{uncounted}"
+
+
+def _of_a_problem(stage: str, config: Any, given: Given) -> tuple[float, str]:
+    """How many of its samples a problem keeps on average, and how that is known."""
+    most, samples = min(config.keep, config.samples), config.samples
+    before = given.earlier.get(stage)
+    if before is not None and before.kept is not None:
+        return min(before.kept, most), f"{before.source}: {before.kept:.3g} a problem were kept, of all its tasks"
+    if (rate := given.pass_rate) is not None:
+        # The mean of the smaller of `most` and how many of the samples pass, each by itself.
+        shares = [math.comb(samples, n) * rate**n * (1 - rate) ** (samples - n) for n in range(samples + 1)]
+        return sum(min(n, most) * share for n, share in enumerate(shares)), f"--pass-rate {rate:g}, up to {most} of it"
+    return most, "assumed: every problem keeps as many as it may"
 
 
 def _of_file(source: DataSource, file: counts.File, recipe: Recipe) -> _Rows:

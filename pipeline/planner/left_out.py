@@ -6,10 +6,11 @@ not counted, and why. A test holds the sets against the fields that there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.cost.bill import Assumption
+from pipeline.planner.estimate import Estimate
 from pipeline.schema.health import Health
 from pipeline.schema.strict import Strict
 
@@ -49,6 +50,19 @@ NOTES = (
     ),
 )
 """Of every plan."""
+UNSAID = Assumption(
+    "lengths, rows",
+    "where a stage says assumed",
+    "--like RUN takes them from a finished run; or --completion-tokens, --prompt-tokens, --pass-rate",
+)
+ASSUMED = "assumed"
+"""What the source of an assumption that nothing tells begins with."""
+
+
+def unsaid(found: Iterable[Estimate]) -> list[Assumption]:
+    """A line on how to say more, where answers' lengths or rows are assumed."""
+    lines = [line for each in found for line in each.work.assumptions if line.source.startswith(ASSUMED)]
+    return [UNSAID] if lines else []
 
 
 def _health(value: Health) -> str:

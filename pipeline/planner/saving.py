@@ -22,7 +22,7 @@ def saves(config: Any, work: Work) -> int:
     if work.training is None:
         return 0
     every = {**config.trainer_defaults, **config.trainer}.get("save_steps", TRL_SAVE_STEPS)
-    each = round(every) if every >= 1 else max(1, round(every * work.steps))  # below 1 it is a share of all steps
+    each: int = round(every) if every >= 1 else max(1, round(every * work.steps))  # below 1 it is a share of all steps
     keeps = config.keep_state
     if keeps is None:
         state = memory.state(work.models[0], work.training.setup.adapter_rank)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import placement
+from pipeline.artifacts import Artifact
 from pipeline.checks.launch import accelerate_config, settings
 from pipeline.cost import memory
 from pipeline.cost.bill import Assumption
@@ -215,12 +216,9 @@ class Reader:
 
     # ---------------------------------------------------------------------------------------------------- sampling
 
-    def _sampling(self, rollout: RolloutSpec, rollouts: int, group: int) -> Sampling:
-        return self.given.sampling(rollouts, group, rollout.max_tokens)
-
-    def _lengths(self, rollout: RolloutSpec, sampling: Sampling) -> list[Assumption]:
+    def _lengths(self, stage: str, sampling: Sampling) -> list[Assumption]:
         """How long prompts and completions are taken to be."""
-        told = "--completion-tokens" if self.given.completion is not None else "assumed: half of the limit"
+        _, told = self.given.length(stage, sampling.longest)
         return [
             Assumption("completion", f"{sampling.completion:,.0f} of {sampling.longest:,} tokens", told),
             Assumption("prompt", f"{sampling.prompt:,.0f} tokens", "--prompt-tokens" if self.given.told else "assumed"),
@@ -263,7 +261,7 @@ class Reader:
         longest = max([config.rollout.max_tokens, *(change.max_tokens for change in config.length_schedule)])
         reused = int(values.get("num_iterations", 1))
         sampled = math.ceil(max(group, rollouts // reused) * (1 + config.rollout.spare))
-        sampling = self._sampling(config.rollout, sampled, group)
+        sampling = self.given.sampling(stage, sampled, group, config.rollout.max_tokens)
         row = round(LONGEST_PROMPT * self.given.prompt) + longest
         tokens = max(efficiency.tokens_per_pass, row) if efficiency.packing else micro * row
         if "gradient_checkpointing" not in values:
@@ -288,7 +286,7 @@ class Reader:
         if int(values.get("max_steps", -1)) <= 0:
             more += [Assumption("problems", f"{each.number:,}", each.source) for each in problems]
         scored = int(bool(values.get("beta"))) + int(not efficiency.reuse_logprobs or reused > 1)
-        told = (*self._lengths(config.rollout, sampling), *more)
+        told = (*self._lengths(stage, sampling), *more)
         return Work(
             stage, "grpo", (shape,), steps, ranks, gpus.count, training, engine, sampling, scored, assumptions=told
         )
@@ -306,13 +304,13 @@ class Reader:
         micro = int(values.get("per_device_train_batch_size", TRL_BATCH))
         accumulation = int(values.get("gradient_accumulation_steps", TRL_ACCUMULATION))
         rows = micro * accumulation * ranks
-        sampling = self._sampling(config.rollout, rows, 1)
+        sampling = self.given.sampling(stage, rows, 1, config.rollout.max_tokens)
         row = round(LONGEST_PROMPT * self.given.prompt) + config.rollout.max_tokens
         setup = self._setup(config, values, micro * row, ranks, sharded)
         training = Training(setup, rows, sampling.prompt + sampling.completion, row, accumulation)
         problems = sum(counts.drawn(task, self.recipe).number for task in config.tasks)
         steps, more = self._steps(values, problems, rows)
-        told = (*self._lengths(config.rollout, sampling), *more)
+        told = (*self._lengths(stage, sampling), *more)
         one = (shape,)
         return Work(stage, "distill", one, steps, ranks, gpus.count, training, engine, sampling, 1, teacher, told)
 
@@ -325,11 +323,11 @@ class Reader:
         once = [counts.of_harness(name) for name in getattr(config, "harness", ())]
         number = sum(min(each.number, limit) for each in problems) * config.samples
         number += sum(min(each.number, limit) for each in once)
-        sampling = self._sampling(config.rollout, int(number), config.samples)
+        sampling = self.given.sampling(stage, int(number), config.samples, config.rollout.max_tokens)
         gpus = self._placed(config)
         engine = self._engine(config.rollout, gpus, trains=False)
         told = [Assumption("problems", f"{min(each.number, limit):,}", each.source) for each in (*problems, *once)]
-        told += self._lengths(config.rollout, sampling)
+        told += self._lengths(stage, sampling)
         return Work(stage, config.kind, shapes, 1, 0, gpus.count, None, engine, sampling, assumptions=tuple(told))
 
 
@@ -346,10 +344,10 @@ def works(recipe: Recipe, given: Given) -> list[Work]:
     return [reader.work(stage) for stage in recipe.stages]
 
 
-def published(recipe: Recipe, folder: Path) -> dict[str, Path]:
-    """Finished stages of a run -> the folders of their artifacts."""
+def finished(recipe: Recipe, folder: Path) -> dict[str, Artifact]:
+    """Finished stages of a run -> their artifacts."""
     from pipeline import artifacts
     from pipeline.runner import graph
 
     found = {name: artifacts.find(folder, name, node.fingerprint) for name, node in graph.build(recipe).items()}
-    return {name: artifact.path for name, artifact in found.items() if artifact is not None}
+    return {name: artifact for name, artifact in found.items() if artifact is not None}

@@ -32,7 +32,7 @@ def watching_of(
     problems = [round(min(each.number, spec.problems or inf)) for each in found]
     engine = work.kind == "grpo" and work.engine is not None and work.engine.kind != "transformers"
     looks = 1 + work.steps // spec.every + (work.steps % spec.every > 0)
-    sampling = given.sampling(sum(problems) * spec.samples, spec.samples, longest)
+    sampling = given.sampling(work.stage, sum(problems) * spec.samples, spec.samples, longest)
     sources = "; ".join(each.source for each in found)
     told = Assumption("held-out problems", f"{sum(problems):,}, {looks:,} times", sources)
     return Watching(looks, sampling, None if engine else spec.batch_size), (told,)

@@ -15,6 +15,7 @@ from pipeline.cost.bill import Assumption
 from pipeline.cost.memory import Base, Setup
 from pipeline.cost.shape import Shape
 from pipeline.cost.speed import Sampling
+from pipeline.planner.earlier import Earlier
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Given:
         told: whether `prompt` was given, and not assumed.
         published: finished stages -> the folder of their artifact, whose model's config says its sizes.
         processor: whether there is no GPU, so that `engine: auto` is transformers.
+        pass_rate: share of samples that rejection sampling keeps; all of them if not given.
+        earlier: stages that have run, which say more than all of these.
     """
 
     gpus: int = 1
@@ -38,11 +41,22 @@ class Given:
     told: bool = False
     published: Mapping[str, Path] = field(default_factory=dict)
     processor: bool = False
+    pass_rate: float | None = None
+    earlier: Mapping[str, Earlier] = field(default_factory=dict)
 
-    def sampling(self, rollouts: int, group: int, most: int) -> Sampling:
-        """Completions of at most so many tokens, a group of them for each prompt."""
-        mean = self.completion if self.completion is not None else most / 2
+    def sampling(self, stage: str, rollouts: int, group: int, most: int) -> Sampling:
+        """Completions of a stage, of at most so many tokens, a group of them for each prompt."""
+        mean, _ = self.length(stage, most)
         return Sampling(rollouts, group, self.prompt, min(mean, most), most)
+
+    def length(self, stage: str, most: int) -> tuple[float, str]:
+        """Tokens of a stage's completions on average, and how that is known."""
+        before = self.earlier.get(stage)
+        if before is not None and before.completion is not None:
+            return before.completion, before.source
+        if self.completion is not None:
+            return self.completion, "--completion-tokens"
+        return most / 2, "assumed: half of the limit"
 
 
 @dataclass(frozen=True, slots=True)

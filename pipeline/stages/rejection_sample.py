@@ -190,6 +190,7 @@ class _Account:
     problems: int = 0
     correct: int = 0
     shares: list[float] = field(default_factory=list)
+    tokens: int = 0
     kept_tokens: int = 0
     paired: int = 0
     duplicates: Duplicates = field(default_factory=Duplicates)
@@ -202,6 +203,7 @@ class _Account:
     def take(self, group: Group) -> None:
         """Decide on the samples of one problem."""
         self.problems += 1
+        self.tokens += sum(sample.tokens for sample in group.samples)
         verdicts = [j for sample in group.samples if (j := sample.judgements.get(ACCURACY)) and j.score is not None]
         if verdicts:
             good = sum(verdict.correct for verdict in verdicts)
@@ -243,6 +245,8 @@ class _Account:
             numbers["pass@1"] = sum(self.shares) / len(self.shares)
         if kept:
             numbers["tokens"] = self.kept_tokens / kept
+        if self.sampled:
+            numbers["sampled_tokens"] = self.tokens / self.sampled
         if self.config.pairs:
             numbers["pairs"] = self.paired
         return numbers
