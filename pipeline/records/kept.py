@@ -26,6 +26,8 @@ RECORD = "record.json"
 STEP = "step-"
 CHECKPOINT = "checkpoint-"
 ROLLBACKS = "rollbacks.json"
+ROLLBACK = "rollback"
+"""In the event of an alarm that takes its stage back: how often it has by then."""
 HISTORY = 20
 """Lines of the log before an alarm that are kept with it."""
 MOST = 3

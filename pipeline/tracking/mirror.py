@@ -4,6 +4,9 @@ It reads what stages write into their `events.jsonl`, and remembers for each of 
 tracker has had. A step that a stage repeats after a kill is older than that and is left out; so is everything that an
 earlier process has passed on. What a tracker misses while it cannot be reached, it gets when the recipe runs again.
 
+No tracker lets a value be taken back. So where an alarm takes a stage back (`health.on_alarm: rollback`), the steps
+that it does anew are a series of their own, `zero-rollback-1/loss`, and those that it gave up stay where they are.
+
 The runner says on standard input what to do, in a JSON line. The end of standard input is the end of the run, or of
 the runner: what is there is passed on, and the process ends.
 """
@@ -27,6 +30,7 @@ import yaml
 
 from pipeline import artifacts
 from pipeline.files import durable
+from pipeline.records.kept import ROLLBACK
 from pipeline.runner.observer import NOTE
 from pipeline.runner.process import EVENTS
 from pipeline.schema import environment
@@ -53,7 +57,8 @@ class Progress:
 
     Attributes:
         key: names the tracker's run for ever.
-        stages: fingerprint -> the stage's name there, how many of its notes, and the last step of each metric.
+        stages: fingerprint -> the stage's name there, how many of its notes, the last step of each metric, and the same
+            after each rollback.
 
     Raises:
         durable.DamageError: it is not what was written.
@@ -71,6 +76,7 @@ class Progress:
             taken = {stage["name"] for stage in self.stages.values()}
             called = f"{name}-{fingerprint[:6]}" if name in taken else name
             self.stages[fingerprint] = {"name": called, "notes": 0, "steps": {}}
+        self.stages[fingerprint].setdefault("rollbacks", {})  # not there in records of older versions
         return self.stages[fingerprint]
 
     def complete(self, fingerprints: list[str]) -> bool:
@@ -96,7 +102,7 @@ class Followed:
         self.run, self.name, self.fingerprint = run, str(stage["name"]), str(stage["fingerprint"])
         self.had, self.hidden = had, hidden
         self.path = Path()
-        self.read, self.notes, self.step = 0, 0, 0
+        self.read, self.notes, self.step, self.rollback = 0, 0, 0, 0
 
     def pass_on(self, tracker: Tracker) -> bool:
         """Give the tracker what it has not had; returns whether there was anything."""
@@ -124,7 +130,7 @@ class Followed:
             with path.open("rb") as source:
                 size = source.seek(0, 2)
                 if path != self.path or size < self.read:
-                    self.path, self.read, self.notes = path, 0, 0
+                    self.path, self.read, self.notes, self.rollback = path, 0, 0, 0
                 source.seek(self.read)
                 data = source.read(size - self.read)
         except FileNotFoundError:
@@ -143,20 +149,26 @@ class Followed:
         step = event.get("step")
         if NOTE in event:
             self.notes += 1
+            self.rollback = event.get(ROLLBACK, self.rollback)
             if self.notes <= self.had["notes"]:
                 return False
             self.had["notes"] = self.notes
-            tracker.note(self.had["name"], self.notes, str(event[NOTE]))
+            back = f". From here its steps are {self._series()}" if ROLLBACK in event else ""
+            tracker.note(self.had["name"], self.notes, f"{event[NOTE]}{back}")
             return True
         if not isinstance(step, int):
             return False
         self.step = max(self.step, step)
-        steps = self.had["steps"]
+        steps = self.had["rollbacks"].setdefault(str(self.rollback), {}) if self.rollback else self.had["steps"]
         new = {name: value for name, value in measured(event).items() if step > steps.get(name, -1)}
         if new:
-            tracker.log(self.had["name"], step, float(event.get("time") or time.time()), new)
+            tracker.log(self._series(), step, float(event.get("time") or time.time()), new)
             steps.update(dict.fromkeys(new, step))
         return bool(new)
+
+    def _series(self) -> str:
+        """What the stage's steps are called since it went back last."""
+        return f"{self.had['name']}-rollback-{self.rollback}" if self.rollback else str(self.had["name"])
 
 
 def measured(event: Mapping[str, Any]) -> dict[str, float]:

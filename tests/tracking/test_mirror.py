@@ -158,6 +158,16 @@ def trackio(run: Path) -> dict[str, dict[int, list[float]]]:
     return scalars
 
 
+def keep_trackio_here(name: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """trackio's files in the folder of the run, and not in the home."""
+    if name == "trackio":
+        import trackio.sqlite_storage as storage
+        import trackio.utils as utils
+
+        for module in (storage, utils):
+            monkeypatch.setattr(module, "TRACKIO_DIR", run / FOLDER / "trackio")
+
+
 READERS: dict[str, Read] = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb, "trackio": trackio}
 
 
@@ -166,12 +176,7 @@ def test_every_step_is_there_once_after_a_kill_and_a_run_that_went_on(
     name: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip(name)
-    if name == "trackio":
-        import trackio.sqlite_storage as storage
-        import trackio.utils as utils
-
-        for module in (storage, utils):
-            monkeypatch.setattr(module, "TRACKIO_DIR", run / FOLDER / "trackio")
+    keep_trackio_here(name, run, monkeypatch)
     context = stage(run)
 
     def step(number: int, total: int = 6) -> None:
@@ -200,6 +205,39 @@ def test_every_step_is_there_once_after_a_kill_and_a_run_that_went_on(
     assert list(found) == [*dict.fromkeys(found)] and found[f"score/{FINAL}/seconds"] == {0: [2.0]}
     files = [path for path in run.rglob("*") if path.is_file() and path.name != "recipe.yaml"]
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_steps_that_a_rollback_gave_up_are_a_series_of_their_own(
+    name: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage goes back from step 4 to 2, and from 4 to 2 again, with a kill and a new mirror between."""
+    pytest.importorskip(name)
+    keep_trackio_here(name, run, monkeypatch)
+    context = stage(run)
+
+    def steps(branch: float, *numbers: int) -> None:
+        for number in numbers:
+            context.log(number, 6, loss=branch + number)
+
+    def alarm(rollback: int) -> None:
+        for more in ("the loss is too high", "so is the gradient"):
+            context.log(4, 6, note=more, alarm="loss", rollback_to=2, rollback=rollback)
+
+    pass_on(
+        run, name, lambda: (context.note("the loss is rising"), steps(0, 1, 2, 3, 4), alarm(1)), lambda: steps(0.25, 3)
+    )
+    pass_on(run, name, lambda: steps(0.25, 3, 4), lambda: (alarm(2), steps(0.5, 3, 4)))
+    metrics = {"loss": 0.2, "rollbacks": 2}
+    pass_on(run, name, lambda: steps(0.5, 5, 6), lambda: publish(context, run, "a" * 64, metrics))
+    found = READERS[name](run)
+    for series, branch, numbers in (
+        ("", 0, (1, 2, 3, 4)),
+        ("-rollback-1", 0.25, (3, 4)),
+        ("-rollback-2", 0.5, (3, 4, 5, 6)),
+    ):
+        assert found[f"zero{series}/loss"] == {number: [branch + number] for number in numbers}
+    assert found[f"zero/{FINAL}/loss"] == {6: [0.2]} and f"zero-rollback-2/{FINAL}/loss" not in found
 
 
 def test_a_stage_that_runs_anew_with_other_settings_has_its_own_name(run: Path) -> None:

@@ -159,7 +159,7 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
         fields = {name: value for name, value in one.fields().items() if value is not None}
         more = {"then": self.health.on_alarm if to is not None or self.health.on_alarm != "rollback" else "stop"}
         more |= {} if folder is None else {"kept": folder.relative_to(self.context.scratch).as_posix()}
-        back = {} if to is None else {"rollback_to": to}
+        back = {} if to is None else {"rollback_to": to, kept.ROLLBACK: len(kept.rollbacks(self.context.scratch)) + 1}
         self.context.log(step, self.trainer.state.max_steps, note=text, **fields, **more, **back)
 
     def _guard(self, step: int) -> None:
