@@ -228,7 +228,7 @@ def test_steps_that_a_rollback_gave_up_are_a_series_of_their_own(
         run, name, lambda: (context.note("the loss is rising"), steps(0, 1, 2, 3, 4), alarm(1)), lambda: steps(0.25, 3)
     )
     pass_on(run, name, lambda: steps(0.25, 3, 4), lambda: (alarm(2), steps(0.5, 3, 4)))
-    metrics = {"loss": 0.2, "rollbacks": 2}
+    metrics = {"loss": 0.125, "rollbacks": 2}
     pass_on(run, name, lambda: steps(0.5, 5, 6), lambda: publish(context, run, "a" * 64, metrics))
     found = READERS[name](run)
     for series, branch, numbers in (
@@ -237,7 +237,7 @@ def test_steps_that_a_rollback_gave_up_are_a_series_of_their_own(
         ("-rollback-2", 0.5, (3, 4, 5, 6)),
     ):
         assert found[f"zero{series}/loss"] == {number: [branch + number] for number in numbers}
-    assert found[f"zero/{FINAL}/loss"] == {6: [0.2]} and f"zero-rollback-2/{FINAL}/loss" not in found
+    assert found[f"zero/{FINAL}/loss"] == {6: [0.125]} and f"zero-rollback-2/{FINAL}/loss" not in found
 
 
 def test_a_stage_that_runs_anew_with_other_settings_has_its_own_name(run: Path) -> None:
