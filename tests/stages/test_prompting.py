@@ -166,6 +166,23 @@ def test_rollouts_stop_where_they_are_told_to(
     assert logged[0]["completions/max_length"] <= 6
 
 
+def test_a_student_that_stops_at_a_text_is_not_cut_off(
+    chain: Drive, templated: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TRL knows end-of-sequence tokens alone; each completion here ends with its first word."""
+    words = [*"012345678+=", "User:", "Assistant:", "<think>", "</think>", "<answer>", "</answer>"]
+    student = {"kind": "distill", "model": "@base", "teacher": "@base", "tasks": ["sums.py:Sums"]}
+    student |= {"trainer": {"max_steps": 1, "per_device_train_batch_size": 4}}
+    for name, stop, tokens in (("words", words, 3), ("cut", [], 1)):
+        out, _ = chain(f"student-{name}", {**student, "rollout": {"max_tokens": tokens, "stop": stop}})
+        events = (out.parent / f"{out.name}-scratch" / "events.jsonl").read_text().splitlines()
+        logged = json.loads(events[0])
+        assert logged["completions/clipped_ratio"] == (0 if stop else pytest.approx(1, abs=0.5))
+        assert logged["completions/mean_terminated_length"] == (1 if stop else pytest.approx(0.5, abs=0.5))
+        assert logged["completions/max_length"] == 1
+        assert ("of the first 4 completions were cut off at 1 tokens" in caplog.text) == (not stop)
+
+
 def test_what_ends_a_completion_is_said_in_one_place() -> None:
     for keys in ({"stop": ["a"]}, {"eos_token_id": 3}, {"stop_token_ids": [3]}, {"stop_strings": ["a"]}):
         config = {**GRPO, "model": "m", "trainer": {**GRPO["trainer"], "generation_kwargs": keys}}

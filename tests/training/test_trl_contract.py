@@ -54,6 +54,7 @@ HOOKS = [
         ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
         "grpo.sampling, which calls it",
     ),
+    (DistillationTrainer, "_generate", ["prompts"], "trainers.distill"),
     (GRPOTrainer, "_tokenize_prompts", ["prompts"], "grpo.sampling, which calls it"),
     (GRPOTrainer, "_log_completion_extra", ["column", "values"], "grpo.trainer"),
     (GRPOTrainer, "_log_metric", ["name", "value"], "grpo.trainer"),

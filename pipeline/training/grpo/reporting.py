@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.records.dead_groups import EQUAL, FAILED
 from pipeline.records.samples import Judgement, sample_row
+from pipeline.training import stopping
 from pipeline.training.grpo import objective, texts
 from pipeline.training.grpo.sampling import Sampled
 from pipeline.training.parallel.collectives import summed
@@ -28,17 +29,11 @@ def log_rollouts(trainer: Any, sampled: Sampled, rewards_BF: Tensor, weights_F: 
     every = trainer.accelerator.gather(torch.tensor(lengths, device=trainer.accelerator.device)).float()
     trainer.state.num_input_tokens_seen += int(every[:, :2].sum().item())
     metrics["num_tokens"] = [trainer.state.num_input_tokens_seen]
-    stopped_B = every[:, 2].bool()
-    metrics["completions/clipped_ratio"].append((~stopped_B).float().mean().item())
-    trainer.first_look.look(metrics["completions/clipped_ratio"][-1], len(stopped_B), trainer.max_completion_length)
+    stopping.log_lengths(trainer, every[:, 1], every[:, 2].bool())
     if sampled.logprobs is not None:
         unknown = float(every[:, 3].sum() / every[:, 1].sum())
         metrics["sampling/unknown_logprobs"].append(unknown)
         trainer.drift.look(unknown)
-    ended = every[stopped_B, 1] if stopped_B.any() else every.new_zeros(1)
-    for name, tokens in (("", every[:, 1]), ("terminated_", ended)):
-        for what in ("mean", "min", "max"):
-            metrics[f"completions/{what}_{name}length"].append(getattr(tokens, what)().item())
     for at, name in enumerate(trainer.reward_func_names):
         metrics[f"rewards/{name}/mean"].append(rewards_BF[:, at].nanmean().item())
         metrics[f"rewards/{name}/std"].append(objective.deviation(rewards_BF[:, at], 0).item())

@@ -38,7 +38,7 @@ from pipeline.rollout.adapted import base_of
 from pipeline.rollout.stops import FirstLook, Stops
 from pipeline.schema.efficiency import STOCK, Efficiency, LengthChange, PoolSpec, drops
 from pipeline.schema.mtp import MtpSpec
-from pipeline.training import adapters, experts, fused, varlen
+from pipeline.training import adapters, experts, fused, stopping, varlen
 from pipeline.training.clock import Clock, shape_of
 from pipeline.training.grpo import entropy, judging, logprobs, objective, pool, reporting
 from pipeline.training.grpo.batch import Batch, Row, of_rows
@@ -239,7 +239,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
 
     def stopped(self, completion: Sequence[int]) -> bool:
         """Whether the policy ended a completion by itself."""
-        return bool(completion) and (completion[-1] in self.eos_token_ids or self.stops.ended(completion))
+        return stopping.ended(self, completion)
 
     def _decoded(self, sampled: Sampled) -> list[Any]:
         """Completions as rewards see them: texts, or chats of one message where prompts are chats."""

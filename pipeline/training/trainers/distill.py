@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from trl import DistillationTrainer
 
-from pipeline.rollout.stops import Stops
+from pipeline.rollout.stops import FirstLook, Stops
 from pipeline.training import stopping
 from pipeline.training.trainers.mtp import MultiToken
 from pipeline.training.trainers.resumable import Resumable
@@ -23,7 +24,7 @@ class DistillTrainer(MultiToken, Resumable, DistillationTrainer):  # type: ignor
     def __init__(self, *args: Any, stop: Sequence[str | int] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.teacher_model.to(self.accelerator.device)  # under FSDP, accelerate leaves it to whoever shards it
-        self.stops = Stops.of(self._tokenizer, stop)
+        self.stops, self.first_look = Stops.of(self._tokenizer, stop), FirstLook(self._tokenizer.eos_token)
         stopping.prepare(self, self.stops)
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> list[list[int]]:
@@ -31,3 +32,13 @@ class DistillTrainer(MultiToken, Resumable, DistillationTrainer):  # type: ignor
         with stopping.until(self.accelerator.unwrap_model(self.model), self.stops):
             completion_ids = super()._generate_single_turn(*args, **kwargs)
         return [self.stops.cut(ids) for ids in completion_ids]
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        generated = super()._generate(*args, **kwargs)
+        metrics, device = self._metrics["train"], self.accelerator.device
+        for name in [name for name in metrics if name.startswith("completions/")]:
+            metrics[name].pop()  # to TRL, what ends with a text was cut off
+        told = [[len(ids), stopping.ended(self, ids)] for ids in generated[1]]
+        every = self.accelerator.gather(torch.tensor(told, device=device))
+        stopping.log_lengths(self, every[:, 0], every[:, 1].bool())
+        return generated
