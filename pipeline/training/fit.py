@@ -21,7 +21,7 @@ from pipeline.training import adapters, checkpoints, saving
 from pipeline.training.checkpoints import KEEP_STATE, TRAINED
 from pipeline.training.clock import Pace
 from pipeline.training.health.alarm import Alarm, go_back
-from pipeline.training.health.finite import SKIPPED, Watch
+from pipeline.training.health.finite import SKIPPED, NonFiniteError, Watch
 from pipeline.training.held_out.looks import Looks
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def fit(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
 
     Raises:
         HealthError: an alarm stops the stage, or takes it back (`RollbackError`).
-        NonFiniteError: a loss, a gradient or a weight is not finite.
+        NonFiniteError: a loss, a gradient or a weight is not finite; with `non_finite: skip`, those of all steps.
         ValueError: there was nothing to train on.
     """
     trained, wait = context.scratch / TRAINED, trainer.accelerator.wait_for_everyone
@@ -145,11 +145,15 @@ def _train(trainer: Any, context: StageContext[Any]) -> dict[str, Any]:
         raise ValueError("not one step was trained: the data does not fill a batch, or the number of steps is 0")
     watch.check_weights()
     history = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+    if (skipped := _skipped(history)) >= trainer.state.global_step:
+        raise NonFiniteError(
+            f"nothing was learnt: no step had a finite loss and finite gradients, so all {skipped} were skipped"
+        )
     summary: dict[str, Any] = {"steps": trainer.state.global_step}
     tokens = next((entry["num_tokens"] for entry in reversed(history) if "num_tokens" in entry), None)
     if tokens is not None and checkpoint is None:
         summary["tokens_per_second"] = round(tokens / seconds, 1)
-    if skipped := _skipped(history):
+    if skipped:
         summary["steps_skipped"] = skipped
     if trainer.rollbacks:
         summary["rollbacks"] = trainer.rollbacks

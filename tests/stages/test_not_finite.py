@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.files import finite
 from pipeline.rollout.base import RolloutError
 from pipeline.stages.registry import run_function
+from pipeline.training.health.finite import NonFiniteError
 from tests.stages.driving import SUMS, context_of
 
 
@@ -61,6 +62,16 @@ def test_nothing_is_sampled_with_it(tmp_path: Path, spoilt: Path, config: dict[s
     context = context_of(tmp_path, "out", {**config, **named, **asked}, {})
     with pytest.raises(RolloutError, match=r"spoilt: weights that are not finite: model\.norm\.weight"):
         run_function(config["kind"])(context)
+
+
+def test_no_student_learns_from_it(tmp_path: Path, base: Path, spoilt: Path) -> None:
+    """Where steps may be skipped, all of them would be, and the student be published as it was."""
+    (tmp_path / "sums.py").write_text(SUMS)
+    config = {"kind": "distill", "model": str(base / "model"), "teacher": str(spoilt), "tasks": ["sums.py:Sums"]}
+    config |= {"trainer": {"max_steps": 1, "per_device_train_batch_size": 2}, "rollout": {"max_tokens": 2}}
+    context = context_of(tmp_path, "out", {**config, "non_finite": "skip"}, {})
+    with pytest.raises(NonFiniteError, match=r"the teacher is not finite: model\.norm\.weight\. Its files are damaged"):
+        run_function("distill")(context)
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,16 @@ def test_a_step_is_skipped_where_the_stage_says_so(tmp_path: Path, monkeypatch: 
             assert torch.equal(weight, others[name]), name
 
 
+def test_a_model_that_has_learnt_from_no_step_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = stage(tmp_path, "one", non_finite="skip", trainer={**STAGE["trainer"], "max_steps": 1})
+    poison(monkeypatch, "loss", 1, math.nan)
+    with pytest.raises(
+        NonFiniteError, match="nothing was learnt: no step had a finite loss and finite gradients, so all 1 were"
+    ):
+        run_function("pretrain")(context)
+    assert not (context.output / "model").exists()
+
+
 def test_events_show_what_is_not_finite(tmp_path: Path) -> None:
     context = stage(tmp_path, "one")
     context.log(1, 4, loss=math.nan, grad_norm=math.inf, entropy=-math.inf, accuracy=0.5)

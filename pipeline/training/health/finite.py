@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 NonFinite = Literal["stop", "skip"]
 SKIPPED = "non_finite/skipped"
 """Metric: share of the steps since the last line that were skipped."""
+COMPARED = {"teacher_model": "teacher", "ref_model": "reference model"}
+"""Attributes of trainers: models that a policy is compared with."""
 NAMES_SHOWN = 3
 HALF = (torch.bfloat16, torch.float16)
 
@@ -83,6 +85,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._check_types()
         self.check_weights(begun=False)
+        for name, role in COMPARED.items():
+            if (model := getattr(self.trainer, name, None)) is not None:
+                self._check_compared(model, role)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._forget()
@@ -127,6 +132,19 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             when, why = (f"after step {step}", _ADVICE) if trained else (f"before step {step + 1}", _DAMAGED)
             raise NonFiniteError(f"not finite {when} of {state.max_steps}: {_where(names, weights_R)}. {why}")
 
+    def _check_compared(self, model: Any, role: str) -> None:
+        """Make sure that the weights of a model are finite which the policy is compared with. Collective.
+
+        No loss would be: the first step would stop, with another reason, or all of them would be skipped.
+
+        Raises:
+            NonFiniteError: a weight is not, on any rank.
+        """
+        names = _not_finite(model)
+        (weights_R,) = self._told(len(names))
+        if any(weights_R):
+            raise NonFiniteError(f"the {role} is not finite: {_where(names, weights_R)}. Its files are damaged")
+
     def _check_types(self) -> None:
         """Make sure that nothing is trained in two bytes a number, however the model came by it.
 
@@ -151,14 +169,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         return _all_finite(local_part(weight.grad) for weight in weights if weight.grad is not None)
 
     def _weights(self) -> list[str]:
-        """Names of this rank's weights that are not finite, and of buffers that are saved, such as routing biases."""
-        model = self.trainer.model
-        passing = {each for name, module in model.named_modules() for each in _passing(name, module)}
-        buffers = [(name, held) for name, held in model.named_buffers() if held.dim() and name not in passing]
-        named = [*model.named_parameters(), *buffers]
-        if _all_finite(local_part(weight) for _, weight in named):
-            return []
-        return [name for name, weight in named if not bool(local_part(weight).isfinite().all())]
+        return _not_finite(self.trainer.model)
 
     def _what(self, losses_R: list[int], gradients_R: list[int]) -> str:
         """What is not finite, on which ranks, and in which micro-batch of the first of them."""
@@ -201,6 +212,17 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 _DAMAGED = "The files of the model that the stage starts from are damaged"
 _ADVICE = "A lower trainer.learning_rate or more trainer.warmup_steps may help; non_finite: skip leaves such steps out"
+
+
+def _not_finite(model: torch.nn.Module) -> list[str]:
+    """Names of this rank's weights that are not finite, and of buffers that are saved, such as routing biases."""
+    passing = {each for name, module in model.named_modules() for each in _passing(name, module)}
+    buffers = [(name, held) for name, held in model.named_buffers() if held.dim() and name not in passing]
+    named = [(name, local_part(held)) for name, held in (*model.named_parameters(), *buffers)]
+    named = [(name, held) for name, held in named if held.itemsize > 1]  # those of quantised models are only stored
+    if _all_finite(held for _, held in named):
+        return []
+    return [name for name, held in named if not bool(held.isfinite().all())]
 
 
 def _passing(name: str, module: torch.nn.Module) -> list[str]:
