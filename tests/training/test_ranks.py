@@ -174,7 +174,7 @@ def test_two_ranks_train_as_stock_trl_does(models: Path, launcher: str, request:
 
     for case, (_, dead) in CASES.items():
         theirs, mine = true.found[case, "stock", 0][1], ran.found[case, "ours", 0][1]
-        for name in ("loss", "reward", "completions/mean_length", "num_tokens"):
+        for name in ("loss", "grad_norm", "reward", "completions/mean_length", "num_tokens"):
             assert [at[name] for at in mine if name in at] == pytest.approx(
                 [at[name] for at in theirs if name in at], rel=1e-5, abs=1e-6
             )

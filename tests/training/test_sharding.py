@@ -8,21 +8,52 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoModelForCausalLM
-from trl import SFTConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from trl import RewardConfig, SFTConfig
 
 from pipeline.schema.efficiency import Efficiency
+from pipeline.training import models as policies
 from pipeline.training import setup
 from pipeline.training.parallel.sharding import exact_policy, refuse_sharded_head
+from pipeline.training.trainers.reward import RewardTrainer
 from tests.stages.driving import context_of
+from tests.training.ranks import join
 from tests.training.replay import trainer_of
 
 
-def repeated(number: int, port: int, folder: Path) -> None:
+def rank(number: int, port: int, folder: Path, scratch: Path) -> None:
+    """The only rank of a training that is sharded by FSDP2."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    join(number, port, sharded=True)
+    os.environ["WORLD_SIZE"] = "1"
+    rewarded(folder, scratch)
+    repeated(folder)
+    torch.distributed.destroy_process_group()
+
+
+def rewarded(folder: Path, scratch: Path) -> None:
+    """A reward model that computes in bfloat16: scores come out in float32, and their differences are not rounded."""
+    config = {"kind": "reward_model", "model": str(folder), "data": ["rows.jsonl"], "trainer": {"bf16": True}}
+    config["trainer"] |= {"max_steps": 1, "gradient_checkpointing": False, "per_device_train_batch_size": 4}
+    args = setup.arguments(RewardConfig, context_of(scratch, "one", config, {}), {}, {"max_length": None})
+    torch.manual_seed(0)  # for the head, which starts at random
+    ids = [[4 + row, 5 + row, 6, 7, 8] for row in range(4)]
+    pairs = [{"chosen_ids": row, "rejected_ids": row[::-1]} for row in ids]
+    trainer = RewardTrainer(
+        model=policies.policy(str(folder), args, architecture=AutoModelForSequenceClassification, num_labels=1),
+        args=args,
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )
+    loss = torch.tensor(trainer.train().training_loss)
+    assert trainer.accelerator.is_fsdp2
+    assert loss != loss.bfloat16(), "the loss is a number of bfloat16"
+
+
+def repeated(folder: Path) -> None:
     """A forward and a backward pass, layers computed twice, of a model whose layers are units of their own."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=number, world_size=1)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy = exact_policy(SimpleNamespace(bf16=True, fp16=False))
@@ -34,7 +65,6 @@ def repeated(number: int, port: int, folder: Path) -> None:
     assert all(gradient.dtype == torch.float32 for gradient in gradients)
     assert all(gradient.full_tensor().isfinite().all() for gradient in gradients)
     refused(folder, ids)
-    torch.distributed.destroy_process_group()
 
 
 def refused(folder: Path, ids: torch.Tensor) -> None:
@@ -47,9 +77,9 @@ def refused(folder: Path, ids: torch.Tensor) -> None:
         model(input_ids=ids, use_cache=False)
 
 
-def test_layers_are_computed_again_in_the_type_of_the_first_time(models: Path, free_port: int) -> None:
+def test_it_computes_in_bfloat16_and_gives_float32(models: Path, tmp_path: Path, free_port: int) -> None:
     """FSDP casts a layer's input in its forward pass, and not where gradient checkpointing repeats that."""
-    torch.multiprocessing.spawn(repeated, (free_port, models / "dense"), nprocs=1)
+    torch.multiprocessing.spawn(rank, (free_port, models / "dense", tmp_path), nprocs=1)
 
 
 def test_passes_that_contradict_each_other_are_not_trained_on(models: Path, tmp_path: Path) -> None:

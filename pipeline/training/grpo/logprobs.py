@@ -22,9 +22,9 @@ from model.labels import IGNORED
 from pipeline.training import varlen
 from pipeline.training.grpo.batch import Batch
 from pipeline.training.grpo.micro_batches import passes_of
-from pipeline.training.parallel.sharding import give_back
+from pipeline.training.parallel.sharding import reshard
 
-APART = 0.1
+LARGEST_GAP = 0.1
 """Nats a token. Rounding to bfloat16 makes about 0.01, and weights that are not the policy's about 1."""
 
 
@@ -116,11 +116,11 @@ def confirm(accelerator: Any, checked_BC: Tensor, new_BC: Tensor, mask_BC: Tenso
     weights that are not the policy's, losses and gradients look like any others.
 
     Raises:
-        RuntimeError: the mean difference of a process is more than `APART`; in every process.
+        RuntimeError: the mean difference of a process is more than `LARGEST_GAP`; in every process.
     """
     apart = ((new_BC - checked_BC) * mask_BC).abs().sum().detach().float() / mask_BC.sum().clamp(min=1)
     worst = float(accelerator.gather(apart[None]).max())
-    if worst > APART:
+    if worst > LARGEST_GAP:
         raise RuntimeError(
             f"under FSDP2 a training pass gives tokens log-probabilities that are {worst:.3g} nats from those of a pass"
             " without gradient with the same weights, so its gradients would be wrong; train with"
@@ -139,5 +139,5 @@ def without_gradient(trainer: Any, model: Any, batch: Batch) -> Tensor:
                 found_BC[rows] = scores.logprobs_BC.float()
     else:
         found_BC = padded(trainer, model, batch).logprobs_BC
-    give_back(model)
+    reshard(model)
     return found_BC

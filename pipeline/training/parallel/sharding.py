@@ -3,7 +3,7 @@
 Five things differ from the same training in one process:
 
 * with bf16, accelerate rounds what a model returns, and the sums of gradients, to bf16 as well, so that
-  log-probabilities, entropies and importance ratios have three digits (`exact_policy`);
+  log-probabilities, rewards and the losses that follow from them have three digits (`exact_policy`, `exact_outputs`);
 * the gates of a DeepSeek-V3 compute in float32, but on weights that were rounded on their way (`keep_gates_exact`);
 * the last norm and the head are a unit whose second module never runs, since TRL's fused head only reads the weight
   (`head_in_root`);
@@ -21,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import convert_to_fp32
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils import swap_tensors
@@ -53,6 +54,11 @@ def exact_policy(args: Any) -> MixedPrecisionPolicy:
     """
     compute = torch.bfloat16 if args.bf16 else torch.float16
     return MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, output_dtype=None)
+
+
+def exact_outputs(model: torch.nn.Module) -> None:
+    """Have a whole model return float32, which losses are then computed in, as accelerate has it under DDP."""
+    model.register_forward_hook(lambda module, given, output: convert_to_fp32(output))
 
 
 def plugin_arguments(args: Any) -> dict[str, Any] | None:
@@ -173,7 +179,7 @@ def keep_gates_exact(model: torch.nn.Module, accelerator: Any) -> None:
 
     Call it before accelerate shards the model.
     """
-    if not _by_fsdp2(accelerator):
+    if not accelerator.is_fsdp2:
         return
     for gate in list(model.modules()):
         if hasattr(gate, "e_score_correction_bias") and not isinstance(gate, FSDPModule):
@@ -196,7 +202,7 @@ def head_in_root(model: Any, accelerator: Any) -> Iterator[None]:
     accelerate asks the model for these modules, and is told here that there are none. The embedding remains a unit of
     its own, unless it is the head as well.
     """
-    if not _by_fsdp2(accelerator) or (head := model.get_output_embeddings()) is None:
+    if not accelerator.is_fsdp2 or (head := model.get_output_embeddings()) is None:
         yield
         return
     hidden: dict[str, Any] = {"base_model_prefix": NOWHERE, "get_output_embeddings": lambda: None}
@@ -230,7 +236,7 @@ def refuse_sharded_head(model: Any) -> None:
         model.base_model.register_forward_hook(check)
 
 
-def give_back(model: torch.nn.Module) -> None:
+def reshard(model: torch.nn.Module) -> None:
     """After forward passes without gradient: the next one gathers the root unit's weights anew, as they are then.
 
     FSDP2 keeps them for a backward pass, which does not come, and does not see that they change in the meantime.
@@ -245,7 +251,7 @@ def shard_layers(model: torch.nn.Module, accelerator: Any) -> None:
     Every unit gives its weights back after its forward pass. accelerate's own way for a policy leaves the head and the
     last norm gathered until a backward pass, which never comes here.
     """
-    if not _by_fsdp2(accelerator):
+    if not accelerator.is_fsdp2:
         return
     keep_gates_exact(model, accelerator)
     names = set(getattr(model, "_no_split_modules", None) or ())
@@ -254,13 +260,9 @@ def shard_layers(model: torch.nn.Module, accelerator: Any) -> None:
             fully_shard(module, **_options(accelerator))
 
 
-def _by_fsdp2(accelerator: Any) -> bool:
-    return bool(getattr(accelerator, "is_fsdp2", False))
-
-
 def _options(accelerator: Any) -> dict[str, Any]:
     """What accelerate calls `fully_shard` with."""
-    plugin, mesh = accelerator.state.fsdp_plugin, getattr(accelerator, "torch_device_mesh", None)
+    plugin, mesh = accelerator.state.fsdp_plugin, accelerator.torch_device_mesh
     return {
         "reshard_after_forward": True,
         "offload_policy": plugin.cpu_offload,

@@ -29,7 +29,13 @@ from pipeline.rollout.merging import as_given
 from pipeline.training import checkpoints
 from pipeline.training.health.finite import Watched
 from pipeline.training.parallel.expert_parallel import division
-from pipeline.training.parallel.sharding import Weights, head_in_root, keep_gates_exact, refuse_sharded_head
+from pipeline.training.parallel.sharding import (
+    Weights,
+    exact_outputs,
+    head_in_root,
+    keep_gates_exact,
+    refuse_sharded_head,
+)
 
 
 class EpochSampler(Sampler[int]):
@@ -84,7 +90,9 @@ class Resumable(Watched):
         with head_in_root(self.model, self.accelerator):
             prepared = super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
         if self.accelerator.is_fsdp2:
-            refuse_sharded_head(base_of(self.accelerator.unwrap_model(self.model)))
+            policy = self.accelerator.unwrap_model(self.model)
+            refuse_sharded_head(base_of(policy))
+            exact_outputs(policy)
         return prepared
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
