@@ -303,7 +303,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
     left_out |= limit.left_out(len(every) - len(rows))
     check_problems(rows, config.rewards, args)
     check_columns(config.rewards, rows, context.base)
-    with reference.of_ranks(args):
+    with reference.loaded_as_policy(args):
         trainer = adapters.carry(
             GrpoTrainer,
             adapter,

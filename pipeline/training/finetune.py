@@ -105,11 +105,7 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
         made, account = examples.completions(tokenizer, rows, max_length, config.too_long, renderer, file)
         return made, replace(account, left_out=left_out(cleaner))
 
-    dataset, account = examples.shared(
-        context.examples,
-        args,
-        make,
-    )
+    dataset, account = examples.shared(context.examples, args, make)
     setup.warn_if_dropped(account, max_length)
     trainer = sft.build(
         config,

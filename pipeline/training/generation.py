@@ -41,12 +41,12 @@ def check_generation_kwargs(trainer: Mapping[str, Any]) -> None:
 
 
 def generation_fields(rollout: RolloutSpec) -> dict[str, Any]:
-    """What the rollout settings are called in GRPOConfig.
+    """What the rollout settings are called in GRPOConfig and DistillationConfig; no server is asked by TRL's trainers.
 
     Raises:
-        ValueError: they are about what TRL's trainers do not do.
+        ValueError: another model is to draft.
     """
-    from pipeline.rollout import TRANSFORMERS, VLLM, VLLM_SERVER, engine_name
+    from pipeline.rollout import TRANSFORMERS, VLLM, engine_name
 
     chosen = engine_name(rollout)
     fields: dict[str, Any] = {
@@ -65,8 +65,6 @@ def generation_fields(rollout: RolloutSpec) -> dict[str, Any]:
     if chosen == VLLM:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine is in this process, whose weights it takes
         fields |= {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": rollout.gpu_memory}
-    if chosen == VLLM_SERVER:
-        raise ValueError("rollout.engine: TRL's trainers sample with transformers, or with vLLM in their own process")
     return fields
 
 

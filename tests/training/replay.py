@@ -173,7 +173,7 @@ def trainer_of(
             trainer.use_vllm, trainer._last_loaded_step = True, 0
             trainer.vllm_generation = Elsewhere()
         return trainer
-    with reference.of_ranks(args):
+    with reference.loaded_as_policy(args):
         if launched():
             arguments["model"] = models.policy(str(model), args)
         return adapters.carry(

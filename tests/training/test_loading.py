@@ -58,7 +58,7 @@ def ready(model: Path, output: Path, adapter: dict[str, Any] | None = None) -> G
         bf16=False,
         use_cpu=True,
     )
-    with reference.of_ranks(args):
+    with reference.loaded_as_policy(args):
         trainer = adapters.carry(
             GrpoTrainer,
             prepared(model, adapter),

@@ -23,25 +23,23 @@ class Drift:
         self.last: list[float] = []
         self.told = False
 
-    def add(self, difference: float) -> str | None:
-        """Take the mean difference of a step, in nats; logs a warning, and returns it, if it has grown too large."""
+    def add(self, difference: float) -> None:
+        """Take the mean difference of a step, in nats; warn if it has grown too large."""
         if len(self.first) < DRIFT_STEPS:
             self.first.append(difference)
-            return None
+            return
         self.last.append(difference)
         if len(self.last) < DRIFT_STEPS:
-            return None
+            return
         start, now = median(self.first), median(self.last)  # a single outlier does not count
         self.last = []
-        if now <= max(DRIFT_FACTOR * start, DRIFT_FLOOR):
-            return None
-        warning = (
-            f"log-probabilities of sampled tokens differ by {now:.3g} between the engine and the trainer, by"
-            f" {start:.3g} at the start: the engine may sample with stale or rounded weights"
-            " (rollout.engine_options.dtype)"
-        )
-        log.warning("%s", warning)
-        return warning
+        if now > max(DRIFT_FACTOR * start, DRIFT_FLOOR):
+            log.warning(
+                "log-probabilities of sampled tokens differ by %.3g between the engine and the trainer, by %.3g at the"
+                " start: the engine may sample with stale or rounded weights (rollout.engine_options.dtype)",
+                now,
+                start,
+            )
 
     def look(self, unknown: float) -> None:
         """Take the share of sampled tokens without a finite log-probability of the engine's; says once if there are."""

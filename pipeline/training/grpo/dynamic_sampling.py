@@ -11,15 +11,16 @@ is mostly enough. Extra prompts come from a stream of their own: permutations of
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.rollout.base import derived_seed
 from pipeline.schema.efficiency import Efficiency
 from pipeline.training.grpo.batch import Batch, Row
+from pipeline.training.grpo.problem_order import ProblemOrder
 from pipeline.training.parallel.collectives import largest, summed
 
 _LEAST_LIVE = 0.25
@@ -97,8 +98,9 @@ class DynamicSampling:
         trainer, mine = self.trainer, self.trainer.accelerator.process_index
         numbers = range(self.drawn + mine * groups, self.drawn + (mine + 1) * groups)
         self.drawn += groups * trainer.accelerator.num_processes
-        drawn = extra_prompts(numbers, len(trainer.train_dataset), trainer.args.seed)
-        return [problem for row in drawn for problem in [trainer.train_dataset[row]] * trainer.num_generations]
+        order = extra_prompts(len(trainer.train_dataset), trainer.args.seed)
+        drawn = [trainer.train_dataset[row] for number in numbers for row in order.rows(number)]
+        return [problem for problem in drawn for _ in range(trainer.num_generations)]
 
     def _groups(self, batch: Batch) -> list[list[Row]]:
         rows, n = batch.rows(), self.trainer.num_generations
@@ -111,13 +113,9 @@ class DynamicSampling:
             self.trainer._metrics["train"][f"dynamic_sampling/{name}"].append(count)
 
 
-def extra_prompts(numbers: Sequence[int], problems: int, seed: int) -> list[int]:
-    """The indices of the extra prompts of these numbers: the training set is gone through in a new order each time."""
-    orders: dict[int, list[int]] = {}
-    for time in {number // problems for number in numbers}:
-        orders[time] = list(range(problems))
-        random.Random(f"{seed} extra prompts {time}").shuffle(orders[time])
-    return [orders[number // problems][number % problems] for number in numbers]
+def extra_prompts(problems: int, seed: int) -> ProblemOrder:
+    """An order of its own: one problem at a time, through the training set in a new order each time."""
+    return ProblemOrder(problems, 1, 1, 1, 1, derived_seed(seed, "extra prompts"))
 
 
 def is_live(group: Sequence[Row]) -> bool:

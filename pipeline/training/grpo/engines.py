@@ -39,8 +39,8 @@ import math
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -168,7 +168,7 @@ class EngineSampler(Sampler):
         queue = []
         for ahead in self.queue:
             ready = self.max_staleness <= EXACT or ahead.ticket is None or self.engine.is_ready(ahead.ticket)
-            groups = [[_stored(rollout) for rollout in group] for group in self._finish(ahead)] if ready else None
+            groups = [[astuple(rollout) for rollout in group] for group in self._finish(ahead)] if ready else None
             queue.append({"number": ahead.number, "rows": ahead.rows, "groups": groups})
         text = json.dumps({"queue": queue, "lengths": self.lengths})
         (folder / SAMPLED_AHEAD).write_text(text, encoding="utf-8")
@@ -183,7 +183,7 @@ class EngineSampler(Sampler):
         for one in stored["queue"]:
             groups = one["groups"]
             if groups is not None:
-                groups = [[_rollout(rollout) for rollout in group] for group in groups]
+                groups = [[_restored(*rollout) for rollout in group] for group in groups]
             self.queue.append(Ahead(one["number"], one["rows"], groups is not None, groups))
 
     def ready(self) -> None:
@@ -311,11 +311,7 @@ def _complete(ahead: Ahead, groups: Groups, wanted: int) -> list[tuple[int, list
     return chosen
 
 
-def _stored(rollout: Rollout) -> list[Any]:
-    return [rollout.text, rollout.token_ids, rollout.finish, rollout.logprobs, rollout.versions]
-
-
-def _rollout(stored: Sequence[Any]) -> Rollout:
-    text, token_ids, finish, logprobs, versions = stored
-    spans = tuple((version, tokens) for version, tokens in versions)
-    return Rollout(text, tuple(token_ids), Finish(finish), None if logprobs is None else tuple(logprobs), spans)
+def _restored(text: str, ids: list[int], finish: str, logprobs: list[float] | None, versions: list[Any]) -> Rollout:
+    """A rollout that was written as JSON, which has lists in place of tuples."""
+    known = None if logprobs is None else tuple(logprobs)
+    return Rollout(text, tuple(ids), Finish(finish), known, tuple(map(tuple, versions)))

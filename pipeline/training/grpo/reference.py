@@ -72,7 +72,7 @@ def load_reference(trainer: Any, folder: Path) -> None:
 
 
 @contextmanager
-def of_ranks(args: Any) -> Iterator[None]:
+def loaded_as_policy(args: Any) -> Iterator[None]:
     """While a `GRPOTrainer` is built, its reference is loaded as the policy is, and FSDP2 shards it layer by layer.
 
     TRL offers no way to either: it loads a reference by `model_init_kwargs`, which it warns of if the policy is loaded

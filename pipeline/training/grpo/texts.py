@@ -18,18 +18,13 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 """An odd number of 64 random bits: passages of different tokens have different hashes but for one pair in 2^64."""
 
 
-def repeated(ids: Sequence[int], passage: int = PASSAGE) -> float:
-    """The share of a text's passages that occurred before in it; 0 for a text that is shorter than two of them.
-
-    Args:
-        ids: its tokens.
-        passage: tokens of a passage.
-    """
-    count = len(ids) - passage + 1
+def repeated(ids: Sequence[int]) -> float:
+    """The share of a text's passages that occurred before in it; 0 for a text that is shorter than two of them."""
+    count = len(ids) - PASSAGE + 1
     if count < 2:
         return 0.0
     tokens, hashes = np.asarray(ids, dtype=np.uint64) + np.uint64(1), np.zeros(count, dtype=np.uint64)
-    for at in range(passage):  # wraps around at 2^64
+    for at in range(PASSAGE):  # wraps around at 2^64
         hashes = hashes * _BASE + tokens[at : at + count]
     return 1.0 - len(np.unique(hashes)) / count
 

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from model.labels import IGNORED
+from model.mtp import Objective, blocks
 from pipeline.schema.mtp import MtpSpec
 from pipeline.training.parallel.collectives import summed
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pipeline.training.parallel.expert_parallel import expert_ranks
 
 
 class BlockTraining:
@@ -35,8 +37,6 @@ class BlockTraining:
     """
 
     def __init__(self, trainer: Any, spec: MtpSpec | None, document_ends: tuple[int, ...] = ()) -> None:
-        from model.mtp import Objective, blocks
-
         self.trainer, self.spec = trainer, spec
         self.objective: Objective | None = None
         if spec is None:
@@ -97,17 +97,11 @@ class BlockTraining:
         trainer = self.trainer
         if in_step is None:
             return (labels_BT != IGNORED).sum() * trainer.current_gradient_accumulation_steps  # type: ignore[no-any-return]
-        import torch
-
-        from pipeline.training.parallel.expert_parallel import expert_ranks
-
         across = trainer.args.average_tokens_across_devices
         batches = trainer.accelerator.num_processes // expert_ranks() if across else 1
         return torch.as_tensor(in_step) / batches
 
     def _log_depths(self, weight: float) -> None:
-        import torch
-
         assert self.objective is not None
         accelerator, metrics = self.trainer.accelerator, self.trainer._metrics["train"]
         rows = [[count.loss, count.tokens, count.agreed] for count in self.objective.read()]
@@ -152,7 +146,5 @@ def _labels(inputs: dict[str, Any]) -> Tensor:
 
 def completion_labels(prompt_ids_BP: Tensor, completion_ids_BC: Tensor, mask_BC: Tensor) -> Tensor:
     """(B, P + C) completion tokens that count, -100 elsewhere."""
-    import torch
-
     completions_BC = completion_ids_BC.masked_fill(mask_BC == 0, IGNORED)
     return torch.cat([torch.full_like(prompt_ids_BP, IGNORED), completions_BC], dim=1)
