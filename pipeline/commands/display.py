@@ -23,6 +23,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.artifacts import Artifact
+from pipeline.commands.in_order import InOrder
 from pipeline.commands.pace import Course, clock
 from pipeline.runner.graph import Node, State, Step
 from pipeline.runner.observer import NOTE, Failure, Observer
@@ -82,12 +83,12 @@ def observer(
         expected: seconds of a step of stages of which that is known beforehand.
     """
     if as_json:
-        yield JsonObserver(console)
+        yield InOrder(JsonObserver(console))
     elif console.is_terminal:
         with TerminalObserver(console, expected) as live:
-            yield live
+            yield InOrder(live)
     else:
-        yield PlainObserver(console, expected)
+        yield InOrder(PlainObserver(console, expected))
 
 
 class TerminalObserver:

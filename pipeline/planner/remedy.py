@@ -13,6 +13,8 @@ from pipeline.planner.work import Engine, Training, Work
 
 LEAST_TOKENS = 1024
 """A pass is made no smaller to save memory: it would only launch kernels."""
+LENGTHS = {"pretrain": "length", "sft": "max_length", "distill": "max_length", "reward_model": "max_length"}
+"""Stage kind -> its field that says how long rows may be, where it trains on rows alone."""
 ADAPTER, ADAPTER_RANK = "adapter.rank", 32
 ADAPTED: Sequence[tuple[str, memory.Base]] = (("", "bfloat16"), (" {}.adapter.quantize=4bit", "nf4"))
 """What is said of an adapter's base, the stage's place in a recipe to be put in, and what it is held in."""
@@ -30,17 +32,30 @@ def remedy(work: Work, cluster: Cluster) -> Iterator[str]:
         if _fits(changed, cluster):
             yield setting
             return
-    alone: tuple[dict[str, str], Work] | None = None
+    tried: list[tuple[dict[str, str], Work]] = []
     for adapted, lighter in ((False, False), (True, False), (False, True), (True, True)):
         together, current = _together(work, cluster, adapted, lighter)
         if _fits(current, cluster):
             yield from together.values()
             return
-        alone = alone or (together, current)
-    assert alone is not None
-    if (number := _fewest(alone[1], cluster)) is not None:
-        yield from alone[0].values()
-        yield f"{'and ' if alone[0] else ''}{number} GPUs of this kind, with launch.accelerate=fsdp2-1node"
+        tried.append((together, current))
+    done, current = tried[0]
+    if (number := _fewest(current, cluster)) is not None:
+        yield from _with_gpus([*done.values()], number)
+        return
+    for keys, _ in tried:
+        if shorter := _cut_short(work, cluster, list(keys)):
+            yield from shorter
+            return
+    for length in _lengths(current):
+        if (number := _fewest(_cut(current, length), cluster)) is not None:
+            yield from _with_gpus([*done.values(), _at_most(work, length)], number)
+            return
+
+
+def _with_gpus(changes: Sequence[str], number: int) -> Iterator[str]:
+    yield from changes
+    yield f"{'and ' if changes else ''}{number} GPUs of this kind, with launch.accelerate=fsdp2-1node"
 
 
 def _together(work: Work, cluster: Cluster, adapted: bool, lighter: bool) -> tuple[dict[str, str], Work]:
@@ -171,12 +186,54 @@ def _smaller_passes(work: Work, training: Training) -> Iterator[Change]:
             changed = replace(work, training=replace(training, setup=replace(setup, tokens=tokens)))
             yield f"{key}.efficiency.tokens_per_pass={tokens}", changed
         return
-    rows = training.rows // work.trainers // training.micro_batches
+    rows = _rows(work, training)
     if rows > 1 and rows % 2 == 0:
         smaller = replace(setup, tokens=setup.tokens // rows, accumulates=True)
         changed = replace(work, training=replace(training, setup=smaller, micro_batches=training.micro_batches * rows))
         told = f"{key}.trainer.per_device_train_batch_size=1 {key}.trainer.gradient_accumulation_steps="
         yield f"{told}{training.micro_batches * rows}", changed
+
+
+def _cut_short(work: Work, cluster: Cluster, keys: list[str]) -> list[str]:
+    """Changes with these settings and the longest rows, by half each time, that then fit; none if none do.
+
+    The last resort, where a single row is too long for a GPU. Of the settings those are left out that it does without.
+    """
+    for length in _lengths(work):
+        if not _fits(_cut(_applied(work, cluster, keys)[1], length), cluster):
+            continue
+        for key in tuple(keys):
+            rest = [other for other in keys if other != key]
+            if _fits(_cut(_applied(work, cluster, rest)[1], length), cluster):
+                keys = rest
+        return [*_applied(work, cluster, keys)[0].values(), _at_most(work, length)]
+    return []
+
+
+def _at_most(work: Work, length: int) -> str:
+    return f"stages.{work.stage}.{LENGTHS[work.kind]}={length}"
+
+
+def _lengths(work: Work) -> Iterator[int]:
+    """Shorter rows for a stage that trains on rows alone, in powers of two, the longest first; none for any other."""
+    if work.training is None or work.sampling is not None or work.kind not in LENGTHS:
+        return
+    longest = work.training.setup.tokens // _rows(work, work.training) // work.training.together
+    length = 1 << (max(1, longest) - 1).bit_length()
+    while (length := length // 2) >= LEAST_TOKENS:
+        yield length
+
+
+def _cut(work: Work, length: int) -> Work:
+    training = work.training
+    assert training is not None
+    setup = replace(training.setup, tokens=_rows(work, training) * training.together * length)
+    return replace(work, training=replace(training, setup=setup))
+
+
+def _rows(work: Work, training: Training) -> int:
+    """Rows of a pass, or pairs."""
+    return max(1, training.rows // training.together // work.trainers // training.micro_batches)
 
 
 def _divided(work: Work, training: Training, ranks: int) -> Work:

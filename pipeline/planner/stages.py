@@ -199,6 +199,7 @@ class Reader:
             length=length,
             padded_to=None if whole else round((length + longest) / 2),
             micro_batches=accumulation,
+            together=pairs,
             fp8=setup.fp8,
             mtp=getattr(config, "mtp", None) is not None or (config.kind == "pretrain" and shape.mtp > 0),
         )

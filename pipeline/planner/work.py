@@ -69,6 +69,7 @@ class Training:
         length: tokens of a row, on average.
         padded_to: tokens that every row is padded to; `None` where rows are packed.
         micro_batches: passes a GPU and step at least, however few tokens they have.
+        together: rows that no pass takes apart: the two of a pair.
         fp8: whether the layers are multiplied in FP8.
         mtp: whether blocks of multi-token prediction are trained.
     """
@@ -78,6 +79,7 @@ class Training:
     length: float
     padded_to: int | None = None
     micro_batches: int = 1
+    together: int = 1
     fp8: bool = False
     mtp: bool = False
 

@@ -10,6 +10,8 @@ from pipeline.runner.graph import Node, State, Step
 
 NOTE = "note"
 """Key of an event that says something instead of reporting numbers."""
+PUBLISHING = "publishing"
+"""Key of the event that tells that a stage has ended well: its files are hashed, and then it is finished."""
 
 
 class Failure(str):
@@ -40,10 +42,10 @@ class Observer(Protocol):
         """Before anything runs."""
 
     def started(self, node: Node, state: State) -> None:
-        """A stage's process was started."""
+        """A stage's process was started; it may wait for what it needs, while that is published."""
 
     def event(self, node: Node, event: Mapping[str, Any]) -> None:
-        """A stage logged progress or metrics."""
+        """A stage logged progress or metrics, or has ended (`PUBLISHING`)."""
 
     def said(self, text: str) -> None:
         """Something happened that is no stage's, such as a tracker that cannot be reached."""

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ LOGS = "log*.txt"
 """The log, and on a cluster those of a stage's further hosts, `log-1.txt` and so on."""
 LOG_TAIL_LINES = 25
 RANK_POLL_SECONDS = 1.0
+LEFT = "ended its own process in the midst of its work, as os._exit(0) does"
 OUT_OF_MEMORY = " (out of memory?)"
 _ALLOCATOR = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 
@@ -129,18 +130,24 @@ class StageProcess:
                 return Failure(name, self.popen.lost)
         if first is not None and first.told and self.node.config.launch.accelerate is None and not self.hung:
             return Failure(name, ending(code), f"; the end of {log}:\n{_tail(first.told)}")
+        if gone := self._gone(code, first):
+            return Failure(name, f"failed: {_listed(gone)} {LEFT}", _more(log, first, "the error of another"))
         if first is not None and first.error and not self.hung:
-            more = f"; the end of its error, which is all in {log}:\n{_tail(first.error)}"
             *_, last = first.error.strip().splitlines()
-            return Failure(name, f"failed on rank {first.rank} ({last})", more)
-        how = ending(code)
+            return Failure(name, f"failed on rank {first.rank} ({last})", _more(log, first))
+        how = f"ended without a result: it {LEFT}" if code == 0 else ending(code)
         how += OUT_OF_MEMORY if code == -signal.SIGKILL else ""
         if first is not None:
             ended = f"was killed by {first.signal}" if first.signal else "ended without a word"
             how = f"failed: rank {first.rank} {ended}"
             how += OUT_OF_MEMORY if first.signal == signal.SIGKILL.name else ""
-        tail = _tail(log.read_text(encoding="utf-8", errors="replace") if log.exists() else "")
-        return Failure(name, self.hung or how, f"; the end of {log}:\n{tail}")
+        return Failure(name, self.hung or how, _more(log))
+
+    def _gone(self, code: int, first: ranks.Failure | None) -> list[int]:
+        """Ranks that left in the midst of the work: the error of another, which lost them, is only what followed."""
+        if self.hung or (first is not None and first.killed):
+            return []
+        return ranks.left(self.scratch) if code == 0 else list(first.left if first is not None else ())
 
     def _hung(self) -> str:
         """In words, if it has neither logged an event nor printed anything for as long as its `launch` allows."""
@@ -169,7 +176,22 @@ class StageProcess:
         return f"was killed: its processes wait for each other, and none has moved for {allowed:g} s{self._stands()}"
 
     def _stands(self) -> str:
-        return "".join(f"; rank {rank} stands at {where}" for rank, (_, where) in ranks.stands(self.scratch).items())
+        gone = ranks.left(self.scratch)
+        return "".join(
+            f"; rank {rank} {f'{LEFT}, last seen' if rank in gone else 'stands'} at {where}"
+            for rank, (_, where) in ranks.stands(self.scratch).items()
+        )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+
+
+def _more(log: Path, failure: ranks.Failure | None = None, whose: str = "its error") -> str:
+    """The end of the log, or of the error that a rank has reported."""
+    if failure is not None and failure.error:
+        return f"; the end of {whose}, which is all in {log}:\n{_tail(failure.error)}"
+    return f"; the end of {log}:\n{_tail(log.read_text(encoding='utf-8', errors='replace') if log.exists() else '')}"
 
 
 def _tail(text: str) -> str:

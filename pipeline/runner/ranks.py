@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import random
 import signal
 import sys
@@ -25,6 +26,10 @@ from typing import Any
 
 FAILURES = "failure-host-*.json"
 """What the launcher of each host saw: the rank that failed first, as a `Failure`."""
+DONE = "done-rank-{}.json"
+"""What a rank leaves when its work is done."""
+EXITING = 0x4
+"""Linux's PF_EXITING among the flags in `/proc/PID/stat`: set before a process closes its sockets."""
 FOLLOWS = frozenset({"", signal.SIGTERM.name, signal.SIGABRT.name})
 """How a rank ends whose partners are gone: an error of its own, the launcher's signal, or NCCL's watchdog."""
 LOOK_SECONDS = 1.0
@@ -49,6 +54,7 @@ class Failure:
         error: its traceback; empty if it left none.
         signal: what killed it, such as `SIGKILL`; empty if nothing did.
         told: the last line of the traceback, if that says all: of an error that this project raises for people to read.
+        left: ranks of the same host whose process had ended by then, without an error and without being done.
     """
 
     rank: int
@@ -56,6 +62,7 @@ class Failure:
     error: str = ""
     signal: str = ""
     told: str = ""
+    left: tuple[int, ...] = ()
 
     @property
     def killed(self) -> bool:
@@ -76,7 +83,8 @@ def clear(scratch: Path) -> None:
 
 def files(scratch: Path) -> list[Path]:
     """All that ranks and their launcher have left."""
-    return [path for name in (FAILURES, "failure-rank-*.json", "stand-rank-*.json") for path in scratch.glob(name)]
+    names = FAILURES, "failure-rank-*.json", "stand-rank-*.json", DONE.replace("{}", "*")
+    return [path for name in names for path in scratch.glob(name)]
 
 
 def report(scratch: Path, error: BaseException) -> None:
@@ -84,7 +92,35 @@ def report(scratch: Path, error: BaseException) -> None:
     rank = number() or 0
     text = "".join(traceback.format_exception(error))
     told = "".join(traceback.format_exception_only(error)).strip() if is_ours(error) else ""
-    _write(scratch / f"failure-rank-{rank}.json", asdict(Failure(rank, time.time(), text, told=told)))
+    gone = tuple(one for one in left(scratch) if one != rank)
+    _write(scratch / f"failure-rank-{rank}.json", asdict(Failure(rank, time.time(), text, told=told, left=gone)))
+
+
+def done(scratch: Path, rank: int) -> None:
+    """Write down that this rank's work is done, so that the end of its process is no surprise."""
+    _write(scratch / DONE.format(rank), {})
+
+
+def left(scratch: Path) -> list[int]:
+    """Ranks of this host whose process has ended although they were neither done nor reported an error."""
+    gone = []
+    for path in scratch.glob("stand-rank-*.json"):
+        said, rank = json.loads(path.read_text("utf-8")), int(path.stem.rpartition("-")[2])
+        silent = not (scratch / DONE.format(rank)).exists() and not (scratch / f"failure-rank-{rank}.json").exists()
+        if silent and said["host"] == platform.node() and not _alive(said["pid"]):
+            gone.append(rank)
+    return sorted(gone)
+
+
+def _alive(process: int) -> bool:
+    """Whether a process runs. One that is on its way out does not, also while its memory is still being freed."""
+    if not Path("/proc/self/stat").exists():
+        return True  # no Linux: nothing can be said
+    try:
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return False
+    return state not in "ZX" and not int(fields[5]) & EXITING
 
 
 def is_ours(error: BaseException) -> bool:
@@ -109,7 +145,8 @@ def failure(scratch: Path) -> Failure | None:
 
 
 def _read(scratch: Path, pattern: str) -> list[Failure]:
-    found = [Failure(**json.loads(path.read_text("utf-8"))) for path in scratch.glob(pattern)]
+    said = [json.loads(path.read_text("utf-8")) for path in scratch.glob(pattern)]
+    found = [Failure(**{**one, "left": tuple(one["left"])}) for one in said]
     return sorted(found, key=lambda failure: failure.time)
 
 
@@ -140,7 +177,8 @@ class Stand(threading.Thread):
             stack = _stack(frame)
             if stack != self.last:
                 self.last, self.moves, self.in_vain = stack, self.moves + 1, 0
-                _write(self.path, {"moves": self.moves, "where": _where(frame)})
+                where = {"moves": self.moves, "where": _where(frame)}
+                _write(self.path, {**where, "pid": os.getpid(), "host": platform.node()})
                 return
             del frame  # it holds the locals of a function that may end
             self.in_vain += 1

@@ -26,7 +26,7 @@ from pipeline.runner.early import Early, Waiting
 from pipeline.runner.forkserver import ForkServer
 from pipeline.runner.graph import Node, Order, State
 from pipeline.runner.inputs import Inputs
-from pipeline.runner.observer import Failure, Observer
+from pipeline.runner.observer import PUBLISHING, Failure, Observer
 from pipeline.runner.process import StageProcess
 from pipeline.runner.slots import Slots
 from pipeline.runner.starting import job_of, start, start_early
@@ -171,6 +171,7 @@ class Scheduler:
             if code == 0 and (process.scratch / OUTCOME).exists():
                 shutil.rmtree(self._target(process.node), ignore_errors=True)  # a broken one is none to wait for
                 self.slots.release(process.node.name)
+                self.observer.event(process.node, {"step": 0, PUBLISHING: True})
                 self.publishing[process.node.name] = self.hashing.submit(
                     scratch.publish, process, self.run_path, self.lease.check
                 )

@@ -93,6 +93,8 @@ def main(argv: list[str] | None = None) -> None:
             ranks.Stand(scratch, rank).start()
         try:
             _run(job, scratch)
+            if rank is not None:
+                ranks.done(scratch, rank)
         except Exception as error:
             if not durable.disk_full(error):
                 if rank is None and ranks.is_ours(error):

@@ -13,6 +13,7 @@ from pipeline.artifacts import Artifact
 from pipeline.commands import display, pace
 from pipeline.recipe import load
 from pipeline.runner import graph
+from pipeline.runner.observer import NOTE, PUBLISHING
 
 GRPO = {
     "loss": 0.00123,
@@ -113,3 +114,42 @@ def test_what_other_stages_log_is_shown_as_well() -> None:
         display.metrics_text({"step": 3, "time": 1.0, "loss": 2.5, "tokens_per_second": 812.5}) == "loss 2.5  tok/s 812"
     )
     assert display.metrics_text({"step": 3, "scored": 12, "text": "x", "a/b": 0.25}) == "scored 12  b 0.25"
+
+
+def told(nodes: list[graph.Node], *happened: str) -> list[str]:
+    """What a log says of what happened, told in the order in which the runner tells it."""
+    console, by_name = Console(file=io.StringIO(), width=120), {node.name: node for node in nodes}
+    with display.observer(console, as_json=False) as observer:
+        for what, name in map(str.split, happened):
+            node = by_name[name]
+            if what == "starts":
+                observer.started(node, graph.State.NEW)
+            elif what == "ends":
+                observer.event(node, {"step": 0, PUBLISHING: True})
+            elif what == "published":
+                observer.finished(node, finished(30.0))
+            elif what == "placed":
+                observer.event(node, {"step": 0, NOTE: "on GPU 1"})
+            elif what == "fails":
+                observer.failed(node, "no")
+            else:
+                observer.event(node, {"step": 1, "total": 2, "loss": 0.5})
+    return [line.partition("  ")[0] for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def test_a_stage_is_told_to_have_started_after_the_one_before_it_is_finished(nodes: list[graph.Node]) -> None:
+    one_by_one = ["s0: started", "s0: finished in 30.0 s", "s1: started", "s1: on GPU 1", "s1: 1/2"]
+    assert told(nodes, "starts s0", "ends s0", "published s0", "starts s1", "placed s1", "works s1") == one_by_one
+    assert told(nodes, "starts s0", "ends s0", "starts s1", "placed s1", "published s0", "works s1") == one_by_one
+    two = told(nodes, "starts s0", "starts s1", "ends s0", "ends s1", "starts s2", "published s1", "published s0")
+    assert two[2:] == ["s1: finished in 30.0 s", "s0: finished in 30.0 s", "s2: started"]
+
+
+def test_what_works_while_another_is_published_is_told_with_the_reason(nodes: list[graph.Node]) -> None:
+    busy = told(nodes, "starts s0", "ends s0", "starts s1", "starts s2", "works s1", "published s0")
+    done = "s0: done; its files are hashed and published"
+    assert busy == ["s0: started", done, "s1: started", "s1: 1/2", "s0: finished in 30.0 s", "s2: started"]
+    failed = told(nodes, "starts s0", "ends s0", "starts s1", "fails s1", "published s0")
+    assert failed == ["s0: started", done, "s1: started", "s1: failed", "s0: finished in 30.0 s"]
+    quick = told(nodes, "starts s0", "ends s0", "starts s1", "ends s1", "published s0", "published s1")
+    assert quick == ["s0: started", done, "s1: started", "s0: finished in 30.0 s", "s1: finished in 30.0 s"]

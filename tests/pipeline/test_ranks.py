@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.runner import ranks
+from pipeline.recipe import load
+from pipeline.runner import graph, ranks
 from pipeline.runner.launcher import first
+from pipeline.runner.process import StageProcess
 from pipeline.runner.ranks import Failure
 from tests.stages.driving import TINY
 
@@ -160,6 +162,64 @@ def test_the_first_failure_is_told_from_those_that_follow(
     failures: dict[int, Ended], reported: list[Failure], expected: Failure
 ) -> None:
     assert first(failures, reported) == expected
+
+
+LEAVER = """
+import os, sys
+from pathlib import Path
+from pipeline.runner import ranks
+
+ranks.Stand(Path(sys.argv[1]), 1)._look(None)
+if sys.argv[2] == "done":
+    ranks.done(Path(sys.argv[1]), 1)
+if sys.argv[2] == "raises":
+    os.environ["RANK"] = "1"
+    ranks.report(Path(sys.argv[1]), RuntimeError("its own error"))
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "code", "words"),
+    [
+        (
+            "leaves",
+            1,
+            "stage 'base' failed: rank 1 ended its own process in the midst of its work, as os._exit(0) does",
+        ),
+        (
+            "leaves",
+            0,
+            "stage 'base' failed: rank 1 ended its own process in the midst of its work, as os._exit(0) does",
+        ),
+        ("done", 1, "stage 'base' failed on rank 0 (ConnectionError: closed by peer)"),
+        ("done", 0, "stage 'base' ended without a result: it ended its own process in the midst of its work"),
+        ("raises", 1, "stage 'base' failed on rank 1 (RuntimeError: its own error)"),
+    ],
+)
+def test_a_rank_that_leaves_without_an_error_is_named_before_what_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, code: int, words: str
+) -> None:
+    subprocess.run([sys.executable, "-c", LEAVER, str(tmp_path), does], check=True)
+    if code:
+        monkeypatch.setenv("RANK", "0")
+        ranks.report(tmp_path, ConnectionError("closed by peer"))
+    (tmp_path / "r.yaml").write_text(
+        "name: r\nstages:\n"
+        "  base: {kind: sft, model: some/model, data: [{from: {hub: a/b}}], launch: {accelerate: ddp}}\n"
+    )
+    with subprocess.Popen(["true"]) as popen:
+        process = StageProcess(graph.build(load(tmp_path / "r.yaml"))["base"], tmp_path, popen, time.time(), 1)
+    message = process.failure(code)
+    assert message.startswith(words)
+    assert ("closed by peer" in message) == (code == 1 and does != "raises")
+
+
+def test_where_a_rank_was_last_seen_that_has_left_is_told(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", LEAVER, str(tmp_path), "leaves"], check=True)
+    assert ranks.left(tmp_path) == [1]
+    ranks.Stand(tmp_path, 0)._look(None)
+    assert ranks.left(tmp_path) == [1], "this process is alive"
 
 
 LOOKER = """

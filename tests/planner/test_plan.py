@@ -232,6 +232,34 @@ def test_what_no_setting_makes_fit_wants_more_gpus(recipe: Path, tmp_path: Path)
     assert not found["fits"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "gpus", "size", "length", "changed"),
+    [
+        ("sft", "RTX4090", "7B", 131_072, {"trainer", "adapter", "max_length"}),
+        ("reward_model", "RTX4090", "0.5B", 262_144, {"trainer", "max_length"}),
+        ("sft", "RTX4090", "32B", 524_288, {"trainer", "max_length", "and"}),
+    ],
+)
+def test_where_one_row_is_too_long_shorter_rows_are_proposed(
+    recipe: Path, tmp_path: Path, kind: str, gpus: str, size: str, length: int, changed: set[str]
+) -> None:
+    data = "[{from: {hub: some/rows}}]"  # nothing says how long those are
+    recipe.write_text(
+        f'{recipe.read_text()}  long: {{kind: {kind}, model: "@zero", data: {data}, max_length: {length}}}\n'
+    )
+    words = (recipe, "--runs", tmp_path, "--gpus", gpus, f"stages.base.model=Qwen/Qwen2.5-{size}")
+    told = stage(planned(*words), "long")["smallest_change"]
+    assert {line.removeprefix("stages.long.").split(".")[0].split("=")[0].split()[0] for line in told} == changed
+    if "and" in changed:
+        assert told[-1].startswith("and ") and "GPUs of this kind" in told[-1]
+        return
+    changes = [change for line in told for change in line.split()]
+    assert stage(planned(*words, *changes), "long")["fits"]
+    for without in told:
+        rest = [change for change in changes if change not in without.split()]
+        assert not stage(planned(*words, *rest), "long")["fits"], without
+
+
 def test_more_gpus_than_there_are(recipe: Path, tmp_path: Path) -> None:
     changes = ("launch.gpus=2", "rollout.process.devices=[1]", "rollout.max_staleness=1")
     words = (recipe, "--runs", tmp_path, *(f"stages.zero.{change}" for change in changes))
