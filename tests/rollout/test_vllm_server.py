@@ -16,6 +16,7 @@ import torch
 
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Sampling, derived_seed
+from pipeline.rollout.shared import Placed, WeightFile
 from pipeline.rollout.vllm import api, transfer
 from pipeline.rollout.vllm import server as vllm_server
 from pipeline.rollout.vllm import started as vllm_started
@@ -222,6 +223,74 @@ def test_one_that_hangs_shows_no_sign_of_life(speaks: Speaks, monkeypatch: pytes
     while not (answers := engine.step()):
         pass
     assert answers[0][0][0].token_ids == (7,)
+
+
+class Paused(ThreadingHTTPServer):
+    """A server as vLLM 0.32 is while it is paused: what comes then waits, until it is resumed, or aborted by another
+    pause. Completions arrive here only behind the first pause."""
+
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), PausedHandler)
+        self.changed = threading.Condition()
+        self.pauses, self.paused, self.arrived = 0, False, 0
+        self.seeds: list[int] = []
+
+
+class PausedHandler(BaseHTTPRequestHandler):
+    server: Paused
+
+    def do_GET(self) -> None:
+        self.answer(json.loads(MODELS) if self.path == "/v1/models" else {})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server, ids, why = self.server, [7], "stop"
+        with server.changed:
+            if self.path == "/v1/completions":
+                server.changed.wait_for(lambda: server.pauses)
+                before, server.arrived = server.pauses, server.arrived + 1
+                server.changed.notify_all()
+                server.changed.wait_for(lambda: server.pauses > before or not server.paused)
+                if server.pauses > before:
+                    ids, why = [], "abort"
+                else:
+                    server.seeds.append(body["seed"])
+            elif self.path.startswith("/pause"):
+                if server.pauses == 1:
+                    server.changed.wait_for(lambda: server.arrived == GROUPS)
+                server.pauses, server.paused = server.pauses + 1, True
+            elif self.path == "/resume":
+                server.paused = False
+            server.changed.notify_all()
+        choices = [{"index": at, "token_ids": ids, "finish_reason": why} for at in range(body.get("n", 0))]
+        self.answer({"choices": choices, "results": [[]]})
+
+    answer, log_message = Handler.answer, Handler.log_message
+
+
+GROUPS, EACH = 3, 4
+"""Prompts, and completions of each."""
+
+
+def test_requests_that_arrive_behind_a_pause_neither_hold_the_weights_up_nor_sample_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(vllm_server, "LOOK_SECONDS", 0.01)
+    with Paused() as paused:
+        threading.Thread(target=paused.serve_forever, args=(0.01,), daemon=True).start()
+        engine = VllmServerEngine("/models/zero", f"http://127.0.0.1:{paused.server_address[1]}")
+        engine._transfer = transfer.Transfer(engine.api.ask, here=True)
+        engine.add(0, [[1], [2], [3]], Sampling(EACH, 16, seed=5))
+        assert engine.step() == {}
+        engine.load_weights(Placed(WeightFile(), ()), 1)
+        assert paused.pauses >= 2
+        while not (answers := engine.step()):
+            pass
+        paused.shutdown()
+    assert {rollout.versions for group in answers[0] for rollout in group} == {((1, 1),)}
+    assert len(set(paused.seeds)) == len(paused.seeds) == GROUPS * EACH
 
 
 def test_a_server_of_ours_without_an_engine_is_lost_and_a_busy_one_is_not(

@@ -173,7 +173,8 @@ class VllmServerEngine(Updatable):
             raise RolloutError("this engine was not opened for a trainer")
         self.api.ask("/pause?mode=abort", {})
         while self._running:  # each returns what it has
-            self._hear(paused=True)
+            if not self._hear(paused=True):  # one that has come behind the pause waits for its end, or for another one
+                self.api.ask("/pause?mode=abort", {})
         for asked in self._asked.values():
             for one in (one for group in asked.groups for one in group if one.finish is None):
                 one.marks.append((self.version, len(one.ids)))
@@ -207,7 +208,7 @@ class VllmServerEngine(Updatable):
         sampling, group = asked.sampling, asked.groups[call.prompt]
         begun = group[call.members[0]].ids if len(call.members) < len(group) or len(group) == 1 else []
         seed = derived_seed(sampling.seed, call.prompt)
-        if begun:
+        if begun or len(call.members) < len(group):  # of a group that was given up, each goes on by itself
             seed = derived_seed(seed, call.members[0], len(begun))
         answered = self.api.ask(
             "/v1/completions",
@@ -244,12 +245,14 @@ class VllmServerEngine(Updatable):
             )
         return choices
 
-    def _hear(self, paused: bool = False) -> None:
-        """Wait for an answer, for a while; a server that does nothing meanwhile gives no sign of life."""
+    def _hear(self, paused: bool = False) -> bool:
+        """Wait for an answer, for a while, and say whether there was one; a server that does nothing meanwhile gives no
+        sign of life."""
         done, _ = wait(self._running, LOOK_SECONDS, FIRST_COMPLETED)
         self._take(done, paused)
         if done or self.api.moves():
             self.tick()
+        return bool(done)
 
     def _take(self, done: Iterable[Future[Any]], paused: bool = False) -> None:
         """Add what came back to its sequences; those that were given up since the server was paused go on later."""
