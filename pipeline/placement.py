@@ -93,18 +93,19 @@ class Placed:
 def wanted(config: StageConfig, base: Path) -> Wanted:
     """The GPUs that a stage wants; `base` is the recipe's folder."""
     asked, devices = config.launch.gpus, _devices(config)
+    engines = _split(devices)
     if pinned := _pinned(config, base):
-        return Wanted(None, tuple(dict.fromkeys((*pinned, *_split(devices)))))
+        return Wanted(None, tuple(dict.fromkeys((*pinned, *engines))))
     if asked is not None:
         return Wanted(None if asked == ALL else int(asked))
     if VISIBLE in config.launch.env or not _computes(config):
         return Wanted(0)
     if isinstance(config, TrainingConfig):
         least = _of_rewards(config)
-        return Wanted(None if devices else _ranks(config, base, least))
-    if devices:
-        return Wanted(None, tuple(dict.fromkeys(_split(devices))))
-    return Wanted(max(of_engine(config), _of_rewards(config)))
+        return Wanted(None if engines else _ranks(config, base, least))
+    if engines:
+        return Wanted(None, tuple(dict.fromkeys(engines)))
+    return Wanted(max(0 if devices else of_engine(config), _of_rewards(config)))
 
 
 def of_recipe(recipe: Recipe) -> dict[str, Wanted]:
@@ -127,8 +128,8 @@ def placed(config: StageConfig, base: Path, gpus: Sequence[Gpu]) -> Placed:
         groups = [",".join(names[at : at + each]) for at in range(0, len(names), each)] if several else []
         return Placed(tuple(names), tuple(groups))
     engines = [",".join(_by_place(one, names, config) for one in device.split(",")) for device in devices]
-    taken = set(_split(engines))
-    own = [name for name in names if name not in taken] or names
+    taken = {gpu.key for gpu in named(_split(engines))}
+    own = [gpu.name for gpu in gpus if gpu.key not in taken] or names
     alone = config.launch.accelerate is None
     if alone and config.launch.gpus in (None, ALL):
         own = own[: max(1, _of_rewards(config))]
@@ -215,7 +216,7 @@ def _too_few(config: StageConfig, count: int) -> Iterator[Fault]:
     """Engines that would have no GPU of so many, or part of what they want; GPUs that would have no engine."""
     devices = _devices(config)
     for place, device in enumerate(devices):
-        if by_name := [one for one in _split([device]) if not one.isdecimal() and one != NO_GPU]:
+        if by_name := [one for one in _split([device]) if not one.isdecimal()]:
             yield (
                 ("rollout", "process", "devices", place),
                 f"names {by_name[0]}, and with launch.gpus engines' GPUs are counted from 0 among the stage's own",
@@ -227,7 +228,7 @@ def _too_few(config: StageConfig, count: int) -> Iterator[Fault]:
                 f"names GPU {beyond[0]} of the {count} that the stage has, which are counted from 0: give it more by"
                 f" launch.gpus ({beyond[0] + 1} at least), those of its engines included",
             )
-    used = len(set(_split(devices)) - {NO_GPU})
+    used = len(set(_split(devices)))
     if devices and not isinstance(config, TrainingConfig) and not _of_rewards(config) and used < count:
         fix = "give them engines by rollout.process.devices, or leave it out for one on each"
         yield ("launch", "gpus"), f"{count - used} of {count} GPUs would have no engine: {fix}"
@@ -320,7 +321,8 @@ def _devices(config: StageConfig) -> list[str]:
 
 
 def _split(devices: Sequence[str]) -> list[str]:
-    return [name.strip() for device in devices for name in device.split(",") if name.strip()]
+    """The GPUs that such entries name."""
+    return [name.strip() for device in devices for name in device.split(",") if name.strip() not in ("", NO_GPU)]
 
 
 def _by_place(device: str, names: Sequence[str], config: StageConfig) -> str:

@@ -278,7 +278,8 @@ class RolloutSpec(Strict):
         batch_size: sequences at a time (`transformers`). More are faster, and take more memory.
         gpu_memory: share of the GPU's memory that vLLM may take for weights and cache. The default leaves the rest to a
             trainer on the same GPU; an engine on a GPU of its own may take 0.85.
-        server: address of the vLLM server, such as http://localhost:8000.
+        server: address of the vLLM server, such as http://localhost:8000; its key, if it wants one, is the environment
+            variable VLLM_API_KEY.
         engine_options: further arguments of `vllm.LLM`, for sampling and for the engine of a trainer.
         process: a process of its own for the transformers or vLLM engine, or several; `{}` takes the defaults.
         speculative: draft tokens and verify several at once; `{}` drafts with the model's own prediction blocks.
@@ -347,10 +348,11 @@ class RolloutSpec(Strict):
         """A server by its address, for an engine that is one; `pipeline.schema.idle` has what it does not read."""
         if self.server is None:
             return self
-        address = urlsplit(self.server)
-        if address.scheme not in ("http", "https") or not address.hostname:
+        if "@" in self.server:
+            raise ValueError("server: an address with a password in it would be recorded: set VLLM_API_KEY instead")
+        if not _is_address(self.server):
             raise ValueError(f"server is an address such as http://localhost:8000, not {self.server!r}")
-        if address.path.rstrip("/").endswith("/v1"):
+        if urlsplit(self.server).path.rstrip("/").endswith("/v1"):
             raise ValueError(f"server: {self.server} is the address of its API: leave the path /v1 out")
         if self.engine not in ("auto", "vllm_server"):
             raise ValueError(
@@ -368,3 +370,13 @@ class RolloutSpec(Strict):
         if gpus > 1 and gpus % others == 0:
             options = {TENSOR_PARALLEL: gpus // others, **options}
         return self.model_copy(update={"process": self.process.on(device), "engine_options": options})
+
+
+def _is_address(text: str) -> bool:
+    """Whether a text is the address of a server, behind which paths can be put."""
+    try:
+        address = urlsplit(text)
+        named = bool(address.hostname) and address.port != 0
+    except ValueError:  # there is no such port
+        return False
+    return named and address.scheme in ("http", "https") and not (address.query or address.fragment)

@@ -23,6 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.context import Outputs, StageContext
+from pipeline.gpus import named
 from pipeline.records.samples import SAMPLES
 from pipeline.schema.adapter import POLICY_RANK, AdaptedConfig
 from pipeline.schema.efficiency import (
@@ -274,7 +275,8 @@ def open_process(context: StageContext[GrpoConfig], launched: bool, logprobs: bo
 def shares_gpu(process: ProcessSpec, ours: str) -> bool:
     """Whether an engine sees a GPU that this process sees, too; `ours` as `CUDA_VISIBLE_DEVICES` has it."""
     seen = process.devices or [process.env.get(VISIBLE, ours)]
-    return any(set(device.split(",")) & set(ours.split(",")) for device in seen)
+    theirs, own = (named(name.strip() for each in some for name in each.split(",")) for some in (seen, [ours]))
+    return not {gpu.key for gpu in theirs}.isdisjoint(gpu.key for gpu in own)
 
 
 def build(context: StageContext[GrpoConfig], reward: Any) -> Any:

@@ -82,6 +82,10 @@ PLACES: dict[str, tuple[dict[str, Any], str, str, list[str], int | None]] = {
         *("2", "4,5", [], None),
     ),
     "by engines named": (engines(SCORE, 5, 6), "5,6", "5,6", [], None),
+    "by an engine on the CPU": (engines(SCORE, -1), "0", "", [], None),
+    "trained beside an engine on the CPU": (engines(GRPO, -1), "1", "4", ["-1"], None),
+    "by engines on the CPU and on a GPU": (engines(SCORE, -1, "", 6), "6", "6", [], None),
+    "an engine on the CPU": (engines(GRPO, -1, env={VISIBLE: "5"}), "5", "5", [], None),
     "by a server": (SERVED, "0", "", [], None),
     "by a server of its own": ({**SCORE, "rollout": {"engine": "vllm_server"}}, "1", "4", [], None),
     "by two servers of its own": (
@@ -213,6 +217,8 @@ def test_a_gpu_is_the_same_under_each_of_its_names(monkeypatch: pytest.MonkeyPat
     assert gpus.visible({VISIBLE: "GPU-cc,0"}) == ()
     assert gpus.visible({VISIBLE: "GPU-"}) == (), "which could be either"
     assert gpus.visible({VISIBLE: "NoDevFiles"}) == (), "as Slurm says it"
+    apart = stage({**engines(GRPO, 1), "launch": {"accelerate": "ddp"}})
+    assert placement.placed(apart, Path(), gpus.visible({VISIBLE: "GPU-aa11,GPU-bb22"})).own == ("GPU-aa11",)
 
 
 @pytest.mark.parametrize("exported", ["", "-1", "NoDevFiles"])

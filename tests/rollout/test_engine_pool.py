@@ -19,6 +19,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
+from pipeline import gpus
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Rollout, Sampling
 from pipeline.rollout.engine_pool import EnginePool, seed_of, shared
@@ -225,7 +226,16 @@ def test_devices_are_texts_and_exclude_the_variable() -> None:
         ({"env": {"CUDA_VISIBLE_DEVICES": "1"}}, "0", False),
         ({"devices": ["1", "0"]}, "0", True),
         ({"devices": ["2,3"]}, "0,1", False),
+        ({"devices": ["1"]}, "GPU-bb22", True),
+        ({"devices": ["GPU-aa11, 2"]}, "0", True),
+        ({"devices": ["GPU-aa11"]}, "1", False),
+        ({"devices": ["-1"]}, "0", False),
+        ({"devices": [""]}, "0", False),
     ],
 )
-def test_an_engine_on_the_trainers_gpu_is_noticed(process: dict[str, Any], ours: str, shared: bool) -> None:
+def test_an_engine_on_the_trainers_gpu_is_noticed(
+    process: dict[str, Any], ours: str, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whichever of its names."""
+    monkeypatch.setattr(gpus, "of_driver", lambda: ("GPU-aa11", "GPU-bb22", "GPU-cc33", "GPU-dd44"))
     assert shares_gpu(ProcessSpec(**process), ours) == shared

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -373,3 +374,49 @@ def test_seeds_of_parts_are_stable_and_apart() -> None:
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert derived_seed(0, "a", 1) == derived_seed(0, "a", "1") == 1495152192
+
+
+@pytest.mark.parametrize("key", ["", "sk-1"])
+def test_a_server_that_wants_a_key_gets_that_of_the_environment_and_no_other_server_does(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(api.KEY, key)
+    seen: list[str | None] = []
+
+    class Guarded(Handler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            if self.path == "/elsewhere":
+                self.answer({"elsewhere": True})
+            elif seen[-1] != "Bearer sk-1":
+                self.answer({"error": "Unauthorized"}, 401)
+            else:
+                self.send_response(302)
+                self.send_header("Location", "/elsewhere")
+                self.end_headers()
+
+    with Server() as made:
+        made.RequestHandlerClass = Guarded
+        threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
+        if key:
+            assert Api(made.address).ask("/v1/models") == {"elsewhere": True}
+            assert seen == ["Bearer sk-1", None]
+        else:
+            with pytest.raises(RolloutError, match=r"answered 401: .*in the environment variable VLLM_API_KEY"):
+                Api(made.address).ask("/v1/models")
+        made.shutdown()
+
+
+def test_a_server_of_this_machine_is_asked_without_a_proxy(speaks: Speaks, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # made at the first request, and kept with its proxies
+    ours = Started.__new__(Started)  # without vLLM: what is asked is another server
+    ours.address = speaks(lambda path: MODELS)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as ours._process:
+        ours.check_health()
+        assert vllm_server.served_name(Api(ours.address, ours), "policy") == "policy"
+    with pytest.raises(RolloutError, match="refused"):  # which goes by the proxy
+        Api(ours.address).ask("/v1/models")

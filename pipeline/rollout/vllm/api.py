@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http import HTTPStatus
 from http.client import HTTPException, IncompleteRead
 from typing import Any
 
 from pipeline.rollout.base import RolloutError
-from pipeline.rollout.vllm.started import Started
+from pipeline.rollout.vllm.started import HERE, Started
 
 RETRY_SECONDS = (0.5, 2.0, 8.0, 30.0, 60.0)
 """Waits before a request is sent again that a server has lost, or that came while there was none: one that is started
@@ -24,6 +26,8 @@ LOOK_SECONDS = 1.0
 """Longest wait for its counters, between two looks at what it does."""
 COUNTERS = ("vllm:generation_tokens", "vllm:prompt_tokens")
 """What a server that does something counts up."""
+KEY = "VLLM_API_KEY"
+"""Environment variable that vLLM's server has its key from, and that whoever asks it needs."""
 AWAY = frozenset({502, 503, 504})
 """What a gateway answers when there is no server behind it, and vLLM when its engine is dead."""
 
@@ -42,6 +46,7 @@ class Api:
 
     def __init__(self, address: str, started: Started | None = None) -> None:
         self.address, self.started, self.patient = address.rstrip("/"), started, False
+        self._open = urllib.request.urlopen if started is None else HERE.open
         self._seen = ""
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
@@ -57,14 +62,18 @@ class Api:
         """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
+        if key := os.environ.get(KEY):
+            request.add_unredirected_header("Authorization", f"Bearer {key}")  # for no other server
         for pause in (*(RETRY_SECONDS if self.patient else ()), None):
             try:
                 seconds = ANSWER_SECONDS if body is None else TIMEOUT_SECONDS
-                with urllib.request.urlopen(request, timeout=seconds) as response:
+                with self._open(request, timeout=seconds) as response:
                     return json.loads(response.read() or b"null")
             except urllib.error.HTTPError as error:
                 self._must_live()
                 words = error.read(2000).decode(errors="replace")
+                if error.code == HTTPStatus.UNAUTHORIZED:
+                    words += f". Its key has to be in the environment variable {KEY}"
                 if pause is None or error.code not in AWAY:
                     raise RolloutError(f"{self.address}{path} answered {error.code}: {words}") from error
             except (OSError, ValueError, HTTPException) as error:
@@ -80,7 +89,7 @@ class Api:
             self.started.check()
         request = urllib.request.Request(f"{self.address}/metrics")
         try:
-            with urllib.request.urlopen(request, timeout=LOOK_SECONDS) as response:
+            with self._open(request, timeout=LOOK_SECONDS) as response:
                 told = response.read().decode()
         except (OSError, HTTPException):
             return False

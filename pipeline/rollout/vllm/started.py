@@ -19,6 +19,8 @@ HEALTH_SECONDS = 5.0
 """Longest wait for a server to say that it is well."""
 END_SECONDS = 10.0
 """Longest wait for a server that was told to end, before it is killed."""
+HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks servers of this machine, of which a proxy that the environment names knows nothing."""
 EXTENSION = "pipeline.rollout.vllm.transfer.ReadsSharedMemory"
 """What the server's workers can do besides vLLM's own."""
 
@@ -101,7 +103,7 @@ class Started:
         return False
 
     def _ask_health(self) -> None:
-        with urllib.request.urlopen(f"{self.address}/health", timeout=HEALTH_SECONDS):
+        with HERE.open(f"{self.address}/health", timeout=HEALTH_SECONDS):
             pass
 
 
