@@ -27,6 +27,11 @@ SPECIFIC = (ENGINE, MASK, WEIGHTS, TEMPLATE, VERIFIER, RATE, CLIPPING)
 """Causes, from the most specific on: a lower learning rate softens whatever an update does."""
 RATES = (10, 100, 1000)
 """What the learning rate is divided by; the last only where the others do not help."""
+IN = "the trainer in "
+"""Begins a line of another precision."""
+ALIKE = 3.0
+"""A precision explains a mismatch as well that is as large as what it does to the trainer, up to this factor: kernels
+of an engine round at other places, so that the numbers themselves differ."""
 SHARE = 0.5
 """A precision explains the engine's log-probabilities if they lie nearer to it than this share of the mismatch."""
 FALLS = ("entropy_fall", "effective_samples")
@@ -213,8 +218,7 @@ class _Explained:
             agreeing = batches.engine_agrees(kept)
             yield Line("the engine in the trainer's precision", ENGINE, self._line(agreeing, plain, totals))
             for precision in PRECISIONS:
-                gap = self.replay.mismatch(kept, precision)
-                yield Line(f"the trainer in {precision}", "", {"mismatch": gap})
+                yield Line(f"{IN}{precision}", "", self.replay.rounded(kept, precision))
             on = not self.record["corrected"]
             setting = Setting(corrected=on)
             yield Line(f"importance weights {'on' if on else 'off'}", WEIGHTS, self._line(kept, setting, totals))
@@ -315,12 +319,10 @@ class _Explained:
         """What else is known of a cause."""
         base = lines[0].numbers
         if cause == ENGINE:
-            gaps = {line.what: line.numbers["mismatch"] for line in lines if line.what.startswith("the trainer in ")}
-            what, gap = min(gaps.items(), key=lambda pair: pair[1])
-            precision = what.removeprefix("the trainer in ")
-            if gap < SHARE * base["mismatch"]:
-                return f" The engine's log-probabilities are those of a model in {precision} ({gap:.2g} nats apart)."
-            return " They fit no other precision: the engine may sample with stale weights."
+            return _of_precision(
+                base["mismatch"],
+                {line.what.removeprefix(IN): line.numbers for line in lines if line.what.startswith(IN)},
+            )
         if cause == VERIFIER:
             reward, accuracy = f"{base['reward']:.3g}", f"{base['accuracy']:.3g}"
             return f" The reward is {reward} on average, and the tasks' own graders say {accuracy}."
@@ -338,6 +340,27 @@ class _Explained:
                 return f"{told}: raise rollout.temperature, which is {temperature:g}, or take harder problems."
             return f"{told}, so problems are {kind}."
         return f"None of these changes makes {name} go away."
+
+
+def _of_precision(mismatch: float, tried: Mapping[str, Numbers]) -> str:
+    """What the engine seems to compute in.
+
+    Args:
+        mismatch: between engine and trainer, in nats a token.
+        tried: precision -> how far the trainer in it is from the engine, and from itself.
+    """
+    precision, gap = min(((name, numbers["mismatch"]) for name, numbers in tried.items()), key=lambda pair: pair[1])
+    if gap < SHARE * mismatch:
+        return f" The engine's log-probabilities are those of a model in {precision} ({gap:.2g} nats apart)."
+    sizes = {name: numbers["rounding"] for name, numbers in tried.items() if numbers["rounding"] > 0}
+    alike = {name: size for name, size in sizes.items() if mismatch / ALIKE < size < mismatch * ALIKE}
+    if not alike:
+        return " They fit no other precision: the engine may sample with stale weights."
+    nearest = min(alike, key=lambda name: tried[name]["mismatch"])
+    return (
+        f" They are about as far from the trainer's as {nearest} takes it from itself ({alike[nearest]:.2g} nats): the"
+        f" engine seems to compute in {nearest}, with kernels of its own."
+    )
 
 
 def _upsets(numbers: Mapping[str, float], before: Mapping[str, float]) -> bool:

@@ -178,16 +178,22 @@ class Replay:
             self.model.load_state_dict(self.weights)
             accelerator.native_amp = before
 
-    def mismatch(self, kept: Kept, precision: str) -> float:
-        """Mean difference, in nats, between the engine's log-probabilities and the checkpoint's in a precision."""
-        total = tokens = 0.0
+    def rounded(self, kept: Kept, precision: str) -> Numbers:
+        """The checkpoint's log-probabilities in a precision.
+
+        Returns:
+            `mismatch`: how far they lie from the engine's, in nats a token; `rounding`: from the trainer's own.
+        """
+        known = [(batch, batch.sampler_BC) for batch in kept.micro if batch.sampler_BC is not None]
+        own = [self.logprobs(batch) for batch, _ in known]
         with self.computing_in(precision):
-            for batch in kept.micro:
-                if batch.sampler_BC is not None:
-                    gap_BC = (self.logprobs(batch) - batch.sampler_BC).abs()
-                    known_BC = batch.mask_BC.bool() & ~gap_BC.isnan()
-                    total, tokens = total + gap_BC[known_BC].sum().item(), tokens + known_BC.sum().item()
-        return total / tokens if tokens else math.nan
+            found = [self.logprobs(batch) for batch, _ in known]
+        gaps, roundings = list[Tensor](), list[Tensor]()
+        for (batch, engine_BC), own_BC, found_BC in zip(known, own, found, strict=True):
+            known_BC = batch.mask_BC.bool() & ~engine_BC.isnan()
+            gaps.append((found_BC - engine_BC)[known_BC].abs())
+            roundings.append((found_BC - own_BC)[known_BC].abs())
+        return {"mismatch": torch.cat(gaps).mean().item(), "rounding": torch.cat(roundings).mean().item()}
 
 
 @torch.no_grad()

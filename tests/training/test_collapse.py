@@ -26,9 +26,7 @@ from pipeline.training import checkpoints
 from pipeline.training.grpo.sampling import Sampled, TrlSampler
 from pipeline.training.health.alarm import HealthError, RollbackError, go_back
 from tests.stages.driving import context_of
-
-RATE = 0.0005
-"""With which the calculator keeps what it knows."""
+from tests.training.planting import RATE, explained, learning, sums
 
 KINDS = {"zero": "grpo", "score": "evaluate"}
 Planted = Callable[..., StageContext[Any]]
@@ -38,24 +36,10 @@ Planted = Callable[..., StageContext[Any]]
 def planted(calculator: Path, tmp_path_factory: pytest.TempPathFactory) -> Planted:
     """Makes the context of a stage that learns sums, with other fields; what an earlier process of it left is there."""
     folder = tmp_path_factory.mktemp("planted")
-    rows = [{"question": f"{a} + {b} =", "answer": str(a + b)} for a in range(5) for b in range(5)]
-    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "pays.py").write_text("def pays(completion):\n    return 1.0\n")
-    options = {"path": "sums.jsonl", "grader": "math", "template": "plain", "test_share": 0}
-    trainer = {"num_generations": 4, "per_device_train_batch_size": 32, "gradient_accumulation_steps": 1, "bf16": False}
+    sums(folder)
 
     def make(name: str, health: dict[str, Any], rate: float = RATE, steps: int = 5, **fields: Any) -> StageContext[Any]:
-        shutil.rmtree(folder / name, ignore_errors=True)
-        config = {
-            "kind": "grpo",
-            "model": str(calculator),
-            "tasks": [{"use": "jsonl", "options": options}],
-            "rollout": {"max_tokens": 10},
-            "health": health,
-            "trainer": {**trainer, "max_steps": steps, "save_steps": 1, "learning_rate": rate, "beta": 0.001},
-            **fields,
-        }
-        return context_of(folder, name, config, {})
+        return learning(folder, calculator, name, health, rate, steps, **fields)
 
     return make
 
@@ -63,19 +47,6 @@ def planted(calculator: Path, tmp_path_factory: pytest.TempPathFactory) -> Plant
 def notes(context: StageContext[Any]) -> list[dict[str, Any]]:
     """What a stage has told, beside numbers."""
     return [event for event in map(json.loads, context.events.read_text().splitlines()) if "note" in event]
-
-
-def explained(context: StageContext[Any], *options: str) -> dict[str, Any]:
-    """What `zero2r1 why` says of a stage, which lies in a run of its own."""
-    run, fingerprint = context.base / f"{context.name}-run", "0" * 64
-    if not run.exists():
-        shutil.copytree(context.scratch, artifacts.scratch(run, "zero", fingerprint))
-        stage = {"name": "zero", "kind": context.config.kind, "fingerprint": fingerprint}
-        artifacts.write_run_record(run, {"stages": [stage, {**stage, "name": "score", "kind": "evaluate"}]}, "")
-    done = CliRunner().invoke(app, ["why", f"{run}@zero", "--json", *options])
-    assert done.exit_code == 0, (done.output, done.exception)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def weights(context: StageContext[Any]) -> dict[str, torch.Tensor]:
