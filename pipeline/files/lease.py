@@ -1,41 +1,40 @@
-"""Who may work on a run, whatever host it is on: a numbered lease in the run's folder, with a heartbeat.
+"""Who may work on a run, whatever host it is on: a numbered lease with a heartbeat, in the run's folder or in a store.
 
 A lock of the kernel (`flock`) may end at the host: NFS mounted with `local_lock`, Lustre without `flock` and most FUSE
-file systems keep it to themselves. A lease needs only what every shared file system has, that of several who give a
-file one name, one succeeds (`link`, or an exclusive `open`).
+file systems keep it to themselves. A lease needs only what every shared file system has, and most object stores, that
+of several who give a file one name, one succeeds.
 
-    .lease/000007     {"host": "n3", "boot": "0f7c…", "pid": 4711, "token": "9b1e…"}
+    .lease/000007     {"host": "n3", "boot": "0f7c…", "pid": 4711, "token": "9b1e…", "since": "2026-11-30 22:15 UTC"}
                       beat 000000000042
 
 Leases are numbered, and the highest one counts. Its owner writes a new beat every few seconds. Whoever wants the run
 from another host reads the beats for a while. Clocks are not compared: a lease is broken after a number of looks that
 have found the same beat. Its successor takes the next number, which only one can, and then removes the old file. That
-is the sign for the earlier owner, if it still lives: before it publishes, and every few seconds, it opens its own file
+is the sign for the earlier owner, if it still lives: before it publishes, and every few seconds, it reads its own file
 (which asks the server, on NFS), and works no more once that is gone. Its stages look as well, and end themselves.
+
+Where the files lie is a `Place`: a folder (`pipeline.files.lease_folder`) or a store (`pipeline.runner.store_lease`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
-import signal
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-
-from pipeline.files import durable
+from typing import Protocol
 
 log = logging.getLogger(__name__)
 
 FOLDER = ".lease"
-"""In the run's folder."""
+"""Under the run's name, wherever that is."""
 BEAT_SECONDS = 5.0
 """Between two beats of an owner, and between two looks of its stages."""
 SILENT_SECONDS = 60.0
@@ -43,11 +42,10 @@ SILENT_SECONDS = 60.0
 LOOKS_A_BEAT = 5
 HOST = "ZERO2R1_HOST"
 """Stands for the kernel's boot id where hosts share one, as machines restored from one snapshot do."""
+BEAT = b"beat %012d\n"
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-_BEAT = b"beat %012d\n"
 _OVER = b"over".ljust(17) + b"\n"  # as long as a beat: it is written over one
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 class LockError(RuntimeError):
@@ -78,64 +76,90 @@ class Seen:
     """A lease as it was read.
 
     Attributes:
-        path: its file.
+        number: later leases have higher ones.
         host: its owner's.
         pid: its owner's process on that host.
         token: no other lease has it.
         beat: the line that changes while its owner lives.
+        since: when it was taken, by its owner's clock; empty if that is not known.
+        folder: which folder on its host the owner works in, if it said so; see `pipeline.runner.store_lease`.
     """
 
-    path: Path
+    number: int
     host: Host
     pid: int
     token: str
     beat: bytes
+    since: str = ""
+    folder: str = ""
 
-    @property
-    def number(self) -> int:
-        """Later leases have higher ones."""
-        return int(self.path.name)
+    @classmethod
+    def parsed(cls, number: int, head: bytes, beat: bytes) -> Seen:
+        """From its file. One that is empty, of a host that crashed, belongs to nobody known."""
+        try:
+            said = json.loads(head)
+            host, since, folder = Host(said["host"], said["boot"]), str(said.get("since", "")), said.get("folder", "")
+            return cls(number, host, int(said["pid"]), said["token"], beat, since, folder)
+        except (ValueError, KeyError, TypeError):
+            return cls(number, Host("unknown", ""), 0, "", head + beat)
 
     @property
     def over(self) -> bool:
         """Whether its owner has given it back."""
         return self.beat == _OVER
 
-
-def numbers(folder: Path) -> list[int]:
-    """The leases in a folder, in order; more than one only while, or because, an owner was interrupted."""
-    try:
-        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-    except FileNotFoundError:
-        return []
+    @property
+    def owner(self) -> str:
+        """For people."""
+        return f"process {self.pid} on host {self.host.name}"
 
 
-def read(path: Path) -> Seen | None:
-    """A lease; `None` if it is no longer there. One that is empty, of a host that crashed, belongs to nobody known."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ESTALE):
-            return None
-        raise
-    head, _, beat = data.partition(b"\n")
-    try:
-        said = json.loads(head)
-        return Seen(path, Host(said["host"], said["boot"]), int(said["pid"]), said["token"], beat)
-    except (ValueError, KeyError, TypeError):
-        return Seen(path, Host("unknown", ""), 0, "", data)
+class Place(Protocol):
+    """Where the leases of a run lie. All but `str` and `path` ask the file system, and raise OSError if it fails."""
+
+    def __str__(self) -> str:
+        """What the leases are of, for people."""
+
+    def path(self, number: int) -> Path:
+        """A lease's file, or its name in a store."""
+
+    def numbers(self) -> list[int]:
+        """Those that are there, in order; more than one only while, or because, an owner was interrupted."""
+
+    def read(self, number: int) -> Seen | None:
+        """A lease; `None` if it is no longer there."""
+
+    def create(self, number: int, head: bytes) -> None:
+        """Make a lease that nobody else has made, all of it at once. Raises FileExistsError if somebody has."""
+
+    def write(self, number: int, beat: bytes) -> None:
+        """Write a beat over the one before; a lease that is gone does not come back by it."""
+
+    def remove(self, number: int) -> None:
+        """Delete a lease, if it is there."""
+
+    def clear(self, number: int) -> None:
+        """Delete what is left of leases before this one, the lowest first."""
 
 
-def newest(run: Path) -> Seen | None:
+def newest(place: Place) -> Seen | None:
     """The lease that counts."""
-    folder = run / FOLDER
-    while found := numbers(folder):
-        if (seen := read(folder / f"{found[-1]:06d}")) is not None:
+    while found := place.numbers():
+        if (seen := place.read(found[-1])) is not None:
             return seen
     return None
 
 
-def await_silence(seen: Seen, run: Path, seconds: float = SILENT_SECONDS) -> None:
+def works(seen: Seen, place: Place) -> LockError:
+    """Says that the owner of a lease lives, and what to do."""
+    since = f" since {seen.since} by its clock" if seen.since else ""
+    return LockError(
+        f"another process (pid {seen.pid} on host {seen.host.name}) works on {place}{since}. Wait until it has ended,"
+        f" or end it there (kill {seen.pid}): the same command then goes on from where it was"
+    )
+
+
+def await_silence(seen: Seen, place: Place, seconds: float = SILENT_SECONDS) -> None:
     """Watch a lease until it may be broken.
 
     Looks are counted, not seconds: while this process, or the file server, stands still, nothing is seen, and an owner
@@ -145,36 +169,46 @@ def await_silence(seen: Seen, run: Path, seconds: float = SILENT_SECONDS) -> Non
         LockError: its owner lives, or somebody else was faster.
     """
     pause = min(BEAT_SECONDS, seconds) / LOOKS_A_BEAT
-    told = "%s was last worked on by process %d on host %s: waiting for a sign of life, for about %g s"
-    log.warning(told, run, seen.pid, seen.host.name, seconds)
+    told = "%s was last worked on by %s: waiting for a sign of life, for about %g s"
+    log.warning(told, place, seen.owner, seconds)
     for _ in range(round(seconds / pause)):
         time.sleep(pause)
-        now = read(seen.path)
+        now = place.read(seen.number)
         if now is None:
-            raise LockError(f"another process has just begun to work on {run}")
+            raise _begun(place, seen.number + 1)
         if now.over:
             return
         if now.beat != seen.beat:
-            raise LockError(f"another process (pid {seen.pid} on host {seen.host.name}) works on {run}")
-    log.warning("no sign of life from process %d on host %s: this one takes over", seen.pid, seen.host.name)
+            raise works(seen, place)
+    log.warning("no sign of life from %s: this one takes over", seen.owner)
+
+
+def _begun(place: Place, number: int) -> LockError:
+    seen = place.read(number)
+    whom = "" if seen is None else f" (pid {seen.pid} on host {seen.host.name})"
+    return LockError(f"another process{whom} has just begun to work on {place}")
 
 
 class Lease:
     """The right to work on a run. Beats in a thread of its own until it is given back or lost.
 
     Args:
-        path: its file, which `take` has made.
+        place: where it lies; `take` has made it there.
+        number: its own.
         token: of the owner.
         every: seconds between two beats.
     """
 
-    def __init__(self, path: Path, token: str, every: float = BEAT_SECONDS) -> None:
-        self.path, self.token, self.every = path, token, every
-        self._file = os.open(path, os.O_RDWR)
-        self._place = os.pread(self._file, 4096, 0).index(b"\n") + 1
+    def __init__(self, place: Place, number: int, token: str, every: float = BEAT_SECONDS) -> None:
+        self.place, self.number, self.token, self.every = place, number, token, every
         self._ended, self._lost = threading.Event(), False
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.place.path(self.number)
 
     def check(self) -> None:
         """Ask the file system whether this is still the lease that counts.
@@ -182,8 +216,8 @@ class Lease:
         Raises:
             LockError: it is not: another host has taken over.
         """
-        own = read(self.path)
-        if own is not None and own.token == self.token and numbers(self.path.parent)[-1:] == [int(self.path.name)]:
+        own = self.place.read(self.number)
+        if own is not None and own.token == self.token and self.place.numbers()[-1:] == [self.number]:
             return
         self._lost = True
         raise self._error()
@@ -199,15 +233,16 @@ class Lease:
         self._thread.join()
         with contextlib.suppress(OSError):  # the server is gone: the next one waits
             if not self._lost:
-                self._write(_OVER)
-        os.close(self._file)
+                self.place.write(self.number, _OVER)
 
     def _error(self) -> LockError:
-        seen = newest(self.path.parent.parent)
-        whom = "another host" if seen is None else f"process {seen.pid} on host {seen.host.name}"
+        seen = None
+        with contextlib.suppress(OSError):  # that it is lost is known, if not to whom
+            seen = newest(self.place)
         return LockError(
-            f"{whom} has taken over {self.path.parent.parent}, as this process gave no sign of life for a minute"
-            " (it was stopped, or its disk was). Nothing more is published from here"
+            f"{'another host' if seen is None else seen.owner} has taken over {self.place}, as this process gave no"
+            " sign of life for a minute (it was stopped, or its disk or network was). Nothing more is published from"
+            " here"
         )
 
     def _beat(self) -> None:
@@ -215,7 +250,8 @@ class Lease:
         while not self._ended.wait(self.every):
             number += 1
             try:
-                self._write(_BEAT % number)
+                with contextlib.suppress(FileNotFoundError):  # gone: the check says so
+                    self.place.write(self.number, BEAT % number)
                 self.check()
             except LockError as error:
                 log.error("%s", error)
@@ -223,99 +259,43 @@ class Lease:
             except OSError as error:
                 log.warning("%s: no sign of life could be left there (%s)", self.path, error.strerror)
 
-    def _write(self, line: bytes) -> None:
-        os.pwrite(self._file, line, self._place)
-        os.fsync(self._file)
 
-
-def take(run: Path, before: Seen | None, host: Host, every: float = BEAT_SECONDS) -> Lease:
+def take(place: Place, before: Seen | None, host: Host, every: float = BEAT_SECONDS, folder: str = "") -> Lease:
     """Take the lease after another one.
 
     Args:
-        run: the run's folder.
+        place: where leases of the run lie.
         before: the newest one, over or broken; `None` if there was none.
         host: of this process.
         every: seconds between two beats.
+        folder: which folder of the host it works in; see `Seen`.
 
     Raises:
         LockError: somebody else was faster.
     """
-    folder, token = run / FOLDER, uuid.uuid4().hex
-    durable.make_folder(folder)
-    number = 1 if before is None else before.number + 1
-    path = folder / f"{number:06d}"
-    head = json.dumps({**_named(host), "pid": os.getpid(), "token": token}).encode()
+    token, number = uuid.uuid4().hex, 1 if before is None else before.number + 1
+    since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    head = {"host": host.name, "boot": host.boot, "pid": os.getpid(), "token": token, "since": since, "folder": folder}
     try:
-        _create(path, head + b"\n" + _BEAT % 0)
-        there = numbers(folder)
+        place.create(number, json.dumps(head).encode())
+        there = place.numbers()
     except (FileExistsError, FileNotFoundError):
         there = []
     # That of `before` shows that no later one has been removed. Listings may be old on NFS, what is opened is not.
-    if there[-1:] != [number] or (before is not None and read(before.path) is None):
-        if (own := read(path)) is not None and own.token == token:
-            path.unlink()  # its number was used up meanwhile
-        raise LockError(f"another process has just begun to work on {run}")
-    for earlier in there[:-1]:  # the lowest first
-        (folder / f"{earlier:06d}").unlink(missing_ok=True)
-    for part in folder.glob(".*.part"):
-        part.unlink(missing_ok=True)
-    durable.sync(folder)
-    return Lease(path, token, every)
-
-
-def _named(host: Host) -> dict[str, str]:
-    said = asdict(host)
-    return {"host": said["name"], "boot": said["boot"]}
-
-
-def _create(path: Path, content: bytes) -> None:
-    """Make a file that nobody else has made, with all of its content at once where the file system has links.
-
-    Raises:
-        FileExistsError: somebody else has.
-    """
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    _write_new(part, content)
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        if part.stat().st_nlink != 2:  # 2: it was done, and NFS has lost the answer and asked again
-            raise
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        _write_new(path, content)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        os.write(handle, content)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def end_without(path: Path, every: float = BEAT_SECONDS) -> None:
-    """End this process and its group once the lease that it works under is gone; watches from a thread."""
-
-    def watch() -> None:
-        while True:
-            time.sleep(every)
-            with contextlib.suppress(OSError):  # a server that does not answer has told nobody else either
-                if read(path) is None:
-                    log.error("another host has taken over this run; stopping (it goes on from the last checkpoint)")
-                    os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, name="lease", daemon=True).start()
+    if there[-1:] != [number] or (before is not None and place.read(before.number) is None):
+        if (own := place.read(number)) is not None and own.token == token:
+            place.remove(number)  # its number was used up meanwhile
+        raise _begun(place, number)
+    place.clear(number)
+    return Lease(place, number, token, every)
 
 
 @contextlib.contextmanager
-def held(run: Path, before: Seen | None, host: Host, every: float = BEAT_SECONDS) -> Iterator[Lease]:
+def held(
+    place: Place, before: Seen | None, host: Host, every: float = BEAT_SECONDS, folder: str = ""
+) -> Iterator[Lease]:
     """A lease for as long as this lasts; see `take`."""
-    lease = take(run, before, host, every)
+    lease = take(place, before, host, every, folder)
     try:
         yield lease
     finally:

@@ -21,6 +21,7 @@ from typing import IO
 
 from pipeline.files import durable, lease
 from pipeline.files.lease import BEAT_SECONDS, SILENT_SECONDS, Host, Lease, Seen
+from pipeline.files.lease_folder import Folder
 
 log = logging.getLogger(__name__)
 
@@ -66,15 +67,16 @@ def run_lock(
     with contextlib.ExitStack() as stack:
         stack.enter_context(handle)
         alone = _flock(handle, fcntl.LOCK_EX)
-        before = lease.newest(run)
+        place = Folder(run)
+        before = lease.newest(place)
         elsewhere = before is not None and not before.over and before.host.boot != host.boot
         if alone is False and not elsewhere:
             handle.seek(0)
             raise LockError(f"another process ({handle.read().strip() or 'unknown'}) works on {run}")
         broken = before is not None and not before.over and (elsewhere or alone is None)
         if before is not None and broken:
-            lease.await_silence(before, run, silent)
-        held = stack.enter_context(lease.held(run, before, host, every))
+            lease.await_silence(before, place, silent)
+        held = stack.enter_context(lease.held(place, before, host, every))
         if before is not None and before.host.boot != host.boot:
             _forget(run, before, broken, every)
         if alone is False:

@@ -21,11 +21,11 @@ from pipeline.files.lease import Lease
 from pipeline.files.locks import LockError, run_lock
 from pipeline.files.source import brief
 from pipeline.recipe import Recipe
-from pipeline.runner import graph, recording
+from pipeline.runner import graph, recording, store_lease
 from pipeline.runner.observer import Observer
 from pipeline.runner.scheduler import Scheduler
 from pipeline.runner.slots import Slots
-from pipeline.runner.store import StoreError, Uploads, fetch
+from pipeline.runner.store import StoreError, Uploads, fetch, opened
 from pipeline.tracking.mirrors import Mirrors
 
 
@@ -90,10 +90,13 @@ def execute(
         KeyboardInterrupt: interrupted; all stages were stopped, and the same command resumes.
     """
     run = run if cluster is None else run.resolve()  # current folders differ between hosts
-    with _working_on(run) as lease:
+    with _working_on(run) as lease, contextlib.ExitStack() as held:
         recipe = graph.pinned(recipe)
         nodes = graph.build(recipe)
-        copies = None if store is None else fetch(store, run, nodes)
+        copies = None if store is None else opened(store, run)
+        both = lease if copies is None else held.enter_context(store_lease.held(copies, lease))
+        if copies is not None:
+            fetch(copies, nodes)
         steps = graph.plan(nodes, run)
         slots = (
             Slots(nodes, recipe.base, observer)
@@ -117,7 +120,7 @@ def execute(
             raise RunError("\n".join(("nothing was started:", *unmet)))
         copying = Uploads.of(copies, run, done)
         with slots.connected(waiting), Mirrors.of(recipe, run, observer) as mirrors, copying as uploads:
-            scheduler = Scheduler(recipe, run, nodes, states, observer, done, slots, mirrors, lease, uploads)
+            scheduler = Scheduler(recipe, run, nodes, states, observer, done, slots, mirrors, both, uploads)
             if failures := scheduler.run(jobs or recipe.jobs):
                 raise StageError("\n".join(failures))
         return Finished({name: done[name] for name in nodes}, stale)

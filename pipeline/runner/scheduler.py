@@ -31,6 +31,7 @@ from pipeline.runner.process import StageProcess
 from pipeline.runner.slots import Slots
 from pipeline.runner.starting import job_of, start, start_early
 from pipeline.runner.store import Uploads
+from pipeline.runner.store_lease import Both
 from pipeline.runner.worker import OUTCOME, Job
 from pipeline.tracking.mirrors import Mirrors
 
@@ -54,7 +55,7 @@ class Scheduler:
         done: dict[str, Artifact],
         slots: Slots | ClusterSlots,
         mirrors: Mirrors,
-        lease: Lease,
+        lease: Lease | Both,
         uploads: Uploads | None,
     ) -> None:
         self.recipe, self.run_path, self.nodes, self.states = recipe, run, nodes, states

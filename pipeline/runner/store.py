@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from pipeline import artifacts
 from pipeline.artifacts import MANIFEST, Artifact
 from pipeline.files import durable
+from pipeline.files.lease import Lease, LockError
 from pipeline.runner.graph import Node
 from pipeline.schema.environment import shown
 from pipeline.schema.reserved import KEEP_CHECKPOINTS
@@ -75,13 +76,15 @@ class Store:
         if not root:
             raise StoreError(f"--store {self.url} names no bucket")
         self.root, self.run = f"{str(root).rstrip('/')}/{run.name}", run
+        self.lease: Lease | None = None
+        """Of the run in this store, while this process works on it; see `pipeline.runner.store_lease`."""
         if getattr(self.files, "local_file", False) and Path(self.root).resolve().is_relative_to(run.resolve()):
             raise StoreError(f"--store {self.url} lies in the folder of the run, {run}: copies need another place")
 
     def prove(self) -> None:
         """Write, read and delete something there, before hours of work rely on it. Raises OSError if that fails."""
         probe = f"{self.root}/.{uuid.uuid4().hex}"
-        self._make_folder_of(probe)
+        self.make_folder_of(probe)
         self.files.pipe_file(probe, PROBE)
         if self.files.cat_file(probe) != PROBE:
             raise OSError("what is read there is not what was written")
@@ -97,6 +100,7 @@ class Store:
 
         Raises:
             OSError: the store cannot be written.
+            LockError: another host has taken over.
         """
         try:
             data = (folder / mark).read_bytes()
@@ -110,7 +114,8 @@ class Store:
         for name in names:
             if stop.is_set() or not (folder / name).is_file():
                 return False
-            self._make_folder_of(f"{target}/{name}")
+            self._may_write(ask=name == mark)
+            self.make_folder_of(f"{target}/{name}")
             self.files.put_file(str(folder / name), f"{target}/{name}")
         return True
 
@@ -152,13 +157,21 @@ class Store:
         """Delete the checkpoints of a stage that is published."""
         self._remove(f"{self._at(scratch)}/checkpoints/{PREFIX}*", MARK)
 
-    def _make_folder_of(self, path: str) -> None:
+    def _may_write(self, ask: bool) -> None:
+        """Raise LockError if another host has taken over: as far as is known, or after asking the store."""
+        if self.lease is not None:
+            self.lease.look()
+            if ask:
+                self.lease.check()
+
+    def make_folder_of(self, path: str) -> None:
         """Make the folder of a file. Object stores have buckets instead, which nobody makes by a slip of the pen."""
         if path.startswith("/"):
             self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
 
     def _remove(self, pattern: str, mark: str) -> None:
         for place in self._marked(pattern, mark):
+            self._may_write(ask=True)
             self.files.rm(f"{place}/{mark}")
             self.files.rm(place, recursive=True)
 
@@ -184,33 +197,43 @@ def _inside(record: Path) -> list[str]:
     return names
 
 
-def _of_files(error: Exception) -> bool:
+def of_files(error: Exception) -> bool:
     """Whether an error is one of a file system, and none of ours."""
     return isinstance(error, (OSError, NotImplementedError)) or type(error).__module__.partition(".")[0] in CLOUDS
 
 
 @contextlib.contextmanager
-def _told(store: Store, what: str) -> Iterator[None]:
+def told(store: Store, what: str) -> Iterator[None]:
     """Say which store an error of a file system comes from, and what cannot be done there."""
     try:
         yield
     except Exception as error:
-        if not _of_files(error):
+        if not of_files(error):
             raise
         why = str(error) or f"its file system, {type(store.files).__name__}, has no way to"
         raise StoreError(f"--store {store.url} cannot be {what} ({why})") from error
 
 
-def fetch(url: str, run: Path, nodes: Mapping[str, Node]) -> Store:
-    """Take what a run has not and a store has: artifacts of its stages, or the newest checkpoint of each.
+def opened(url: str, run: Path) -> Store:
+    """A store that can be written.
 
     Raises:
-        StoreError: there is no such store, or it cannot be read or written.
+        StoreError: there is no such store, or it cannot.
     """
     store = Store(url, run)
-    with _told(store, "written"):
+    with told(store, "written"):
         store.prove()
-    with _told(store, "read"):
+    return store
+
+
+def fetch(store: Store, nodes: Mapping[str, Node]) -> None:
+    """Take what a run has not and its store has: artifacts of its stages, or the newest checkpoint of each.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    run = store.run
+    with told(store, "read"):
         for name, node in nodes.items():
             target = artifacts.folder(run, name, node.fingerprint)
             if artifacts.find(run, name, node.fingerprint) is not None:
@@ -227,7 +250,6 @@ def fetch(url: str, run: Path, nodes: Mapping[str, Node]) -> Store:
                 if store.pull(folder, MARK):
                     log.warning("%s is taken from %s", folder, store.url)
                     break
-    return store
 
 
 class Uploads:
@@ -265,6 +287,7 @@ class Uploads:
 
         Raises:
             StoreError: an artifact could not be.
+            LockError: another host has taken over.
         """
         if interrupted:
             self._stop.set()
@@ -272,6 +295,8 @@ class Uploads:
         for path, asked in self._asked.items():
             if asked.cancelled() or (error := asked.exception()) is None:
                 continue
+            if isinstance(error, LockError):
+                raise error
             line = f"{path} could not be copied to {self.store.url} ({error})"
             if path.name.startswith(PREFIX):
                 log.warning("%s: another host would go on from an earlier checkpoint", line)
@@ -290,7 +315,7 @@ class Uploads:
             uploads.artifact(name, artifact)
         try:
             yield uploads
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, LockError):
             interrupted = True
             raise
         finally:
@@ -310,7 +335,7 @@ class Uploads:
             try:
                 return self.store.push(path, mark, self._stop)
             except Exception as error:
-                if not _of_files(error):
+                if not of_files(error):
                     raise
                 log.warning("%s could not be copied to %s (%s): again in %g s", path, self.store.url, error, wait)
                 self._stop.wait(wait)

@@ -23,7 +23,8 @@ from typing import Any
 from pipeline import gpus
 from pipeline.artifacts import MANIFEST
 from pipeline.context import Share, StageContext
-from pipeline.files import durable, lease
+from pipeline.files import durable
+from pipeline.files.lease_folder import end_without
 from pipeline.files.locks import stage_lock
 from pipeline.runner import ranks
 from pipeline.schema import environment
@@ -55,7 +56,7 @@ class Job:
         seed: seed of the stage.
         evaluated: the tasks that the recipe scores.
         awaited: those of the inputs that are still being published.
-        lease: the file of the runner's lease of the run; see `pipeline.files.lease`.
+        lease: the file of the runner's lease of the run; see `pipeline.files.lease_folder`.
     """
 
     stage: str
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         gpus.keep()
         _end_without(int(runner))
         if job.lease:
-            lease.end_without(Path(job.lease))
+            end_without(Path(job.lease))
         if (rank := ranks.number()) is not None:
             sys.excepthook = lambda kind, error, trace: _leave(scratch, error)
             ranks.Stand(scratch, rank).start()

@@ -17,6 +17,7 @@ import pytest
 from pipeline import artifacts
 from pipeline.files import durable, lease, locks
 from pipeline.files.lease import Host, LockError
+from pipeline.files.lease_folder import Folder
 
 NEVER = 3600.0
 """Seconds: a test that waited for this would not end."""
@@ -113,7 +114,7 @@ def test_what_is_given_back_can_be_had_at_once_on_any_host(kernel: str, owners: 
         if "not" in kernel:
             (owners.run / locks.RUN_LOCK).unlink()
         owner.communicate()
-    assert lease.numbers(owners.run / lease.FOLDER) == [4], "nothing is left of earlier ones"
+    assert Folder(owners.run).numbers() == [4], "nothing is left of earlier ones"
 
 
 def test_a_dead_owner_is_noticed_at_once_on_its_host_and_after_a_while_on_another(
@@ -179,7 +180,7 @@ def test_twenty_kills_and_no_number_is_given_twice(owners: Owners) -> None:
     given.append(int(said(last).removeprefix("owner ")))
     assert len(given) == len(set(given))
     assert given[-1] == max(given)
-    assert lease.numbers(owners.run / lease.FOLDER) == [given[-1]]
+    assert Folder(owners.run).numbers() == [given[-1]]
     assert not list((owners.run / lease.FOLDER).glob(".*.part"))
 
 
@@ -192,40 +193,40 @@ def test_a_lease_that_a_crash_left_empty_is_watched_and_broken(tmp_path: Path) -
 
 def test_a_number_that_was_used_up_meanwhile_is_not_taken(tmp_path: Path) -> None:
     """The listing of a folder may be old on NFS: what it showed has gone through two owners since."""
-    with lease.held(tmp_path, None, A):
-        old = lease.newest(tmp_path)
+    with lease.held(Folder(tmp_path), None, A):
+        old = lease.newest(Folder(tmp_path))
     for host in (B, A):
-        with lease.held(tmp_path, lease.newest(tmp_path), host):
+        with lease.held(Folder(tmp_path), lease.newest(Folder(tmp_path)), host):
             pass
     with pytest.raises(LockError, match="has just begun"):
-        lease.take(tmp_path, old, A)
+        lease.take(Folder(tmp_path), old, A)
     with pytest.raises(LockError, match="has just begun"):
-        lease.take(tmp_path, None, A)
-    assert lease.numbers(tmp_path / lease.FOLDER) == [3]
+        lease.take(Folder(tmp_path), None, A)
+    assert Folder(tmp_path).numbers() == [3]
 
 
 def test_an_old_listing_gives_nobody_a_number_that_was_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS remembers names in a folder for up to a minute; what is opened it looks up."""
-    with lease.held(tmp_path, None, A):
+    with lease.held(Folder(tmp_path), None, A):
         pass
-    before = lease.newest(tmp_path)
-    with lease.held(tmp_path, before, A):
+    before = lease.newest(Folder(tmp_path))
+    with lease.held(Folder(tmp_path), before, A):
         pass
-    with lease.held(tmp_path, lease.newest(tmp_path), A) as third:
-        monkeypatch.setattr(lease, "numbers", lambda folder: [1, 2])
+    with lease.held(Folder(tmp_path), lease.newest(Folder(tmp_path)), A) as third:
+        monkeypatch.setattr(Folder, "numbers", lambda self: [1, 2])
         with pytest.raises(lease.LockError, match="has just begun"):
-            lease.take(tmp_path, before, B)
+            lease.take(Folder(tmp_path), before, B)
         monkeypatch.undo()
         third.check()
-        assert lease.numbers(third.path.parent) == [3]
+        assert Folder(tmp_path).numbers() == [3]
 
 
 def test_stages_end_with_their_lease(tmp_path: Path) -> None:
     path = tmp_path / "000001"
     path.touch()
     script = (
-        "import subprocess, sys; from pathlib import Path; from pipeline.files import lease\n"
-        "child = subprocess.Popen(['sleep', '600']); lease.end_without(Path(sys.argv[1]), 0.05)\n"
+        "import subprocess, sys; from pathlib import Path; from pipeline.files import lease_folder\n"
+        "child = subprocess.Popen(['sleep', '600']); lease_folder.end_without(Path(sys.argv[1]), 0.05)\n"
         "print(child.pid, flush=True); child.wait()"
     )
     command = [sys.executable, "-c", script, str(path)]
@@ -248,7 +249,7 @@ def test_a_file_system_without_links_will_do(tmp_path: Path, monkeypatch: pytest
             held.check()
             assert held.path.name == f"00000{number}"
     with pytest.raises(LockError, match="has just begun"):
-        lease.take(tmp_path, lease.Seen(tmp_path / "000001", B, 1, "", b""), A)
+        lease.take(Folder(tmp_path), lease.Seen(1, B, 1, "", b""), A)
 
 
 def test_answers_that_nfs_has_lost_are_no_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -338,6 +338,18 @@ def test_a_runner_on_another_host_waits_for_a_sign_of_life_and_is_refused(runs: 
     assert alive(stage) and first.poll() is None
 
 
+def test_a_runner_with_a_folder_of_its_own_and_the_same_store_is_refused(runs: Runs) -> None:
+    first = runs.start("--store", "copies")
+    until((runs.folder / "copies" / "play" / ".lease" / "000001").exists, "the lease in the store")
+    second = runs.start("--store", "copies", "--runs", "elsewhere")
+    _, errors = second.communicate(timeout=SECONDS)
+    assert second.returncode == 1
+    whom = f"another process (pid {first.pid} on host {socket.gethostname()}) works on play in copies since "
+    assert whom in errors and f"or end it there (kill {first.pid})" in errors and "Traceback" not in errors
+    assert not (runs.folder / "elsewhere" / "play" / "scratch").exists()
+    assert first.poll() is None
+
+
 @pytest.mark.slow
 def test_another_host_goes_on_with_the_run_of_one_that_is_gone(runs: Runs) -> None:
     first = runs.start(ZERO2R1_HOST="one")

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from pipeline import artifacts
 from pipeline.artifacts import MANIFEST
 from pipeline.files import durable
-from pipeline.runner.store import Store, StoreError, Uploads, fetch
+from pipeline.runner.store import Store, StoreError, Uploads, fetch, opened
 from pipeline.training.checkpoints import MARK
 from tests.stages.driving import CORPUS, PRETRAIN, start
 
@@ -273,7 +273,7 @@ class Bucket(MemoryFileSystem):  # type: ignore[misc]
 def test_a_store_that_cannot_be_written_is_told_before_anything_runs(bucket: str, tmp_path: Path) -> None:
     fsspec.register_implementation("bucket", Bucket, clobber=True)
     with pytest.raises(StoreError) as told:
-        fetch(f"bucket://{bucket}/p", tmp_path / "r", {})
+        opened(f"bucket://{bucket}/p", tmp_path / "r")
     assert str(told.value) == f"--store bucket://{bucket}/p cannot be written ({Bucket.faults[bucket]})"
     assert Bucket.made == [], "a bucket by another name is not made"
 
@@ -295,7 +295,7 @@ def test_an_address_that_cannot_hold_copies_is_one_line(url: str, said: str, tmp
     (tmp_path / "a-file").touch()
     where = {"runs": str(tmp_path), "port": free_port}
     with pytest.raises(StoreError) as told:
-        fetch(url.format(**where), tmp_path / "r", {})
+        opened(url.format(**where), tmp_path / "r")
     assert str(told.value).startswith(said.format(**where))
     assert not (tmp_path / "r").exists()
 
@@ -363,7 +363,7 @@ def test_errors_of_a_cloud_are_one_line_and_other_errors_stay_what_they_are(
 
         monkeypatch.setattr(Failing, "glob", refuse)
         with pytest.raises(told or ZeroDivisionError, match="Unable to locate credentials" if told else "a bug"):
-            fetch(failing, tmp_path / "r", {"base": SimpleNamespace(fingerprint=FINGERPRINT)})  # type: ignore[dict-item]
+            fetch(opened(failing, tmp_path / "r"), {"base": SimpleNamespace(fingerprint=FINGERPRINT)})  # type: ignore[dict-item]
 
 
 def test_a_store_that_nobody_knows_is_one_line(tmp_path: Path) -> None:
