@@ -92,6 +92,8 @@ DATA_RESERVED: Mapping[str, str] = {
 
 LOW_PRECISION = frozenset({"bfloat16", "float16", "half", "auto", "None"})
 """`dtype` of `model_init_kwargs` in which no weights are trained; `auto` and `null` are the checkpoint's own."""
+FULL_PRECISION = frozenset({"float32", "float"})
+"""`dtype` of `model_init_kwargs` in which they are."""
 
 
 def low_precision(trainer: Mapping[str, object], masters: bool) -> str | None:
@@ -107,8 +109,10 @@ def low_precision(trainer: Mapping[str, object], masters: bool) -> str | None:
     given = options if isinstance(options, Mapping) else {}
     dtype = str(given.get("dtype", given.get("torch_dtype", "float32"))).removeprefix("torch.")
     computes_low = trainer.get("bf16", True) or trainer.get("fp16", False)
-    if dtype not in LOW_PRECISION or (masters and computes_low):
+    if dtype in FULL_PRECISION or (dtype in LOW_PRECISION and masters and computes_low):
         return None
+    if dtype not in LOW_PRECISION:
+        return f"dtype {dtype} is none that weights are trained in: leave it out, which keeps them in float32"
     return hardly_moves({"None": "the checkpoint's own type"}.get(dtype, dtype))
 
 

@@ -182,7 +182,11 @@ def _chosen(
     return Targets(
         matched,
         in_stacks,
-        {**(fields if matched else {"target_modules": []}), **_stacked(in_stacks), **_without(spec, outside)},
+        {
+            **(fields if matched else {"target_modules": []}),
+            **({"target_parameters": sorted(in_stacks)} if in_stacks else {}),
+            **_without(spec, outside),
+        },
     )
 
 
@@ -221,10 +225,6 @@ def _outside(model: Any) -> re.Pattern[str]:
         return re.compile(_NOTHING)
     depth = range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers)
     return re.compile(rf"model\.layers\.({'|'.join(map(str, depth))})\..*")
-
-
-def _stacked(stacks: list[str]) -> dict[str, Any]:
-    return {"target_parameters": sorted(stacks)} if stacks else {}
 
 
 # ------------------------------------------------------------------------------------------- the trainer's arguments

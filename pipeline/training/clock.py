@@ -92,7 +92,7 @@ class Clock:
         parts[REST] = max(0.0, elapsed - sum(self._seconds.values()))
         row = [*(parts[name] for name in sorted(parts)), elapsed, *(self.counts[name] for name in COUNTS)]
         self.__init__(self.shape)  # type: ignore[misc]
-        ranks = accelerator.gather(torch.tensor([row], dtype=torch.float64, device=_exact(accelerator.device)))
+        ranks = accelerator.gather(torch.tensor([row], dtype=torch.float64, device=accelerator.device))
         mean, total = ranks.mean(0).tolist(), ranks.sum(0).tolist()
         found = {f"seconds/{name}": value / max(1, steps) for name, value in zip(sorted(parts), mean, strict=False)}
         longest = float(ranks[:, len(parts)].max())
@@ -138,11 +138,6 @@ class Pace:
         return self.clock.read(trainer.accelerator, steps, self.peak)
 
 
-def _exact(device: torch.device) -> torch.device:
-    """A device that knows float64; Apple's does not."""
-    return torch.device("cpu") if device.type == "mps" else device
-
-
 def peak_flops(args: Any) -> float | None:
     """What this rank's device can do in the type that a trainer computes in; `None` if that is not known."""
     if not torch.cuda.is_available() or not (args.bf16 or args.fp16):
@@ -157,5 +152,5 @@ def shape_of(config: Any) -> Shape | None:
     """The shape of a model, by its config; `None` for one whose FLOPs nobody has counted here."""
     try:
         return from_config(config.to_dict())
-    except (ShapeError, KeyError, TypeError):
+    except ShapeError:
         return None

@@ -33,6 +33,14 @@ def test_weights_are_trained_in_float32(stage: dict[str, Any], launch: dict[str,
     assert "hardly move" in found["trainer.model_init_kwargs"]
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "float64", "float8_e4m3fn", 16, {"": "bfloat16"}], ids=str)
+def test_weights_are_trained_in_no_other_type(dtype: Any) -> None:
+    """transformers knows some of these, and fails at others in words of its own, once earlier stages have run."""
+    for launched in ({}, {"accelerate": "fsdp2-1node"}):
+        found = faults({**SFT, "launch": launched, "trainer": {"model_init_kwargs": {"dtype": dtype}}})
+        assert f"dtype {dtype} is none that weights are trained in" in found["trainer.model_init_kwargs"]
+
+
 @pytest.mark.parametrize("stage", [SFT, GRPO, ON_POLICY], ids=lambda stage: stage["kind"])
 def test_a_mapping_in_a_text_is_refused(stage: dict[str, Any]) -> None:
     """transformers would parse it, and what it says would have passed every check."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from trl.trainer import grpo_trainer
 from trl.trainer.callbacks import SyncRefModelCallback
 
@@ -46,8 +47,6 @@ def sync_by_name(trainer: Any) -> None:
 
 def save_reference(trainer: Any, folder: Path) -> None:
     """Keep a synced reference beside a checkpoint. Collective: weights are gathered from the shards there are."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
     if trainer.args.sync_ref_model:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights = dict(get_model_state_dict(trainer.ref_model, options=options))
@@ -61,8 +60,6 @@ def load_reference(trainer: Any, folder: Path) -> None:
     Raises:
         ValueError: the checkpoint lacks it.
     """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
     if trainer.args.sync_ref_model:
         path = folder / REFERENCE
         if not path.is_file():

@@ -15,6 +15,7 @@ from pipeline.training import stopping
 from pipeline.training.grpo import objective, texts
 from pipeline.training.grpo.sampling import Sampled
 from pipeline.training.parallel.collectives import summed
+from rewards.text import plain
 from rewards.verdict import PREFILL
 
 
@@ -79,7 +80,7 @@ def _sample_rows(trainer: Any, sampled: Sampled, completions: list[Any]) -> list
     return [
         sample_row(
             problem,
-            completion if isinstance(completion, str) else completion[0]["content"],
+            plain(completion),
             None if verdict is None else Judgement.of(verdict),
             len(sampled.completion_ids[at]),
             "stop" if trainer.stopped(sampled.completion_ids[at]) else "length",

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.training.parallel.collectives import summed
 from rewards.language import foreign_words
+from rewards.text import plain
 
 PASSAGE = 20
 """Tokens of a passage: shorter ones come twice in any long text, a loop of this many is one."""
@@ -43,13 +44,9 @@ def log_texts(
     step = max(1, len(ids) // LOOKED_AT)
     looked = range(0, len(ids), step)
     loops = [repeated(ids[row]) for row in looked]
-    counts = [foreign_words(_text(completions[row]), str(problems[row].get("question") or "")) for row in looked]
+    counts = [foreign_words(plain(completions[row]), str(problems[row].get("question") or "")) for row in looked]
     strange, read = (sum(pair[at] for pair in counts) for at in (0, 1))
     loop, rows, foreign, words = summed(trainer.accelerator, sum(loops), len(loops), strange, read)
     trainer._metrics["train"]["completions/repetition"].append(loop / rows)
     if words:
         trainer._metrics["train"]["completions/foreign_words"].append(foreign / words)
-
-
-def _text(completion: Any) -> str:
-    return completion if isinstance(completion, str) else str(completion[0]["content"])
