@@ -31,7 +31,7 @@ from pipeline.schema.environment import HIDDEN
 from pipeline.schema.hub import FILE_ARM, HUB_ARM
 from pipeline.schema.launch import Launch
 from pipeline.schema.pieces import Seed, StageConfig
-from pipeline.schema.strict import Strict
+from pipeline.schema.strict import EntryError, Strict
 from pipeline.schema.task import TaskFilter, TaskSpec
 from pipeline.schema.track import Track, Tracks
 from pipeline.schema.walk import replaced
@@ -348,7 +348,10 @@ def _explain(error: ValidationError, model: type[BaseModel], text: Source, prefi
         elif item["type"] == "missing":
             message = "is required"
         elif item["type"] == "value_error":
-            message = str(item["ctx"]["error"])
+            cause = item["ctx"]["error"]
+            message = str(cause)
+            if isinstance(cause, EntryError):
+                loc, message = (*loc, cause.name), cause.message
         else:
             given = HIDDEN if "env" in loc else brief(repr(item["input"]))
             plain = _PLAIN.get(item["type"])

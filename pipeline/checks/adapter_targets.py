@@ -66,7 +66,7 @@ def _targets(adapter: AdapterSpec, layers: list[str]) -> Iterator[Fault]:
         if _matches(target, _HEAD, pattern):
             yield ("targets",), f"{_HEAD}, {HEAD}"
         elif not any(_matches(target, name, pattern) for name in layers):
-            yield ("targets",), f"{target!r} {matches_nothing(target, layers)}"
+            yield ("targets",), f"{target!r} {matches_nothing(target, layers, pattern=pattern)}"
 
 
 def _matches(target: str, name: str, pattern: bool) -> bool:

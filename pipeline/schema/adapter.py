@@ -68,14 +68,17 @@ _OURS: Mapping[str, str] = {
     "kasa_config": _REWRITES,
     "runtime_config": "it is for inference",
     "ensure_weight_tying": "embeddings carry no adapter",
+    "load_in_4bit": "set `quantize: 4bit`",
+    "load_in_8bit": "set `quantize: 8bit`",
 }
-"""Fields of `LoraConfig` that a recipe may not set -> the reason, or what to set instead."""
+"""Fields that a recipe may not set, of `LoraConfig` or looked for here -> the reason, or what to set instead."""
 SHOWN = 12
 """Names of layers that an error lists."""
 INITS = (True, False, "gaussian", "orthogonal")
 """Values of `init_lora_weights` under which an adapter is a difference to the base as it is."""
 
 
+LOOKED_FOR = "adapters (LoRA, QLoRA) are the key `adapter`: write adapter: {rank: 32}, or {quantize: 4bit} for QLoRA"
 HEAD = "the head, carries no adapter, since losses read its weight: name others"
 NOT_QUANTISED = "is a DeepSeek-V3 or V2, whose experts are stacks that bitsandbytes leaves as they are: set it to none"
 NO_ADAPTER = "has no adapter beside its model: name a stage that trained one (adapter: {}), or leave `format` out"
@@ -117,6 +120,15 @@ class AdapterSpec(Strict):
             raise ValueError(f"an adapter of rank {rank} changes nothing: set 1 or more, or leave `adapter` out")
         return rank
 
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _named(cls, targets: Any) -> Any:
+        if isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(one, str) for one in targets)):
+            return targets
+        raise ValueError(
+            f"needs {ALL}, a list of names such as [q_proj, v_proj], or a pattern as text, not {targets!r}"
+        )
+
     @field_validator("targets")
     @classmethod
     def _some(cls, targets: str | list[str]) -> str | list[str]:
@@ -148,6 +160,11 @@ class AdapterSpec(Strict):
                 yield (name,), fault
             elif name == "init_lora_weights" and value not in INITS:
                 yield (name,), f"{value!r}: {_REWRITES}. Known: {', '.join(map(str, INITS))}"
+        for name in ("rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform"):
+            if self.options.get(name) in ({}, [], ""):
+                yield (name,), "is empty, and has no effect: leave it out"
+        if self.options.get("layers_pattern") and self.options.get("layers_to_transform") is None:
+            yield ("layers_pattern",), "says where layers_to_transform finds its numbers: set that, or leave this out"
         if self.options.get("init_lora_weights") == "orthogonal":
             yield from self._odd()
 
@@ -214,12 +231,26 @@ _CHECKED: Mapping[str, Callable[[Any], str | None]] = {
 """Fields of `LoraConfig` whose type alone does not say what they take -> what is wrong with a value."""
 
 
-def matches_nothing(target: str, layers: Iterable[str]) -> str:
-    """What is wrong with a target that matches no layer of a model with these names."""
+def matches_nothing(target: str, layers: Iterable[str], field: str = "targets", pattern: bool = False) -> str:
+    """What is wrong with a target that matches no layer of a model with these names.
+
+    Args:
+        target: what the recipe names.
+        layers: names of the layers.
+        field: where it names it.
+        pattern: whether it is a regular expression for whole names.
+    """
     parts = [name.split(".") for name in layers]
     known = list(dict.fromkeys(".".join(part[-2:]) if "experts" in part[-2:-1] else part[-1] for part in parts))
     listed = ", ".join(known[:SHOWN]) + (", …" if len(known) > SHOWN else "")
-    return f"matches no layer of the model{nearest(target, known)}. It has: {listed}; or leave `targets` out for all"
+    said = f"matches no layer of the model{nearest(target, known)}. It has: {listed}"
+    if pattern and (names := [name.strip() for name in target.split(",")]) and all(name in known for name in names):
+        return f"is taken for a regular expression for whole names, and matches none: write [{', '.join(names)}]"
+    if field != "targets":
+        return said
+    if target.lower().replace("_", "-") == ALL:
+        return f"matches no layer of the model: write `targets: {ALL}`, or leave it out, which is the same"
+    return f"{said}; or leave `targets` out for all"
 
 
 class AdaptedConfig(TrainingConfig):
@@ -231,6 +262,7 @@ class AdaptedConfig(TrainingConfig):
 
     adapter_rank: ClassVar[int] = FINETUNE_RANK
     """Rank of adapters if the recipe gives none."""
+    former: ClassVar[Mapping[str, str]] = dict.fromkeys(("lora", "peft", "qlora"), LOOKED_FOR)
     trains_sampler: ClassVar[bool] = False
     """Whether its loss compares what is trained with what has sampled."""
 

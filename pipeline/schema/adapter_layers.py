@@ -42,7 +42,8 @@ def faults(spec: AdapterSpec, layers: Sequence[str], stacks: Sequence[str]) -> I
     for excluded in _listed(spec.options.get("exclude_modules")):
         rule = excluded if isinstance(spec.options["exclude_modules"], str) else [excluded]
         if not any(_excluded(rule, name) for name in layers):
-            yield ("exclude_modules",), f"{excluded!r} {matches_nothing(excluded, layers)}"
+            told = matches_nothing(excluded, layers, "exclude_modules", isinstance(rule, str))
+            yield ("exclude_modules",), f"{excluded!r} {told}"
     if wrong := list(_of_numbers(spec, layers)):
         yield from wrong
         return
@@ -54,7 +55,7 @@ def faults(spec: AdapterSpec, layers: Sequence[str], stacks: Sequence[str]) -> I
     for field in PATTERNS:
         for key in spec.options.get(field) or {}:
             if not any(re.match(rf"(.*\.)?({key})$", name) for name in chosen):
-                yield (field, key), f"{key!r} {matches_nothing(key, chosen)}"
+                yield (field, key), f"{key!r} {matches_nothing(key, chosen, field)}"
     dropped = "dropout" if spec.dropout else "use_dora" if spec.options.get("use_dora") else ""
     if dropped and set(stacks) & set(chosen):
         names = ", ".join(sorted({name.rpartition(".")[2] for name in chosen if name not in stacks}))

@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.schema import trainer_numbers
 from pipeline.schema.health import Health
 from pipeline.schema.launch import Launch, ProcessSpec
-from pipeline.schema.strict import Strict
+from pipeline.schema.strict import EntryError, Strict
 
 
 class Product(StrEnum):
@@ -202,6 +203,8 @@ class TrainingConfig(StageConfig):
         for name, value in trainer.items():  # transformers would parse it after everything here was checked
             if isinstance(value, str) and value.startswith("{") and value.rstrip().endswith("}"):
                 raise ValueError(f"{name} is a mapping in a text: write it as a mapping, without quotation marks")
+            if (wrong := trainer_numbers.fault(name, value)) is not None:
+                raise EntryError(name, f"{wrong}, not {value!r}")
         return trainer
 
     @property

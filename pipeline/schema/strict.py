@@ -8,6 +8,19 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 
 
+class EntryError(ValueError):
+    """A wrong entry of a mapping, from a validator of the whole mapping, which pydantic would name alone.
+
+    Args:
+        name: the entry's key.
+        message: what is wrong with it.
+    """
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"{name} {message}")
+        self.name, self.message = name, message
+
+
 class Strict(BaseModel):
     """A piece of a recipe: unknown keys and wrong types are errors."""
 

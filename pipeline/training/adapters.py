@@ -162,7 +162,9 @@ def targets(spec: AdapterSpec, model: Any) -> Targets:
     if head in matched:
         raise ValueError(f"adapter.targets: {head}, {HEAD}")
     if not matched and not in_stacks:
-        raise ValueError(f"adapter.targets: {spec.targets!r} {matches_nothing(str(spec.targets), [*body, *stacks])}")
+        raise ValueError(
+            f"adapter.targets: {spec.targets!r} {matches_nothing(str(spec.targets), [*body, *stacks], pattern=True)}"
+        )
     return _chosen(spec, body, stacks, matched, in_stacks, fields, outside)
 
 

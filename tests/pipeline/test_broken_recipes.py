@@ -356,6 +356,12 @@ CASES = {
     "unknown trainer field": case("learning_rate: 1.0e-4", "lerning_rate: 1.0e-4 #!", "did you mean 'learning_rate'"),
     "another trainer's field": case("num_train_epochs: 1", "num_generations: 8 #!\n             ", "SFTConfig"),
     "a trainer field that is text": case("learning_rate: 1.0e-4", "learning_rate: fast #!", "learning_rate", "float"),
+    "a batch of nothing": case(
+        "max_steps: 5", "max_steps: 5\n      gradient_accumulation_steps: 0 #!", "has to be 1 or more, not 0"
+    ),
+    "no step": case("max_steps: 5", "max_steps: 0 #!", "trainer.max_steps: has to be 1 or more, or left out"),
+    "a negative learning rate": case("learning_rate: 1.0e-4", "learning_rate: -1.0e-4 #!", "0 or more, not -0.0001"),
+    "no epoch": case("num_train_epochs: 1", "num_train_epochs: 0 #!\n             ", "has to be above 0, not 0"),
     "a trainer field that is a list": case("max_steps: 5", "max_steps: [5] #!", "max_steps", "int"),
     "a trainer field of the stage": case("max_steps: 5", "max_completion_length: 64 #!", "rollout.max_tokens"),
     "a trainer field of ours": case("max_steps: 5", "resume_from_checkpoint: true #!", "resumes by itself"),

@@ -159,7 +159,7 @@ def test_a_step_says_where_its_time_went(chain: Drive) -> None:
         ({**GRPO, "rewards": [{"use": "reward.py:length", "where": {"level": 2}}]}, "asked about no problem"),
         (
             {"kind": "sft", "model": "@base", "data": ["answers.jsonl"], "trainer": {"num_train_epochs": 0}},
-            "not one step was trained",
+            "num_train_epochs has to be above 0",
         ),
         ({**GRPO, "rewards": ["reward.py:forgotten"]}, "is a `return` missing"),
         ({**GRPO, "rewards": ["reward.py:seldom"]}, "not one row of the first batch has a reward"),

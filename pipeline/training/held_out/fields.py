@@ -143,7 +143,11 @@ class StopSpec(_ByScore):
 
 
 def _kept(value: Any) -> Any:
-    return {"best": {}, "last": None}.get(value, value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if value not in ("best", "last"):
+        raise ValueError(f"needs best, last or {{by: SCORE}}, not {value!r}")
+    return {} if value == "best" else None
 
 
 class WatchedConfig(TrainingConfig):
