@@ -25,9 +25,12 @@ GpusOption = Annotated[
     str | None, typer.Option(help="GPUs to plan for, such as 8xH100; those of this machine if not given.")
 ]
 ProbeOption = Annotated[bool, typer.Option("--probe", help="Measure this machine first, which takes a minute.")]
-PromptOption = Annotated[float | None, typer.Option(min=0.0, help="Tokens of a prompt, on average; 128 if not given.")]
+PromptOption = Annotated[
+    float | None, typer.Option(min=0.0, max=1e8, help="Tokens of a prompt, on average; 128 if not given.")
+]
 CompletionOption = Annotated[
-    float | None, typer.Option(min=1.0, help="Tokens of a completion, on average; half of the limit if not given.")
+    float | None,
+    typer.Option(min=1.0, max=1e8, help="Tokens of a completion, on average; half of the limit if not given."),
 ]
 PassRateOption = Annotated[
     float | None,
@@ -39,7 +42,7 @@ LikeOption = Annotated[
         help="A run, whose finished stages say how long answers of stages with their names get, and how many are kept."
     ),
 ]
-PriceOption = Annotated[float | None, typer.Option(min=0.0, help="US dollars a GPU-hour.")]
+PriceOption = Annotated[float | None, typer.Option(min=0.0, max=1e6, help="US dollars a GPU-hour.")]
 NOTHING = "the recipe has no stage that computes anything"
 WITHOUT_GPU = "H100"
 """What is planned for where there is no GPU and none is named."""
@@ -54,7 +57,8 @@ def cost(
         str | None, typer.Option(help="bf16 or fp8; fp8 for experts where the GPU has it, if not given.")
     ] = None,
     price: Annotated[
-        float | None, typer.Option(min=0.0, help="US dollars a GPU-hour; the middle of the GPU's range if not given.")
+        float | None,
+        typer.Option(min=0.0, max=1e6, help="US dollars a GPU-hour; the middle of the GPU's range if not given."),
     ] = None,
     vocabulary: Annotated[
         int | None, typer.Option(min=1, help="Of a preset whose vocabulary is not published.")
@@ -177,7 +181,11 @@ def plan_cost(recipe: Recipe, folder: Path, asked: Asked, json: bool) -> None:
         told = plan_json(found, cluster, price, notes)
         if at_once is not None:
             held = at_once * cluster.count / 3600
-            of_all = {"seconds": round(at_once, 1), "gpu_hours": round(held, 4), "usd": round(held * price, 4)}
+            of_all = {
+                "seconds": round(at_once, 1),
+                "gpu_hours": round(held, 4),
+                "usd": round(held * price, 4),
+            }
             told["side_by_side"] = {"jobs": recipe.jobs, **of_all}
         typer.echo(json_module.dumps(told, indent=1, ensure_ascii=False))
     else:
@@ -228,6 +236,8 @@ def _price(cluster: Cluster, given: float | None) -> Assumption:
     if given is not None:
         return Assumption("price", f"${given:g} a GPU-hour", "--price")
     low, high = cluster.gpu.price
+    if not high:
+        return Assumption("price", "not known", cluster.gpu.priced)
     span = f"${low:g}" if low == high else f"${cluster.gpu.usd:g}, the middle of ${low:g} to ${high:g}"
     return Assumption("price", span, cluster.gpu.priced)
 

@@ -66,6 +66,8 @@ def bill(
     each = flops.a_token(shape, length, mtp=True)
     scale = cluster.gpu.bf16 / published.H100_PEAK
     cost = price if price is not None else cluster.gpu.usd
+    if price is None and not cost:
+        raise CostError(f"what an hour of {cluster.gpu.name} costs is not known here: give --price")
 
     def hours(at: float) -> float:
         return gpu_hours(3 * each.total * tokens, at * scale)

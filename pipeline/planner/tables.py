@@ -57,7 +57,9 @@ def duration(seconds: float) -> str:
 
 
 def money(usd: float) -> str:
-    """US dollars."""
+    """US dollars; nothing where no price is known."""
+    if not usd:
+        return "-"
     return f"${usd:,.2f}" if usd < 100 else f"${usd:,.0f}" if usd < 1e6 else f"${usd / 1e6:.3f}M"
 
 
@@ -163,7 +165,8 @@ def plan(
         at_once: seconds of all of them so; `None` if they run one after the other.
     """
     planned = [each for each in found if not each.work.unknown]
-    yield Text(f"On {cluster}, {gigabytes(cluster.gpu.bytes)} GB each, at ${price:g} a GPU-hour")
+    at = f"at ${price:g} a GPU-hour" if price else "whose price is not known here: --price"
+    yield Text(f"On {cluster}, {gigabytes(cluster.gpu.bytes)} GB each, {at}")
     columns = ["stage", "model>", "tokens>", "FLOP>", "GB a GPU>", "time>", "GPU-h>", "cost>"]
     yield grid(columns, [_row(each, price) for each in planned])
     if any(not each.fits for each in planned):
@@ -185,9 +188,8 @@ def plan(
 
 def _held_so_long(how: str, whole: float, cluster: Cluster, price: float) -> Text:
     held = whole * cluster.count / 3600
-    return Text(
-        f"{how}: {duration(whole)}. The {cluster} held so long: {hours(held)} GPU-hours, {money(held * price)}."
-    )
+    paid = f", {money(held * price)}" if price else ""
+    return Text(f"{how}: {duration(whole)}. The {cluster} held so long: {hours(held)} GPU-hours{paid}.")
 
 
 def _row(each: Estimate, price: float) -> tuple[str, ...]:

@@ -119,6 +119,7 @@ def test_what_r1_took_is_an_input() -> None:
         ("v3-671b --tokens 1T --gpus many", "there is no GPU 'many' here"),
         ("v3-671c --tokens 1T --gpus 8xH100", "(did you mean 'v3-671b'?)"),
         ("nano --tokens 1T --gpus 8xH100", "the preset nano says nothing of its vocabulary"),
+        ("v3-671b --tokens 1T --gpus 8xB200", "what an hour of B200 costs is not known here: give --price"),
         ("v3-671b --tokens 1T --gpus 8xA100 --precision fp8", "A100 has no FP8: --precision bf16"),
         ("Qwen/Qwen2.5-7B --tokens 1T --gpus 8xH100 --precision fp8", "no pre-training of a dense model in fp8"),
         ("v3-671b --tokens 1T --gpus 8xH100 --precision fp4", "'fp4' is neither bf16 nor fp8"),
@@ -139,7 +140,10 @@ def test_numbers_of_tokens(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "name", "number"),
-    [("8xH100", "H100", 8), ("h200", "H200", 1), ("2 x RTX 4090", "RTX4090", 2), ("4090", "RTX4090", 1)],
+    [
+        *(("8xH100", "H100", 8), ("h200", "H200", 1), ("2 x RTX 4090", "RTX4090", 2), ("4090", "RTX4090", 1)),
+        *(("8XB200", "B200", 8), ("A100-80GB", "A100", 1), ("RTX A6000", "A6000", 1), ("3090", "RTX3090", 1)),
+    ],
 )
 def test_gpus_as_people_write_them(text: str, name: str, number: int) -> None:
     found = hardware.cluster(text)
@@ -148,10 +152,19 @@ def test_gpus_as_people_write_them(text: str, name: str, number: int) -> None:
 
 @pytest.mark.parametrize(
     ("device", "name"),
-    [("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA GeForce RTX 4090", "RTX4090"), ("NVIDIA A100-SXM4-40GB", "A100")],
+    [
+        *(("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA GeForce RTX 4090", "RTX4090"), ("NVIDIA A100-SXM4-40GB", "A100")),
+        *(("NVIDIA RTX A6000", "A6000"), ("NVIDIA L40S", "L40S"), ("NVIDIA L4", "L4")),
+    ],
 )
 def test_gpus_as_drivers_call_them(device: str, name: str) -> None:
     assert hardware.named(device).name == name
+
+
+@pytest.mark.parametrize("device", ["NVIDIA GH200 480GB", "NVIDIA A100X", "Tesla T4"])
+def test_a_gpu_whose_name_holds_anothers_is_not_that_one(device: str) -> None:
+    with pytest.raises(hardware.HardwareError, match=f"there is no GPU '{device}' here"):
+        hardware.named(device)
 
 
 def test_what_does_not_fit_says_how_many_gpus_would_do() -> None:

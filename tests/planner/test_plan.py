@@ -506,6 +506,22 @@ def test_checkpoints_are_counted(recipe: Path, tmp_path: Path, changes: tuple[st
     assert found["seconds"] - never["seconds"] == pytest.approx(saves * told["seconds"], abs=0.2)
 
 
+def test_a_gpu_without_a_price_is_planned_without_money(recipe: Path, tmp_path: Path) -> None:
+    words = (recipe, "--runs", tmp_path, "--gpus", "2xB200")
+    found = planned(*words)
+    assert {"what": "price", "value": "not known", "source": "not known here: --price"} in found["assumptions"]
+    assert found["usd"] == 0 and found["gpu_hours"] > 0
+    result = invoked("plan", *words, "--cost")
+    assert "whose price is not known here: --price" in result.stdout and "$" not in result.stdout, result.stdout
+    assert stage(planned(*words, "--price", 4), "zero")["usd"] > 0
+
+
+@pytest.mark.parametrize("option", ["--prompt-tokens", "--completion-tokens", "--price"])
+def test_numbers_without_end_are_one_line(recipe: Path, option: str) -> None:
+    result = invoked("plan", recipe, "--cost", "--gpus", "H100", option, "inf")
+    assert result.exit_code == 2 and option in result.output, result.output
+
+
 def test_checkpoints_every_share_of_a_training_are_counted(recipe: Path, tmp_path: Path) -> None:
     words = (recipe, "--runs", tmp_path, "--gpus", "H200", "stages.taught.trainer.save_steps=0.25")
     taught = stage(planned(*words, "stages.taught.keep_state=false"), "taught")
