@@ -21,8 +21,8 @@ from rewards.parent import end_with_parent, guard_group
 def main() -> None:
     """Open an engine, and answer requests until the other side hangs up.
 
-    A refusal of the engine is passed on as a message. Any other exception ends the process, with its traceback in
-    the log: an engine that has failed in an unknown way is not asked again. One that fails while it starts says how.
+    A refusal of the engine is passed on as a message. Any other exception is, too, and ends the process, with its
+    traceback in the log: an engine that has failed in an unknown way, or is out of memory, is not asked again.
     """
     parent, *descriptors = map(int, sys.argv[2:])
     if not end_with_parent(parent):
@@ -41,17 +41,17 @@ def main() -> None:
         preload(opening.spec)
         with FileLock(descriptors[2]).held():
             engine = open_updatable(opening.spec, opening.path, opening.seed, opening.logprobs, opening.for_trainer)
+        engine.tick = heartbeat.tick
+        pipe.send(("ready", engine.dtype))
+        served = Served(engine, pipe, heartbeat, files)
+        while served.hears():
+            served.step()
     except RolloutError as error:
         pipe.send(("refused", (None, str(error))))
         return
     except Exception as error:
         pipe.send(("failed", f"{type(error).__name__}: {error}"))
         raise
-    engine.tick = heartbeat.tick
-    pipe.send(("ready", engine.dtype))
-    served = Served(engine, pipe, heartbeat, files)
-    while served.hears():
-        served.step()
     engine.close()
 
 

@@ -132,6 +132,8 @@ class ProcessEngine(Deferred):
         self._dtype: str | None = None
         self._loaded = 0
         self._closed = self._was_ready = False
+        self._failure = ""
+        """What the process said of the exception that ends it."""
         self._start()
 
     @property
@@ -260,7 +262,7 @@ class ProcessEngine(Deferred):
 
     def _start(self) -> None:
         self.pipe, theirs = Pipe()
-        self._dtype, self._loaded = None, 0
+        self._dtype, self._loaded, self._failure = None, 0, ""
         shared = (self._heartbeat, self._lock, *self._weights.files)
         descriptors = [theirs.fileno(), *(each.fd for each in shared)]
         command = [sys.executable, "-c", _START, json.dumps(sys.path), str(os.getpid()), *map(str, descriptors)]
@@ -327,7 +329,7 @@ class ProcessEngine(Deferred):
             elif time.monotonic() - since > (limit := self.settings.deadline if self._is_stopped() else seconds):
                 raise _LostError(f"took no step for {limit:g} s")
             elif self._has_ended() and not self.pipe.poll():
-                raise _LostError(ending(self._kill()))
+                raise self._lost()
             yield
 
     def _listen(self) -> None:
@@ -336,8 +338,13 @@ class ProcessEngine(Deferred):
             word, what = self.pipe.recv()
         except (EOFError, OSError):
             self._let_end()
-            raise _LostError(ending(self._kill())) from None
+            raise self._lost() from None
         self._take(word, what)
+
+    def _lost(self) -> _LostError:
+        """How the process, which has ended or is about to, ended."""
+        how = ending(self._kill())
+        return _LostError(f"{how} ({self._failure})" if self._failure else how)
 
     def _take(self, word: str, what: Any) -> None:
         if word == "ready":
@@ -345,6 +352,7 @@ class ProcessEngine(Deferred):
         elif word == "failed":
             if not self._was_ready:  # and would fail the same way again
                 raise RolloutError(f"the engine does not start: {what}. The log has its traceback")
+            self._failure = what
         elif word == "loaded":
             self._loaded = what
         elif word == "done":

@@ -133,6 +133,13 @@ def test_an_engine_that_is_lost_again_and_again_ends_in_a_clear_error(calculator
     engine.close()
 
 
+def test_one_that_fails_at_its_work_says_how(calculator: Path) -> None:
+    """A token that no vocabulary has is found by nobody before the model looks it up."""
+    engine = ProcessEngine(spec(restarts=0), str(calculator))
+    with pytest.raises(RolloutError, match=r"in the end it ended with exit code 1 \(IndexError: index out of range"):
+        engine.generate([[10**6]], LONG)
+
+
 def test_one_that_is_stopped_while_it_starts_is_replaced(tmp_path: Path) -> None:
     engine = ProcessEngine(RolloutSpec(server=NOWHERE, process=ProcessSpec(deadline=2.0, restarts=1)), str(tmp_path))
     os.kill(engine._process.pid, signal.SIGSTOP)
