@@ -43,7 +43,7 @@ def main() -> None:
             engine = open_updatable(opening.spec, opening.path, opening.seed, opening.logprobs, opening.for_trainer)
         engine.tick = heartbeat.tick
         pipe.send(("ready", engine.dtype))
-        served = Served(engine, pipe, heartbeat, files)
+        served = Served(engine, pipe, heartbeat, files, SharedValue(descriptors[5]))
         while served.hears():
             served.step()
     except RolloutError as error:
@@ -61,13 +61,18 @@ class Served:
     Args:
         engine: what samples.
         pipe: to the process that asks.
-        heartbeat, files: shared with it.
+        heartbeat, files, told: shared with it; see `pipeline.rollout.shared.PushedWeights`.
     """
 
     def __init__(
-        self, engine: Updatable, pipe: Connection, heartbeat: Heartbeat, files: tuple[WeightFile, WeightFile]
+        self,
+        engine: Updatable,
+        pipe: Connection,
+        heartbeat: Heartbeat,
+        files: tuple[WeightFile, WeightFile],
+        told: SharedValue,
     ) -> None:
-        self.engine, self.pipe, self.heartbeat, self.files = engine, pipe, heartbeat, files
+        self.engine, self.pipe, self.heartbeat, self.files, self.told = engine, pipe, heartbeat, files, told
         self._answers: dict[int, SharedValue] = {}
         self._fault: str | None = None
         """Why the engine has no whole weights, if it has none."""
@@ -82,7 +87,7 @@ class Served:
                 if waited:
                     self.heartbeat.idle(time.monotonic() - began)
                 if word == "weights":
-                    self._load(what)
+                    self._load()
                 else:
                     self._take(what)
             except (EOFError, ConnectionResetError):
@@ -113,7 +118,8 @@ class Served:
         if fault is not None:
             self._refuse(ticket, fault)
 
-    def _load(self, snapshot: Snapshot) -> None:
+    def _load(self) -> None:
+        snapshot: Snapshot = self.told.get()
         try:
             weights = Placed(self.files[snapshot.number % 2], snapshot.places, self.heartbeat.tick)
             self.engine.load_weights(weights, snapshot.version)

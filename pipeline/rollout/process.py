@@ -166,7 +166,7 @@ class ProcessEngine(Deferred):
 
     def fetch(self) -> None:
         """Have the engine read the weights that were pushed last."""
-        self._tell(("weights", self._weights.last))
+        self._tell(("weights", None))
 
     def submit(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, expected: Sequence[float] | None = None
@@ -263,7 +263,7 @@ class ProcessEngine(Deferred):
     def _start(self) -> None:
         self.pipe, theirs = Pipe()
         self._dtype, self._loaded, self._failure = None, 0, ""
-        shared = (self._heartbeat, self._lock, *self._weights.files)
+        shared = (self._heartbeat, self._lock, *self._weights.files, self._weights.told)
         descriptors = [theirs.fileno(), *(each.fd for each in shared)]
         command = [sys.executable, "-c", _START, json.dumps(sys.path), str(os.getpid()), *map(str, descriptors)]
         self._process = subprocess.Popen(

@@ -271,11 +271,12 @@ class PushedWeights:
 
     Attributes:
         files: both of them.
-        last: the weights pushed last, if any were.
+        told: the weights pushed last, as engines read it: with many experts, more than goes into a pipe at once.
+        last: the same here, if any were pushed.
     """
 
     def __init__(self) -> None:
-        self.files = (WeightFile(), WeightFile())
+        self.files, self.told = (WeightFile(), WeightFile()), SharedValue()
         self.last: Snapshot | None = None
 
     @property
@@ -287,10 +288,11 @@ class PushedWeights:
         """Keep a copy of weights; those of the last push but one are gone."""
         number = self.number + 1
         self.last = Snapshot(number, self.files[number % 2].write(weights), version)
+        self.told.put(self.last)
 
     def close(self) -> None:
         """Give this process's descriptors and memory back."""
-        for file in self.files:
+        for file in (*self.files, self.told):
             file.close()
 
 

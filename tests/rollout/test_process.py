@@ -140,6 +140,17 @@ def test_one_that_fails_at_its_work_says_how(calculator: Path) -> None:
         engine.generate([[10**6]], LONG)
 
 
+@pytest.mark.timeout(120)
+def test_nobody_waits_for_an_engine_that_does_not_listen(tmp_path: Path) -> None:
+    """A model of many experts has so many weights that their names alone are more than goes into a pipe."""
+    engine = ProcessEngine(RolloutSpec(engine="transformers", process=ProcessSpec()), str(tmp_path))
+    os.kill(engine._process.pid, signal.SIGSTOP)
+    weight = torch.zeros(1)
+    engine.push((f"model.layers.0.mlp.experts.{number}.down_proj.weight", weight) for number in range(20_000))
+    engine.submit([[1] * 100] * 1000, LONG)
+    engine.close()
+
+
 def test_one_that_is_stopped_while_it_starts_is_replaced(tmp_path: Path) -> None:
     engine = ProcessEngine(RolloutSpec(server=NOWHERE, process=ProcessSpec(deadline=2.0, restarts=1)), str(tmp_path))
     os.kill(engine._process.pid, signal.SIGSTOP)
