@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import re
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,11 +26,13 @@ from transformers import AutoModelForCausalLM
 from pipeline.rollout import RolloutError, open_engine
 from pipeline.rollout.base import Finish, Sampling
 from pipeline.rollout.process import ProcessEngine
+from pipeline.rollout.speculative import vllm_options
 from pipeline.rollout.transformers import TransformersEngine
 from pipeline.rollout.vllm.server import VllmServerEngine
+from pipeline.rollout.vllm.started import flags
 from pipeline.rollout.weights import official_weights
 from pipeline.schema.launch import ProcessSpec
-from pipeline.schema.pieces import RolloutSpec
+from pipeline.schema.pieces import RolloutSpec, SpeculativeSpec
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -52,6 +56,25 @@ def test_the_page_says_how_an_engine_spans_hosts() -> None:
         assert (args.model_tag, args.nnodes, args.master_addr) == ("MODEL", 2, "10.0.0.1")
         assert args.tensor_parallel_size * args.pipeline_parallel_size == 16
         assert (args.generation_config, args.logprobs_mode) == ("vllm", "processed_logprobs")
+
+
+def test_a_server_of_ours_has_the_options_of_the_recipe() -> None:
+    """As vLLM's own parser reads them: every switch, on and off, and values of each type."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    known = vars(parsed([]))  # without those that vLLM sets itself
+    fields = [field for field in dataclasses.fields(EngineArgs) if field.name in known]
+    switches = [field.name for field in fields if field.type in (bool, bool | None)]
+    assert len(switches) > 20
+    for given in (True, False):
+        options: dict[str, Any] = dict.fromkeys(switches, given)
+        read = vars(parsed([*flags(options)]))
+        assert {name: read[name] for name in options} == options
+    options = {"max_num_seqs": 8, "dtype": "float32", "speculative_config": {"method": "mtp"}, "quantization": None}
+    options |= {"cudagraph_capture_sizes": [1, 2, 4], "hf_overrides": {"use_cache": True}}
+    read = vars(parsed([*flags(options)]))
+    assert {name: read[name] for name in options} == options
+    assert parsed([*flags(vllm_options(SpeculativeSpec()))]).disable_log_stats is False
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:

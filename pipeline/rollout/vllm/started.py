@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -21,6 +22,8 @@ END_SECONDS = 10.0
 """Longest wait for a server that was told to end, before it is killed."""
 HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Asks servers of this machine, of which a proxy that the environment names knows nothing."""
+SWITCHES = frozenset({"disable_log_stats", "aggregate_engine_logging", "data_parallel_multi_port_external_lb"})
+"""Options that are off, and that the command line can only switch on."""
 EXTENSION = "pipeline.rollout.vllm.transfer.ReadsSharedMemory"
 """What the server's workers can do besides vLLM's own."""
 
@@ -61,10 +64,10 @@ class Started:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, env.get("PYTHONPATH")]))
         env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
         self._process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL)
-        while not self._answers():
-            if self._process.poll() is not None:
-                raise RolloutError(f"vllm serve ended with exit code {self._process.returncode}; the log has its words")
+        while self._process.poll() is None and not self._answers():
             time.sleep(POLL_SECONDS)
+        if self._process.returncode is not None:  # whoever answers at its port
+            raise RolloutError(f"vllm serve ended with exit code {self._process.returncode}; the log has its words")
 
     def check(self) -> None:
         """Make sure that it is there.
@@ -108,13 +111,17 @@ class Started:
 
 
 def flags(options: Mapping[str, Any]) -> Iterator[str]:
-    """Engine options as the server's command line has them."""
-    import json
-
+    """Engine options as the server's command line has them; vLLM's default stands for what is `None`."""
     for name, value in options.items():
         flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            yield f"--{flag}" if value else f"--no-{flag}"
-            continue
-        yield f"--{flag}"
-        yield value if isinstance(value, str) else json.dumps(value)
+        if value is True:
+            yield f"--{flag}"
+        elif value is False and name not in SWITCHES:
+            yield f"--no-{flag}"
+        elif value is not None and value is not False:
+            yield f"--{flag}"
+            yield from (one if isinstance(one, str) else json.dumps(one) for one in _several(value))
+
+
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
