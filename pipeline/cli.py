@@ -193,6 +193,8 @@ def status(run: RunArgument, json: JsonOption = False) -> None:
     plain_console().print(status.status_table(rows))
     if (hosts := status.cluster_table(folder, rows)) is not None:
         plain_console().print(hosts)
+    if (works := status.runner(folder)) is not None:
+        plain_console().print(status.runner_line(works), soft_wrap=True, markup=False, highlight=False)
 
 
 app.command()(report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from pipeline.artifacts import Artifact
 from pipeline.cluster import attempt
 from pipeline.cluster import hosts as cluster
 from pipeline.commands.display import headline, metrics_text
+from pipeline.files import lease
+from pipeline.files.lease_folder import Folder
 from pipeline.report.timeline import work_share
 from pipeline.runner.observer import NOTE
 from pipeline.runner.starting import PLACED
@@ -23,10 +26,10 @@ from pipeline.runner.starting import PLACED
 def status(run: Path) -> list[dict[str, Any]]:
     """One entry a stage: name, kind, state (`finished`, `unfinished`, `waiting`), seconds, metrics, last event, GPUs.
 
-    The GPUs are those that the stage has or had, and how many it needs where it has not begun; the hosts of a cluster
-    are those that it runs or ran on.
+    An unfinished one has what `runner` says, if the run was not given back. The GPUs are those that the stage has or
+    had, and how many it needs where it has not begun; the hosts of a cluster are those that it runs or ran on.
     """
-    rows = []
+    rows, works = [], runner(run)
     for stage in artifacts.record(run)["stages"]:
         row: dict[str, Any] = {"stage": stage["name"], "kind": stage["kind"], "state": "waiting"}
         artifact = artifacts.find(run, stage["name"], stage["fingerprint"])
@@ -39,6 +42,7 @@ def status(run: Path) -> list[dict[str, Any]]:
         elif scratch.exists():
             event = _last_event(scratch / "events.jsonl")
             row |= {"state": "unfinished", "path": str(scratch), "last": event}
+            row |= {"runner": works} if works is not None else {}
             row["summary"] = f"{event['step']}/{event.get('total') or '?'}  {metrics_text(event)}" if event else ""
         ran_on = attempt.read(scratch).get("hosts", ()) if artifact is None else artifact.manifest.get("hosts", ())
         if ran_on:
@@ -68,6 +72,33 @@ def status_table(rows: list[dict[str, Any]]) -> Table:
         table.caption = f"{share:.0%} of the time of finished stages in training steps and sampling"
         table.caption_justify = "left"
     return table
+
+
+def runner(run: Path) -> dict[str, Any] | None:
+    """The process of `zero2r1 run` that works on a run, or did and was lost: pid, host, since when, seconds silent.
+
+    The seconds are by this host's clock and that of the file system.
+    """
+    place = Folder(run)
+    if (seen := lease.newest(place)) is None or seen.over:
+        return None
+    try:
+        silent = max(0.0, time.time() - place.path(seen.number).stat().st_mtime)
+    except FileNotFoundError:  # given to another one just now
+        return None
+    return {"pid": seen.pid, "host": seen.host.name, "since": seen.since, "silent_seconds": round(silent, 1)}
+
+
+def runner_line(works: Mapping[str, Any]) -> str:
+    """What `runner` says, in words."""
+    whom, silent = f"process {works['pid']} on host {works['host']}", works["silent_seconds"]
+    if silent <= lease.SILENT_SECONDS:
+        since = f" since {works['since']}" if works["since"] else ""
+        return f"{whom} works on this run{since}; its last sign of life is {silent:.0f} s old"
+    return (
+        f"{whom} has given no sign of life for {silent:.0f} s: if it is gone, the same `zero2r1 run` goes on from the"
+        " last checkpoints, here or on another host"
+    )
 
 
 def cluster_table(run: Path, rows: list[dict[str, Any]]) -> Table | None:

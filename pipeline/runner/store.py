@@ -29,7 +29,7 @@ from pipeline.artifacts import MANIFEST, Artifact
 from pipeline.files import durable
 from pipeline.files.lease import Lease, LockError
 from pipeline.runner.graph import Node
-from pipeline.schema.environment import shown
+from pipeline.schema.environment import shown, shown_of
 from pipeline.schema.reserved import KEEP_CHECKPOINTS
 from pipeline.training.checkpoints import MARK, PREFIX, by_step, step_of
 
@@ -66,13 +66,13 @@ class Store:
     def __init__(self, url: str, run: Path) -> None:
         from fsspec.core import url_to_fs
 
-        self.url = shown(url)
+        self.url, self._address = shown(url), url
         if not url or SLASH_MISSING.match(url):
             raise StoreError(f"--store {self.url!r} is no address such as s3://bucket/prefix, and no folder")
         try:
             self.files, root = url_to_fs(url)
         except (ImportError, ValueError, OSError) as error:  # some connect at once
-            raise StoreError(f"--store {self.url}: {error}") from error
+            raise StoreError(f"--store {self.url}: {shown_of(str(error), url)}") from error
         if not root:
             raise StoreError(f"--store {self.url} names no bucket")
         self.root, self.run = f"{str(root).rstrip('/')}/{run.name}", run
@@ -81,6 +81,11 @@ class Store:
         if getattr(self.files, "local_file", False) and Path(self.root).resolve().is_relative_to(run.resolve()):
             raise StoreError(f"--store {self.url} lies in the folder of the run, {run}: copies need another place")
 
+    def said(self, error: BaseException) -> str:
+        """What an error of the file system says, without passwords: some repeat the address, or a part of it."""
+        text = str(error) or f"its file system, {type(self.files).__name__}, has no way to"
+        return shown_of(text, self._address)
+
     def prove(self) -> None:
         """Write, read and delete something there, before hours of work rely on it. Raises OSError if that fails."""
         probe = f"{self.root}/.{uuid.uuid4().hex}"
@@ -88,7 +93,7 @@ class Store:
         self.files.pipe_file(probe, PROBE)
         if self.files.cat_file(probe) != PROBE:
             raise OSError("what is read there is not what was written")
-        self.files.rm(probe)
+        self.files.rm_file(probe)
 
     def push(self, folder: Path, mark: str, stop: threading.Event) -> bool:
         """Copy a sealed folder of the run, its mark last; whether it is there now.
@@ -121,7 +126,7 @@ class Store:
 
     def pull(self, folder: Path, mark: str) -> bool:
         """Take a folder from the store, if it is there and whole; it appears at once."""
-        for place in self._marked(f"{self._at(folder)}@*", mark):
+        for place in self._marked(f"{self._at(folder)}@", mark):
             part = folder.with_name(f".{folder.name}.part")
             shutil.rmtree(part, ignore_errors=True)
             durable.make_folder(part)
@@ -144,18 +149,18 @@ class Store:
 
     def checkpoints(self, scratch: Path) -> list[int]:
         """The steps of a stage's checkpoints in the store, the newest first."""
-        places = self._marked(f"{self._at(scratch)}/checkpoints/{PREFIX}*", MARK)
+        places = self._marked(f"{self._at(scratch)}/checkpoints/{PREFIX}", MARK)
         steps = {place.rsplit("/", 1)[-1].removeprefix(PREFIX).partition("@")[0] for place in places}
         return sorted((int(step) for step in steps if step.isdecimal()), reverse=True)
 
     def rotate(self, scratch: Path) -> None:
         """Delete all but the newest checkpoints of a stage, each one's mark first."""
         for step in self.checkpoints(scratch)[KEEP_CHECKPOINTS:]:
-            self._remove(f"{self._at(scratch)}/checkpoints/{PREFIX}{step}@*", MARK)
+            self._remove(f"{self._at(scratch)}/checkpoints/{PREFIX}{step}@", MARK)
 
     def forget(self, scratch: Path) -> None:
         """Delete the checkpoints of a stage that is published."""
-        self._remove(f"{self._at(scratch)}/checkpoints/{PREFIX}*", MARK)
+        self._remove(f"{self._at(scratch)}/checkpoints/{PREFIX}", MARK)
 
     def _may_write(self, ask: bool) -> None:
         """Raise LockError if another host has taken over: as far as is known, or after asking the store."""
@@ -169,15 +174,28 @@ class Store:
         if path.startswith("/"):
             self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
 
-    def _remove(self, pattern: str, mark: str) -> None:
-        for place in self._marked(pattern, mark):
+    def _remove(self, beginning: str, mark: str) -> None:
+        for place in self._marked(beginning, mark):
             self._may_write(ask=True)
-            self.files.rm(f"{place}/{mark}")
-            self.files.rm(place, recursive=True)
+            self.files.rm_file(f"{place}/{mark}")
+            folders = place.startswith("/")  # see `make_folder_of`
+            inside = self.files.find(place, withdirs=folders, detail=True)
+            for path in sorted({place, *inside} if folders else inside, reverse=True):
+                if inside.get(path, {"type": "directory"})["type"] == "file":
+                    self.files.rm_file(path)
+                else:
+                    self.files.rmdir(path)
 
-    def _marked(self, pattern: str, mark: str) -> list[str]:
+    def _marked(self, beginning: str, mark: str) -> list[str]:
+        """The folders that have a mark and an address that begins so; it may have a pattern's signs in it."""
+        parent = beginning.rpartition("/")[0]
         self.files.invalidate_cache()
-        return sorted(str(found).rpartition("/")[0] for found in self.files.glob(f"{pattern}/{mark}"))
+        try:
+            names = [str(path).rstrip("/").rpartition("/")[2] for path in self.files.ls(parent, detail=False)]
+        except FileNotFoundError:
+            return []
+        places = sorted(place for name in names if (place := f"{parent}/{name}").startswith(beginning))
+        return [place for place in places if self.files.exists(f"{place}/{mark}")]
 
     def _at(self, folder: Path) -> str:
         return f"{self.root}/{folder.relative_to(self.run).as_posix()}"
@@ -208,10 +226,9 @@ def told(store: Store, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not of_files(error):
+        if not of_files(error) or (what == "read" and durable.disk_full(error)):  # the disk here is
             raise
-        why = str(error) or f"its file system, {type(store.files).__name__}, has no way to"
-        raise StoreError(f"--store {store.url} cannot be {what} ({why})") from error
+        raise StoreError(f"--store {store.url} cannot be {what} ({store.said(error)})") from error
 
 
 def opened(url: str, run: Path) -> Store:
@@ -297,7 +314,7 @@ class Uploads:
                 continue
             if isinstance(error, LockError):
                 raise error
-            line = f"{path} could not be copied to {self.store.url} ({error})"
+            line = f"{path} could not be copied to {self.store.url} ({self.store.said(error)})"
             if path.name.startswith(PREFIX):
                 log.warning("%s: another host would go on from an earlier checkpoint", line)
             elif not interrupted:
@@ -337,6 +354,7 @@ class Uploads:
             except Exception as error:
                 if not of_files(error):
                     raise
-                log.warning("%s could not be copied to %s (%s): again in %g s", path, self.store.url, error, wait)
+                why = self.store.said(error)
+                log.warning("%s could not be copied to %s (%s): again in %g s", path, self.store.url, why, wait)
                 self._stop.wait(wait)
         return self.store.push(path, mark, self._stop)

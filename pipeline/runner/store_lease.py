@@ -56,7 +56,7 @@ class Objects:
     def create(self, number: int, head: bytes) -> None:
         key = self._key(number)
         self.store.make_folder_of(key)
-        with _asking():
+        with self._asking():
             try:
                 self.store.files.pipe_file(key, head, mode="create")
             except FileExistsError:
@@ -64,7 +64,7 @@ class Objects:
                     raise
 
     def write(self, number: int, beat: bytes) -> None:
-        with _asking():
+        with self._asking():
             self.store.files.pipe_file(f"{self._key(number)}.beat", beat)
 
     def remove(self, number: int) -> None:
@@ -88,7 +88,7 @@ class Objects:
         key = f"{self._folder}/{name}"
         self.store.make_folder_of(key)
         try:
-            with _asking():
+            with self._asking():
                 files.pipe_file(key, b"first", mode="create")
                 files.pipe_file(key, b"second", mode="create")
         except FileExistsError:
@@ -99,6 +99,18 @@ class Objects:
             self._delete(name)
         return False
 
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Have all errors of a store's file system be OSErrors that say something."""
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except Exception as error:
+            if not of_files(error):
+                raise
+            raise OSError(errno.EIO, self.store.said(error)) from error
+
     @property
     def _folder(self) -> str:
         return f"{self.store.root}/{FOLDER}"
@@ -107,7 +119,7 @@ class Objects:
         return f"{self._folder}/{number:06d}"
 
     def _names(self) -> list[str]:
-        with _asking():
+        with self._asking():
             self.store.files.invalidate_cache()
             try:
                 return [str(path).rpartition("/")[2] for path in self.store.files.ls(self._folder, detail=False)]
@@ -115,7 +127,7 @@ class Objects:
                 return []
 
     def _content(self, key: str) -> bytes | None:
-        with _asking():
+        with self._asking():
             try:
                 return bytes(self.store.files.cat_file(key))
             except FileNotFoundError:
@@ -123,7 +135,7 @@ class Objects:
 
     def _delete(self, *names: str) -> None:
         for name in names:
-            with _asking(), contextlib.suppress(FileNotFoundError):
+            with self._asking(), contextlib.suppress(FileNotFoundError):
                 self.store.files.rm_file(f"{self._folder}/{name}")
 
 
@@ -221,16 +233,3 @@ def _place(store: Store) -> Place | None:
 
 def _named(store: Store) -> str:
     return f"{store.run.name} in {store.url}"
-
-
-@contextlib.contextmanager
-def _asking() -> Iterator[None]:
-    """Have all errors of a store's file system be OSErrors that say something."""
-    try:
-        yield
-    except (FileNotFoundError, FileExistsError):
-        raise
-    except Exception as error:
-        if not of_files(error):
-            raise
-        raise OSError(errno.EIO, str(error) or type(error).__name__) from error

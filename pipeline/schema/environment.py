@@ -25,8 +25,11 @@ SHORTEST = 6
 """Characters of a value that is looked for in a log; shorter ones (`0`, `true`) stand in other places, too."""
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|AUTH(?!OR)", re.IGNORECASE)
 """Names of inherited variables whose values are looked for in a log."""
-_PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]+(@)")
-"""A password in an address: what stands between user and host."""
+_UNSAID = rf"(?P<secret>(?!{re.escape(HIDDEN)})"
+_PASSWORD = re.compile(rf"(?<=://)(?P<before>[^/@:\s]*:){_UNSAID}\S+)(?=@)")
+"""A password in an address: what stands between user and host; keys of clouds have slashes in them."""
+_SIGNED = re.compile(rf"(?P<before>[?&][^=&\s]*(?:{_SECRET.pattern}|SIG|KEY)[^=&\s]*=){_UNSAID}[^&\s]+)", re.IGNORECASE)
+"""What gives a right in the query of an address: `?sig=…`, `&X-Amz-Signature=…`."""
 
 
 Place = tuple[str | int, ...]
@@ -72,12 +75,22 @@ def names_only(data: Any, under: str = "") -> Any:
 def shown(argument: str) -> str:
     """An argument of the command line as it may be written down: no values of variables, no passwords of addresses.
 
-    `stages.a.launch.env.TOKEN=(not recorded)`, `ftp://user:(not recorded)@host`.
+    `stages.a.launch.env.TOKEN=(not recorded)`, `ftp://user:(not recorded)@host`, `az://container?sig=(not recorded)`.
     """
     key, equals, _ = argument.partition("=")
     if equals and re.search(r"\benv\b", argument):
         return f"{key}={HIDDEN}"
-    return _PASSWORD.sub(rf"\1{HIDDEN}\2", argument)
+    for secret in (_PASSWORD, _SIGNED):
+        argument = secret.sub(rf"\g<before>{HIDDEN}", argument)
+    return argument
+
+
+def shown_of(text: str, address: str) -> str:
+    """A text about an address, such as an error, without what `shown` leaves out of that, in any form."""
+    for secret in (found["secret"] for kind in (_PASSWORD, _SIGNED) for found in kind.finditer(address)):
+        for part in (secret, *secret.split("/")):  # a slash ends the host, as parsers of addresses have it
+            text = text.replace(part, HIDDEN) if len(part) >= SHORTEST else text
+    return shown(text)
 
 
 def values(data: Any) -> Iterator[tuple[Place, str]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import artifacts
+from pipeline.commands import status
 from pipeline.files import durable, lease, locks
 from pipeline.files.lease import Host, LockError
 from pipeline.files.lease_folder import Folder
@@ -273,3 +274,20 @@ def test_answers_that_nfs_has_lost_are_no_failures(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "there").is_dir()
     with pytest.raises(FileNotFoundError):
         durable.move(tmp_path / "made", tmp_path / "elsewhere")
+
+
+def test_status_says_from_any_host_who_works_and_since_when_nothing_was_heard(tmp_path: Path) -> None:
+    assert status.runner(tmp_path) is None
+    with lease.held(Folder(tmp_path), None, A, NEVER) as held:
+        found = status.runner(tmp_path)
+        assert found is not None and (found["host"], found["pid"]) == ("a", os.getpid())
+        line = status.runner_line({**found, "silent_seconds": 3.2})
+        assert line.startswith(f"process {os.getpid()} on host a works on this run since 20")
+        assert line.endswith("UTC; its last sign of life is 3 s old")
+        os.utime(held.path, (0, 0))
+        lost = status.runner(tmp_path)
+        assert lost is not None and f"process {os.getpid()} on host a has given no sign" in status.runner_line(lost)
+        os.utime(held.path, (1e11, 1e11))  # the file server's clock is ahead
+        ahead = status.runner(tmp_path)
+        assert ahead is not None and ahead["silent_seconds"] == 0
+    assert status.runner(tmp_path) is None

@@ -27,6 +27,7 @@ from pipeline import artifacts
 from pipeline.artifacts import MANIFEST
 from pipeline.files import durable
 from pipeline.runner.store import Store, StoreError, Uploads, fetch, opened
+from pipeline.schema.environment import shown, shown_of
 from pipeline.training.checkpoints import MARK
 from tests.stages.driving import CORPUS, PRETRAIN, start
 
@@ -38,9 +39,9 @@ GO_ON = threading.Event()
 @pytest.fixture(params=["memory", "file", "folder"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     unique = uuid.uuid4().hex
-    return {"memory": f"memory://{unique}/p", "file": f"file://{tmp_path}/s", "folder": str(tmp_path / "s")}[
-        request.param
-    ]
+    name = "s [1]*?"  # what patterns are made of
+    kinds = {"memory": f"memory://{unique}/{name}", "file": f"file://{tmp_path}/{name}", "folder": f"{tmp_path}/{name}"}
+    return kinds[request.param]
 
 
 def published(run: Path, files: dict[str, bytes] = FILES) -> artifacts.Artifact:
@@ -288,6 +289,8 @@ def test_a_store_that_cannot_be_written_is_told_before_anything_runs(bucket: str
         ("file://{runs}/r/copies", "--store file://{runs}/r/copies lies in the folder of the run"),
         ("http://127.0.0.1:{port}/x", "--store http://127.0.0.1:{port}/x cannot be written ("),
         ("ftp://me:geheim@127.0.0.1:{port}/x", "--store ftp://me:(not recorded)@127.0.0.1:{port}/x: [Errno 111]"),
+        ("ftp://me:ge@heim@127.0.0.1:{port}/x", "--store ftp://me:(not recorded)@127.0.0.1:{port}/x: [Errno 111]"),
+        ("nope://b/x?sig=geheim&v=1", "--store nope://b/x?sig=(not recorded)&v=1: Protocol not known: nope"),
         ("{runs}/a-file/x", "--store {runs}/a-file/x cannot be written ([Errno 20] Not a directory"),
     ],
 )
@@ -298,6 +301,35 @@ def test_an_address_that_cannot_hold_copies_is_one_line(url: str, said: str, tmp
         opened(url.format(**where), tmp_path / "r")
     assert str(told.value).startswith(said.format(**where))
     assert not (tmp_path / "r").exists()
+
+
+class Full(MemoryFileSystem):  # type: ignore[misc]
+    """The disk here is full, which what is taken is written to."""
+
+    protocol = "full"
+
+    def get_file(self, there: str, local: str, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), local)
+
+
+def test_a_full_disk_here_is_not_blamed_on_the_store(tmp_path: Path) -> None:
+    fsspec.register_implementation("full", Full, clobber=True)
+    url = f"full://{uuid.uuid4().hex}/p"
+    assert Store(url, tmp_path / "a" / "r").push(published(tmp_path / "a" / "r").path, MANIFEST, GO_ON)
+    nodes: dict[str, Any] = {"base": SimpleNamespace(fingerprint=FINGERPRINT)}
+    with pytest.raises(OSError, match="No space left on device") as told:
+        fetch(opened(url, tmp_path / "b" / "r"), nodes)
+    assert str(tmp_path / "b" / "r") in str(told.value.filename)
+
+
+def test_an_error_that_repeats_a_part_of_an_address_tells_no_secret() -> None:
+    url = "s3://me:AKIA/geheim+x@bucket/p?X-Amz-Signature=0f0f0f0f&list-type=2"
+    text = "403 for /bucket/p?X-Amz-Signature=0f0f0f0f&list-type=2, signed with AKIA/geheim+x"
+    said = "403 for /bucket/p?X-Amz-Signature=(not recorded)&list-type=2, signed with (not recorded)"
+    assert shown(url) == "s3://me:(not recorded)@bucket/p?X-Amz-Signature=(not recorded)&list-type=2"
+    assert shown_of(text, url) == said
+    cut = shown_of("Port could not be cast to integer value as 'wJalrXUt'", "ftp://me:wJalrXUt/x@host")
+    assert cut == "Port could not be cast to integer value as '(not recorded)'"
 
 
 STAGE = {
@@ -361,7 +393,7 @@ def test_errors_of_a_cloud_are_one_line_and_other_errors_stay_what_they_are(
         def refuse(*_: object, error: Exception = error, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(Failing, "glob", refuse)
+        monkeypatch.setattr(Failing, "ls", refuse)
         with pytest.raises(told or ZeroDivisionError, match="Unable to locate credentials" if told else "a bug"):
             fetch(opened(failing, tmp_path / "r"), {"base": SimpleNamespace(fingerprint=FINGERPRINT)})  # type: ignore[dict-item]
 
