@@ -128,8 +128,9 @@ def placed(config: StageConfig, base: Path, gpus: Sequence[Gpu]) -> Placed:
         groups = [",".join(names[at : at + each]) for at in range(0, len(names), each)] if several else []
         return Placed(tuple(names), tuple(groups))
     engines = [",".join(_by_place(one, names, config) for one in device.split(",")) for device in devices]
-    taken = {gpu.key for gpu in named(_split(engines))}
-    own = [gpu.name for gpu in gpus if gpu.key not in taken] or names
+    taken = set(_split(engines))
+    taken |= {gpu.key for gpu in named(taken)}  # by its other name
+    own = [gpu.name for gpu in gpus if taken.isdisjoint((gpu.name, gpu.key))] or names
     alone = config.launch.accelerate is None
     if alone and config.launch.gpus in (None, ALL):
         own = own[: max(1, _of_rewards(config))]

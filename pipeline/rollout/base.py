@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from model.speculative import Speculation
+
 
 class RolloutError(RuntimeError):
     """An engine that cannot be started as asked, or does not answer."""
@@ -122,6 +124,11 @@ class Engine(Protocol):
         """Sample `sampling.n` rollouts for every prompt (token ids); one group a prompt, in order."""
         ...
 
+    @property
+    def speculation(self) -> Speculation | None:
+        """What drafting has brought so far; `None` where nothing was drafted."""
+        ...
+
     def close(self) -> None:
         """Free the model and stop the engine's processes."""
         ...
@@ -144,6 +151,11 @@ class Updatable(ABC):
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self._asked
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """See `Engine`."""
+        return None
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, progress: Progress | None = None

@@ -1,4 +1,4 @@
-"""The process of an engine; `pipeline.rollout.process` starts it and is the other side of every word here."""
+"""What runs in the process of an engine: it opens the engine, and answers what `pipeline.rollout.process` sends."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Served:
                 answer = self._answers.pop(ticket)
                 answer.put(groups)
                 answer.close()
-                self.pipe.send(("done", (ticket, getattr(self.engine, "speculation", None))))
+                self.pipe.send(("done", (ticket, self.engine.speculation)))
         except (RolloutError, ValueError) as error:
             self._refuse_all(str(error))
 

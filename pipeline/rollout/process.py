@@ -14,8 +14,8 @@ kernel that hangs, a stopped process). Then it is started again with the last we
 has not answered. A request carries its seed, so the answer is what it would have been, if the request was the only one
 and no weights were pushed meanwhile. The process dies with the one that started it.
 
-Only single words go over the pipe. Requests, answers and weights lie in shared memory, so that nobody ever waits for a
-process that has stopped in the middle of a message. Several engines may share what is pushed: see `engine_pool`.
+Only short messages go over the pipe. Requests, answers and weights lie in shared memory, so that nobody ever waits for
+a process that has stopped in the middle of a message. Several engines may share what is pushed: see `engine_pool`.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Engines:
             self.close()
             log.info("loading %s with %s", model, engine_name(self.rollout))
             self._engine = open_engine(self.rollout, model, self.seed)
-            _ = getattr(self._engine, "dtype", "")  # waits for one in a process of its own
+            _ = self._engine.dtype  # waits for one in a process of its own
             self.started += 1
         self._model, self._kind = model, kind
         return self._engine  # type: ignore[no-any-return]

@@ -209,7 +209,7 @@ class Sampler:
         started = time.perf_counter()
         groups = engine.generate(ids, sampling(self.rollout, self.n, seed), progress)
         self.seconds += time.perf_counter() - started
-        self.speculation = facts(getattr(engine, "speculation", None))
+        self.speculation = facts(engine.speculation)
         cut = [rollout.finish is Finish.LENGTH for group in groups for rollout in group]
         self._first_look.look(sum(cut) / len(cut), len(cut), self.rollout.max_tokens)
         if aborted := sum(rollout.finish is Finish.ABORT for group in groups for rollout in group):

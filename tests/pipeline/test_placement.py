@@ -219,6 +219,8 @@ def test_a_gpu_is_the_same_under_each_of_its_names(monkeypatch: pytest.MonkeyPat
     assert gpus.visible({VISIBLE: "NoDevFiles"}) == (), "as Slurm says it"
     apart = stage({**engines(GRPO, 1), "launch": {"accelerate": "ddp"}})
     assert placement.placed(apart, Path(), gpus.visible({VISIBLE: "GPU-aa11,GPU-bb22"})).own == ("GPU-aa11",)
+    assert placement.placed(apart, Path(), HERE).own == tuple("4567"), "of another host"
+    assert placement.placed(stage(engines(GRPO, 5)), Path(), HERE).own == ("4",)
 
 
 @pytest.mark.parametrize("exported", ["", "-1", "NoDevFiles"])

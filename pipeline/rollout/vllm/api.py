@@ -1,4 +1,4 @@
-"""What is asked of a vLLM server over HTTP, and what its silence means."""
+"""Requests to a vLLM server over HTTP: how long its answers are waited for, and when it counts as lost."""
 
 from __future__ import annotations
 

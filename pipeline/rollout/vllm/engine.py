@@ -201,7 +201,7 @@ class VllmEngine(Updatable):
 
     @property
     def speculation(self) -> Speculation | None:
-        """What speculative decoding brought, if it is on."""
+        """See `Engine`."""
         if self.llm.llm_engine.vllm_config.speculative_config is None:
             return None
         return counted_by_vllm(self.llm.get_metrics())
