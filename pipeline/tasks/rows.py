@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -146,6 +147,8 @@ class RowsTask(Task):
                 else ""
             )
             raise TaskError(f"{place}: {self.answer} is a text or a number, not {value!r}{hint}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise TaskError(f"{place}: {self.answer} is {value}, as tables have it where a value is missing")
         text = str(value)
         if self.answer_after is not None:
             _, found, text = text.rpartition(self.answer_after)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ BAD: dict[str, list[Any]] = {
         {"question": "x"},
         {"question": "", "answer": "1"},
         {"question": "x", "answer": None},
+        {"question": "x", "answer": math.nan},
     ],
     "gsm8k": [{"question": "x", "answer": "no mark"}, {"answer": "#### 1"}, {"question": "y", "answer": "#### N/A"}],
     "math": [{"problem": "x"}, {"problem": "y", "solution": "It is shown."}, {"problem": "z", "answer": "proof"}],
@@ -98,7 +100,7 @@ def test_a_recipe_says_it_in_either_place_and_doctor_counts(tmp_path: Path, plac
         f"stages:\n  score: {{kind: evaluate, model: none, tasks: [{used}]}}\n"
     )
     left_out, accepted = doctor.recipe(load(tmp_path / "recipe.yaml"))
-    assert "5 rows are left out (bad_rows: skip), such as" in left_out.message
+    assert f"{len(BAD['jsonl'])} rows are left out (bad_rows: skip), such as" in left_out.message
     assert accepted.message == "the grader accepts all 9 golds"
 
 
