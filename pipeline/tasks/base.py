@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pydantic import ValidationError
+
 import rewards
 from pipeline.files import formats
 from pipeline.schema.hub import HubSource
@@ -183,7 +185,14 @@ def load(use: str, options: Mapping[str, Any] | None = None, base: Path | None =
             given[name] = str(located(given[name], base).resolve())
     try:
         task = found(**given)
-    except (TypeError, AttributeError):
+    except TaskError:
+        raise
+    except ValidationError as error:  # of a piece of a recipe that the task makes of its options
+        _check_types(use, found, options or {})
+        wrong = error.errors(include_url=False)[0]
+        said = wrong["ctx"]["error"] if wrong["type"] == "value_error" else wrong["msg"]
+        raise TaskError(f"task {use!r}: {said}") from error
+    except (TypeError, AttributeError, ValueError):
         _check_types(use, found, options or {})
         raise
     _check_types(use, found, options or {})  # what the class does not look at before it reads its data

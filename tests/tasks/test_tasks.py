@@ -234,6 +234,23 @@ def test_validate_names_the_problems_that_nobody_could_be_rewarded_for(tmp_path:
     assert [problem.question for problem, _ in task.validate(task.problems("train"))] == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("use", "options", "words"),
+    [
+        ("hub", {"path": "a/b/c"}, "task 'hub': hub: 'a/b/c' is not the name of a data set"),
+        ("hub", {"path": "a/b", "revision": 3}, "task 'hub': revision has to be "),
+        ("hub", {"path": "a/b", "streaming": "yes"}, "task 'hub': streaming has to be "),
+        ("gsm8k", {"revision": 3}, "task 'gsm8k': revision has to be "),
+        ("math", {"grader_options": "x"}, "task 'math': grader_options has to be "),
+        ("reasoning_gym", {"config": "x"}, "task 'reasoning_gym': config has to be "),
+    ],
+)
+def test_options_of_a_wrong_type_are_one_line(use: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(TaskError, match=re.escape(words)) as told:
+        load(use, options)
+    assert "\n" not in str(told.value)
+
+
 def test_what_is_no_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("class Letters:\n    pass\n")
     with pytest.raises(TaskError, match="not a subclass"):
