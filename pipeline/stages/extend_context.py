@@ -130,7 +130,7 @@ def run(context: StageContext[ExtendContextConfig]) -> Outputs:
         "max_length": config.length or config.context,
         "packing": True,
         "packing_strategy": "wrapped",
-        "model_init_kwargs": {**config.trainer.get("model_init_kwargs", {}), **changes},
+        "model_init_kwargs": {**(config.trainer.get("model_init_kwargs") or {}), **changes},
     }
     args = setup.arguments(SFTConfig, context, DEFAULTS, fixed)
 

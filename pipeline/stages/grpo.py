@@ -318,7 +318,7 @@ def build(context: StageContext[GrpoConfig], reward: Any) -> Any:
             samples=Samples(context.scratch / SAMPLES, config.sample_every, config.samples),
             efficiency=config.switches,
             length_schedule=config.length_schedule,
-            rests=config.pool,
+            pool_spec=config.pool,
             mtp=config.mtp,
             stop=config.rollout.stop,
         )

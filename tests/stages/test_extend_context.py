@@ -34,7 +34,7 @@ def extension(model: str, context: int, **changes: Any) -> dict[str, Any]:
 def long(chain: Drive, base: Path) -> tuple[Path, Outputs]:
     """`@base`, which reads 128 tokens, extended to 256; `@long` in the chain."""
     (chain.folder / "long.py").write_text(LONG)  # type: ignore[attr-defined]
-    return chain("long", extension("@base", 256, factor=8))
+    return chain("long", extension("@base", 256, factor=8, trainer={**TRAINER, "model_init_kwargs": None}))
 
 
 def test_two_stages_give_a_model_that_transformers_reads(

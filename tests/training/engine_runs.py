@@ -89,7 +89,7 @@ class Run:
             efficiency=STOCK.model_copy(update={"dynamic_sampling_rounds": dynamic_sampling_rounds}),
             sampler=lambda trainer: EngineSampler(trainer, engine, max_staleness, spare),
             length_schedule=length_schedule,
-            rests=pool,
+            pool_spec=pool,
             callbacks=list(callbacks),
         )
         made(self.trainer)

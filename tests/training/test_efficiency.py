@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from trl import GRPOTrainer
 from pipeline.schema.efficiency import STOCK, Efficiency, LengthChange
 from pipeline.stages.registry import config_class
 from pipeline.training.grpo.batch import of_rows
-from pipeline.training.grpo.dynamic_sampling import extra_prompts
+from pipeline.training.grpo.dynamic_sampling import DynamicSampling, extra_prompts
 from pipeline.training.grpo.judging import Judge
 from rewards import Batch, Part
 from rewards.registry import find
@@ -208,6 +209,30 @@ def test_rows_survive_the_queue(models: Path, tmp_path: Path) -> None:
     for name in ("completion_ids_BC", "old_BC", "sampler_BC", "reference_BC"):
         ours, theirs = getattr(again, name)[counted], getattr(batch, name)[:, :width][counted]
         assert torch.equal(ours.nan_to_num(nan=7.0), theirs.nan_to_num(nan=7.0))
+
+
+@pytest.mark.parametrize(("ranks", "found"), [(1, ["abc"]), (2, ["ac", "b"]), (3, ["a", "b", "c"]), (4, [*"abc", ""])])
+def test_a_queue_is_shared_out_where_the_number_of_processes_has_changed(
+    tmp_path: Path, ranks: int, found: list[str]
+) -> None:
+    """A stage that was stopped may go on with other GPUs."""
+
+    def process(number: int, of: int) -> DynamicSampling:
+        efficiency = STOCK.model_copy(update={"dynamic_sampling_rounds": 1, "dynamic_sampling_queue": 8})
+        args = SimpleNamespace(per_device_train_batch_size=4, steps_per_generation=1)
+        accelerator = SimpleNamespace(process_index=number, num_processes=of)
+        trainer = SimpleNamespace(efficiency=efficiency, args=args, num_generations=4, accelerator=accelerator)
+        return DynamicSampling(trainer)
+
+    for number, name in enumerate("abc"):
+        saved = process(number, 3)
+        saved.queue, saved.drawn = [[{"advantage": torch.tensor(float(ord(name)))}]], 9
+        saved.save(tmp_path)
+    for number, names in enumerate(found):
+        again = process(number, ranks)
+        again.load(tmp_path)
+        assert "".join(chr(int(group[0]["advantage"])) for group in again.queue) == names
+        assert again.drawn == 9
 
 
 def test_extra_prompts_go_through_the_training_set_in_a_new_order_each_time() -> None:

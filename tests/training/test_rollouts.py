@@ -159,6 +159,16 @@ def test_a_resumed_run_takes_up_what_was_sampled_ahead(
     assert resumed.logged("rollout/staleness")[-2:] == [1, 1]
 
 
+def test_a_run_that_is_resumed_by_more_processes_samples_anew(
+    calculator: Path, engine: ProcessEngine, ahead: Run, tmp_path: Path
+) -> None:
+    """Their generation batches are larger than the one that was sampled ahead; here one process has all of it."""
+    checkpoint = Path(ahead.trainer.args.output_dir) / "checkpoint-3"
+    rows = {"per_device_train_batch_size": 2 * GROUP * PROMPTS}
+    resumed = Run(calculator, tmp_path, engine, resume=checkpoint, max_staleness=1, spare=0.5, save_steps=3, **rows)
+    assert resumed.logged("rollout/staleness")[-2:] == [0, 1]
+
+
 def test_an_adapter_is_sampled_ahead_refilled_and_resumed(
     calculator: Path, engine: ProcessEngine, tmp_path: Path
 ) -> None:

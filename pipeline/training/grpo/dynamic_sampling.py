@@ -23,6 +23,8 @@ from pipeline.training.grpo.batch import Batch, Row
 from pipeline.training.grpo.problem_order import ProblemOrder
 from pipeline.training.parallel.collectives import largest, summed
 
+FILES = "dynamic-sampling-"
+"""Begins the names of a checkpoint's files; the number of a process follows."""
 _LEAST_LIVE = 0.25
 """Share of live groups below which a round is not made larger: a hopeless batch must not cost more than four times."""
 
@@ -82,16 +84,18 @@ class DynamicSampling:
     def save(self, folder: Path) -> None:
         """Keep the queue of this process."""
         if self.rounds:
-            torch.save({"queue": self.queue, "drawn": self.drawn}, self._file(folder))
+            file = folder / f"{FILES}{self.trainer.accelerator.process_index}.pt"
+            torch.save({"queue": self.queue, "drawn": self.drawn}, file)
 
     def load(self, folder: Path) -> None:
-        """Take up the queue of a checkpoint."""
+        """Take up the queue of a checkpoint; those of more processes, or of fewer, are shared out."""
         if self.rounds:
-            saved = torch.load(self._file(folder), map_location="cpu", weights_only=True)
-            self.queue, self.drawn = saved["queue"], saved["drawn"]
-
-    def _file(self, folder: Path) -> Path:
-        return folder / f"dynamic-sampling-{self.trainer.accelerator.process_index}.pt"
+            accelerator, count = self.trainer.accelerator, len(list(folder.glob(f"{FILES}*.pt")))
+            files = [folder / f"{FILES}{number}.pt" for number in range(count)]
+            saved = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
+            mine = saved[accelerator.process_index :: accelerator.num_processes]
+            self.queue = [group for one in mine for group in one["queue"]][: self.longest_queue]
+            self.drawn = saved[0]["drawn"]
 
     def _draw(self, groups: int) -> list[Any]:
         """Problems that the batch did not ask for, as many in each process, once for each rollout."""

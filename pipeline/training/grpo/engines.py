@@ -63,7 +63,7 @@ EXACT = 1
 
 
 @dataclass(slots=True)
-class Ahead:
+class QueuedBatch:
     """A generation batch that is being sampled, or waits to be trained on.
 
     Attributes:
@@ -100,7 +100,7 @@ class EngineSampler(Sampler):
         check_trainer(trainer)
         self.engine, self.max_staleness, self.spare = engine, max_staleness, spare
         self.scored = wants_logprobs(trainer.args)
-        self.queue: deque[Ahead] = deque()
+        self.queue: deque[QueuedBatch] = deque()
         self.lengths: dict[int, float] = {}
         """Row of the dataset -> mean tokens of its latest completions."""
         self._others, self._weights_of, self._dtype = 0, -1, ""
@@ -120,14 +120,14 @@ class EngineSampler(Sampler):
             number + 1, min(number + 1 + self.max_staleness, trainer.order.number_at(trainer.state.max_steps))
         )
         self._admit([number, *(later if self.max_staleness > EXACT else ())])
-        ahead = self.queue.popleft()
+        queued = self.queue.popleft()
         with trainer.clock.part("waiting" if self.max_staleness else "sampling"):
-            groups = self._finish(ahead)
+            groups = self._finish(queued)
         waited = time.perf_counter() - started
         self._others = 0
         if self.max_staleness == EXACT:
             self._admit(later)  # before anything else: until then the engine waits
-        chosen = self._handed_out(lambda: _complete(ahead, groups, trainer.order.groups))
+        chosen = self._handed_out(lambda: _complete(queued, groups, trainer.order.groups))
         self._log(chosen, groups, waited)
         every = [(row, rollout) for row, group in chosen for rollout in group]
         mine = every[trainer.accelerator.process_index * len(problems) :][: len(problems)]
@@ -157,8 +157,8 @@ class EngineSampler(Sampler):
     def _catch_up(self) -> None:
         """Have the engine sample with the weights of the moment, and what is to be of older weights finished."""
         if self.max_staleness <= EXACT:
-            for ahead in self.queue:
-                self._finish(ahead)
+            for queued in self.queue:
+                self._finish(queued)
         self._push()
 
     def save(self, folder: Path) -> None:
@@ -166,25 +166,28 @@ class EngineSampler(Sampler):
         if self.engine is None:
             return
         queue = []
-        for ahead in self.queue:
-            ready = self.max_staleness <= EXACT or ahead.ticket is None or self.engine.is_ready(ahead.ticket)
-            groups = [[astuple(rollout) for rollout in group] for group in self._finish(ahead)] if ready else None
-            queue.append({"number": ahead.number, "rows": ahead.rows, "groups": groups})
-        text = json.dumps({"queue": queue, "lengths": self.lengths})
+        for queued in self.queue:
+            ready = self.max_staleness <= EXACT or queued.ticket is None or self.engine.is_ready(queued.ticket)
+            groups = [[astuple(rollout) for rollout in group] for group in self._finish(queued)] if ready else None
+            queue.append({"number": queued.number, "rows": queued.rows, "groups": groups})
+        text = json.dumps({"queue": queue, "lengths": self.lengths, "groups": self.trainer.order.groups})
         (folder / SAMPLED_AHEAD).write_text(text, encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Take up what was sampled ahead of a checkpoint."""
+        """Take up what was sampled ahead of a checkpoint, unless other processes now make batches of another size."""
         path = folder / SAMPLED_AHEAD
         if not path.exists():
             return
         stored = json.loads(path.read_text(encoding="utf-8"))
         self.lengths = {int(row): length for row, length in stored["lengths"].items()}
+        if stored.get("groups") != self.trainer.order.groups:
+            log.info("generation batches have another size than before: what was sampled ahead is sampled anew")
+            return
         for one in stored["queue"]:
             groups = one["groups"]
             if groups is not None:
                 groups = [[_restored(*rollout) for rollout in group] for group in groups]
-            self.queue.append(Ahead(one["number"], one["rows"], groups is not None, groups))
+            self.queue.append(QueuedBatch(one["number"], one["rows"], groups is not None, groups))
 
     def ready(self) -> None:
         """See `Sampler`."""
@@ -198,15 +201,15 @@ class EngineSampler(Sampler):
 
     def _admit(self, numbers: Iterable[int]) -> None:
         """Have these batches in the queue, and asked for, with the weights of the moment. Collective."""
-        known = {ahead.number: ahead for ahead in self.queue}
-        self.queue = deque(known.get(number) or Ahead(number, self._rows(number)) for number in numbers)
-        new = [ahead for ahead in self.queue if not ahead.asked]
+        known = {queued.number: queued for queued in self.queue}
+        self.queue = deque(known.get(number) or QueuedBatch(number, self._rows(number)) for number in numbers)
+        new = [queued for queued in self.queue if not queued.asked]
         if new or self.max_staleness > EXACT:
             self._push()
-        for ahead in new:
-            ahead.asked = True
+        for queued in new:
+            queued.asked = True
             if self.engine is not None:
-                ahead.ticket = self._submit(ahead)
+                queued.ticket = self._submit(queued)
 
     def _rows(self, number: int) -> list[int]:
         """The problems of a batch, and those that may take their places."""
@@ -220,25 +223,27 @@ class EngineSampler(Sampler):
     def _seed(self, number: int) -> int:
         return derived_seed(self.trainer.args.seed, "rollouts", number)
 
-    def _submit(self, ahead: Ahead) -> int:
+    def _submit(self, queued: QueuedBatch) -> int:
         """Ask the engine for a generation batch."""
         trainer = self.trainer
-        longest = trainer.length_at(trainer.order.step_at(ahead.number))
+        longest = trainer.length_at(trainer.order.step_at(queued.number))
         enough = trainer.order.groups if self.spare else None
-        sampling = self.sampling(self._seed(ahead.number), trainer.num_generations, longest, enough)
-        prompts = self.prompts([trainer.train_dataset[row] for row in ahead.rows])
+        sampling = self.sampling(self._seed(queued.number), trainer.num_generations, longest, enough)
+        prompts = self.prompts([trainer.train_dataset[row] for row in queued.rows])
         usual = fmean(self.lengths.values()) if self.lengths else longest
-        expected = [len(prompt) + self.lengths.get(row, usual) for row, prompt in zip(ahead.rows, prompts, strict=True)]
+        expected = [
+            len(prompt) + self.lengths.get(row, usual) for row, prompt in zip(queued.rows, prompts, strict=True)
+        ]
         ticket: int = self.engine.submit(prompts, sampling, expected)
         return ticket
 
-    def _finish(self, ahead: Ahead) -> Groups:
+    def _finish(self, queued: QueuedBatch) -> Groups:
         """The rollouts of a batch; none in processes without an engine."""
-        if ahead.groups is None and self.engine is not None:
-            ahead.groups, ahead.ticket = self.engine.collect(ahead.ticket), None
-            whole = [(row, group) for row, group in zip(ahead.rows, ahead.groups, strict=True) if complete(group)]
+        if queued.groups is None and self.engine is not None:
+            queued.groups, queued.ticket = self.engine.collect(queued.ticket), None
+            whole = [(row, group) for row, group in zip(queued.rows, queued.groups, strict=True) if complete(group)]
             self.lengths |= {row: fmean(len(rollout.token_ids) for rollout in group) for row, group in whole}
-        return ahead.groups or []
+        return queued.groups or []
 
     def _push(self) -> None:
         """Have the engine sample with the weights of the moment. Collective where they are sharded."""
@@ -303,9 +308,9 @@ class EngineSampler(Sampler):
             metrics["rollout/tokens_given_up"].append(lost / max(1, tokens))
 
 
-def _complete(ahead: Ahead, groups: Groups, wanted: int) -> list[tuple[int, list[Rollout]]]:
+def _complete(queued: QueuedBatch, groups: Groups, wanted: int) -> list[tuple[int, list[Rollout]]]:
     """The first complete groups of a batch, each with the row of its problem."""
-    chosen = [(row, group) for row, group in zip(ahead.rows, groups, strict=True) if complete(group)][:wanted]
+    chosen = [(row, group) for row, group in zip(queued.rows, groups, strict=True) if complete(group)][:wanted]
     if len(chosen) < wanted:
         raise RolloutError(f"the engine gave up on {wanted - len(chosen)} of the {wanted} groups of a batch")
     return chosen

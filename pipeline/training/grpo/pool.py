@@ -187,10 +187,10 @@ class PooledOrder(ProblemOrder):
         return random.Random(f"{self.seed} {row} {number}").uniform(EARLIEST, LATEST)
 
 
-def order(trainer: Any, rests: PoolSpec | None) -> ProblemOrder:
+def order(trainer: Any, pool: PoolSpec | None) -> ProblemOrder:
     """The order of a GRPO trainer, with a pool if there is to be one."""
     plain = ProblemOrder.of(trainer)
-    return plain if rests is None else PooledOrder.following(plain, rests, getattr(trainer.sampler, "max_staleness", 0))
+    return plain if pool is None else PooledOrder.following(plain, pool, trainer.sampler.max_staleness)
 
 
 def learn(trainer: Any, problems: Sequence[Mapping[str, Any]], solved_G: Tensor, failed_G: Tensor) -> None:

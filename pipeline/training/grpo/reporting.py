@@ -27,8 +27,8 @@ def log_rollouts(trainer: Any, sampled: Sampled, rewards_BF: Tensor, weights_F: 
         [len(p), len(c), trainer.stopped(c), sum(not math.isfinite(one) for one in scores)]
         for p, c, scores in zip(sampled.prompt_ids, sampled.completion_ids, known, strict=True)
     ]
-    every = trainer.accelerator.gather(torch.tensor(lengths, device=trainer.accelerator.device)).float()
-    trainer.state.num_input_tokens_seen += int(every[:, :2].sum().item())
+    every = trainer.accelerator.gather(torch.tensor(lengths, device=trainer.accelerator.device))
+    trainer.state.num_input_tokens_seen += int(every[:, :2].sum())
     metrics["num_tokens"] = [trainer.state.num_input_tokens_seen]
     stopping.log_lengths(trainer, every[:, 1], every[:, 2].bool())
     if sampled.logprobs is not None:

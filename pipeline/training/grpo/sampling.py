@@ -71,9 +71,11 @@ class Sampler(ABC):
 
     Attributes:
         scored: whether rollouts come with log-probabilities.
+        max_staleness: generation batches that sampling may be ahead of training.
     """
 
     scored: bool = False
+    max_staleness: int = 0
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer

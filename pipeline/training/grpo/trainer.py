@@ -66,7 +66,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         samples: where completions are written; the arguments that are not named here are TRL's.
         efficiency: how the work of a step is arranged.
         length_schedule: from which steps on completions may be longer.
-        rests: how long problems rest that teach nothing; see `pool`. Problems then have an `id`.
+        pool_spec: how long problems rest that teach nothing; see `pool`. Problems then have an `id`.
         mtp: how blocks of multi-token prediction follow the policy; they stay as they are if not given.
         sampler: makes the sampler of this trainer; TRL's own ways if not given.
         stop: texts and token ids that end a completion.
@@ -86,7 +86,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         samples: judging.Samples,
         efficiency: Efficiency = STOCK,
         length_schedule: Sequence[LengthChange] = (),
-        rests: PoolSpec | None = None,
+        pool_spec: PoolSpec | None = None,
         mtp: MtpSpec | None = None,
         sampler: Callable[[Any], Sampler] = TrlSampler,
         stop: Sequence[str | int] = (),
@@ -121,7 +121,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         self.dynamic_sampling = DynamicSampling(self)  # refuses what it cannot do before an engine starts
         self.stops = Stops.of(self._tokenizer, stop)
         self.sampler = sampler(self)
-        self.order = pool.order(self, rests)
+        self.order = pool.order(self, pool_spec)
         # The loss:
         corrected = self.sampler.scored and self.args.vllm_importance_sampling_correction
         if corrected and self.loss_type == "vespo" and self.args.vllm_importance_sampling_mode.startswith("sequence"):

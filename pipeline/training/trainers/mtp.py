@@ -103,10 +103,10 @@ class BlockTraining:
 
     def _log_depths(self, weight: float) -> None:
         assert self.objective is not None
-        accelerator, metrics = self.trainer.accelerator, self.trainer._metrics["train"]
-        rows = [[count.loss, count.tokens, count.agreed] for count in self.objective.read()]
-        counted = torch.tensor([[float(value) for value in row] for row in rows], device=accelerator.device)
-        for depth, (loss, tokens, agreed) in enumerate(accelerator.reduce(counted).tolist(), 1):
+        metrics = self.trainer._metrics["train"]
+        for depth, count in enumerate(self.objective.read(), 1):
+            counted = map(float, (count.loss, count.tokens, count.agreed))
+            loss, tokens, agreed = summed(self.trainer.accelerator, *counted)
             if tokens:
                 metrics[f"mtp/loss_{depth}"].append(loss / tokens)
                 metrics[f"mtp/acceptance_{depth}"].append(agreed / tokens)
