@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import pipeline
-from pipeline.files import durable
+from pipeline.files import durable, formats
+from pipeline.runner.graph import content_hash
 from pipeline.schema import extras
 from rewards.sandbox.connection import CONNECT_SECONDS, connect
 
@@ -81,11 +82,13 @@ class Asked:
         token: a file that was written just now.
         content: what is in it.
         recipe: the recipe's file.
+        files: files, folders and patterns that its stages read.
     """
 
     token: Path
     content: str
     recipe: Path
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,26 +170,28 @@ def up() -> list[Host]:
     return sorted(found, key=lambda host: (host.address, host.node))
 
 
-def check(hosts: Sequence[Host], run: Path, recipe: Path) -> None:
+def check(hosts: Sequence[Host], run: Path, recipe: Path, files: Sequence[Path] = ()) -> None:
     """Compare every host with this one; see `differences`.
 
     Raises:
         ClusterError: says what is wrong, a line for each host and fault.
     """
-    if found := [fault for faults in differences(hosts, run, recipe).values() for fault in faults]:
+    if found := [fault for faults in differences(hosts, run, recipe, files).values() for fault in faults]:
         raise ClusterError("\n".join(("nothing was started: the hosts of the cluster are not alike", *found)))
 
 
-def differences(hosts: Sequence[Host], run: Path, recipe: Path) -> dict[str, list[str]]:
+def differences(hosts: Sequence[Host], run: Path, recipe: Path, files: Sequence[Path] = ()) -> dict[str, list[str]]:
     """What is wrong with hosts, beside this one, by Ray's number of those that have a fault.
 
     Args:
         hosts: see `up`.
         run: the run's folder; it is there.
         recipe: the recipe's file.
+        files: files, folders and patterns that its stages read.
     """
     token = run.resolve() / f".seen-{uuid.uuid4().hex}"
-    asked = Asked(token, uuid.uuid4().hex, recipe.resolve())
+    there = tuple(path if path.is_absolute() else Path.cwd() / path for path in files)  # hosts have other current ones
+    asked = Asked(token, uuid.uuid4().hex, recipe.resolve(), there)
     token.write_text(asked.content, encoding="utf-8")
     try:
         here = facts(asked)
@@ -222,10 +227,11 @@ def facts(asked: Asked) -> Facts:
         except PackageNotFoundError:
             same[name] = "missing"
     same[f"zero2r1's code ({', '.join(OURS)})"] = _code(Path(pipeline.__path__[0]).parent)
-    try:
-        same[str(asked.recipe)] = hashlib.sha256(asked.recipe.read_bytes()).hexdigest()[:12]
-    except OSError:
-        same[str(asked.recipe)] = "missing"
+    for path in (asked.recipe, *asked.files):
+        try:
+            same[str(path)] = content_hash(path, times=False)[:12] if formats.matching(path) else "missing"
+        except OSError as error:
+            same[str(path)] = f"not readable ({error.strerror})"
     return Facts(sees, writes, same, time.time())
 
 

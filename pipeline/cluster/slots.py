@@ -25,7 +25,7 @@ from pipeline.files import durable
 from pipeline.files.locks import STAGE_LOCK
 from pipeline.placement import SPANNING, Placed, Wanted, of_engine, placed, wanted
 from pipeline.recipe import Recipe
-from pipeline.runner.graph import Node
+from pipeline.runner.graph import Node, files_of
 from pipeline.runner.observer import NOTE, Observer
 from pipeline.runner.process import LOG, StageProcess
 from pipeline.runner.starting import JOB, prepare, variables_of
@@ -86,6 +86,7 @@ class ClusterSlots:
         self._waiting: dict[str, float] = {}
         self._names: dict[str, str] = {}
         self._unfit: set[str] = set()
+        self._read: list[Path] = []
         self._fence = Fence()
 
     @contextlib.contextmanager
@@ -102,7 +103,8 @@ class ClusterSlots:
             there = hosts.up()
             if unfit := list(unmet(self.recipe, stages, there)):
                 raise hosts.ClusterError("\n".join(("nothing was started:", *unfit)))
-            hosts.check(there, self.run, self.recipe.path)
+            self._read = sorted({path for stage in stages for path in files_of(self.recipe, self.recipe.stages[stage])})
+            hosts.check(there, self.run, self.recipe.path, self._read)
             hosts.record(there, self.run)
             self._names = {host.node: host.name for host in there}
             yield
@@ -233,9 +235,8 @@ class ClusterSlots:
     def _meet(self, nodes: Collection[str]) -> None:
         """Compare hosts that have come since with this one. What differs has no part in this run, and that is said."""
         there = hosts.up()
-        for number, told in hosts.differences(
-            [h for h in there if h.node in nodes], self.run, self.recipe.path
-        ).items():
+        come = [host for host in there if host.node in nodes]
+        for number, told in hosts.differences(come, self.run, self.recipe.path, self._read).items():
             self._unfit.add(number)
             log.warning("a host that has joined the cluster has no part in this run: %s", "; ".join(told))
         self._names |= {host.node: host.name for host in there if host.node in nodes}

@@ -20,7 +20,7 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.checks import whole_recipe
 from pipeline.files import durable, formats, hub
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, TaskDefinition
 from pipeline.runner import longer
 from pipeline.schema.environment import recorded
 from pipeline.schema.hub import HubSource
@@ -187,14 +187,8 @@ def plan(nodes: Mapping[str, Node], run: Path, verify: bool = False) -> list[Ste
 
 
 def _identity(recipe: Recipe, config: StageConfig, inputs: Mapping[str, str]) -> dict[str, Any]:
-    named = {leaf.value.use for leaf in walk(config) if isinstance(leaf.value, TaskSpec)}
-    definitions = {name: recipe.tasks[name] for name in sorted(named) if name in recipe.tasks}
-    read = {
-        _as_written(path, recipe.base): content_hash(path)
-        for settings in (config, *definitions.values())
-        for _, path in whole_recipe.input_files(settings, recipe.base)
-        if formats.matching(path)
-    }
+    definitions = _definitions(recipe, config)
+    read = {_as_written(path, recipe.base): content_hash(path) for path in files_of(recipe, config)}
     return {
         "kind": config.kind,
         "version": type(config).version,
@@ -205,22 +199,41 @@ def _identity(recipe: Recipe, config: StageConfig, inputs: Mapping[str, str]) ->
     }
 
 
+def files_of(recipe: Recipe, config: StageConfig) -> list[Path]:
+    """The files, folders and patterns outside the run that a stage reads, as far as there is something."""
+    return [
+        path
+        for settings in (config, *_definitions(recipe, config).values())
+        for _, path in whole_recipe.input_files(settings, recipe.base)
+        if formats.matching(path)
+    ]
+
+
+def _definitions(recipe: Recipe, config: StageConfig) -> dict[str, TaskDefinition]:
+    """The tasks of a recipe's own that a stage names."""
+    named = {leaf.value.use for leaf in walk(config) if isinstance(leaf.value, TaskSpec)}
+    return {name: recipe.tasks[name] for name in sorted(named) if name in recipe.tasks}
+
+
 def _as_written(path: Path, base: Path) -> str:
     """A file as the recipe names it, so that a recipe can move together with its files."""
     return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
 
 
-def content_hash(path: Path) -> str:
+def content_hash(path: Path, times: bool = True) -> str:
     """Hash of a file, of all files that a pattern fits, or of everything in a folder.
 
-    Files beyond `WHOLE_FILE_LIMIT` count by size and time.
+    Files beyond `WHOLE_FILE_LIMIT` count by size and time, or by size alone: copies on several hosts have other times.
     """
     digest = hashlib.sha256()
     found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else formats.matching(path)
     for file in found:
         stat = file.stat()
         digest.update(f"{file.relative_to(path) if path.is_dir() else file.name}\0{stat.st_size}\0".encode())
-        digest.update(str(stat.st_mtime_ns).encode() if stat.st_size > WHOLE_FILE_LIMIT else file.read_bytes())
+        if stat.st_size <= WHOLE_FILE_LIMIT:
+            digest.update(file.read_bytes())
+        elif times:
+            digest.update(str(stat.st_mtime_ns).encode())
     return digest.hexdigest()
 
 

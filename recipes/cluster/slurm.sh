@@ -11,6 +11,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
+#SBATCH --mem=0
 #SBATCH --time=24:00:00
 #SBATCH --job-name=zero2r1
 #SBATCH --output=zero2r1-%j.log
@@ -27,6 +28,13 @@ stop() {
 [ -n "${SLURM_JOB_ID:-}" ] || stop "this runs under Slurm: sbatch slurm.sh $1"
 for needed in ray zero2r1 python; do
     command -v "$needed" >/dev/null || stop "there is no $needed here: activate the environment before sbatch"
+done
+
+for word in "$@"; do # what stands below would win over them
+    case $word in
+    --runs | --runs=*) stop "another folder of runs is named by the variable: RUNS=FOLDER sbatch slurm.sh $1" ;;
+    --cluster | --cluster=*) stop "this starts a cluster of its own: leave out $word" ;;
+    esac
 done
 
 runs=${RUNS:-${SLURM_SUBMIT_DIR:-$PWD}/runs}
@@ -48,10 +56,13 @@ for port in range(first, first + 100):
         break
     except OSError:
         pass
+else:
+    sys.exit(f"slurm.sh: no port from {first} to {port} is free on {address}")
 print(f"{address}:{port}")
 ' "$last" "$SLURM_JOB_ID")
 
 echo "zero2r1: job $SLURM_JOB_ID, $nodes hosts, Ray at $head, runs in $runs"
+export SLURM_CPU_BIND=none # Ray divides the cores of a host: where a task is bound to one, all stages would be
 export RAY_USAGE_STATS_ENABLED=0 RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT="${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-300}"
 exec srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 \
     ray symmetric-run --address "$head" --min-nodes "$nodes" -- \

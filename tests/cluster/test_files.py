@@ -73,6 +73,12 @@ def test_head_and_workers_are_alike_and_share_runs_and_memory() -> None:
     assert volumes == {"shared", "memory"}
 
 
+def test_more_hosts_are_one_number() -> None:
+    """KubeRay starts `maxReplicas` where `replicas` asks for more, and says so in its own log alone."""
+    (workers,) = parsed("kuberay.yml")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert workers["minReplicas"] == 0 and workers["maxReplicas"] >= 512
+
+
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_two_lines_are_to_edit(name: str) -> None:
     assert sum("# <-" in line for line in (FILES / name).read_text().splitlines()) == 2
@@ -82,7 +88,7 @@ def submitted(folder: Path, *arguments: str, without: str = "", **variables: str
     """Run slurm.sh as a job of two hosts, up to `srun`, which prints what it is given."""
     tools = {
         "scontrol": '[ "$*" = "show hostnames n[1-2]" ] && printf "n1\\n127.0.0.1\\n"',
-        "srun": 'printf "%s\\n" "$@"; echo "timeout=$RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT"',
+        "srun": 'printf "%s\\n" "$@"; echo "timeout=$RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT bind=$SLURM_CPU_BIND"',
         "ray": "exit 1",
         "zero2r1": "exit 1",
     }
@@ -108,7 +114,7 @@ def test_slurm_starts_ray_on_every_host_and_the_recipe_on_the_first(tmp_path: Pa
     assert asked[4:] == ["ray", "symmetric-run", "--address", "127.0.0.1:23456", "--min-nodes", "2"]
     runs = str(tmp_path / "runs")
     assert ours == ["zero2r1", "run", "my recipe.yaml", "--jobs", "2", "--runs", runs, "--cluster", "auto"]
-    assert timeout == "timeout=300"
+    assert timeout == "timeout=300 bind=none", "a task may use all cores of its host"
     ray = importlib.import_module("ray.scripts.symmetric_run")
     context = ray.symmetric_run.make_context("ray", [*asked[6:], "--", *ours])
     assert context.params["address"] == "127.0.0.1:23456" and context.params["min_nodes"] == 2
@@ -131,6 +137,13 @@ def test_slurm_leaves_a_port_that_is_taken_alone(tmp_path: Path) -> None:
     [
         ((), "", {}, "slurm.sh: which recipe? sbatch slurm.sh recipe.yaml"),
         (("r.yaml",), "", {"SLURM_JOB_ID": ""}, "slurm.sh: this runs under Slurm: sbatch slurm.sh r.yaml"),
+        (
+            ("r.yaml", "--runs", "/x"),
+            "",
+            {},
+            "slurm.sh: another folder of runs is named by the variable: RUNS=FOLDER sbatch slurm.sh r.yaml",
+        ),
+        (("r.yaml", "--cluster=auto"), "", {}, "slurm.sh: this starts a cluster of its own: leave out --cluster=auto"),
         (("r.yaml",), "ray", {}, "slurm.sh: there is no ray here: activate the environment before sbatch"),
     ],
 )

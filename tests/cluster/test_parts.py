@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from pipeline.cluster.hosts import Asked, ClusterError, Facts, Host
 from pipeline.files.lease import this_host
 from pipeline.recipe import RecipeError, load
 from pipeline.runner import ranks
+from pipeline.runner.graph import files_of
 from pipeline.runner.ranks import Failure
 from pipeline.runner.runner import RunError, execute
 from tests.hub import made_whole
@@ -215,6 +217,32 @@ def test_a_folder_that_is_not_shared_is_found_out(tmp_path: Path, monkeypatch: p
     assert not (stale.sees or gone.sees or gone.writes)
     assert gone.same[str(tmp_path / "other.yaml")] == "missing"
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["recipe.yaml", "token"]
+
+
+def test_files_that_stages_read_are_compared_with_those_of_other_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hosts may have copies: rewards or rows that differ would be wrong numbers, and what is missing fails late."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "play.py").write_text(PLAY)
+    made_whole(tmp_path / "no" / "model")
+    task = {"use": "play.py:Play", "options": {"name": "one"}}
+    found = recipe(tmp_path, {"a": SFT, "b": {"kind": "evaluate", "model": "no/model", "tasks": [task]}})
+    read = [tmp_path / path for stage in found.stages.values() for path in files_of(found, stage)]
+    assert {path.name for path in read} == {"rows.jsonl", "play.py", "model"}
+    (tmp_path / "token").write_text("yes")
+    asked = Asked(tmp_path / "token", "yes", tmp_path / "recipe.yaml", tuple(read))
+    here = hosts.facts(asked)
+    (weights,) = (tmp_path / "no" / "model").glob("*.safetensors")
+    os.utime(weights, (0, 0))  # a copy has another time
+    assert hosts.facts(asked).same == here.same
+    (tmp_path / "play.py").write_text(PLAY.replace("bare", "full"))
+    (tmp_path / "rows.jsonl").unlink()
+    there = hosts.facts(asked)
+    told = list(hosts.faults(Host("n", "b", "10.0.0.2", 8, 4), there, here, tmp_path, there.time, there.time))
+    assert len(told) == 2
+    assert any(line.startswith(f"b: {tmp_path}/rows.jsonl is missing, and on ") for line in told)
+    assert any(line.startswith(f"b: {tmp_path}/play.py is ") and line.endswith(": make them alike") for line in told)
 
 
 @pytest.mark.parametrize(
