@@ -14,7 +14,7 @@ of rewards and tasks, in a fraction of a second and before anything runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -219,7 +219,7 @@ def check(text: Source) -> Recipe:
                 many = f"with `defaults` and `launch` the stages hold more than {source.MAX_VALUES:,} values"
                 issues.append(text.issue(("stages", stage), many))
                 break
-            stages[stage] = _filtered(_stage(stage, merged, text), header)
+            stages[stage] = _filtered(_stage(stage, merged, text, issues), header)
         except RecipeError as error:
             issues.extend(error.issues)
     about = (header.description, header.seed, header.jobs, header.tasks, text.data, header.warm, header.track)
@@ -271,12 +271,31 @@ def _launch(launch: Launch, fields: set[str]) -> dict[str, Any]:
     return merged
 
 
-def _stage(stage: str, merged: Mapping[str, Any], text: Source) -> StageConfig:
-    model = config_class(merged["kind"])
+def _stage(stage: str, merged: Mapping[str, Any], text: Source, issues: list[Issue]) -> StageConfig:
+    """The config of a stage. What is wrong with single fields of its `trainer` goes to `issues`: no model tells it."""
+    model, loc = config_class(merged["kind"]), ("stages", stage)
+    wrong = dict(_senseless(model, merged))
+    issues += [text.issue((*loc, "trainer", key), fault) for key, fault in wrong.items()]
+    if wrong:
+        merged = {**merged, "trainer": {k: value for k, value in merged["trainer"].items() if k not in wrong}}
     try:
         return model.model_validate(merged)
     except ValidationError as error:
-        raise RecipeError(_explain(error, model, text, ("stages", stage))) from error
+        told = [issue for issue in _explain(error, model, text, loc) if not wrong or issue.loc != ".".join(loc)]
+        raise RecipeError(told) from error
+
+
+def _senseless(model: type[StageConfig], merged: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Fields of a stage's `trainer` of a wrong type, or out of range: the stage's own checks count with them."""
+    where, trainer = model.trainer_class_of(merged), merged.get("trainer")
+    if where is None or not isinstance(trainer, dict):
+        return
+    known, reserved = trainer_fields.fields(where), model.reserved if isinstance(model.reserved, Mapping) else {}
+    for key, value in trainer.items():
+        if key in known and key not in reserved:
+            fault = trainer_fields.mismatch(known[key], value) or trainer_fields.out_of_range(key, value)
+            if fault is not None:
+                yield key, fault
 
 
 def _filtered(config: StageConfig, header: Header) -> StageConfig:
@@ -321,7 +340,8 @@ def _home(piece: type[BaseModel] | None, key: str) -> str | None:
     """The field of a piece in which a key stands that was written beside it, as `learning_rate` beside `trainer`."""
     if piece is None:
         return None
-    if issubclass(piece, StageConfig) and piece.trainer_class and key in trainer_fields.fields(piece.trainer_class):
+    where = piece.trainer_class_of({}) if issubclass(piece, StageConfig) else None
+    if where is not None and key in trainer_fields.fields(where):
         return "trainer"
     fields = piece.model_fields  # `rollout`, which every such stage has, before `watch`, which few have
     always_first = sorted(fields, key=lambda name: fields[name].default is None)

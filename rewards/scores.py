@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
 import threading
 import time
 import traceback
@@ -22,6 +24,8 @@ from rewards.verdict import Status, Verdict, Verifier
 
 if TYPE_CHECKING:
     from rewards.function import Batch
+
+log = logging.getLogger(__name__)
 
 SCORE_KEYS = ("score", "reward")
 """Keys of a mapping that hold a row's score, in the order they are looked for."""
@@ -127,9 +131,10 @@ def _of_batch(use: str, function: Callable[..., Any], batch: Batch, loop: Callab
     rows = {"prompts": batch.prompts, "completions": batch.completions}
     if batch.completion_ids is not None:
         rows["completion_ids"] = batch.completion_ids
-    arguments = _accepted({**batch.columns, **rows, **batch.trainer}, signature(function).parameters)
+    own = {name: list(values) for name, values in {**batch.columns, **rows}.items()}  # others read these lists as well
+    arguments = _accepted({**own, **batch.trainer}, signature(function).parameters)
     try:
-        result = _awaited(function(**arguments), loop)
+        result = _awaited(_asked(use, function, arguments), loop)
     except Exception as error:
         raise _raised(use, function, error, f"a batch of {len(batch)} rows") from error
     return _listed(use, result, len(batch))
@@ -142,7 +147,7 @@ def _of_rows(use: str, function: Callable[..., Any], batch: Batch, loop: Callabl
         if item.completion_ids is not None:
             own["completion_ids"] = item.completion_ids
         try:
-            results.append(function(**_accepted({**item.columns, **own}, parameters)))
+            results.append(_asked(use, function, _accepted({**item.columns, **own}, parameters)))
         except Exception as error:
             raise _raised(use, function, error, batch.place(row)) from error
     waiting = {row: result for row, result in enumerate(results) if isawaitable(result)}
@@ -152,6 +157,21 @@ def _of_rows(use: str, function: Callable[..., Any], batch: Batch, loop: Callabl
                 raise _raised(use, function, result, batch.place(row)) from result
             results[row] = result
     return results
+
+
+def _asked(use: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """What a function returns. A child that it forks and that comes back ends here: two would go on training."""
+    parent = os.getpid()
+    try:
+        return function(**arguments)
+    except SystemExit as error:
+        if os.getpid() == parent:
+            raise RuntimeError(f"it left by sys.exit({error.code!r})").with_traceback(error.__traceback__) from error
+        os._exit(error.code if isinstance(error.code, int) else int(error.code is not None))
+    finally:
+        if os.getpid() != parent:
+            log.error("the reward %r forked, and the child came back: it is ended. End a child by os._exit()", use)
+            os._exit(1)
 
 
 def _accepted(values: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ of training.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -195,8 +196,12 @@ def broken_data(config: StageConfig, base: Path) -> Iterator[Fault]:
                 yield loc, str(error)
 
 
-def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+def _bytes(path: Path) -> float:
+    """Bytes of a file, or of all in a folder; infinitely many if some may not be looked at."""
+    try:
+        return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    except OSError:
+        return math.inf
 
 
 def unfound(recipe: Recipe, config: StageConfig) -> Iterator[Fault]:

@@ -47,7 +47,8 @@ from rewards.registry import located, nearest
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+"""The hub's names have 96 characters at most."""
 
 
 def references(config: StageConfig) -> Iterator[tuple[Loc, str, Product | None]]:
@@ -75,7 +76,7 @@ def input_files(config: BaseModel, base: Path) -> Iterator[tuple[Loc, Path]]:
         optional = _in_options(leaf.loc) and leaf.value.strip("~./") and exists(path)
         if named or optional or (leaf.loc[0] == "trainer" and leaf.loc[1:] in [(name,) for name in TRAINER_FILES]):
             yield leaf.loc, path
-            if named and is_adapter(path) and (under := base_folder(path)) is not None:
+            if named and exists(path) and is_adapter(path) and (under := base_folder(path)) is not None:
                 yield leaf.loc, under
 
 
@@ -209,7 +210,8 @@ def _check_files(config: StageConfig, base: Path, names: Sequence[str]) -> Itera
         if loc not in forgotten and not formats.matching(path):
             yield loc, f"there is no file or folder {path}"
     for leaf in walk(config):
-        if leaf.marker(InputFile) and isinstance(leaf.value, str) and not leaf.value.startswith("@"):
+        marked = leaf.marker(InputFile)  # a file that must be there has been told above
+        if marked and not marked.required and isinstance(leaf.value, str) and not leaf.value.startswith("@"):
             local = _looks_local(leaf.value) or formats.matching(located(leaf.value, base))
             if not local and not _HUB_ID.fullmatch(leaf.value):
                 yield leaf.loc, f"{leaf.value!r} is neither '@stage', a file, nor a hub id"

@@ -35,8 +35,11 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 
 def matching(path: Path) -> list[Path]:
     """What a path of a recipe stands for: the file or folder of that name, or all files that a pattern fits."""
-    if path.exists():
-        return [path]
+    try:
+        if path.exists():
+            return [path]
+    except (OSError, ValueError):  # too long for a name, a zero byte
+        return []
     fixed = next((at for at, part in enumerate(path.parts) if _GLOB & set(part)), None)
     if fixed is None:
         return []

@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,8 @@ OUTCOME = "outcome.json"
 SHARED = "ZERO2R1_HOSTS"
 """Variable that says how many hosts share a stage's sampling; `RANK` says which of them this is."""
 AWAIT_SECONDS = 0.1
+EXIT_SECONDS = 60.0
+"""For which a stage's process may stay when its work is done: engines and trackers end in seconds."""
 DISK_FULL = os.EX_IOERR
 """Exit code of a stage that ended because its disk, or its user's quota, is full."""
 
@@ -78,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     path, runner, *early = sys.argv[1:] if argv is None else argv
     _bind(int(runner))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup and in background jobs
-    scratch = Path(path).parent
+    scratch = Path(path).absolute().parent  # a reward, say, may change the folder in which this process works
     if early:
         copy, sign = map(Path, early)
         _wait(copy, sign, scratch / "log.txt")
@@ -88,12 +91,13 @@ def main(argv: list[str] | None = None) -> None:
         gpus.keep()
         _end_without(int(runner))
         if job.lease:
-            end_without(Path(job.lease))
+            end_without(Path(job.lease).absolute())
         if (rank := ranks.number()) is not None:
             sys.excepthook = lambda kind, error, trace: _leave(scratch, error)
             ranks.Stand(scratch, rank).start()
         try:
             _run(job, scratch)
+            end_within(EXIT_SECONDS)
             if rank is not None:
                 ranks.done(scratch, rank)
         except Exception as error:
@@ -103,6 +107,22 @@ def main(argv: list[str] | None = None) -> None:
                 raise
             logging.getLogger(__name__).error("%s", error, exc_info=error)
             sys.exit(DISK_FULL)
+
+
+def end_within(seconds: float) -> None:
+    """End this process, whose work is done, if threads that a reward, say, has left behind keep it from its end."""
+
+    log = logging.getLogger(__name__)
+
+    def end() -> None:
+        left = [one.name for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
+        named = f", with the threads {', '.join(left)}" if left else ""
+        log.warning("the work is done, and this process has not ended in %g s; it ends now%s", seconds, named)
+        os._exit(0)
+
+    last = threading.Timer(seconds, end)
+    last.daemon = True
+    last.start()
 
 
 def _bind(runner: int) -> None:

@@ -110,6 +110,11 @@ class StageConfig(Strict):
     """Fields of `rollout` that the stage itself reads, whichever engine samples."""
 
     @classmethod
+    def trainer_class_of(cls, values: Mapping[str, Any]) -> str | None:
+        """The `trainer_class` of a stage with these fields, before they are validated."""
+        return cls.trainer_class
+
+    @classmethod
     def launch_fields(cls) -> set[str]:
         """The fields of `launch` that mean something to stages of this kind."""
         fields = set(Launch.model_fields)

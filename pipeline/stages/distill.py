@@ -64,9 +64,12 @@ class DistillConfig(FinetuneConfig):
     @property
     def trainer_class(self) -> str:  # type: ignore[override]
         """Which of TRL's config classes `trainer` is passed to."""
-        if self.teacher is None:
-            return SFT_CONFIG
-        return "trl.trainer.distillation_config:DistillationConfig"
+        return self.trainer_class_of({"teacher": self.teacher})
+
+    @classmethod
+    def trainer_class_of(cls, values: Mapping[str, Any]) -> str:
+        """See `StageConfig.trainer_class_of`."""
+        return SFT_CONFIG if values.get("teacher") is None else "trl.trainer.distillation_config:DistillationConfig"
 
     @property
     def trainer_defaults(self) -> Mapping[str, Any]:  # type: ignore[override]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,3 +33,12 @@ def test_training_takes_memory_of_a_gpu_in_blocks_that_grow(
     model = {} if kind == "evaluate" else {"model": "m"}
     config = config_class(kind).model_validate({"kind": kind, **model, **fields})
     assert allocator(config, env) == expected
+
+
+def test_a_thread_that_is_left_behind_does_not_keep_a_stage_from_its_end() -> None:
+    code = (
+        "import logging, threading, time; from pipeline.runner.worker import end_within; logging.basicConfig();"
+        "threading.Thread(target=time.sleep, args=(100_000,), name='mine').start(); end_within(0.1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0 and "it ends now, with the threads mine" in done.stderr

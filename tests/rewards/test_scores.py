@@ -16,6 +16,8 @@ from rewards.scores import ScoreError
 
 OWN = """
 import asyncio
+import os
+import sys
 from fractions import Fraction
 
 import numpy
@@ -62,6 +64,23 @@ def kinds(completion):
         "huge": -2e15,
         "complex": 1j, "no score": {"acc": 1.0, "pred": "x"}, "object": object(), "score text": {"score": "1"},
     }[completion]
+
+
+def forks(completion):
+    if not (child := os.fork()):
+        if completion == "exits":
+            sys.exit(7)
+        return 1.0
+    return float(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def exits(completion):
+    sys.exit(3)
+
+
+def empties(completions, answer):
+    completions[:], answer[:] = [""] * len(completions), ["0"] * len(answer)
+    return [0.5] * len(completions)
 
 
 def as_array(completions, **columns):
@@ -287,3 +306,16 @@ def test_a_batch_of_bad_golds_is_no_reason_to_stop_but_many_are() -> None:
         assert brief(["q"] * 2, ["1", "2"]) == [None, None], "what the model writes stops nothing"
     for _ in range(20):
         assert copy(["q"] * 2, ["1", "2"], answer=[None, None]) == [None, None], "there was something to learn"
+
+
+def test_a_child_that_comes_back_from_a_reward_is_ended(own: str) -> None:
+    assert ask(f"{own}:forks", "returns", "exits") == [1.0, 7.0], "exit codes of the children"
+    with pytest.raises(ScoreError, match=r"left by sys.exit\(3\) \(\S*own.py:\d+\)"):
+        ask(f"{own}:exits", "a")
+
+
+def test_what_a_reward_does_to_its_lists_is_its_own(own: str) -> None:
+    both = Composite([Part(f"{own}:empties"), Part("exact")])
+    completions, answer = ["<answer>4</answer>", "<answer>5</answer>"], ["4", "4"]
+    assert both(["q", "q"], completions, answer=answer) == [1.5, 0.5]
+    assert completions[0] and answer == ["4", "4"]
