@@ -22,6 +22,8 @@ from pipeline.report.timeline import work_share
 from pipeline.runner.observer import NOTE
 from pipeline.runner.starting import PLACED
 
+SPEED = "tokens_per_second"
+
 
 def status(run: Path) -> list[dict[str, Any]]:
     """One entry a stage: name, kind, state (`finished`, `unfinished`, `waiting`), seconds, metrics, last event, GPUs.
@@ -40,10 +42,14 @@ def status(run: Path) -> list[dict[str, Any]]:
                 row["work_seconds"] = work
             row |= {"metrics": artifact.manifest["metrics"], "summary": headline(artifact)}
         elif scratch.exists():
-            event = _last_event(scratch / "events.jsonl")
+            events = _events(scratch / "events.jsonl")
+            event = events[-1] if events else {}
             row |= {"state": "unfinished", "path": str(scratch), "last": event}
             row |= {"runner": works} if works is not None else {}
             row["summary"] = f"{event['step']}/{event.get('total') or '?'}  {metrics_text(event)}" if event else ""
+            if (speed := next((old[SPEED] for old in reversed(events) if SPEED in old), None)) is not None:
+                row[SPEED] = speed  # not every line has it, and a line with many numbers does not show it
+                row["summary"] += "" if "tok/s" in row["summary"] else f"  tok/s {speed:,.0f}"
         ran_on = attempt.read(scratch).get("hosts", ()) if artifact is None else artifact.manifest.get("hosts", ())
         if ran_on:
             row["hosts"] = [host["name"] for host in ran_on]
@@ -125,16 +131,18 @@ def _gpus(stage: Mapping[str, Any], artifact: Artifact | None, scratch: Path) ->
     return "" if wanted == "0" else f"needs {wanted}"
 
 
-def _last_event(path: Path) -> dict[str, Any]:
+def _events(path: Path) -> list[dict[str, Any]]:
+    """What a stage has logged, without notes and lines that are broken."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        return {}
-    for line in reversed(lines):
+        return []
+    events = []
+    for line in lines:
         try:
             event: dict[str, Any] = json.loads(line)
         except ValueError:
             continue
         if NOTE not in event:
-            return event
-    return {}
+            events.append(event)
+    return events

@@ -236,13 +236,15 @@ class Lease:
                 self.place.write(self.number, _OVER)
 
     def _error(self) -> LockError:
-        seen = None
+        whom, end = "another host", "Nothing more is published from here"
         with contextlib.suppress(OSError):  # that it is lost is known, if not to whom
-            seen = newest(self.place)
+            if (seen := newest(self.place)) is None:
+                what = f"{self.path}, by which hosts know that {self.place} is worked on, was deleted"
+                return LockError(f"{what}. {end}; the same command goes on from where it was")
+            whom = seen.owner
         return LockError(
-            f"{'another host' if seen is None else seen.owner} has taken over {self.place}, as this process gave no"
-            " sign of life for a minute (it was stopped, or its disk or network was). Nothing more is published from"
-            " here"
+            f"{whom} has taken over {self.place}, as this process gave no sign of life for a minute (it was stopped, or"
+            f" its disk or network was). {end}"
         )
 
     def _beat(self) -> None:

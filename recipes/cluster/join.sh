@@ -20,6 +20,8 @@ stop() {
 run=$1 stage=$2 config=$3 rank=$4
 [ -f "$config" ] || stop "there is no accelerate config $config"
 [ "$rank" -ge 1 ] 2>/dev/null || stop "RANK is 1 on the second host, 2 on the third; the first runs zero2r1 itself"
+hosts=$(sed -n 's/^num_machines: *\([0-9]*\).*/\1/p' "$config")
+[ -z "$hosts" ] || [ "$rank" -lt "$hosts" ] || stop "RANK $rank is too many: $config has num_machines: $hosts"
 
 export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false TRL_EXPERIMENTAL_SILENCE=1
 

@@ -176,11 +176,12 @@ def test_every_command_of_ours_in_the_files_is_one_that_we_have() -> None:
     [
         ((), "join.sh: sh join.sh RUN STAGE ACCELERATE_CONFIG RANK"),
         (("runs/r", "base", "none.yaml", "1"), "join.sh: there is no accelerate config none.yaml"),
+        (("runs/r", "base", "hosts.yaml", "2"), "join.sh: RANK 2 is too many: hosts.yaml has num_machines: 2"),
         (("runs/r", "base", "hosts.yaml", "0"), "join.sh: RANK is 1 on the second host, 2 on the third; "),
     ],
 )
 def test_join_says_what_is_wrong(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    (tmp_path / "hosts.yaml").touch()
+    (tmp_path / "hosts.yaml").write_text("num_processes: 16\nnum_machines: 2  # of eight GPUs\n")
     command = ["sh", str(FILES / "join.sh"), *arguments]
     done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith(said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import signal
@@ -46,6 +47,7 @@ try:
 except LockError as error:
     print("refused", error, flush=True)
 """
+LIMITS = {"watch/gsm8k/low": 0.4, "watch/gsm8k/high": 0.6, "watch/gsm8k/n": 100}
 A, B = Host("a", "boot of a"), Host("b", "boot of b")
 
 
@@ -274,6 +276,20 @@ def test_answers_that_nfs_has_lost_are_no_failures(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "there").is_dir()
     with pytest.raises(FileNotFoundError):
         durable.move(tmp_path / "made", tmp_path / "elsewhere")
+
+
+def test_status_shows_throughput_beside_whatever_a_stage_logs(tmp_path: Path) -> None:
+    stage = {"name": "zero", "kind": "grpo", "fingerprint": "f" * 64}
+    durable.write_record(tmp_path / artifacts.RUN_RECORD, {"stages": [stage]})
+    scratch = artifacts.scratch(tmp_path, "zero", "f" * 64)
+    scratch.mkdir(parents=True)
+    step = {"step": 3, "total": 9, "reward": 0.5, "rewards/accuracy/score": 0.25, "completions/mean_length": 80.0}
+    lines = [{**step, "tokens_per_second": 12345.6}, {"step": 3, "total": 9, "watch/gsm8k/pass@1": 0.5} | LIMITS]
+    for number in (1, 2):
+        (scratch / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:number]) + '{"st')
+        (row,) = status.status(tmp_path)
+        assert row["tokens_per_second"] == 12345.6
+        assert row["summary"].startswith("3/9  ") and row["summary"].endswith("  tok/s 12,346")
 
 
 def test_status_says_from_any_host_who_works_and_since_when_nothing_was_heard(tmp_path: Path) -> None:

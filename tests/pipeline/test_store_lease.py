@@ -223,6 +223,14 @@ def test_copies_stop_when_the_lease_is_lost_and_nothing_of_them_counts(url: str,
         assert second.store.checkpoints(scratch) == [5]
 
 
+def test_a_lease_that_a_rule_of_the_bucket_has_deleted_is_told_as_such(tmp_path: Path) -> None:
+    url = f"memory://{uuid.uuid4().hex}/p"
+    with working(url, tmp_path / "a", A, every=NEVER) as first:
+        Objects(first.store).remove(1)
+        with pytest.raises(LockError, match=r"/p/r/.lease/000001, by which hosts know .* was deleted"):
+            first.held.check()
+
+
 class Asking(MemoryFileSystem):  # type: ignore[misc]
     """Looks whether a file is there, and writes then, as fsspec's file systems over SFTP and others do."""
 
