@@ -388,3 +388,13 @@ def _is_address(text: str) -> bool:
     except ValueError:  # there is no such port
         return False
     return named and address.scheme in ("http", "https") and not (address.query or address.fragment)
+
+
+def check_samples(samples: int, temperature: float) -> None:
+    """Refuse several samples a problem that would be the same.
+
+    Raises:
+        ValueError: they are greedy.
+    """
+    if temperature == 0 and samples > 1:
+        raise ValueError("temperature 0 gives the same sample every time: set samples to 1, or a temperature")

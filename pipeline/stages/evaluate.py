@@ -32,7 +32,7 @@ from pipeline.sampling.engines import Engines
 from pipeline.sampling.harness import Harness, Scored
 from pipeline.sampling.sampler import Group, Sampler, record
 from pipeline.sampling.scores import Labels, same_spelling, score, sentence
-from pipeline.schema.pieces import InputFile, ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec
+from pipeline.schema.pieces import InputFile, ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec, check_samples
 from pipeline.schema.task import TaskSpec
 from pipeline.tasks.grading import ACCURACY, accuracy_options, reward_part, same_answers
 from pipeline.tasks.resolve import Resolved, TestTaskField, problem_rows, resolve
@@ -121,8 +121,7 @@ class EvaluateConfig(PromptedConfig):
             raise ValueError("harness_folder has no effect: `harness` names no task")
         if (self.model is None) == (not self.models):
             raise ValueError("say which `model:` or `models:` to evaluate, one of the two")
-        if self.rollout.temperature == 0 and self.samples > 1:
-            raise ValueError("temperature 0 gives the same sample every time: set samples to 1, or a temperature")
+        check_samples(self.samples, self.rollout.temperature)
         return self
 
     @property

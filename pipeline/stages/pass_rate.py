@@ -19,16 +19,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.context import Outputs, StageContext
 from pipeline.files.rows import write_rows
 from pipeline.prompts.templates import ChatTemplateName
 from pipeline.records.samples import SAMPLES, UNJUDGED
 from pipeline.sampling.sampler import Group, Sampler, record
-from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec
+from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec, check_samples
 from pipeline.tasks.grading import ACCURACY, composite
 from pipeline.tasks.resolve import TaskField, once_each, prompt_rows
 
@@ -58,6 +58,11 @@ class PassRateConfig(PromptedConfig):
     rollout: RolloutSpec = RolloutSpec()
     chat_template: ChatTemplateName | None = None
     save: Annotated[int, Field(ge=0)] = 100
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        check_samples(self.samples, self.rollout.temperature)
+        return self
 
 
 def run(context: StageContext[PassRateConfig]) -> Outputs:

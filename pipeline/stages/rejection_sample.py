@@ -38,7 +38,7 @@ from pipeline.prompts.rendering import left_open
 from pipeline.prompts.templates import ChatTemplateName, prompt_template
 from pipeline.records.samples import SAMPLES
 from pipeline.sampling.sampler import Group, Sample, Sampler, record
-from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec
+from pipeline.schema.pieces import ModelRef, Product, PromptedConfig, RewardSpec, RolloutSpec, check_samples
 from pipeline.tasks.grading import ACCURACY, check_columns, composite
 from pipeline.tasks.resolve import TaskField, TestTaskField
 from pipeline.training.decontaminate import clean_prompts
@@ -131,6 +131,11 @@ class RejectionSampleConfig(PromptedConfig):
         if name is not None:
             prompt_template(name)
         return name
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        check_samples(self.samples, self.rollout.temperature)
+        return self
 
 
 def run(context: StageContext[RejectionSampleConfig]) -> Outputs:

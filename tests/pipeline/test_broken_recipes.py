@@ -393,6 +393,12 @@ CASES = {
     # What does not go together.
     "greedy reinforcement": case("max_tokens: 32}", "max_tokens: 32, temperature: 0.0}", "temperature"),
     "greedy samples": case("    samples: 2", "    samples: 2\n    rollout: {temperature: 0.0}", "samples to 1"),
+    "greedy rejection sampling": case(
+        "    samples: 4", "    samples: 4\n    rollout: {temperature: 0.0}", "samples to 1"
+    ),
+    "greedy pass rates": case(
+        "    kind: rejection_sample", "    kind: pass_rate\n    rollout: {temperature: 0.0}", "samples to 1"
+    ),
     "model and models": case('    models: ["@zero"', '    model: "@zero"\n    models: ["@zero"', "one of the two"),
     "rows longer than the context": case("length: 32", "length: 512", "max_position_embeddings"),
     "no vocabulary": case("    vocabulary: {kind: words}\n", "", "vocabulary"),

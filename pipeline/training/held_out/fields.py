@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.schema.pieces import Fault, TrainingConfig
+from pipeline.schema.pieces import Fault, TrainingConfig, check_samples
 from pipeline.schema.strict import Strict
 from pipeline.tasks.resolve import TestTaskField
 from rewards.registry import nearest
@@ -66,8 +66,7 @@ class WatchSpec(Strict):
         labels = [task.label for task in self.tasks]
         if (twice := next((label for label in labels if labels.count(label) > 1), None)) is not None:
             raise ValueError(f"task {twice!r} is given twice; define tasks of different options under `tasks:`")
-        if self.temperature == 0 and self.samples > 1:
-            raise ValueError("temperature 0 gives the same sample every time: set samples to 1, or a temperature")
+        check_samples(self.samples, self.temperature)
         return self
 
     @property
