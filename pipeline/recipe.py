@@ -26,7 +26,7 @@ from pipeline.checks import whole_recipe
 from pipeline.files import source
 from pipeline.files.durable import LONGEST_NAME
 from pipeline.files.source import Issue, Loc, RecipeError, Source, brief
-from pipeline.schema import trainer_fields
+from pipeline.schema import trainer_fields, trainer_numbers
 from pipeline.schema.environment import HIDDEN
 from pipeline.schema.hub import FILE_ARM, HUB_ARM
 from pipeline.schema.launch import Launch
@@ -293,9 +293,10 @@ def _senseless(model: type[StageConfig], merged: Mapping[str, Any]) -> Iterator[
     known, reserved = trainer_fields.fields(where), model.reserved if isinstance(model.reserved, Mapping) else {}
     for key, value in trainer.items():
         if key in known and key not in reserved:
-            fault = trainer_fields.mismatch(known[key], value) or trainer_fields.out_of_range(key, value)
-            if fault is not None:
+            if (fault := trainer_fields.mismatch(known[key], value)) is not None:
                 yield key, fault
+            elif (fault := trainer_numbers.fault(key, value)) is not None:
+                yield key, f"{fault}, not {value!r}"
 
 
 def _filtered(config: StageConfig, header: Header) -> StageConfig:

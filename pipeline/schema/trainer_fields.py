@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,17 +28,6 @@ _ACCEPTS: Mapping[str, tuple[type, ...]] = {
 }
 """Name in an annotation -> types that YAML gives for it."""
 
-LEAST: Mapping[str, float] = {
-    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "save_total_limit"), 1),
-    **dict.fromkeys(("num_generations", "num_iterations", "steps_per_generation", "generation_batch_size"), 1),
-    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "warmup_ratio", "max_grad_norm", "beta"), 0),
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "dataloader_num_workers"), 0),
-}
-"""Fields that TRL or transformers takes any number for, and then divides by, or trains upwards with -> the least."""
-POSITIVE = ("num_train_epochs", "logging_steps", "save_steps")
-"""The same for fields that have to be more than 0, and may be a fraction."""
-SHARES = ("adam_beta1", "adam_beta2", "warmup_ratio")
-"""Fields that are at most 1."""
 _UNKNOWN = "there is no"
 _SCHEDULES = "TYPE_TO_SCHEDULER_FUNCTION"
 _GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
@@ -106,25 +94,6 @@ def mismatch(field: TrainerField, value: Any, choices: Iterable[str] = ()) -> st
         return f"has to be {field.annotation}, not {given}"
     if allowed and isinstance(value, str) and value not in allowed:
         return f"{_UNKNOWN} {value!r}{nearest(value, allowed)}. Known: {', '.join(allowed)}"
-    return None
-
-
-def out_of_range(name: str, value: Any) -> str | None:
-    """Why a number, of the right type, makes no sense for a field; `None` if nothing is known against it."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    if math.isnan(value):
-        return "has to be a number, not nan"
-    if name == "max_steps" and value < 1 and value != -1:
-        return f"has to be 1 or more, or -1 for as many as num_train_epochs makes, not {value}"
-    if value < LEAST.get(name, -math.inf):
-        return f"has to be {LEAST[name]} or more, not {value}"
-    if name in POSITIVE and value <= 0:
-        return f"has to be more than 0, not {value}"
-    if name in SHARES and value > 1:
-        return f"has to be 1 at most, not {value}"
-    if math.isinf(value) and name != "max_grad_norm":
-        return f"has to be finite, not {value}"
     return None
 
 

@@ -363,13 +363,11 @@ CASES = {
     "a negative learning rate": case("learning_rate: 1.0e-4", "learning_rate: -1.0e-4 #!", "0 or more, not -0.0001"),
     "no epoch": case("num_train_epochs: 1", "num_train_epochs: 0 #!\n             ", "has to be above 0, not 0"),
     "a trainer field that is a list": case("max_steps: 5", "max_steps: [5] #!", "max_steps", "int"),
-    "a batch of none": case("max_steps: 5", "per_device_train_batch_size: 0 #!", "has to be 1 or more, not 0"),
     "a group that is text": case(
         "num_generations: 8", "num_generations: eight #!", "has to be int | None, not 'eight' (str)"
     ),
-    "a save never": case("max_steps: 5", "save_steps: 0 #!", "has to be more than 0, not 0"),
-    "a rate that is no number": case("learning_rate: 1.0e-4", "learning_rate: .nan #!", "a number, not nan"),
-    "no steps": case("max_steps: 5", "max_steps: 0 #!", "has to be 1 or more, or -1", "num_train_epochs"),
+    "a save never": case("max_steps: 5", "save_steps: 0 #!", "has to be above 0, not 0"),
+    "a rate that is no number": case("learning_rate: 1.0e-4", "learning_rate: .nan #!", "a finite number, not nan"),
     "an unknown key of a distillation": case(
         "  score:", "  pupil:\n    kind: distill\n    model: '@base'\n    learns: 3 #!\n  score:", "unknown key"
     ),
