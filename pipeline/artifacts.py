@@ -140,6 +140,8 @@ def record(run: Path) -> dict[str, Any]:
         RecordError: the file is empty, half written, altered, or something else.
     """
     path = run / RUN_RECORD
+    if run.is_file():  # whose children are no missing files to the system, but an error of their own
+        raise FileNotFoundError(path)
     try:
         found = durable.read_record(path, hash_required=False)
         if not isinstance(found.get("stages"), list):

@@ -98,7 +98,7 @@ def find(name: str, step: int | None = None) -> Case:
     try:
         stages = {entry["name"]: entry for entry in artifacts.record(Path(run))["stages"]}
     except FileNotFoundError:
-        raise WhyError(f"{run} is not the folder of a run (it has no {artifacts.RUN_RECORD})") from None
+        raise WhyError(artifacts.no_run(run, f"@{stage}")) from None
     except artifacts.RecordError as error:
         raise WhyError(str(error)) from error
     if stage not in stages:

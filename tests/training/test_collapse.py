@@ -226,6 +226,10 @@ def test_what_cannot_be_replayed_is_told_in_a_line(tmp_path: Path) -> None:
         assert done.exit_code == 2 and done.output.startswith("zero2r1: ") and done.output.count("\n") == 1
         return done.output
 
+    (tmp_path / "file.yaml").touch()
+    for name in (tmp_path / "file.yaml", tmp_path / "nothing"):
+        done = CliRunner().invoke(app, ["why", f"{name}@zero"])
+        assert done.exit_code == 2 and str(name) in done.output and done.output.count("\n") == 1
     assert "has no stage 'zeros' (did you mean 'zero'?). Stages: zero, score" in says("zeros")
     assert "is of kind evaluate, which trains nothing" in says("score")
     assert "nothing is kept of stage 'zero': no alarm was raised in it; `health: {}`" in says("zero")
