@@ -65,11 +65,12 @@ def test_nothing_is_sampled_with_it(tmp_path: Path, spoilt: Path, config: dict[s
 
 
 def test_no_student_learns_from_it(tmp_path: Path, base: Path, spoilt: Path) -> None:
-    """Where steps may be skipped, all of them would be, and the student be published as it was."""
+    """Where steps may be skipped all would be, and going back at an alarm would be in vain."""
     (tmp_path / "sums.py").write_text(SUMS)
     config = {"kind": "distill", "model": str(base / "model"), "teacher": str(spoilt), "tasks": ["sums.py:Sums"]}
     config |= {"trainer": {"max_steps": 1, "per_device_train_batch_size": 2}, "rollout": {"max_tokens": 2}}
-    context = context_of(tmp_path, "out", {**config, "non_finite": "skip"}, {})
+    config |= {"non_finite": "skip", "health": {"on_alarm": "rollback"}}
+    context = context_of(tmp_path, "out", config, {})
     with pytest.raises(NonFiniteError, match=r"the teacher is not finite: model\.norm\.weight\. Its files are damaged"):
         run_function("distill")(context)
 

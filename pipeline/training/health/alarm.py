@@ -24,7 +24,7 @@ from pipeline.schema.health import Health
 from pipeline.tasks.grading import ACCURACY
 from pipeline.training import checkpoints, saving
 from pipeline.training.health.evidence import Evidence
-from pipeline.training.health.finite import NonFiniteError
+from pipeline.training.health.finite import DamagedError, NonFiniteError
 from pipeline.training.health.thresholds import LOSS, Alarms, Tripped
 from pipeline.training.parallel.collectives import by_first
 
@@ -113,7 +113,7 @@ class Alarm(TrainerCallback):  # type: ignore[misc]
         try:
             yield
         except NonFiniteError as error:
-            if self.health.on_alarm != "rollback":
+            if self.health.on_alarm != "rollback" or isinstance(error, DamagedError):
                 raise
             step = self.trainer.state.global_step + 1
             if not self._began:

@@ -33,6 +33,10 @@ class NonFiniteError(ArithmeticError):
     """A loss, gradient or weight is NaN or infinite; the message has the step, the batch and what can be done."""
 
 
+class DamagedError(NonFiniteError):
+    """It is a weight that a stage starts or learns from: going back to a checkpoint would not help."""
+
+
 class Watched:
     """Mixin for trainers: hands each micro-batch, and the norm of each step's gradients, to whoever watches."""
 
@@ -123,14 +127,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             begun: whether this process has trained them, unless no step was taken at all.
 
         Raises:
-            NonFiniteError: one is not, on any rank.
+            NonFiniteError: one is not, on any rank; a `DamagedError` before the first step.
         """
         names, state = self._weights(), self.trainer.state
         (weights_R,) = self._told(len(names))
         if any(weights_R):
             step, trained = state.global_step, begun and state.global_step > 0
             when, why = (f"after step {step}", _ADVICE) if trained else (f"before step {step + 1}", _DAMAGED)
-            raise NonFiniteError(f"not finite {when} of {state.max_steps}: {_where(names, weights_R)}. {why}")
+            error = NonFiniteError if trained else DamagedError
+            raise error(f"not finite {when} of {state.max_steps}: {_where(names, weights_R)}. {why}")
 
     def _check_compared(self, model: Any, role: str) -> None:
         """Make sure that the weights of a model are finite which the policy is compared with. Collective.
@@ -138,12 +143,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         No loss would be: the first step would stop, with another reason, or all of them would be skipped.
 
         Raises:
-            NonFiniteError: a weight is not, on any rank.
+            DamagedError: a weight is not, on any rank.
         """
         names = _not_finite(model)
         (weights_R,) = self._told(len(names))
         if any(weights_R):
-            raise NonFiniteError(f"the {role} is not finite: {_where(names, weights_R)}. Its files are damaged")
+            raise DamagedError(f"the {role} is not finite: {_where(names, weights_R)}. Its files are damaged")
 
     def _check_types(self) -> None:
         """Make sure that nothing is trained in two bytes a number, however the model came by it.
