@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -220,19 +220,31 @@ def facts(asked: Asked) -> Facts:
         mark.unlink()
     except OSError:
         writes = False
-    same = {"Python": platform.python_version(), "bubblewrap": "there" if shutil.which("bwrap") else "missing"}
+    return Facts(sees, writes, same((asked.recipe, *asked.files)), time.time())
+
+
+def same(files: Iterable[Path]) -> dict[str, str]:
+    """What all hosts of a run must have in common, as this one has it: versions, zero2r1's code, and some files."""
+    found = {"Python": platform.python_version(), "bubblewrap": "there" if shutil.which("bwrap") else "missing"}
     for name in PACKAGES:
         try:
-            same[name] = version(name)
+            found[name] = version(name)
         except PackageNotFoundError:
-            same[name] = "missing"
-    same[f"zero2r1's code ({', '.join(OURS)})"] = _code(Path(pipeline.__path__[0]).parent)
-    for path in (asked.recipe, *asked.files):
+            found[name] = "missing"
+    found[f"zero2r1's code ({', '.join(OURS)})"] = _code(Path(pipeline.__path__[0]).parent)
+    for path in files:
         try:
-            same[str(path)] = content_hash(path, times=False)[:12] if formats.matching(path) else "missing"
+            found[str(path)] = content_hash(path, times=False)[:12] if formats.matching(path) else "missing"
         except OSError as error:
-            same[str(path)] = f"not readable ({error.strerror})"
-    return Facts(sees, writes, same, time.time())
+            found[str(path)] = f"not readable ({error.strerror})"
+    return found
+
+
+def unlike(name: str, said: Mapping[str, str], me: str, here: Mapping[str, str]) -> Iterator[str]:
+    """What a host has otherwise than another one, a line each."""
+    for what, value in here.items():
+        if said.get(what) != value:
+            yield f"{name}: {what} is {said.get(what)}, and on {me} {value}: make them alike"
 
 
 def _code(root: Path) -> str:
@@ -300,9 +312,7 @@ def faults(host: Host, said: Facts | str, here: Facts, run: Path, before: float,
         )
     elif not said.writes:
         yield f"{host.name}: cannot write in {run.resolve()}"
-    for name, value in here.same.items():
-        if said.same.get(name) != value:
-            yield f"{host.name}: {name} is {said.same.get(name)}, and on {me} {value}: make them alike"
+    yield from unlike(host.name, said.same, me, here.same)
     ahead = said.time - min(max(said.time, before), after)
     if abs(ahead) > CLOCK_SECONDS:
         way = "ahead of" if ahead > 0 else "behind"

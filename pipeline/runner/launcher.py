@@ -8,15 +8,22 @@ written down for the runner, which shows the error itself (see `pipeline.runner.
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.hosts import same, unlike
 from pipeline.runner import ranks
 from pipeline.runner.ranks import Failure
 from pipeline.runner.worker import DISK_FULL
+
+UNLIKE = os.EX_CONFIG
+"""Exit code on a host that has other versions or files than the first one of its stage."""
 
 
 def main() -> None:
@@ -25,12 +32,22 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     scratch, arguments = Path(sys.argv[1]), launch_command_parser().parse_args(sys.argv[2:])
+    if arguments.machine_rank and (told := differences(scratch)):
+        sys.stderr.write("\n".join((*told, "")))
+        sys.exit(UNLIKE)
     try:
         launch_command(arguments)
     except ChildFailedError as error:
         ranks.first(scratch, first(error.failures, ranks.reported(scratch)), arguments.machine_rank or 0)
         full = any(failure.exitcode == DISK_FULL for failure in error.failures.values())
         sys.exit(DISK_FULL if full else 1)
+
+
+def differences(scratch: Path) -> list[str]:
+    """What this host has otherwise than the first one of a stage, a line each."""
+    here: dict[str, str] = json.loads((scratch / "job.json").read_text(encoding="utf-8")).get("alike", {})
+    files = (Path(name) for name in here if name.startswith("/"))
+    return list(unlike(socket.gethostname(), same(files), "the first host", here)) if here else []
 
 
 def first(failures: Mapping[int, Any], reported: list[Failure]) -> Failure:

@@ -12,14 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline import gpus
-from pipeline.checks.launch import accelerate_config
+from pipeline.checks.launch import accelerate_config, settings
+from pipeline.cluster.hosts import same
 from pipeline.files import compiled, durable
 from pipeline.gpus import Gpu, Lease
 from pipeline.placement import Placed
 from pipeline.recipe import Recipe
 from pipeline.runner.early import Early, Waiting
 from pipeline.runner.forkserver import Forked, ForkServer
-from pipeline.runner.graph import Node
+from pipeline.runner.graph import Node, files_of
 from pipeline.runner.process import EVENTS, LOG, LOGS, StageProcess, allocator
 from pipeline.runner.worker import Job
 from pipeline.schema import environment
@@ -122,7 +123,17 @@ def job_of(
         seed=node.config.seed or 0,
         evaluated=[spec.model_dump(mode="json", by_alias=True) for spec in recipe.evaluated],
         lease=str(lease.resolve()),
+        alike=_alike(node, recipe),
     )
+
+
+def _alike(node: Node, recipe: Recipe) -> dict[str, str]:
+    """See `Job.alike`."""
+    name = node.config.launch.accelerate
+    file = None if name is None else accelerate_config(name, recipe.base)
+    if file is None or settings(file).get("num_machines", 1) == 1:
+        return {}
+    return same(path.absolute() for path in (recipe.path, *files_of(recipe, node.config)))
 
 
 def prepare(node: Node, scratch: Path, job: Job, names: Sequence[str]) -> tuple[int, dict[str, str]]:

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class Job:
         evaluated: the tasks that the recipe scores.
         awaited: those of the inputs that are still being published.
         lease: the file of the runner's lease of the run; see `pipeline.files.lease_folder`.
+        alike: what further hosts must have in common with this one, if ranks of theirs take part without a cluster;
+            see `pipeline.cluster.hosts.same`.
     """
 
     stage: str
@@ -71,6 +73,7 @@ class Job:
     evaluated: Sequence[Mapping[str, Any]] = ()
     awaited: Sequence[str] = ()
     lease: str = ""
+    alike: Mapping[str, str] = field(default_factory=dict)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -38,8 +38,11 @@ while :; do
         job=${found#* * }
         scratch=$(dirname "$job")
         echo "join.sh: host $rank takes part in $scratch"
+        code=0
         "${PYTHON:-python}" -m pipeline.runner.launcher "$scratch" --config_file "$config" --machine_rank "$rank" \
-            -m pipeline.runner.worker "$job" $$ || echo "join.sh: the attempt has failed here; the first host says why"
+            -m pipeline.runner.worker "$job" $$ || code=$?
+        [ "$code" -ne 78 ] || stop "mend this, and give the same command: the first host waits for this one"
+        [ "$code" -eq 0 ] || echo "join.sh: the attempt has failed here; the first host says why"
         artifact="$run/stages/$stage/$(basename "$scratch" | sed "s/^$stage-//")"
     elif [ -n "$known" ] && [ -f "$artifact/manifest.json" ]; then
         echo "join.sh: $artifact is published"

@@ -187,6 +187,24 @@ def test_join_says_what_is_wrong(arguments: tuple[str, ...], said: str, tmp_path
     assert done.returncode == 2 and done.stderr.startswith(said)
 
 
+def test_join_ends_on_a_host_that_differs(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yaml").touch()
+    (tmp_path / "python").write_text(
+        '#!/bin/sh\necho "n2: torch is 1, and on the first host 2: make them alike" >&2\nexit 78\n'
+    )
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "r" / "scratch" / "zero-0a1b").mkdir(parents=True)
+    (tmp_path / "r" / "scratch" / "zero-0a1b" / "job.json").touch()
+    command = ["sh", str(FILES / "join.sh"), "r", "zero", "hosts.yaml", "1"]
+    env = {**os.environ, "PYTHON": str(tmp_path / "python")}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "n2: torch is 1, and on the first host 2: make them alike",
+        "join.sh: mend this, and give the same command: the first host waits for this one",
+    ]
+
+
 def test_join_takes_part_in_its_stage_alone_and_ends_with_it(tmp_path: Path) -> None:
     """Another stage's name begins with it, and folders have names that shells and patterns stumble over."""
     run = tmp_path / "my [runs]" / "r 1"

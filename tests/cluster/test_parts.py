@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from pipeline.cluster.attempt import HOSTS, Fence, leave
 from pipeline.cluster.hosts import Asked, ClusterError, Facts, Host
 from pipeline.files.lease import this_host
 from pipeline.recipe import RecipeError, load
-from pipeline.runner import ranks
+from pipeline.runner import graph, launcher, ranks
 from pipeline.runner.graph import files_of
 from pipeline.runner.ranks import Failure
 from pipeline.runner.runner import RunError, execute
+from pipeline.runner.starting import job_of
 from tests.hub import made_whole
 from tests.pipeline.test_runner import PLAY, alive, until
 from tests.stages.test_publishing import Told
@@ -243,6 +244,30 @@ def test_files_that_stages_read_are_compared_with_those_of_other_hosts(
     assert len(told) == 2
     assert any(line.startswith(f"b: {tmp_path}/rows.jsonl is missing, and on ") for line in told)
     assert any(line.startswith(f"b: {tmp_path}/play.py is ") and line.endswith(": make them alike") for line in told)
+
+
+def test_a_further_host_without_ray_says_what_it_has_otherwise_before_a_rank_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hosts.yaml").write_text("num_machines: 2\nnum_processes: 4\n")
+    several, one = {"accelerate": "hosts.yaml"}, {"accelerate": "ddp"}
+    found = recipe(tmp_path, {"a": {**SFT, "launch": several}, "b": {**SFT, "launch": one}})
+    jobs = {name: job_of(node, found, {}, [], None, tmp_path) for name, node in graph.build(found).items()}
+    assert jobs["b"].alike == {}, "which asks for nothing"
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "job.json").write_text(json.dumps(asdict(jobs["a"])))
+    assert launcher.differences(scratch) == []
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "c"}\n')
+    (scratch / "job.json").write_text(json.dumps(asdict(replace(jobs["a"], alike={**jobs["a"].alike, "torch": "2.0"}))))
+    monkeypatch.setattr(sys, "argv", ["launcher", str(scratch), "--machine_rank", "1", "worker.py"])
+    with pytest.raises(SystemExit) as ended:
+        launcher.main()
+    assert ended.value.code == 78, "as join.sh knows it"
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.endswith(": make them alike") for line in lines)
+    assert f"{socket.gethostname()}: torch is " in lines[0] and ", and on the first host 2.0: " in lines[0]
+    assert f"{tmp_path}/rows.jsonl is " in lines[1]
 
 
 @pytest.mark.parametrize(
