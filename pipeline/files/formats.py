@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.files.rows import COMPRESSED, RowError, open_bytes, read_rows
+from pipeline.files.rows import COMPRESSED, RowError, check_text, open_bytes, read_rows
 
 LINES = (".jsonl", ".ndjson")
 TABLES: Mapping[str, str] = {".csv": ",", ".tsv": "\t"}
@@ -105,7 +105,8 @@ def _json(path: Path) -> Rows:
     """A list of objects, or an object whose only list of objects it is."""
     try:
         with open_bytes(path) as source:
-            data = json.load(source)
+            text = source.read()
+        data = json.loads(text)
     except (OSError, EOFError, ValueError) as error:
         raise RowError(f"cannot read {path}: {error}") from error
     except RecursionError as error:
@@ -118,6 +119,8 @@ def _json(path: Path) -> Rows:
     for number, row in enumerate(data, start=1):
         if not isinstance(row, dict):
             raise RowError(f"{path}, row {number}: is not a JSON object")
+        if b"\\u" in text:
+            check_text(row, f"{path}, row {number}")
         yield f"{path}, row {number}", row
 
 
@@ -138,7 +141,7 @@ def _table(path: Path, delimiter: str) -> Rows:
         texts = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
         with open_bytes(path) as source:
             yield from _numbered(path, csv.open_csv(source, read, parse, texts))
-    except (OSError, EOFError, pa.ArrowException) as error:
+    except (OSError, EOFError, pa.ArrowException, UnicodeDecodeError) as error:
         raise RowError(f"cannot read {path}: {_line(error)}") from error
 
 
@@ -149,7 +152,7 @@ def _parquet(path: Path) -> Rows:
     try:
         with parquet.ParquetFile(path) as file:
             yield from _numbered(path, file.iter_batches(BATCH_ROWS))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # names of columns in another encoding
         raise RowError(f"cannot read {path}: {_line(error)}") from error
 
 
@@ -159,7 +162,7 @@ def _arrow(path: Path) -> Rows:
     try:
         with pa.memory_map(str(path)) as source:
             yield from _numbered(path, pa.ipc.open_stream(source))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise RowError(f"cannot read {path}: {_line(error)}") from error
 
 

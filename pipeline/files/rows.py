@@ -81,14 +81,23 @@ def _object(line: str, place: str) -> dict[str, Any]:
     except RecursionError as error:
         raise RowError(f"{place} is nested too deeply to be read") from error
     if "\\u" in line:  # the only way to half of a character: the file itself is UTF-8
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = error.object[error.start]
-            raise RowError(f"{place} is not text: {half!a} is half of a character (a lone surrogate)") from error
+        check_text(row, place)
     if not isinstance(row, dict):
         raise RowError(f"{place} is not a JSON object")
     return row
+
+
+def check_text(row: Any, place: str) -> None:
+    """Make sure that a row of JSON can be written again.
+
+    Raises:
+        RowError: a text of it holds half of a character; the message begins with the place.
+    """
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise RowError(f"{place} is not text: {half!a} is half of a character (a lone surrogate)") from error
 
 
 def whole_row(line: bytes) -> dict[str, Any] | None:

@@ -164,7 +164,7 @@ def _of_parquet(path: Path) -> File | None:
     try:
         rows = int(parquet.read_metadata(path).num_rows)
         first = [len(json.dumps(row, default=str)) for _, row in islice(formats.read(path), SAMPLED_ROWS)]
-    except (OSError, RowError, pa.ArrowException):
+    except (OSError, RowError, pa.ArrowException, UnicodeDecodeError):
         return None
     return File(rows, fmean(first)) if first else None
 

@@ -95,6 +95,12 @@ def test_patterns_and_folders(tmp_path: Path) -> None:
         ("table.csv", b"a,a\n1,2\n", "two columns have the same name"),
         ("table.csv", b"", "cannot read .*Empty CSV"),
         ("table.csv", "a,b\n1,2\n".encode("utf-16"), "table.csv is encoded in UTF-16: save it as UTF-8"),
+        ("table.csv", "Größe,b\n1,2\n".encode("latin-1"), "cannot read .*table.csv: 'utf-8' codec can't decode"),
+        (
+            "list.json",
+            b'[{"a": 1}, {"a": "\\ud800"}]',
+            r"list.json, row 2 is not text: '\\ud800' is half of a character",
+        ),
         ("table.xlsx", b"PK\x03\x04", "table.xlsx is in none of the formats that are read: .jsonl"),
         ("deep.jsonl", b'{"a": ' + b"[" * 99_999, "deep.jsonl:1 is nested too deeply"),
         ("deep.json", b"[" * 99_999, "deep.json is nested too deeply"),
