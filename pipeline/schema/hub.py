@@ -38,9 +38,9 @@ class HubSource(Strict):
     """
 
     hub: str
-    revision: str | None = None
-    config: str | None = None
-    split: str = "train"
+    revision: Annotated[str, Field(min_length=1)] | None = None
+    config: Annotated[str, Field(min_length=1)] | None = None
+    split: Annotated[str, Field(min_length=1)] = "train"
     files: list[str] = Field(default_factory=list)
     streaming: bool | None = None
 

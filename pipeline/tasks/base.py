@@ -190,7 +190,8 @@ def load(use: str, options: Mapping[str, Any] | None = None, base: Path | None =
     except ValidationError as error:  # of a piece of a recipe that the task makes of its options
         _check_types(use, found, options or {})
         wrong = error.errors(include_url=False)[0]
-        said = wrong["ctx"]["error"] if wrong["type"] == "value_error" else wrong["msg"]
+        place = ".".join(map(str, wrong["loc"]))
+        said = wrong["ctx"]["error"] if wrong["type"] == "value_error" else f"{place}: {wrong['msg']}"
         raise TaskError(f"task {use!r}: {said}") from error
     except (TypeError, AttributeError, ValueError):
         _check_types(use, found, options or {})

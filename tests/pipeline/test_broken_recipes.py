@@ -391,6 +391,9 @@ CASES = {
     # What does not go together.
     "greedy reinforcement": case("max_tokens: 32}", "max_tokens: 32, temperature: 0.0}", "temperature"),
     "greedy samples": case("    samples: 2", "    samples: 2\n    rollout: {temperature: 0.0}", "samples to 1"),
+    "a way to keep weights that is none": case(
+        "      max_steps: 5", "      max_steps: 5\n    keep: worst #!", "best, last or"
+    ),
     "greedy rejection sampling": case(
         "    samples: 4", "    samples: 4\n    rollout: {temperature: 0.0}", "samples to 1"
     ),

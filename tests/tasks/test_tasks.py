@@ -239,6 +239,7 @@ def test_validate_names_the_problems_that_nobody_could_be_rewarded_for(tmp_path:
     [
         ("hub", {"path": "a/b/c"}, "task 'hub': hub: 'a/b/c' is not the name of a data set"),
         ("hub", {"path": "a/b", "revision": 3}, "task 'hub': revision has to be "),
+        ("hub", {"path": "a/b", "revision": ""}, "task 'hub': revision: String should have at least 1 character"),
         ("hub", {"path": "a/b", "streaming": "yes"}, "task 'hub': streaming has to be "),
         ("gsm8k", {"revision": 3}, "task 'gsm8k': revision has to be "),
         ("math", {"grader_options": "x"}, "task 'math': grader_options has to be "),
