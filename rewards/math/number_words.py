@@ -33,6 +33,13 @@ def _ordinal(word: str) -> str:
 
 ORDINALS = frozenset(_ordinal(word) + ending for word in NUMBER_WORDS - {"two", "dozen"} for ending in ("", "s"))
 """Words that make another number of the one before them: `five sixths`, `twenty first`. A second is a unit of time."""
+ROMAN = frozenset(
+    tens + ones
+    for tens in ("", "x", "xx", "xxx")
+    for ones in ("", "i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix")
+    if len(tens + ones) > 1
+)
+"""Numbers up to 39 as Roman numerals, single letters aside, which are units; Unicode's are folded to these."""
 _LONGEST = 40
 """Tokens of the longest number that is read: fifteen digits take at most 35 words and hyphens."""
 

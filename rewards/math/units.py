@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from rewards.math.kinds import Kind, Token, Tokens
 from rewards.math.notation import words
-from rewards.math.number_words import MULTIPLIERS, NUMBER_WORDS, ORDINALS
+from rewards.math.number_words import MULTIPLIERS, NUMBER_WORDS, ORDINALS, ROMAN
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ _OTHER_WORDS = words(
     " quarters doubled tripled o'clock clock pm am bc ad ish odd something anything somewhat thereabouts max maximum"
     " min minimum upwards onwards guess estimate tens tenths hundredths thousandths millionths"
 )
-NOT_LABELS = _OTHER_WORDS | NUMBER_WORDS | {f"{word}s" for word in NUMBER_WORDS} | ORDINALS
+NOT_LABELS = _OTHER_WORDS | NUMBER_WORDS | {f"{word}s" for word in NUMBER_WORDS} | ORDINALS | ROMAN
 """Words that say more than what is counted: `5 or more`, `5 is wrong`."""
 FUNCTIONS = words(r"\sin \cos \tan \cot \sec \csc \cis")
 _VOWELS = frozenset("aeiou")

@@ -174,3 +174,9 @@ def test_reading_is_linear(bomb):
 
     small, large = cost(300), cost(1200)
     assert large < 10 * small + 0.02
+
+
+@pytest.mark.parametrize("second", ["VIII", "viii", "Ⅷ", "ⅷ", "ⅠⅠ", "xii", "eight", "⑧", "八"])
+def test_a_second_number_in_other_signs_is_no_label(verifier, second):
+    assert not any(v.score for v in verifier.verify([Item(rf"\boxed{{3 {second}}}", "3"), Item(f"3 {second}", "3")]))
+    assert all(v.score for v in verifier.verify([Item(r"\boxed{3 apples}", "3"), Item(r"\boxed{3 v}", "3 v")]))
