@@ -186,8 +186,9 @@ def _raised(use: str, function: Callable[..., Any], error: Exception, where: str
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == file] or frames
     line = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    said = "".join(traceback.format_exception_only(error)).partition(": ")[2]  # also of one that cannot say it itself
     return ScoreError(
-        f"reward {use!r} raised {type(error).__name__}: {error}{line}, for {where}: "
+        f"reward {use!r} raised {type(error).__name__}: {' '.join(said.split())}{line}, for {where}: "
         "mend it there, or let it return None for rows that it cannot judge"
     )
 

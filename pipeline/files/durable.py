@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -263,7 +264,8 @@ def disk_full(error: BaseException) -> bool:
     for cause in causes(error):
         if isinstance(cause, OSError) and cause.errno in DISK_FULL:
             return True
-        if any(os.strerror(number) in str(cause) for number in DISK_FULL):  # safetensors, in words of Rust
+        said = "".join(traceback.format_exception_only(cause))  # also of one whose own words cannot be had
+        if any(os.strerror(number) in said for number in DISK_FULL):  # safetensors, in words of Rust
             return True
     return False
 

@@ -74,6 +74,15 @@ def forks(completion):
     return float(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
+
+def mute(completion):
+    raise Mute if completion == "mute" else ValueError("one\\ntwo")
+
+
 def exits(completion):
     sys.exit(3)
 
@@ -312,6 +321,13 @@ def test_a_child_that_comes_back_from_a_reward_is_ended(own: str) -> None:
     assert ask(f"{own}:forks", "returns", "exits") == [1.0, 7.0], "exit codes of the children"
     with pytest.raises(ScoreError, match=r"left by sys.exit\(3\) \(\S*own.py:\d+\)"):
         ask(f"{own}:exits", "a")
+
+
+def test_an_error_is_told_in_one_line_also_if_it_has_no_words(own: str) -> None:
+    with pytest.raises(ScoreError, match=r"raised ValueError: one two \(\S*own.py:\d+\), for row 0"):
+        ask(f"{own}:mute", "a")
+    with pytest.raises(ScoreError, match=r"raised Mute: .*failed.* \(\S*own.py:\d+\)"):
+        ask(f"{own}:mute", "mute")
 
 
 def test_what_a_reward_does_to_its_lists_is_its_own(own: str) -> None:
