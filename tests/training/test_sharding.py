@@ -16,7 +16,12 @@ from trl import RewardConfig, SFTConfig
 from pipeline.schema.efficiency import Efficiency
 from pipeline.training import models as policies
 from pipeline.training import setup
-from pipeline.training.parallel.sharding import exact_policy, refuse_sharded_head
+from pipeline.training.parallel.sharding import (
+    _HeldAllGather,
+    exact_policy,
+    hold_frozen_units,
+    refuse_sharded_head,
+)
 from pipeline.training.trainers.reward import RewardTrainer
 from tests.stages.driving import context_of
 from tests.training.ranks import join
@@ -65,6 +70,50 @@ def repeated(folder: Path) -> None:
     assert all(gradient.dtype == torch.float32 for gradient in gradients)
     assert all(gradient.full_tensor().isfinite().all() for gradient in gradients)
     refused(folder, ids)
+    held(folder, ids)
+
+
+def held(folder: Path, ids: torch.Tensor) -> None:
+    """The frozen units alone gather by our way, and what they gather is right."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+    model.model.embed_tokens.requires_grad_(False)
+    model.model.layers[0].requires_grad_(False)
+    true = model(input_ids=ids, use_cache=False).logits
+    units = [model.model.embed_tokens, *model.model.layers, model]
+    for unit in units:
+        fully_shard(unit)
+    hold_frozen_units(model)
+    ways = [type(unit._get_fsdp_state()._fsdp_param_group._all_gather_comm).__name__ for unit in units]
+    assert [way == "_HeldAllGather" for way in ways] == [True, True, *[False] * (len(units) - 2)]
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits, true)
+
+
+@pytest.mark.gpu
+def test_memory_of_a_gather_that_nobody_waits_for_is_not_given_away(free_port: int) -> None:
+    """Run on a GPU: `pytest -m gpu tests/training/test_sharding.py`. Torch's own way gives it away at once."""
+    torch.multiprocessing.spawn(given_up, (free_port,), nprocs=1)
+
+
+def given_up(number: int, port: int) -> None:
+    """Gather behind a long kernel, forget what was gathered, and ask for memory of the same size."""
+    torch.cuda.set_device(0)
+    init = f"tcp://localhost:{port}"
+    torch.distributed.init_process_group("nccl", init_method=init, rank=0, world_size=1)
+    copies, gathers = torch.cuda.Stream(), torch.cuda.Stream()
+    same = []
+    for gather in (torch.distributed.all_gather_into_tensor, _HeldAllGather()):
+        with torch.cuda.stream(copies):
+            gathered, part = torch.empty(4096, device="cuda"), torch.ones(4096, device="cuda")
+        gathers.wait_stream(copies)
+        with torch.cuda.stream(gathers):
+            torch.cuda._sleep(2_000_000_000)  # cycles: about a second
+            gather(gathered, part, torch.distributed.group.WORLD, False)
+        address, gathered = gathered.data_ptr(), None
+        with torch.cuda.stream(copies):
+            same.append(torch.empty(4096, device="cuda").data_ptr() == address)
+        torch.cuda.synchronize()
+    assert same == [True, False]
+    torch.distributed.destroy_process_group()
 
 
 def refused(folder: Path, ids: torch.Tensor) -> None:

@@ -33,6 +33,7 @@ from pipeline.training.parallel.sharding import (
     Weights,
     exact_outputs,
     head_in_root,
+    hold_frozen_units,
     keep_gates_exact,
     refuse_sharded_head,
 )
@@ -91,6 +92,7 @@ class Resumable(Watched):
             prepared = super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
         if self.accelerator.is_fsdp2:
             policy = self.accelerator.unwrap_model(self.model)
+            hold_frozen_units(policy)
             refuse_sharded_head(base_of(policy))
             exact_outputs(policy)
         return prepared
