@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks import pages
+from benchmarks import pages, scaling
 from pipeline.cost import memory, models, speed
 from pipeline.cost.hardware import Cluster, cluster
 from pipeline.cost.memory import Setup
@@ -50,6 +50,7 @@ NOT_MERGED = "long-h200-micro-batches"
 """Made before micro-batches were merged."""
 FIXED_BLOCKS = "grpo-h200-step"
 """Made with torch's blocks of memory as they are by default, which fragment; `zero2r1 run` lets them grow."""
+SCALING = "scaling-h200"
 GB, GIB, MIB = 1e9, 2**30, 2**20
 MEMORY_BOUND, TIME_BOUND = 0.15, 0.30
 
@@ -141,6 +142,22 @@ def grpo_rows(name: str) -> Iterator[Row]:
                 yield Row(name, "ours, growing blocks", False, planned, grown, step, None)
 
 
+def scaling_rows() -> Iterator[Row]:
+    """Our runs of `benchmarks.scaling`, each on as many H200s as its name says; the peak is that of the first one."""
+    result = read(SCALING)
+    for way, run in result["runs"].items():
+        if "peak_gb" not in run:  # a peer's
+            continue
+        count = scaling.parts(way)[0]
+        gpus = cluster(f"{count}xH200")
+        options = argparse.Namespace(**result["settings"], gpus=[str(gpu) for gpu in range(count)])
+        config, _ = scaling.config_of(way, options)
+        work = grpo_work({**config, "launch": {"gpus": count}}, way, SCALING, fmean(run["length"]), gpus)
+        found = estimate(work, gpus)
+        planned, step = memory.total(found.memory[TRAINER]) / GB, found.seconds["step"]
+        yield Row(SCALING, way, False, planned, run["peak_gb"], step, run["seconds_a_step"])
+
+
 def pretraining_work(rows: int, length: int, precision: str) -> Work:
     """A pre-training step of `small` without prediction blocks, as `benchmarks.model` and `benchmarks.fp8` take it."""
     shape, fp8 = models.preset("small", 256), precision == "fp8"
@@ -218,7 +235,8 @@ def newer() -> list[str]:
 
 def table() -> list[Row]:
     """All runs."""
-    return [*(row for name in (*GRPO, *newer()) for row in grpo_rows(name)), *probe_rows(), *pretraining_rows()]
+    grpo = (row for name in (*GRPO, *newer()) for row in grpo_rows(name))
+    return [*grpo, *scaling_rows(), *probe_rows(), *pretraining_rows()]
 
 
 def markdown(rows: list[Row]) -> str:
