@@ -252,7 +252,7 @@ class Reader:
         names, given = parsed(arguments)
         self._recipe(given)
         whole = names == ("new",) and not {"--model", "--data", "--hardware", "--goal"} <= set(arguments)
-        if names in CHEAP and not whole and "--probe" not in arguments:
+        if names in CHEAP and not whole and not {"--probe", "--like"} & set(arguments):  # these need a GPU, and a run
             if names == ("new",):
                 Path(given["file"]).unlink(missing_ok=True)
             done = CliRunner().invoke(app, arguments)
