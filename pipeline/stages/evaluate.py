@@ -141,7 +141,8 @@ def run(context: StageContext[EvaluateConfig]) -> Outputs:
     if judge is not None:
         judge.prepare()
     same = {task.label: same_answers(task.task, context.base) or same_spelling for task in tasks}
-    engines = Engines(context.rollout(config.rollout), context.seed)
+    models = [context.model_path(reference) for reference in labels.values()]
+    engines = Engines(context.rollout(config.rollout), context.seed, models)
     progress = _Progress(context, list(labels), rows_by_task)
     scores: dict[str, dict[str, Any]] = {}
     speculation: dict[str, Any] = {}

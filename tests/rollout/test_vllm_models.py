@@ -63,17 +63,29 @@ def test_models_answer_as_in_engines_of_their_own(process: ProcessSpec | None, c
         fresh.close()
 
 
+def test_models_that_one_engine_serves_need_no_other_process(calculator: Path, other: Path) -> None:
+    assert not Engines(SPEC, seed=0, models=[str(calculator), str(other), str(calculator)]).rollout.separate_process
+
+
 def texts(groups: list[list[Rollout]]) -> list[list[tuple[str, tuple[int, ...]]]]:
     return [[(rollout.text, rollout.token_ids) for rollout in group] for group in groups]
 
 
-def test_a_model_that_ends_otherwise_has_an_engine_of_its_own(calculator: Path, other: Path, tmp_path: Path) -> None:
-    """Its tokens that end a completion lie in the engine, and not in the weights."""
+@pytest.mark.parametrize("known", [False, True], ids=["unknown", "known"])
+def test_a_model_that_ends_otherwise_has_an_engine_of_its_own(
+    known: bool, calculator: Path, other: Path, tmp_path: Path
+) -> None:
+    """Its tokens that end a completion lie in the engine, and not in the weights.
+
+    If it is known beforehand, both engines have processes of their own: on a GPU, the first one would leave too little
+    memory to a second one in the same process.
+    """
     folder = tmp_path / "ends"
     shutil.copytree(other, folder)
     generation = folder / "generation_config.json"
     generation.write_text(json.dumps({**json.loads(generation.read_text()), "eos_token_id": [0, 9]}))
-    engines = Engines(SPEC, seed=0)
+    engines = Engines(SPEC, seed=0, models=[str(calculator), str(folder)] if known else [])
+    assert engines.rollout.separate_process == known
     try:
         answers(engines.of(str(calculator)))
         ends = answers(engines.of(str(folder)))

@@ -90,7 +90,7 @@ class VllmEngine(Updatable):
         self.decodes = not for_trainer
         with ExitStack() as held:
             settings |= _compiled_alike(path, settings)
-            self.llm = vllm.LLM(model=held.enter_context(stable_name(path)), seed=seed, **settings)
+            self.llm: Any = vllm.LLM(model=held.enter_context(stable_name(path)), seed=seed, **settings)
             self._held = held.pop_all()
         self.logprobs = logprobs
         self.patched = patches.install(self.llm, scheduler_fast_path, logprobs)
@@ -220,11 +220,13 @@ class VllmEngine(Updatable):
         self.version = version
 
     def close(self) -> None:
-        """Stop the engine and give its GPU memory back."""
+        """Stop the engine and give its GPU memory back; nothing happens where it is closed already."""
         from vllm.distributed.parallel_state import destroy_model_parallel
 
+        if self.llm is None:
+            return
         self.llm.llm_engine.engine_core.shutdown()
-        del self.llm
+        self.llm = None
         self._held.close()
         destroy_model_parallel()  # the next engine's model may want other groups: experts have one of their own
         gc.collect()
