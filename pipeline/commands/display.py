@@ -162,7 +162,7 @@ class TerminalObserver:
 
     def restarted(self, node: Node, message: Failure) -> None:
         """Say why, and begin the row anew."""
-        self._tell("↻", "yellow", f"{node.name}  {message.how}; it goes on from its last checkpoint")
+        self._tell("↻", "yellow", f"{node.name}  {message.again}")
         self.progress.update(self.rows[node.name], metrics="starting again")
 
     def failed(self, node: Node, message: str) -> None:
@@ -218,7 +218,7 @@ class PlainObserver:
 
     def restarted(self, node: Node, message: Failure) -> None:
         """Say why."""
-        self._print(f"{node.name}: {message.how}; it goes on from its last checkpoint")
+        self._print(f"{node.name}: {message.again}")
 
     def failed(self, node: Node, message: str) -> None:
         """Say so; the error itself is printed at the end."""

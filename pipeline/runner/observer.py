@@ -19,6 +19,7 @@ class Failure(str):
 
     Attributes:
         how: what happened, in words that go on after the stage's name, without the log.
+        last: the last line of the log, where an error says what it is; empty if there is none.
 
     Args:
         stage: the stage's name.
@@ -27,12 +28,20 @@ class Failure(str):
     """
 
     how: str
+    last: str
 
     def __new__(cls, stage: str, how: str, more: str = "") -> Failure:
         """The message."""
         made = super().__new__(cls, f"stage {stage!r} {how}{more}")
         made.how = how
+        made.last = next((line.strip() for line in reversed(more.splitlines()[1:]) if line.strip()), "")
         return made
+
+    @property
+    def again(self) -> str:
+        """What is told where the stage is started again."""
+        why = f". The end of its log: {self.last}" if self.last and self.last not in self.how else ""
+        return f"{self.how}; it goes on from its last checkpoint{why}"
 
 
 class Observer(Protocol):

@@ -13,7 +13,7 @@ from pipeline.artifacts import Artifact
 from pipeline.commands import display, pace
 from pipeline.recipe import load
 from pipeline.runner import graph
-from pipeline.runner.observer import NOTE, PUBLISHING
+from pipeline.runner.observer import NOTE, PUBLISHING, Failure
 
 GRPO = {
     "loss": 0.00123,
@@ -153,3 +153,11 @@ def test_what_works_while_another_is_published_is_told_with_the_reason(nodes: li
     assert failed == ["s0: started", done, "s1: started", "s1: failed", "s0: finished in 30.0 s"]
     quick = told(nodes, "starts s0", "ends s0", "starts s1", "ends s1", "published s0", "published s1")
     assert quick == ["s0: started", done, "s1: started", "s0: finished in 30.0 s", "s1: finished in 30.0 s"]
+
+
+def test_a_stage_that_is_started_again_says_why_it_ended() -> None:
+    log = "; the end of log.txt:\nTraceback (most recent call last):\nValueError: too little memory is free\n\n"
+    why = "it goes on from its last checkpoint. The end of its log: ValueError: too little memory is free"
+    assert Failure("own", "ended with exit code 1", log).again == f"ended with exit code 1; {why}"
+    known = Failure("zero", "failed on rank 1 (KeyError: 'a')", "; the end of its error:\nKeyError: 'a'")
+    assert known.again == "failed on rank 1 (KeyError: 'a'); it goes on from its last checkpoint"
