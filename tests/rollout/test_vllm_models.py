@@ -80,10 +80,7 @@ def test_a_model_that_ends_otherwise_has_an_engine_of_its_own(
     If it is known beforehand, both engines have processes of their own: on a GPU, the first one would leave too little
     memory to a second one in the same process.
     """
-    folder = tmp_path / "ends"
-    shutil.copytree(other, folder)
-    generation = folder / "generation_config.json"
-    generation.write_text(json.dumps({**json.loads(generation.read_text()), "eos_token_id": [0, 9]}))
+    folder = ending_otherwise(other, tmp_path)
     engines = Engines(SPEC, seed=0, models=[str(calculator), str(folder)] if known else [])
     assert engines.rollout.separate_process == known
     try:
@@ -93,3 +90,26 @@ def test_a_model_that_ends_otherwise_has_an_engine_of_its_own(
     finally:
         engines.close()
     assert any(rollout.token_ids[-1] == 9 for group in ends for rollout in group)
+
+
+def ending_otherwise(model: Path, tmp_path: Path) -> Path:
+    """A copy whose completions also end with token 9."""
+    folder = tmp_path / "ends"
+    shutil.copytree(model, folder)
+    generation = folder / "generation_config.json"
+    generation.write_text(json.dumps({**json.loads(generation.read_text()), "eos_token_id": [0, 9]}))
+    return folder
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU's memory is kept by graphs")
+def test_engines_one_after_another_each_have_most_of_the_gpu(calculator: Path, other: Path, tmp_path: Path) -> None:
+    """With compiled graphs, as a recipe has them."""
+    models = [str(calculator), str(ending_otherwise(other, tmp_path))]
+    spec = SPEC.model_copy(update={"gpu_memory": 0.85, "engine_options": {"max_model_len": 64}})
+    engines = Engines(spec, seed=0, models=models)
+    try:
+        assert all(answers(engines.of(model)) for model in models)
+        assert engines.started == 2
+    finally:
+        engines.close()
