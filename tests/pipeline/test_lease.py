@@ -20,6 +20,7 @@ from pipeline.commands import status
 from pipeline.files import durable, lease, locks
 from pipeline.files.lease import Host, LockError
 from pipeline.files.lease_folder import Folder
+from tests.pipeline.talking import Talking, said, tell
 
 NEVER = 3600.0
 """Seconds: a test that waited for this would not end."""
@@ -51,35 +52,15 @@ LIMITS = {"watch/gsm8k/low": 0.4, "watch/gsm8k/high": 0.6, "watch/gsm8k/n": 100}
 A, B = Host("a", "boot of a"), Host("b", "boot of b")
 
 
-class Owners:
-    """Starts processes that take a run, and ends whatever is left of them."""
+class Owners(Talking):
+    """Starts processes that take a run."""
 
     def __init__(self, run: Path) -> None:
+        super().__init__()
         self.run = run
-        self.started: list[subprocess.Popen[str]] = []
 
     def start(self, host: str, silent: float = NEVER) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", OWNER, str(self.run), host, str(silent)]
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
-        self.started.append(process)
-        return process
-
-    def close(self) -> None:
-        for process in self.started:
-            process.kill()
-            process.communicate()
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def tell(process: subprocess.Popen[str], line: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(line + "\n")
-    process.stdin.flush()
+        return self.open([sys.executable, "-c", OWNER, str(self.run), host, str(silent)])
 
 
 def until(condition: Callable[[], bool]) -> None:

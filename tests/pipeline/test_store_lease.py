@@ -28,6 +28,7 @@ from pipeline.runner.store import Store, StoreError, Uploads, opened
 from pipeline.runner.store_lease import Both, Objects
 from pipeline.training.checkpoints import MARK
 from tests.buckets import Disk
+from tests.pipeline.talking import Talking, said, tell
 
 NEVER, SOON = 3600.0, 0.5
 """Seconds: a test that waited for the first would not end; how long one that is gone is watched here."""
@@ -62,37 +63,18 @@ except LockError as error:
 """
 
 
-class Drivers:
-    """Starts processes that take a run in a store, each with a folder of its own, and ends what is left of them."""
+class Drivers(Talking):
+    """Starts processes that take a run in a store, each with a folder of its own."""
 
     def __init__(self, folder: Path, url: str) -> None:
+        super().__init__()
         self.folder, self.url = folder, url
-        self.started: list[subprocess.Popen[str]] = []
 
     def start(self, host: str, silent: float = NEVER, go: bool = True) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", DRIVER, self.url, host, str(self.folder / host), str(silent)]
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
-        self.started.append(process)
+        process = self.open([sys.executable, "-c", DRIVER, self.url, host, str(self.folder / host), str(silent)])
         if go:
             tell(process, "go")
         return process
-
-    def close(self) -> None:
-        for process in self.started:
-            process.kill()
-            process.communicate()
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def tell(process: subprocess.Popen[str], line: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(line + "\n")
-    process.stdin.flush()
 
 
 @pytest.fixture(params=["bucket", "folder"])
