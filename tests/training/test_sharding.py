@@ -89,6 +89,7 @@ def held(folder: Path, ids: torch.Tensor) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CPUs have no streams")
 def test_memory_of_a_gather_that_nobody_waits_for_is_not_given_away(free_port: int) -> None:
     """Run on a GPU: `pytest -m gpu tests/training/test_sharding.py`. Torch's own way gives it away at once."""
     torch.multiprocessing.spawn(given_up, (free_port,), nprocs=1)
