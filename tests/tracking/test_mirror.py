@@ -171,12 +171,15 @@ def keep_trackio_here(name: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> 
 READERS: dict[str, Read] = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb, "trackio": trackio}
 
 
-@pytest.mark.parametrize("name", TRACKERS)
-def test_every_step_is_there_once_after_a_kill_and_a_run_that_went_on(
-    name: str, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip(name)
-    keep_trackio_here(name, run, monkeypatch)
+@pytest.fixture(params=TRACKERS)
+def name(request: pytest.FixtureRequest, run: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of each tracker that is installed."""
+    pytest.importorskip(request.param)
+    keep_trackio_here(request.param, run, monkeypatch)
+    return str(request.param)
+
+
+def test_every_step_is_there_once_after_a_kill_and_a_run_that_went_on(name: str, run: Path) -> None:
     context = stage(run)
 
     def step(number: int, total: int = 6) -> None:
@@ -207,13 +210,8 @@ def test_every_step_is_there_once_after_a_kill_and_a_run_that_went_on(
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
-@pytest.mark.parametrize("name", TRACKERS)
-def test_steps_that_a_rollback_gave_up_are_a_series_of_their_own(
-    name: str, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_that_a_rollback_gave_up_are_a_series_of_their_own(name: str, run: Path) -> None:
     """The stage goes back from step 4 to 2, and from 4 to 2 again, with a kill and a new mirror between."""
-    pytest.importorskip(name)
-    keep_trackio_here(name, run, monkeypatch)
     context = stage(run)
 
     def steps(branch: float, *numbers: int) -> None:

@@ -244,8 +244,8 @@ def hold_frozen_units(model: torch.nn.Module) -> None:
     In a backward pass, FSDP2 gathers each unit while the one after it is at work. The units before the first trained
     weight, such as the embedding under an adapter, have no backward pass: such a gather is given up when the pass ends.
     Torch means to wait for it there, but calls `torch.Stream.wait_event` with a `torch.cuda.Event`, which does nothing
-    (2.11 and 2.13). So the next gather took the same memory while another rank still wrote to it: a row of a head was
-    the embedding's, log-probabilities were off by up to 1.8, and gradients by 9 % (two H200s, torch 2.11).
+    (2.11 and 2.13). So the next gather took the same memory while another rank still wrote to it: half a row of a
+    head was the embedding's, log-probabilities were off by up to 1.8, and gradients by 9 % (two H200s, torch 2.11).
     """
     for unit in model.modules():
         if isinstance(unit, FSDPModule) and not any(weight.requires_grad for weight in unit.parameters()):
