@@ -7,9 +7,9 @@
     python -m benchmarks.lora --smoke --model path/to/tiny --problems path/to/gsm8k            # on a CPU, two steps
 
 The first: the same problems in the same order, the same seeds; the learning rate of full training, and ten times that
-for adapters, as the stage has it by default. vLLM is in the process and sleeps while the trainer works. Accuracy is
-that of the last policy on GSM8K's test problems, greedy. The peak is what the device has in use, engine and context
-included.
+for adapters, as the stage has it by default. vLLM is in the process and sleeps while the trainer works, with gradient
+checkpointing, as the recipes of `recipes/lora` have it. Accuracy is that of the last policy on GSM8K's test problems,
+greedy. The peak is what the device has in use, engine and context included.
 
 The second: the `zero` stage of a recipe, with the engine's share and torch's allocator held to a smaller card, on a 7B
 of random weights: every rollout is as long as it may be, and every second one is paid.
@@ -133,7 +133,7 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
         "epsilon": 0.2,
         "max_steps": options.steps,
         "save_steps": options.steps + 1,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": True,
         "vllm_enable_sleep_mode": True,
     }
     rollout: dict[str, Any] = {"engine": "vllm", "max_tokens": 400, "gpu_memory": options.gpu_memory}
