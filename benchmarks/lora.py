@@ -9,7 +9,8 @@
 The first: the same problems in the same order, the same seeds; the learning rate of full training, and ten times that
 for adapters, as the stage has it by default. vLLM is in the process and sleeps while the trainer works, with gradient
 checkpointing, as the recipes of `recipes/lora` have it. Accuracy is that of the last policy on GSM8K's test problems,
-greedy. The peak is what the device has in use, engine and context included.
+greedy. The peak is what the device has in use, engine and context included. The result is written after each run, and
+the same command goes on from it.
 
 The second: the `zero` stage of a recipe, with the engine's share and torch's allocator held to a smaller card, on a 7B
 of random weights: every rollout is as long as it may be, and every second one is paid.
@@ -35,6 +36,7 @@ from benchmarks.children import Place, leave, places, side_by_side
 from benchmarks.grpo import WARM_UP, context_of, versions
 from benchmarks.grpo_clock import Clock, Memory, summarise, watch
 from pipeline.cost import models
+from pipeline.files import durable
 from pipeline.recipe import load
 from pipeline.runner.process import allocator
 from pipeline.stages.registry import config_class
@@ -223,27 +225,47 @@ def child(job: str) -> None:
 
 
 def compared(options: argparse.Namespace) -> dict[str, Any]:
-    """Every kind, as many at a time as there are GPUs."""
+    """Every kind that `options.out` does not have yet, as many at a time as there are GPUs; written after each."""
     config, problems = stage(options), 4 if options.smoke else options.test_problems
+    runs: dict[str, Any] = {}
+    if options.out is not None and options.out.exists():
+        earlier = json.loads(options.out.read_text(encoding="utf-8"))
+        if earlier["settings"] != config:
+            sys.exit(f"{options.out} has runs with other settings: name another file")
+        runs = {kind: found for kind, found in earlier["runs"].items() if "failed" not in found}
 
     def run(kind: str, place: Place) -> dict[str, Any]:
         found = in_child(of_kind(config, kind, options.learning_rate), options, place, problems)
         told = {name: value for name, value in found.items() if not isinstance(value, list)}
         print(kind, json.dumps(told), flush=True)
+        runs[kind] = found
+        keep(joined(runs, config, options), options.out)
         return found
 
-    runs = dict(zip(options.kinds, side_by_side(options.kinds, options.devices, run), strict=True))
-    whole = {kind: found for kind, found in runs.items() if "failed" not in found}
+    side_by_side([kind for kind in options.kinds if kind not in runs], options.devices, run)
+    return joined(runs, config, options)
+
+
+def joined(runs: Mapping[str, Any], config: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The numbers of the runs beside each other."""
+    whole = {kind: runs[kind] for kind in ADAPTERS if "failed" not in runs.get(kind, {"failed": "not run"})}
     return {
         "accuracy": {kind: found["test_accuracy"] for kind, found in whole.items()},
         "last_rollouts": {kind: round(fmean(found["accuracy"][-5:]), 4) for kind, found in whole.items()},
         "peak_gb": {kind: found["peak_gb"] for kind, found in whole.items()},
         "samples_per_second": {kind: found["samples_per_s"] for kind, found in whole.items()},
-        "test_problems": problems,
-        "runs": runs,
-        "settings": config,
+        "test_problems": 4 if options.smoke else options.test_problems,
+        "runs": dict(runs),
+        "settings": dict(config),
         "learning_rate": options.learning_rate,
     }
+
+
+def keep(result: dict[str, Any], out: Path | None) -> None:
+    """Write a result down, with the versions and the command that made it."""
+    result |= {"versions": versions(), "command": shlex.join(["python", "-m", "benchmarks.lora", *sys.argv[1:]])}
+    if out is not None:
+        durable.write(out, json.dumps(result, indent=1) + "\n")
 
 
 def held(options: argparse.Namespace) -> dict[str, Any]:
@@ -289,10 +311,8 @@ def main() -> None:
         options.steps = 2
         options.kinds = [kind for kind in options.kinds if kind != "qlora"]  # it needs a GPU
     result = held(options) if options.recipe else compared(options)
-    result |= {"versions": versions(), "command": shlex.join(["python", "-m", "benchmarks.lora", *sys.argv[1:]])}
+    keep(result, options.out)
     print({name: value for name, value in result.items() if name not in ("runs", "settings")})
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if any("failed" in run for run in result["runs"].values()):
         sys.exit("a run failed: see above")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks import pages, scaling
+from benchmarks import lora, pages, scaling
 from pipeline.cost import memory, models, speed
 from pipeline.cost.hardware import Cluster, cluster
 from pipeline.cost.memory import Setup
@@ -39,6 +39,7 @@ PAGE = "planner"
 MODELS = {
     "models/qwen2.5-coder-0.5b": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
     "models/qwen2.5-coder-1.5b": "Qwen/Qwen2.5-Coder-1.5B-Instruct",
+    "random": "Qwen/Qwen2.5-7B",
 }
 PROMPT, COUNTING_PROMPT, CHAIN_PROMPT = 120.0, 60.0, 16.0
 GRPO = (
@@ -51,6 +52,7 @@ NOT_MERGED = "long-h200-micro-batches"
 FIXED_BLOCKS = "grpo-h200-step"
 """Made with torch's blocks of memory as they are by default, which fragment; `zero2r1 run` lets them grow."""
 SCALING = "scaling-h200"
+ADAPTERS = "lora-h200"
 GB, GIB, MIB = 1e9, 2**30, 2**20
 MEMORY_BOUND, TIME_BOUND = 0.15, 0.30
 
@@ -105,6 +107,8 @@ def grpo_work(settings: Mapping[str, Any], way: str, name: str, completion: floa
         told["rollout"] = {**settings["rollout"], "scheduler_fast_path": False}
     if name == NOT_MERGED and way != "stock":
         told["efficiency"] = {**told["efficiency"], "merge_micro_batches": False}
+    if name == ADAPTERS:
+        told["adapter"] = lora.ADAPTERS[way]
     if name == "fused-h200":
         told["efficiency"] = {**told["efficiency"], "fused_kernels": way == "on"}
     if name == "overlap-h200-x2":

@@ -75,6 +75,27 @@ def test_an_adapter_is_measured_as_all_weights_are(config: dict[str, Any], tmp_p
     assert runs["lora"]["trained"] < runs["full"]["trained"]
 
 
+def test_kinds_of_runs_that_a_result_has_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+
+    def child(config: dict[str, Any], *_: Any) -> dict[str, Any]:
+        ran.append(config["adapter"])
+        whole = {"test_accuracy": 0.5, "accuracy": [0.5], "peak_gb": 1.0, "samples_per_s": 2.0}
+        return {"failed": "exit code 1"} if len(ran) == 2 else whole
+
+    monkeypatch.setattr(lora, "in_child", child)
+    told = {"model": "m", "problems": "p", "steps": 2, "gpu_memory": 0.1, "tokens_per_pass": 64, "learning_rate": 1e-6}
+    told |= {"smoke": True, "devices": [], "test_problems": 4, "kinds": ["full", "lora"], "out": tmp_path / "lora.json"}
+    options = argparse.Namespace(**told)
+    lora.compared(options)
+    found = lora.compared(options)
+    assert ran == [None, {}, {}], "the run that failed is repeated"
+    assert found["peak_gb"] == {"full": 1.0, "lora": 1.0}
+    options.tokens_per_pass = 128
+    with pytest.raises(SystemExit, match="other settings"):
+        lora.compared(options)
+
+
 def test_a_recipe_is_held_to_a_smaller_card(calculator: Path, tmp_path: Path) -> None:
     options = argparse.Namespace(recipe="lora/7b-24gb", override=[], steps=2, smoke=True)
     model = lora.random_model("Qwen/Qwen2.5-7B", str(calculator), tmp_path / "model", small=True)
