@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import gpus, placement
+from pipeline.checks import model_arguments
 from pipeline.checks.launch import accelerate_config
 from pipeline.checks.whole_recipe import input_files
 from pipeline.context import exists
@@ -330,7 +331,9 @@ def unmet(recipe: Recipe, stages: list[str], run: bool = False, here: bool = Tru
         unread = [*broken_models(config, recipe.base), *broken_data(config, recipe.base)]
         if not found:
             found += unknown_harness(config, recipe.base)
-            found += [*broken_code(config, recipe.base), *unpublishable(config)] if run else ()
+            if run:
+                found += [*broken_code(config, recipe.base), *unpublishable(config)]
+                found += model_arguments.faults(recipe, config, ask=True)
             found += broken_tasks(recipe, config, run)
             if not unread:
                 found += broken_sources(config, recipe.base, run)

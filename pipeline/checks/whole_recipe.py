@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from pipeline import placement
-from pipeline.checks import adapter_targets, chat_templates, context_lengths, launch, refusals, task_filters
+from pipeline.checks import (
+    adapter_targets,
+    chat_templates,
+    context_lengths,
+    launch,
+    model_arguments,
+    refusals,
+    task_filters,
+)
 from pipeline.context import exists
 from pipeline.files import formats
 from pipeline.files.adapter_folders import base_folder, is_adapter
@@ -154,6 +162,7 @@ def check(recipe: Recipe, text: Source, names: Sequence[str]) -> list[Issue]:
             *context_lengths.faults(recipe, config),
             *chat_templates.faults(recipe.stages, config, recipe.base),
             *adapter_targets.faults(recipe, config),
+            *model_arguments.faults(recipe, config),
             *adapter_targets.exported(recipe, config),
             *task_filters.faults(recipe, config),
             *config.faults(recipe.base),

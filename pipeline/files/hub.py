@@ -180,6 +180,26 @@ def model_files(name: str, revision: str | None = None) -> tuple[str, ...]:
     return tuple(path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file())
 
 
+def config_file(name: str, revision: str | None, ask: bool) -> Path | None:
+    """Where a copy of the config of a model of the hub is; `None` if there is none.
+
+    Args:
+        name: its id, `owner/name`.
+        revision: branch, tag or commit; the main branch if not given.
+        ask: whether the hub is asked for it where there is no copy.
+    """
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    for local in (True, False) if ask else (True,):
+        try:
+            return Path(hf_hub_download(name, CONFIG, revision=revision, local_files_only=local))
+        except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError):  # told by `model_files`, where it matters
+            pass
+    return None
+
+
 def rows(source: HubSource) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a data set, each with its place, such as `someone/sums@1f2e3d4c train, row 17`.
 

@@ -37,7 +37,7 @@ FREE = frozenset(
     | {"efficiency.background_rewards", "efficiency.drop_dead_groups", "efficiency.dynamic_sampling_queue"}
     | {"rollout.min_p", "rollout.stop", "rollout.temperature", "rollout.too_long", "rollout.top_k"}
     | {"rollout.top_p"}
-    | {"watch.temperature", "watch.top_p"}
+    | {"watch.stop", "watch.temperature", "watch.top_p"}
     | {"tasks.bad_rows", "tasks.name", "tasks.template"}
 )
 """Fields that change time and memory by little, or what every stage of a kind does, which `NOTES` tells once, or of

@@ -46,9 +46,7 @@ class Stops:
         special = {} if tokenizer is None else tokenizer.get_added_vocab()
         ids = [special.get(one) if isinstance(one, str) else one for one in stop]
         if wrong := [one for one in stop if isinstance(one, int) and tokenizer is not None and one >= len(tokenizer)]:
-            raise RolloutError(
-                f"rollout.stop: {wrong[0]} is not a token id; the vocabulary has {len(tokenizer)} tokens"
-            )
+            raise RolloutError(f"stop: {wrong[0]} is not a token id; the vocabulary has {len(tokenizer)} tokens")
         texts = [one for one, found in zip(stop, ids, strict=True) if found is None and isinstance(one, str)]
         return cls(tokenizer, tuple(one for one in ids if one is not None), tuple(texts))
 

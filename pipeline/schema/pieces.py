@@ -23,6 +23,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.schema import trainer_numbers
 from pipeline.schema.health import Health
 from pipeline.schema.launch import Launch, ProcessSpec
+from pipeline.schema.stops import StopsField
 from pipeline.schema.strict import EntryError, Strict
 
 
@@ -298,7 +299,7 @@ class RolloutSpec(Strict):
 
     engine: Literal["auto", "transformers", "vllm", "vllm_server"] = "auto"
     max_tokens: Annotated[int, Field(gt=0)] = 1024
-    stop: list[str | int] = Field(default_factory=list)
+    stop: StopsField = Field(default_factory=list)
     too_long: Literal["error", "filter"] = "error"
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -311,15 +312,6 @@ class RolloutSpec(Strict):
     process: ProcessSpec | None = None
     speculative: SpeculativeSpec | None = None
     scheduler_fast_path: bool = True
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _as_list(cls, stop: Any) -> Any:
-        stops = stop if isinstance(stop, list) else [stop]
-        for one in stops:
-            if not (isinstance(one, str) and one) and not (type(one) is int and one >= 0):
-                raise ValueError(f"holds texts and token ids, not {one!r}")
-        return stops
 
     @property
     def separate_process(self) -> bool:

@@ -60,11 +60,11 @@ def fields(where: str) -> Mapping[str, TrainerField]:
         LookupError: the module or class is not installed.
     """
     module, _, name = where.partition(":")
-    node = _class(module, name)
+    node = class_of(module, name)
     inherited: dict[str, TrainerField] = {}
     for base in node.bases:
-        if isinstance(base, ast.Name) and (origin := _origin(_tree(module), base.id, module)):
-            inherited |= fields(origin)
+        if isinstance(base, ast.Name) and (found := origin(base.id, module)):
+            inherited |= fields(found)
     return inherited | dict(_own(node, module))
 
 
@@ -107,9 +107,9 @@ def unknown_choice(field: TrainerField, value: Any) -> str | None:
 def _members(module: str, name: str) -> tuple[str, ...]:
     """The texts of an enum that a module names; none for what is no enum, or cannot be found."""
     try:
-        if (origin := _origin(_tree(module), name, module)) is None:
+        if (found := origin(name, module)) is None:
             return ()
-        node = _class(*origin.split(":"))
+        node = class_of(*found.split(":"))
     except LookupError:
         return ()
     if not any("Enum" in ast.unparse(base) for base in node.bases):
@@ -130,7 +130,7 @@ def trackers() -> tuple[str, ...]:
 def schedule_arguments(schedule: str) -> tuple[str, ...]:
     """What `lr_scheduler_kwargs` may have for a schedule of the learning rate, such as `cosine_with_min_lr`."""
     body = _tree("transformers.optimization").body
-    members = _class("transformers.trainer_utils", "SchedulerType").body
+    members = class_of("transformers.trainer_utils", "SchedulerType").body
     texts = {ast.unparse(m.targets[0]): m.value for m in members if isinstance(m, ast.Assign)}
     table = next(n.value for n in body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == _SCHEDULES)
     assert isinstance(table, ast.Dict)
@@ -165,16 +165,21 @@ def _tree(module: str) -> ast.Module:
     return ast.parse(_file(module).read_text(encoding="utf-8"))
 
 
-def _class(module: str, name: str) -> ast.ClassDef:
+def class_of(module: str, name: str) -> ast.ClassDef:
+    """A class as its source has it.
+
+    Raises:
+        LookupError: the module is not installed, or has no such class.
+    """
     for node in _tree(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return node
     raise LookupError(f"{module} has no class {name}")
 
 
-def _origin(tree: ast.Module, name: str, module: str) -> str | None:
+def origin(name: str, module: str) -> str | None:
     """`module:class` that a name in a module refers to; `None` for names that are not imported at its top."""
-    for node in tree.body:
+    for node in _tree(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return f"{module}:{name}"
         if isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == name for a in node.names):
@@ -201,11 +206,20 @@ def _reexport(module: str, name: str) -> str | None:
 
 def _file(module: str) -> Path:
     package, *rest = module.split(".")
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise LookupError(f"{package} is not installed")
-    path = Path(spec.origin).parent.joinpath(*rest)
+    path = folder(package).joinpath(*rest)
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.is_file():
             return candidate
     raise LookupError(f"{module} is not installed")
+
+
+def folder(package: str) -> Path:
+    """Where a package is installed.
+
+    Raises:
+        LookupError: nowhere.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise LookupError(f"{package} is not installed")
+    return Path(spec.origin).parent

@@ -17,9 +17,9 @@ from pipeline.files import hub as hub_module
 from pipeline.files.rows import write_rows
 from pipeline.recipe import RecipeError, load
 from pipeline.runner.graph import build
-from pipeline.schema import trainer_fields
+from pipeline.schema import model_fields, trainer_fields
 from pipeline.stages.registry import config_class
-from tests.hub import WHOLE, Hub
+from tests.hub import WHOLE, Hub, made_whole
 
 ZERO2R1 = Path(sys.executable).parent / "zero2r1"
 FIRST = "  first: {kind: import_model, model: some/model}\n"
@@ -65,6 +65,72 @@ FAULTS = {
         "the schedule linear has no argument 'min_lr_rate'",
     ),
 }
+
+
+QWEN2 = '{"model_type": "qwen2", "of_its_own": 1}'
+LOADED = "  later: {{kind: sft, model: {}, data: [rows.jsonl], trainer: {{model_init_kwargs: {{{}: 1}}}}}}\n"
+TAUGHT = (
+    "  later: {{kind: distill, model: other, teacher: {}, tasks: [gsm8k],"
+    " trainer: {{teacher_model_init_kwargs: {{{}: 1}}}}}}\n"
+)
+MADE = (
+    "  first: {kind: pretrain, model: nano, tokenizer: characters, length: 64,"
+    " corpus: [{from: rows.jsonl, text: prompt}]}\n"
+)
+
+
+@pytest.mark.parametrize("stage", [LOADED, TAUGHT], ids=["model", "teacher"])
+@pytest.mark.parametrize("source", ["made", "'@first'", "lora", "pre-trained", "cached"])
+def test_models_are_loaded_with_arguments_that_they_take(
+    source: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers tells when it loads the model, once earlier stages have run."""
+    made, lora = made_whole(tmp_path / "made"), tmp_path / "lora"
+    (made / "config.json").write_text(QWEN2)
+    lora.mkdir()
+    (lora / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "../made"}')
+    (lora / "adapter_model.safetensors").write_text("")
+    copy = tmp_path / "hub" / "models--some--model"
+    (copy / "snapshots" / "1").mkdir(parents=True)
+    (copy / "snapshots" / "1" / "config.json").write_text(QWEN2)
+    (copy / "refs").mkdir()
+    (copy / "refs" / "main").write_text("1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    first = MADE if source == "pre-trained" else FIRST.replace("some/model", "made")
+    named = {"pre-trained": "'@first'", "cached": "some/model"}.get(source, source)
+    own = "n_routed_experts" if source == "pre-trained" else "of_its_own"
+    for taken in ("attn_implementation", "attention_dropout", "low_cpu_mem_usage", own):
+        load(recipe(tmp_path, first, stage.format(named, taken)))
+    with pytest.raises(RecipeError) as caught:
+        load(recipe(tmp_path, first, stage.format(named, "atn_implementation")))
+    kind = "deepseek_v3" if source == "pre-trained" else "qwen2"
+    message = f"a model of the kind {kind} is loaded with no argument 'atn_implementation' (did you mean 'attn_impl"
+    field = "model_init_kwargs" if stage is LOADED else "teacher_model_init_kwargs"
+    assert f"stages.later.trainer.{field}.atn_implementation: {message}" in str(caught.value)
+
+
+def test_the_hub_is_asked_for_the_kind_of_a_model(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only before the first stage: a recipe is read without a network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.add("some/model", {"config.json": QWEN2.encode()})
+    made = load(recipe(tmp_path, FIRST, LOADED.format("'@first'", "atn_implementation")))
+    assert not [path for path in hub.asked if "some/model" in path]
+    assert not needs.unmet(made, ["later"])
+    (told,) = needs.unmet(made, ["later"], run=True)
+    assert "stages.later.trainer.model_init_kwargs.atn_implementation: a model of the kind qwen2" in told
+
+
+def test_every_setting_of_a_config_is_an_argument() -> None:
+    """Held against the classes that transformers makes of these names, which recipes are read without."""
+    from transformers import CONFIG_MAPPING
+
+    for kind in ("qwen2", "qwen3_moe", "llama", "deepseek_v2", "gpt2", "gemma3_text"):
+        known = model_fields.arguments(kind)
+        made = CONFIG_MAPPING[kind]()
+        assert known is not None
+        assert known >= {name for name in made.to_dict() if hasattr(made, name) and not name.startswith("_")}
+        assert not {"atn_implementation", "self", "kwargs"} & known
+    assert model_fields.arguments("of_nobody") is None
 
 
 @pytest.mark.parametrize("what", FAULTS)

@@ -45,7 +45,7 @@ def test_a_special_token_is_meant_by_its_name_and_one_that_is_not_there_refused(
         made, (made.convert_tokens_to_ids("<|im_start|>"), 7), ("im",)
     )
     assert not Stops.of(made, [])
-    with pytest.raises(RolloutError, match=rf"rollout.stop: 99999 is not a token id; the vocabulary has {len(made)}"):
+    with pytest.raises(RolloutError, match=rf"^stop: 99999 is not a token id; the vocabulary has {len(made)}"):
         Stops.of(made, [99999])
 
 

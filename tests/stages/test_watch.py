@@ -107,6 +107,17 @@ def test_looking_changes_no_weight(calculator: Path, folder: Path, kind: str) ->
     assert metrics["published_step"] == 5
 
 
+def test_answers_end_where_the_watch_says(calculator: Path, folder: Path) -> None:
+    """A stage that samples nothing has no `rollout` to say it; where there is one, the watch's own counts."""
+    cut = {**WATCH, "stop": "<answer>"}
+    one = {**TRAINER, "max_steps": 1}
+    seen, _ = ran(folder, "seen", calculator, SFT, watch=cut, trainer=one)
+    rolled = {**STAGES["grpo"], "rollout": {"max_tokens": 9, "stop": ["</answer>"]}, "trainer": {**GROUPS, **one}}
+    sampled, _ = ran(folder, "sampled", calculator, rolled, watch=cut)
+    for context in (seen, sampled):
+        assert looks(context)[0][PASS] == 0.0, "nothing is answered before `<answer>`"
+
+
 def test_the_best_weights_are_published_and_training_ends_early(calculator: Path, folder: Path) -> None:
     """What it is taught is wrong, so every look is worse than the one before."""
     steps = {**TRAINER, "max_steps": 20}

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.schema.pieces import Fault, TrainingConfig, check_samples
+from pipeline.schema.stops import StopsField
 from pipeline.schema.strict import Strict
 from pipeline.tasks.resolve import TestTaskField
 from rewards.registry import nearest
@@ -48,6 +49,8 @@ class WatchSpec(Strict):
         samples: samples a problem.
         problems: most problems of each task; as many as the task gives if not given.
         max_tokens: longest answer, in tokens; the stage's `rollout.max_tokens` if not given, and 1024 without one.
+        stop: texts and token ids at which an answer ends, beside the model's own end-of-sequence tokens; those of the
+            stage's `rollout` if not given.
         temperature, top_p: sampling, R1's own for evaluation; temperature 0 is greedy.
         batch_size: sequences at a time where the trainer's model answers, and no engine.
     """
@@ -57,6 +60,7 @@ class WatchSpec(Strict):
     samples: Annotated[int, Field(gt=0)] = 1
     problems: Annotated[int, Field(gt=0)] | None = None
     max_tokens: Annotated[int, Field(gt=0)] | None = None
+    stop: StopsField | None = None
     temperature: Annotated[float, Field(ge=0)] = 0.6
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     batch_size: Annotated[int, Field(gt=0)] = 64

@@ -66,12 +66,13 @@ class Problems:
         given = {} if rollout is None else rollout.engine_options
         options = {"max_model_len": getattr(trainer.args, "vllm_max_model_length", None), **given}
         longest = spec.max_tokens or (MAX_TOKENS if rollout is None else rollout.max_tokens)
+        sampled = [] if rollout is None else rollout.stop
         self.sampling = Sampling(
             n=spec.samples,
             max_tokens=longest,
             temperature=spec.temperature,
             top_p=spec.top_p,
-            stop=() if rollout is None else tuple(rollout.stop),
+            stop=tuple(sampled if spec.stop is None else spec.stop),
         )
         self.seed = context.seed
         self.tasks = [resolve(task, context.tasks, context.base) for task in spec.tasks]
