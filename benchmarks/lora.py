@@ -39,6 +39,7 @@ from pipeline.cost import models
 from pipeline.files import durable
 from pipeline.recipe import load
 from pipeline.runner.process import allocator
+from pipeline.schema.adapter import RATE_FACTOR
 from pipeline.stages.registry import config_class
 
 ADAPTERS: Mapping[str, dict[str, Any] | None] = {"full": None, "lora": {}, "qlora": {"quantize": "4bit"}}
@@ -67,7 +68,9 @@ def train(config: Mapping[str, Any], seed: int, folder: Path, problems: int, lim
     from pipeline.training.grpo.judging import Judge
 
     if limit_gb is not None and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(limit_gb * 1e9 / torch.cuda.get_device_properties(0).total_memory)
+        total = torch.cuda.get_device_properties(0).total_memory
+        engine = config["rollout"]["gpu_memory"] * total  # torch counts what sleeps there, too
+        torch.cuda.set_per_process_memory_fraction((limit_gb * 1e9 + engine) / total)
     context = context_of(config, seed, folder)
     reward = Judge(composite(context.config.rewards, context.config.tasks, context).parts, context.base)
     reward.prepare()
@@ -155,11 +158,16 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def of_kind(config: Mapping[str, Any], kind: str, rate: float) -> dict[str, Any]:
-    """The stage of one kind of run; adapters have the learning rate that the stage gives them by default."""
-    from pipeline.schema.adapter import RATE_FACTOR
+def of_kind(config: Mapping[str, Any], kind: str, rate: float, factor: float = RATE_FACTOR) -> dict[str, Any]:
+    """The stage of one kind of run.
 
-    rate *= 1 if ADAPTERS[kind] is None else RATE_FACTOR
+    Args:
+        config: `stage`.
+        kind: one of `ADAPTERS`.
+        rate: learning rate of full training.
+        factor: an adapter's learning rate is so many times as high.
+    """
+    rate *= 1 if ADAPTERS[kind] is None else factor
     return {**config, "adapter": ADAPTERS[kind], "trainer": {**config["trainer"], "learning_rate": rate}}
 
 
@@ -235,7 +243,7 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
         runs = {kind: found for kind, found in earlier["runs"].items() if "failed" not in found}
 
     def run(kind: str, place: Place) -> dict[str, Any]:
-        found = in_child(of_kind(config, kind, options.learning_rate), options, place, problems)
+        found = in_child(of_kind(config, kind, options.learning_rate, options.rate_factor), options, place, problems)
         told = {name: value for name, value in found.items() if not isinstance(value, list)}
         print(kind, json.dumps(told), flush=True)
         runs[kind] = found
@@ -258,6 +266,7 @@ def joined(runs: Mapping[str, Any], config: Mapping[str, Any], options: argparse
         "runs": dict(runs),
         "settings": dict(config),
         "learning_rate": options.learning_rate,
+        "rate_factor": options.rate_factor,
     }
 
 
@@ -296,6 +305,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=list(ADAPTERS), default=list(ADAPTERS))
     parser.add_argument("--devices", nargs="+", type=children.gpu, default=[], help="GPUs, with a run at a time each")
     parser.add_argument("--learning-rate", type=float, default=2e-6, help="of full training")
+    parser.add_argument("--rate-factor", type=float, default=RATE_FACTOR, help="an adapter's learning rate over that")
     parser.add_argument("--gpu-memory", type=float, default=0.06, help="vLLM's share of the GPU")
     parser.add_argument("--tokens-per-pass", type=int, default=8192)
     parser.add_argument("--recipe", help="hold the `zero` stage of this recipe to a smaller card, and nothing else")

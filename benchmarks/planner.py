@@ -24,8 +24,8 @@ from benchmarks import lora, pages, scaling
 from pipeline.cost import memory, models, speed
 from pipeline.cost.hardware import Cluster, cluster
 from pipeline.cost.memory import Setup
-from pipeline.planner.estimate import estimate
-from pipeline.planner.held import TRAINER
+from pipeline.planner.estimate import Estimate, estimate
+from pipeline.planner.held import SAMPLING, TRAINER
 from pipeline.planner.stages import Reader
 from pipeline.planner.work import Given, Training, Work
 from pipeline.recipe import Recipe, load
@@ -52,7 +52,7 @@ NOT_MERGED = "long-h200-micro-batches"
 FIXED_BLOCKS = "grpo-h200-step"
 """Made with torch's blocks of memory as they are by default, which fragment; `zero2r1 run` lets them grow."""
 SCALING = "scaling-h200"
-ADAPTERS = "lora-h200"
+ADAPTERS = ("lora-h200", "lora-h200-light")
 GB, GIB, MIB = 1e9, 2**30, 2**20
 MEMORY_BOUND, TIME_BOUND = 0.15, 0.30
 
@@ -107,7 +107,7 @@ def grpo_work(settings: Mapping[str, Any], way: str, name: str, completion: floa
         told["rollout"] = {**settings["rollout"], "scheduler_fast_path": False}
     if name == NOT_MERGED and way != "stock":
         told["efficiency"] = {**told["efficiency"], "merge_micro_batches": False}
-    if name == ADAPTERS:
+    if name in ADAPTERS:
         told["adapter"] = lora.ADAPTERS[way]
     if name == "fused-h200":
         told["efficiency"] = {**told["efficiency"], "fused_kernels": way == "on"}
@@ -123,6 +123,11 @@ def grpo_work(settings: Mapping[str, Any], way: str, name: str, completion: floa
     return Reader(Recipe("benchmark", ROOT / "recipe.yaml", {"zero": config}), given).work("zero")
 
 
+def peak(found: Estimate) -> float:
+    """Bytes of the GPU that trains, at its peak: of a step, or of sampling on the same GPU while the trainer waits."""
+    return max(memory.total(found.memory[role]) for role in (TRAINER, SAMPLING) if role in found.memory)
+
+
 def grpo_rows(name: str) -> Iterator[Row]:
     """The runs of a result of `benchmarks.grpo` or `benchmarks.overlap`."""
     result = read(name)
@@ -136,7 +141,7 @@ def grpo_rows(name: str) -> Iterator[Row]:
         for number, run in enumerate(runs if isinstance(runs, list) else [runs]):
             work = grpo_work(settings, way, name, fmean(run["length"]), gpus)
             found = estimate(work, gpus)
-            planned = memory.total(found.memory[TRAINER]) / GB
+            planned = peak(found) / GB
             label = f"{way}, seed {number}" if isinstance(runs, list) and len(runs) > 1 else way
             note = "blocks of memory that do not grow" if name == FIXED_BLOCKS else ""
             step = found.seconds["step"]
@@ -158,7 +163,7 @@ def scaling_rows() -> Iterator[Row]:
         config, _ = scaling.config_of(way, options)
         work = grpo_work({**config, "launch": {"gpus": count}}, way, SCALING, fmean(run["length"]), gpus)
         found = estimate(work, gpus)
-        planned, step = memory.total(found.memory[TRAINER]) / GB, found.seconds["step"]
+        planned, step = peak(found) / GB, found.seconds["step"]
         yield Row(SCALING, way, False, planned, run["peak_gb"], step, run["seconds_a_step"])
 
 
@@ -177,7 +182,7 @@ def pretraining_rows() -> Iterator[Row]:
         work = pretraining_work(rows, length, way)
         found = estimate(work, gpus)
         step = found.seconds["step"] / speed.MEASURED.rest  # there is nothing but the step
-        return Row(name, way, seen(name, way), memory.total(found.memory[TRAINER]) / GB, gb, step, rows * length / rate)
+        return Row(name, way, seen(name, way), peak(found) / GB, gb, step, rows * length / rate)
 
     of_model = read("model-h200")
     ours = of_model["runs"]["ours"]

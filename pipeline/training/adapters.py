@@ -299,9 +299,12 @@ def _settle(trainer: Any) -> None:
     On a quantised base, TRL casts adapters to bfloat16, in which three quarters of their weights never move at a
     learning rate of 1e-5. And TRL's ways to vLLM merge in place.
     """
+    from pipeline.training.lora_linear import lighten
+
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    lighten(trainer.model)
     if (generation := getattr(trainer, "vllm_generation", None)) is not None:
         generation._iter_named_params = lambda: official_weights(trainer.accelerator.unwrap_model(trainer.model))
     if trainer.accelerator.is_main_process:

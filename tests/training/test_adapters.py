@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -18,6 +20,7 @@ from pipeline.rollout.adapted import base_of
 from pipeline.rollout.weights import official_weights
 from pipeline.schema.efficiency import STOCK, Efficiency
 from pipeline.training import adapters
+from pipeline.training.lora_linear import lighten
 from pipeline.training.trainers import sft
 from tests.training.replay import distance, half_dead, history_of, lora, prepared, trainer_of
 
@@ -54,6 +57,33 @@ def test_losses_and_gradients_are_those_of_peft_under_stock_trl(
     assert not beta or moved[-1] > 0, "the adapter moved away from its base"
     after = dict(base_of(ours.model).named_parameters())
     assert all(torch.equal(weight, after[name]) for name, weight in before.items()), "the base was written"
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"use_rslora": True}, {"lora_bias": True}, {"use_dora": True}, {"lora_dropout": 0.5}]
+)
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+def test_layers_compute_what_peft_computes(more: dict[str, Any], autocast: bool) -> None:
+    """Outputs and gradients; those that are more than two matrices are computed by PEFT itself."""
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.Tanh(), torch.nn.Linear(24, 8))
+    theirs = get_peft_model(layers, LoraConfig(r=4, lora_alpha=6, target_modules=["0", "2"], **more))
+    perturbed(theirs, 0.5)
+    ours, asked = deepcopy(theirs), torch.randn(3, 5, 16)
+    lighten(ours)
+
+    def run(model: Any) -> list[torch.Tensor]:
+        x = asked.clone().requires_grad_()
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = model(x)
+        y.float().square().mean().backward()
+        return [y.float(), x.grad, *(weight.grad for weight in model.parameters() if weight.requires_grad)]
+
+    for expected, found in zip(run(theirs), run(ours), strict=True):
+        assert distance(expected, found) < (0.02 if autocast else 1e-6)
+    with theirs.disable_adapter(), ours.disable_adapter():
+        assert torch.equal(theirs(asked), ours(asked))
 
 
 @pytest.mark.parametrize("more", [{}, {"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}])

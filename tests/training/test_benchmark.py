@@ -85,7 +85,14 @@ def test_kinds_of_runs_that_a_result_has_are_not_run_again(tmp_path: Path, monke
 
     monkeypatch.setattr(lora, "in_child", child)
     told = {"model": "m", "problems": "p", "steps": 2, "gpu_memory": 0.1, "tokens_per_pass": 64, "learning_rate": 1e-6}
-    told |= {"smoke": True, "devices": [], "test_problems": 4, "kinds": ["full", "lora"], "out": tmp_path / "lora.json"}
+    told |= {
+        "rate_factor": 10.0,
+        "smoke": True,
+        "devices": [],
+        "test_problems": 4,
+        "kinds": ["full", "lora"],
+        "out": tmp_path / "lora.json",
+    }
     options = argparse.Namespace(**told)
     lora.compared(options)
     found = lora.compared(options)
