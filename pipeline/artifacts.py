@@ -162,13 +162,20 @@ def no_run(path: str, suffix: str = "") -> str:
         path: the folder.
         suffix: what a user wrote after it, such as `@zero`.
     """
-    runs = sorted(str(found.parent) for pattern in ("*", "runs/*") for found in Path().glob(f"{pattern}/{RUN_RECORD}"))
     lacks = f"{path} is not the folder of a run (it has no {RUN_RECORD})"
     said = lacks if Path(path).exists() else f"there is no run {path}"
-    names = {Path(run).name: run for run in runs}
+    names = {Path(run).name: run for run in _runs()}
     alike = next(iter(difflib.get_close_matches(Path(path).name, names, 1, 0.8)), None)
-    here = f"Runs here: {', '.join(runs) or 'none'}"
-    return f"{said}. {here}" if alike is None else f"{said}: did you mean {names[alike]}{suffix}?"
+    return f"{said}. {runs_here()}" if alike is None else f"{said}: did you mean {names[alike]}{suffix}?"
+
+
+def runs_here() -> str:
+    """The runs in the current folder and in its `runs`, in words."""
+    return f"Runs here: {', '.join(_runs()) or 'none'}"
+
+
+def _runs() -> list[str]:
+    return sorted(str(found.parent) for pattern in ("*", "runs/*") for found in Path().glob(f"{pattern}/{RUN_RECORD}"))
 
 
 def recipe_file(run: Path) -> Path | None:

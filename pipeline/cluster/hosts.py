@@ -170,14 +170,22 @@ def up() -> list[Host]:
     return sorted(found, key=lambda host: (host.address, host.node))
 
 
-def check(hosts: Sequence[Host], run: Path, recipe: Path, files: Sequence[Path] = ()) -> None:
-    """Compare every host with this one; see `differences`.
+def check(hosts: Sequence[Host], run: Path, recipe: Path, files: Sequence[Path] = ()) -> list[Host]:
+    """Compare every host with this one; see `differences`. Returns those that are still up.
+
+    A host that is lost just now, perhaps with the runner before this one, is no host that differs.
 
     Raises:
         ClusterError: says what is wrong, a line for each host and fault.
     """
-    if found := [fault for faults in differences(hosts, run, recipe, files).values() for fault in faults]:
-        raise ClusterError("\n".join(("nothing was started: the hosts of the cluster are not alike", *found)))
+    found = differences(hosts, run, recipe, files)
+    left = {host.node for host in up()}
+    for host in hosts:
+        if host.node not in left:
+            log.warning("host %s (%s) was lost while hosts were compared: it has no part", host.name, host.address)
+    if wrong := [fault for node, told in found.items() if node in left for fault in told]:
+        raise ClusterError("\n".join(("nothing was started: the hosts of the cluster are not alike", *wrong)))
+    return [host for host in hosts if host.node in left]
 
 
 def differences(hosts: Sequence[Host], run: Path, recipe: Path, files: Sequence[Path] = ()) -> dict[str, list[str]]:

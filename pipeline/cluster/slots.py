@@ -100,11 +100,10 @@ class ClusterSlots:
             yield
             return
         with hosts.connected(self.address):
-            there = hosts.up()
+            self._read = sorted({path for stage in stages for path in files_of(self.recipe, self.recipe.stages[stage])})
+            there = hosts.check(hosts.up(), self.run, self.recipe.path, self._read)
             if unfit := list(unmet(self.recipe, stages, there)):
                 raise hosts.ClusterError("\n".join(("nothing was started:", *unfit)))
-            self._read = sorted({path for stage in stages for path in files_of(self.recipe, self.recipe.stages[stage])})
-            hosts.check(there, self.run, self.recipe.path, self._read)
             hosts.record(there, self.run)
             self._names = {host.node: host.name for host in there}
             yield

@@ -13,6 +13,11 @@ from pipeline.commands.completion import answer_shells
 
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
 """What typer raises for a command, an option or an argument that is unknown, missing or wrong."""
+OF_RUNS = {
+    **{"status": "run", "report": "runs", "why": "stage"},
+    **dict.fromkeys(("generate", "eval", "export"), "model"),
+}
+"""Command -> its argument that is a run, or a model of one."""
 
 
 class OneLine(TyperGroup):
@@ -26,7 +31,8 @@ class OneLine(TyperGroup):
         try:
             code = super().main(args, standalone_mode=False, **settings)
         except UsageError as error:
-            _tell(error)
+            words = sys.argv[1:] if args is None else args
+            _tell(error, next((word for word in words[:1] if word in self.commands), ""))
             sys.exit(2)
         except typer.Abort:
             typer.echo("zero2r1: no answer, so nothing was done", err=True)
@@ -34,10 +40,19 @@ class OneLine(TyperGroup):
         sys.exit(code or 0)
 
 
-def _tell(error: Any) -> None:
+def _tell(error: Any, command: str) -> None:
     said = str(error.format_message()).strip().rstrip(".")
     if "\n" in said:  # a group without a command: its help
         error.show()
         return
-    command = "zero2r1" if error.ctx is None else error.ctx.command_path
-    typer.echo(f"zero2r1: {said[0].lower()}{said[1:]} (see {command} --help)", err=True)
+    where = f"zero2r1 {command}".strip() if error.ctx is None else error.ctx.command_path
+    typer.echo(f"zero2r1: {said[0].lower()}{said[1:]} (see {where} --help){_runs(error, command)}", err=True)
+
+
+def _runs(error: Any, command: str) -> str:
+    """The runs that are here, if what is missing is one of them, or a model of one."""
+    if command not in OF_RUNS or getattr(getattr(error, "param", None), "name", "") != OF_RUNS[command]:
+        return ""
+    from pipeline.artifacts import runs_here
+
+    return f". {runs_here()}"
