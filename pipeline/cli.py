@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,7 +31,7 @@ from pipeline.commands.once import evaluate, export
 from pipeline.commands.report import report
 from pipeline.commands.rewards import app as rewards_app
 from pipeline.commands.terminal import JsonOption, RunArgument, plain_console, print_json, run_folder
-from pipeline.commands.usage import OneLine
+from pipeline.commands.usage import UNREAD, OneLine, unread
 from pipeline.commands.why import why
 
 if TYPE_CHECKING:
@@ -86,8 +85,8 @@ def run(
     except KeyboardInterrupt:
         fail(f"interrupted; the same command goes on from here ({folder})", code=130)
     except BrokenPipeError:
-        _unread()
-        fail(f"nobody reads the output any more: stopped; the same command goes on from here ({folder})", code=141)
+        unread()
+        fail(f"nobody reads the output any more: stopped; the same command goes on from here ({folder})", code=UNREAD)
     except (runner.RunError, runner.StageError) as error:
         fail(str(error))
     except OSError as error:
@@ -259,13 +258,6 @@ def _folder(recipe: Recipe, runs: Path) -> Path:
         return runner.run_folder(recipe, runs)
     except runner.RunError as error:
         fail(f"--runs: {error}", code=2)
-
-
-def _unread() -> None:
-    """Standard output goes nowhere from here on: otherwise Python complains about it at the end."""
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:

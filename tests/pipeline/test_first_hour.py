@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -175,6 +178,11 @@ def test_a_record_whose_stages_lack_something(command: str, stages: list[object]
         ("export", "missing argument 'model' (see zero2r1 export --help). Runs here: none"),
         ("eval x", "missing argument 'tasks' (see zero2r1 eval --help)"),
         ("cost", "missing argument 'model' (see zero2r1 cost --help)"),
+        ("completion", "missing argument 'shell'. Choose from: bash, zsh, fish (see zero2r1 completion --help)"),
+        (
+            "completion sh",
+            "invalid value for 'shell': 'sh' is not one of 'bash', 'zsh', 'fish' (see zero2r1 completion",
+        ),
         ("run nano/r1 --store", "option '--store' requires an argument (see zero2r1 run --help)"),
         ("cost v3-671b", "missing option '--tokens' (see zero2r1 cost --help)"),
         ("run nano/r1 --job 2", "no such option: --job (Possible options: --jobs, --json) (see zero2r1 run --help)"),
@@ -190,6 +198,20 @@ def test_a_record_whose_stages_lack_something(command: str, stages: list[object]
 def test_words_that_are_no_command(words: str, line: str) -> None:
     told = said(*words.split())
     assert told.startswith(line) and ("Runs here" in told) == ("Runs here" in line)
+
+
+@pytest.mark.parametrize(
+    "command", ["--help", "rewards list", "plan nano/r1 --json", "cost v3-671b --tokens 1T --gpus 8xH800"]
+)
+def test_a_reader_that_leaves_ends_any_command_in_a_line(command: str) -> None:
+    """`zero2r1 COMMAND | head -1`: written by rich or by typer, at once or at the end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [Path(sys.executable).parent / "zero2r1", *command.split()], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "zero2r1: nobody reads the output any more: stopped\n")
 
 
 @pytest.mark.parametrize("command", ["generate MODEL -p ?", "eval MODEL countdown", "export MODEL out"])
