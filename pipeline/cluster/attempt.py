@@ -73,6 +73,7 @@ class Attempt:
         self.returncode: int | None = None
         self._running = list(range(len(agents)))
         self._heard = [time.monotonic()] * len(agents)
+        self._asked, self._silent = time.time(), 0.0  # not monotonic, which stands still while a machine sleeps
         self._failed: int | None = None
         self._over = threading.Event()
         self._id = uuid.uuid4().hex
@@ -138,6 +139,7 @@ class Attempt:
         """
         import ray
 
+        self._silent, self._asked = max(self._silent, time.time() - self._asked), time.time()
         asked = {question(at): at for at in self._running}
         patience = self.deadline / (2 if once else LOOKS_A_DEADLINE)  # the other agents want to be asked as well
         ray.wait(list(asked), num_returns=len(asked), timeout=patience)
@@ -153,7 +155,11 @@ class Attempt:
                 why = f"{type(error.cause).__name__}: {error.cause}"
                 self._lose(at, why, f"cannot start on host {self.places[at].name}")
             except ray.exceptions.RayError as error:
-                self._lose(at, _reason(error))
+                if self._silent > self.deadline:
+                    why = f"this runner stood still for {self._silent:.0f} s, and launch.deadline is {self.deadline:g}"
+                    self._lose(at, why, f"was ended by host {self.places[at].name}")
+                else:
+                    self._lose(at, _reason(error))
         return answers
 
     def _ended(self, at: int, code: int) -> None:

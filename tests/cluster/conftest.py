@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.pipeline.test_runner import PLAY
 
 HOST = {"num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False}
 WITH_GPU = {**HOST, "num_gpus": 1}
@@ -33,3 +37,15 @@ def two_hosts() -> Iterator[Any]:
             ray.shutdown()
             cluster.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Iterator[Path]:
+    """The job of a stage that waits for a sign that never comes."""
+    (tmp_path / "play.py").write_text(PLAY)
+    task = {"use": "play.py:Play", "options": {"name": "one"}}
+    config = {"kind": "evaluate", "model": "no/model", "tasks": [task]}
+    job = {"stage": "one", "config": config, "inputs": {}, "base": str(tmp_path), "tasks": {}, "seed": 0}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    yield tmp_path / "job.json"
+    (tmp_path / "one.go").touch()

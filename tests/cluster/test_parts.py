@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -54,18 +53,6 @@ def recipe(folder: Path, stages: dict[str, Any], **header: Any) -> Any:
     (folder / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"name": "r", **header, "stages": stages}))
     return load(folder / "recipe.yaml", [])
-
-
-@pytest.fixture
-def waiting(tmp_path: Path) -> Iterator[Path]:
-    """The job of a stage that waits for a sign that never comes."""
-    (tmp_path / "play.py").write_text(PLAY)
-    task = {"use": "play.py:Play", "options": {"name": "one"}}
-    config = {"kind": "evaluate", "model": "no/model", "tasks": [task]}
-    job = {"stage": "one", "config": config, "inputs": {}, "base": str(tmp_path), "tasks": {}, "seed": 0}
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    yield tmp_path / "job.json"
-    (tmp_path / "one.go").touch()
 
 
 def test_an_agent_that_hears_nothing_ends_its_stage_and_itself(waiting: Path) -> None:

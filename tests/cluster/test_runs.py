@@ -18,9 +18,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.cluster import hosts
-from pipeline.cluster.agent import Agent, Part
-from pipeline.cluster.attempt import Attempt
 from pipeline.context import StageContext
 from pipeline.stages.registry import run_function
 from tests.cluster.conftest import WITH_GPU
@@ -321,44 +318,6 @@ def test_an_interrupted_run_leaves_nothing_behind(runs: Runs) -> None:
     assert not (alive(stage) or alive(child))
     (said,) = runs.folder.glob("runs/play/scratch/one-*/hosts.json")
     assert json.loads(said.read_text())["over"]
-
-
-def test_a_host_that_is_lost_while_hosts_are_compared_is_none_that_differs(
-    two_hosts: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """With a rack, say, whose power fails: the runner on it is started again at once, and its other host is gone."""
-    import ray
-
-    (tmp_path / "recipe.yaml").touch()
-    lost = two_hosts.add_node(**WITH_GPU)
-    ray.init(address=two_hosts.address, log_to_driver=False)
-    try:
-        there = hosts.up()
-        lost.kill_raylet(check_alive=False)
-        two_hosts.worker_nodes.remove(lost)
-        left = hosts.check(there, tmp_path, tmp_path / "recipe.yaml")
-        assert left == [host for host in there if host.node != lost.node_id] and len(left) == 2
-        (told,) = [record.getMessage() for record in caplog.records if record.name == "pipeline.cluster.hosts"]
-        assert lost.node_id[:6] in told and "was lost while hosts were compared" in told
-    finally:
-        ray.shutdown()
-
-
-def test_a_host_that_cannot_start_a_stage_says_why(two_hosts: Any, tmp_path: Path) -> None:
-    """It is not lost: a folder that has gone, say, or a disk that is full."""
-    import ray
-
-    ray.init(address=two_hosts.address, log_to_driver=False)
-    try:
-        agent = ray.remote(Agent).remote(10.0)
-        place = ray.get(agent.place.remote())
-        part = Part(tmp_path / "job.json", tmp_path / "gone" / "log.txt", {}, "", None, tmp_path, tmp_path, None, None)
-        attempt = Attempt(tmp_path, [agent], [place], [part], 10.0)
-        assert attempt.wait(60) != 0
-        assert attempt.lost.startswith(f"cannot start on host {place.name}: FileNotFoundError: ")
-        assert str(part.log) in attempt.lost and "lost host" not in attempt.lost
-    finally:
-        ray.shutdown()
 
 
 def test_a_stage_that_no_host_can_take_is_refused(runs: Runs) -> None:
