@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from pipeline.artifacts import RUN_RECORD
 from pipeline.checks import whole_recipe
 from pipeline.files import source
 from pipeline.files.durable import LONGEST_NAME
@@ -172,6 +173,8 @@ def locate(name: str | Path) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path.resolve()
+    if (path / RUN_RECORD).is_file():
+        raise RecipeError([Issue(str(name), "", "is the folder of a run: give the recipe that it was started with")])
     known = shipped()
     short = str(path).removesuffix(".yaml").removeprefix("recipes/")
     if short in known:

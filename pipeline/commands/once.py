@@ -130,10 +130,11 @@ def _once(stage: Mapping[str, object], seed: int, out: Path | None, json: bool, 
 
     shown, kind = plain_console(json), str(stage["kind"])
     data = {"name": kind, "seed": seed, "stages": {kind: stage}}
+    where = Path.cwd() / "command line"
     try:
-        checked = recipe.check(source.Source(Path.cwd() / "command line", data, {}))
+        checked = recipe.check(source.Source(where, data, {}))
     except recipe.RecipeError as error:
-        fail(str(error), code=2)
+        fail(str(error).replace(str(where), where.name), code=2)
     name = str(stage.get("model") or stage["models"][0])  # type: ignore[index]
     if fault := hub.model_fault(name):
         fail(f"{name} cannot be loaded: {fault}", code=2)

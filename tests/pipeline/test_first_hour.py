@@ -178,6 +178,7 @@ def test_a_record_whose_stages_lack_something(command: str, stages: list[object]
         ("export", "missing argument 'model' (see zero2r1 export --help). Runs here: none"),
         ("eval x", "missing argument 'tasks' (see zero2r1 eval --help)"),
         ("cost", "missing argument 'model' (see zero2r1 cost --help)"),
+        ("eval a/b chains", "command line: stages.evaluate.tasks.0: there is no task 'chains'"),
         ("completion", "missing argument 'shell'. Choose from: bash, zsh, fish (see zero2r1 completion --help)"),
         (
             "completion sh",
@@ -198,6 +199,11 @@ def test_a_record_whose_stages_lack_something(command: str, stages: list[object]
 def test_words_that_are_no_command(words: str, line: str) -> None:
     told = said(*words.split())
     assert told.startswith(line) and ("Runs here" in told) == ("Runs here" in line)
+
+
+def test_a_run_in_place_of_a_recipe() -> None:
+    Path("run.json").touch()
+    assert said("plan", ".") == ".: is the folder of a run: give the recipe that it was started with"
 
 
 @pytest.mark.parametrize(
