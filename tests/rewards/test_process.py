@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
 from pipeline.context import Outputs
@@ -142,6 +143,24 @@ def test_the_loss_counts_labelled_tokens_alone() -> None:
     by_hand = -(wanted * chances.log() + (1 - wanted) * (1 - chances).log()).mean()
     assert loss.item() == pytest.approx(by_hand.item())
     assert right_S.tolist() == [True, True]
+
+
+def test_every_step_counts_alike_however_an_optimizer_step_is_divided(folder: Path) -> None:
+    """Answers of one step and of six share it; with one answer a micro-batch, the short one had counted six times."""
+    row = json.loads((folder / "rows.jsonl").read_text().splitlines()[0])
+    short = {**row, "completions": ["fool"], "labels": [0.1]}
+    (folder / "uneven.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, short)))
+    losses, weights = [], []
+    for name, rows in (("whole", 2), ("divided", 1)):
+        trainer = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 2 // rows, "logging_steps": 1}
+        trainer |= {"learning_rate": 1e-2, "num_train_epochs": 2, "adam_epsilon": 1e-3}
+        config = {"kind": "reward_model", "learns": "steps", "model": "base", "data": ["uneven.jsonl"]}
+        context = context_of(folder, name, {**config, "dtype": "float32", "trainer": trainer}, {})
+        losses.append(run(context).metrics["loss_first"])
+        weights.append(load_file(context.output / "model" / "model.safetensors"))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for weight, other in zip(*(each.values() for each in weights), strict=True):
+        torch.testing.assert_close(weight, other, rtol=1e-4, atol=1e-5)
 
 
 class Classifier(torch.nn.Module):

@@ -14,12 +14,13 @@ import torch
 import trl
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from model.labels import IGNORED
 from pipeline.training.parallel.collectives import summed
 from pipeline.training.trainers.resumable import Resumable
 from rewards.process import SURE, logits_everywhere, padded
 
-NO_LABEL = -1.0
-"""The label of a token that ends no step."""
+NO_LABEL = float(IGNORED)
+"""The label of a token that ends no step: transformers does not count it among the labels of an optimizer step."""
 
 
 class RewardTrainer(Resumable, trl.RewardTrainer):  # type: ignore[misc]
@@ -34,6 +35,8 @@ class StepTrainer(RewardTrainer):
         given: arguments of `trl.RewardTrainer`.
     """
 
+    loss_is_scaled_for_ga = True  # by the steps of all micro-batches: rows have more and fewer of them
+
     def __init__(self, *, pad: int, **given: Any) -> None:
         super().__init__(data_collator=lambda rows: collated(rows, pad), **given)
 
@@ -43,11 +46,17 @@ class StepTrainer(RewardTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["input_ids", "ends", "labels"]
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-        """The mean cross-entropy of a batch's steps; logs which share of all processes' steps is on the right side."""
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """A micro-batch's part of the mean cross-entropy of an optimizer step's steps, of all processes where
+        `trainer.average_tokens_across_devices` is on; logs which share of all processes' steps is on the right side."""
         labels_BT = inputs.pop("labels")
         logits_BT = logits_everywhere(model, **inputs)
         loss, right_S = step_loss(logits_BT, labels_BT)
+        if num_items_in_batch is not None:
+            gathered = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            loss = loss * right_S.numel() / num_items_in_batch * gathered  # ranks' gradients are averaged
         counted = inputs["attention_mask"].sum(), right_S.sum(), right_S.numel()
         tokens, right, steps = summed(self.accelerator, *map(float, counted))
         self._total_train_tokens += int(tokens)
