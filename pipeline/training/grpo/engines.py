@@ -251,17 +251,13 @@ class EngineSampler(Sampler):
         if self._weights_of == trainer.state.global_step:
             return
         with trainer.clock.part("sync"):
-            self._sync()
-
-    def _sync(self) -> None:
-        trainer = self.trainer
-        self._dtype = self._dtype or self._handed_out(lambda: self.engine.dtype)
-        weights = official_weights(trainer.accelerator.unwrap_model(trainer.model), getattr(torch, self._dtype))
-        if self.engine is not None:
-            self.engine.push(weights, trainer.state.global_step)
-        elif trainer.is_fsdp_enabled:
-            for _ in weights:  # this process's part of each tensor is asked for
-                pass
+            self._dtype = self._dtype or self._handed_out(lambda: self.engine.dtype)
+            weights = official_weights(trainer.accelerator.unwrap_model(trainer.model), getattr(torch, self._dtype))
+            if self.engine is not None:
+                self.engine.push(weights, trainer.state.global_step)
+            elif trainer.is_fsdp_enabled:
+                for _ in weights:  # this process's part of each tensor is asked for
+                    pass
         self._weights_of = trainer.state.global_step
 
     def _handed_out(self, make: Callable[[], Any]) -> Any:

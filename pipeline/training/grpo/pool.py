@@ -150,8 +150,8 @@ class PooledOrder(ProblemOrder):
     def _plan(self, number: int) -> None:
         account = self.account
         if number == 0:
-            order = ProblemOrder(**{name: getattr(self, name) for name in ProblemOrder.__dataclass_fields__})
-            first = [row for batch in range(math.ceil(self.problems / self.groups)) for row in order.rows(batch)]
+            plain = super().rows
+            first = [row for batch in range(math.ceil(self.problems / self.groups)) for row in plain(batch)]
             others = sorted(set(range(self.problems)) - set(first))
             for place, row in enumerate([*first, *others]):
                 account.put(row, place / self.groups)
