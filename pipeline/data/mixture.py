@@ -161,6 +161,8 @@ def _check_row(row: Row, keys: Sequence[str]) -> None:
     for name in keys or ("prompt", "completion"):
         if (value := row.get(name)) is not None and not isinstance(value, str | list):
             raise DataError(f"{row.place}: {name} is a text or a list of messages, not {str(value)[:100]}")
+        if name in row and (value is None or (keys and not value)):
+            raise DataError(f"{row.place}: {name} is empty")
     wanted = " and ".join(keys) or "messages, or prompt and completion"
     raise DataError(
         f"{row.place}: a row needs {wanted}, and this one has: {', '.join(row)}; say which of its fields they are"

@@ -55,7 +55,10 @@ def tokenised(
             columns["chosen_ids"].append(chosen)
             columns["rejected_ids"].append(rejected)
     if not columns["chosen_ids"]:
-        raise DataError(f"no pair is left of {len(rows)}: {dropped} were dropped, with max_length={max_length}")
+        raise DataError(
+            f"no pair is left of {len(rows)}: both responses of {dropped['equal']} read the same, and"
+            f" {dropped['too_long']} are longer than max_length={max_length}"
+        )
     return Dataset.from_dict(columns), {"pairs": len(columns["chosen_ids"]), "dropped": dropped}
 
 

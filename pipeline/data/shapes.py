@@ -119,6 +119,8 @@ def _calls(value: Any, place: str) -> list[Any]:
 
 def _alpaca(row: Mapping[str, Any]) -> Row:
     asked = "\n\n".join(text for key in ("instruction", "input") if (text := _text(row, key)))
+    if not asked:
+        raise MessageError("instruction and input are empty: nothing is asked")
     messages = [{"role": "system", "content": system}] if (system := _text(row, "system")) else []
     for at, pair in enumerate(row.get("history") or ()):
         if not isinstance(pair, Sequence) or len(pair) != 2:

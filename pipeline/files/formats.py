@@ -6,7 +6,7 @@
                                                       `Dataset.save_to_disk` wrote
 
 Files are read as they are needed: memory holds some rows, whatever the file's size. The exception is a `.json` file
-that is one list. Cells of a CSV file are texts.
+that is one list. Cells of a CSV file are texts; semicolons or tabs divide them where its first line has no comma.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ BATCH_ROWS = 1000
 """Rows of a Parquet file in memory at a time."""
 BLOCK_BYTES = 32 * 2**20
 """Bytes of a CSV file in memory at a time; a row is no longer than that."""
+HEADER_BYTES = 64 * 2**10
+"""Longest first line of a CSV file that is looked at to see what divides its columns."""
 _GLOB = frozenset("*?[")
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
@@ -77,7 +79,7 @@ def read(path: Path, bad: list[RowError] | None = None, split: str = "train") ->
 def _file(path: Path, bad: list[RowError] | None) -> Rows:
     found = kind(path)
     if found in TABLES:
-        return _table(path, TABLES[found])
+        return _table(path)
     if found == ".parquet":
         return _parquet(path)
     if found == ".json" and not _has_lines(path):
@@ -124,16 +126,23 @@ def _json(path: Path) -> Rows:
         yield f"{path}, row {number}", row
 
 
-def _table(path: Path, delimiter: str) -> Rows:
+def _delimiter(header: bytes, path: Path) -> str:
+    """What divides the columns of a table, by its first line: spreadsheets of many countries write semicolons."""
+    usual = TABLES[kind(path)]
+    return next((sign for sign in (usual, ",", ";", "\t") if sign.encode() in header), usual)
+
+
+def _table(path: Path) -> Rows:
     import pyarrow as pa
     from pyarrow import csv
 
     read = csv.ReadOptions(block_size=BLOCK_BYTES)
-    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     try:
         with open_bytes(path) as source:
-            if source.read(len(codecs.BOM_UTF16)) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                raise RowError(f"{path} is encoded in UTF-16: save it as UTF-8")
+            header = source.read(HEADER_BYTES).partition(b"\n")[0]
+        if header.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise RowError(f"{path} is encoded in UTF-16: save it as UTF-8")
+        parse = csv.ParseOptions(delimiter=_delimiter(header, path), newlines_in_values=True)
         with open_bytes(path) as source:
             names = csv.open_csv(source, read, parse).schema.names
         if len(set(names)) < len(names):

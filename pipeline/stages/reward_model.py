@@ -130,6 +130,9 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     set_seed(context.seed)  # the head starts at random, before the trainer seeds anything
     fixed = {"max_length": None, **({CENTRE: None} if by_steps else {})}
     args = setup.arguments(RewardConfig, context, DEFAULTS, fixed)
+    lost = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in account["dropped"].items() if count)
+    if lost and args.process_index == 0:
+        context.note(f"rows that are left out: {lost}")
     kind = partial(StepTrainer, pad=tokenizer.pad_token_id) if by_steps else RewardTrainer
     with suppress_seqcls_warning():
         trainer = adapters.carry(

@@ -106,7 +106,7 @@ def finetune(context: StageContext[Any], data: Sequence[DataSource], defaults: M
         return made, replace(account, left_out=left_out(cleaner))
 
     dataset, account = examples.shared(context.examples, args, make)
-    setup.warn_if_dropped(account, max_length)
+    setup.warn_if_dropped(context, args, account, max_length)
     trainer = sft.build(
         config,
         adapter,

@@ -151,13 +151,10 @@ def context_length(path: str) -> int:
     return found
 
 
-def warn_if_dropped(account: Account, max_length: int) -> None:
-    """Say so where examples were left out for their length."""
-    if account.too_long:
-        log.warning(
-            "%d of %d examples are longer than max_length=%d and were dropped; the longest has %d tokens",
-            account.too_long,
-            account.too_long + account.examples,
-            max_length,
-            account.longest,
+def warn_if_dropped(context: StageContext[Any], args: Any, account: Account, max_length: int) -> None:
+    """Say so, in the terminal as well, where examples were left out for their length."""
+    if account.too_long and args.process_index == 0:
+        context.note(
+            f"{account.too_long} of {account.too_long + account.examples} examples are longer than"
+            f" max_length={max_length} and are left out; the longest has {account.longest} tokens"
         )

@@ -277,6 +277,12 @@ PROMPTED = '{"prompt": "1", "completion": "2", "level": 1}'
         ([PROMPTED] * 5 + ['{"prompt": "1", "completion": 2}'], "late.jsonl", "late.jsonl:6: completion is a text or"),
         ([PROMPTED, '{"conversations": [{"from": "narrator", "value": "x"}]}'], "late.jsonl", "late.jsonl:2: conv"),
         ([PROMPTED, '{"prompt": "1"}'], "late.jsonl", "late.jsonl:2: a row needs messages, or prompt and completion"),
+        ([PROMPTED, '{"prompt": null, "completion": "2"}'], "late.jsonl", "late.jsonl:2: prompt is empty"),
+        (
+            ['{"instruction": null, "input": "", "output": "2"}'],
+            "late.jsonl",
+            "late.jsonl:1: instruction and input are",
+        ),
         ([PROMPTED, '{"prompt": "1", "completion": "2"}'], "{from: late.jsonl, filter: {level: 1}}", "no field level"),
         ([PROMPTED], "{from: late.jsonl, filter: {level: [2, 3]}}", "no rows that pass {'level': [2, 3]}"),
         ([PROMPTED], "{from: late.jsonl, take: 2}", "late.jsonl has 1 rows, fewer than the 2 to be taken"),

@@ -65,7 +65,9 @@ def trained(folder: Path) -> tuple[Path, Outputs]:
         },
     }
     context = context_of(folder, "helpful", config, {})
-    return context.output / "model", run(context)
+    made = run(context)
+    assert '"rows that are left out: 1 too long, 1 equal"' in context.events.read_text(), "seen in the terminal"
+    return context.output / "model", made
 
 
 def test_it_learns_which_answers_are_better(trained: tuple[Path, Outputs]) -> None:

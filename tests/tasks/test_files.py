@@ -126,6 +126,16 @@ def test_the_mark_that_some_editors_put_before_a_text_is_no_part_of_it(name: str
     assert [row for _, row in formats.read(tmp_path / name)] == ROWS
 
 
+@pytest.mark.parametrize("name", ["table.csv", "table.tsv", "table.csv.gz", "table.csv.zst"])
+@pytest.mark.parametrize("sign", [";", "\t", ","], ids=["semicolon", "tab", "comma"])
+def test_columns_are_divided_by_what_divides_the_first_line(name: str, sign: str, tmp_path: Path) -> None:
+    """As spreadsheets write them where the comma belongs to numbers; further down, other signs are text."""
+    pack = {".gz": gzip.compress, ".zst": zstd}.get(Path(name).suffix, bytes)
+    lines = codecs.BOM_UTF8 + f'question{sign}answer\r\n"1{sign} 2; 3, 4"{sign}5\r\n'.encode()
+    (tmp_path / name).write_bytes(pack(lines))
+    assert [row for _, row in formats.read(tmp_path / name)] == [{"question": f"1{sign} 2; 3, 4", "answer": "5"}]
+
+
 def test_gold_answers_of_a_parquet_file_that_are_numbers_or_stand_within_maps(tmp_path: Path) -> None:
     maps = pa.array([[("gold", "7")]], pa.map_(pa.string(), pa.string()))
     table = pa.table({"question": ["a"], "number": [Decimal("5.50")], "within": maps})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from model.labels import IGNORED
 from pipeline.data.examples import Account, completions, documents, shared
 from pipeline.data.mixture import DataError
 from pipeline.data.vocabulary import VocabularySpec, build
+from pipeline.training.setup import warn_if_dropped
+from tests.stages.driving import context_of
 
 TEXT = "User: Assistant: you are kind what is 2 + two four <think> </think> <answer> </answer> hello"
 QUESTION = {"role": "user", "content": "what is 2 + 2"}
@@ -157,3 +160,15 @@ def test_tokens_that_go_to_disk_are_the_same_and_leave_nothing(tmp_path: Path) -
     assert written.to_list() == kept.to_list() and len(written) > 5000 - 1
     assert account == other and account.examples == len(kept)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_that_examples_were_left_out_is_seen_in_the_terminal_once(rank: int, tmp_path: Path) -> None:
+    """A run whose rows are mostly too long would otherwise look like any other."""
+    context = context_of(tmp_path, "s", {"kind": "sft", "model": "m", "data": ["rows.jsonl"]}, {})
+    args = SimpleNamespace(process_index=rank)
+    warn_if_dropped(context, args, Account(examples=3, tokens=9, trained_tokens=3, too_long=0, longest=3), 9)
+    assert not context.events.exists()
+    warn_if_dropped(context, args, Account(examples=3, tokens=9, trained_tokens=3, too_long=2, longest=12), 9)
+    told = "2 of 5 examples are longer than max_length=9 and are left out; the longest has 12 tokens"
+    assert (context.events.exists() and told in context.events.read_text()) == (rank == 0)
