@@ -256,9 +256,11 @@ def _explained(source: HubSource, error: BaseException) -> HubError:
     causes = durable.causes(error)
     if any(isinstance(cause, GatedRepoError) or "is a gated dataset" in str(cause) for cause in causes):
         return HubError(gated(source.hub))
-    message = _line(error)
-    if "BuilderConfig" in message or "Config name is missing" in str(error):
+    if "BuilderConfig" in (message := _line(error)):
         return HubError(f"data set {source}: {message} (the field `config`)")
+    if message.startswith("Config name is missing"):  # the configurations stand in the next line
+        said = str(error).strip().splitlines()[1:2]
+        return HubError(f"data set {source}: {' '.join([message, *said])} (the field `config`)")
     return HubError(
         f"data set {source}: {_line(causes[1] if type(error).__name__ == 'DatasetGenerationError' else error)}"
     )

@@ -183,6 +183,15 @@ def test_what_cannot_be_had_is_one_line_before_anything_runs(
     assert re.search(words, told[0]), told
 
 
+def test_a_data_set_of_several_configurations_names_them(hub: Hub) -> None:
+    one = "- config_name: {0}\n  data_files: {0}.jsonl\n"
+    card = f"---\nconfigs:\n{one.format('en')}{one.format('zh')}---\n".encode()
+    hub.add("someone/languages", {"README.md": card, **dict.fromkeys(("en.jsonl", "zh.jsonl"), as_lines([{"a": 1}]))})
+    with pytest.raises(HubError, match=r"available configs: \['en', 'zh'\] .the field `config`.$") as caught:
+        next(hub_module.rows(HubSource(hub="someone/languages")))
+    assert "\n" not in str(caught.value)
+
+
 def test_rows_to_train_on_come_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     chats = [
         {"conversations": [{"from": "human", "value": f"{n}?"}, {"from": "gpt", "value": f"{n}!"}], "n": n}
