@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from pipeline.context import exists
 from pipeline.conversion import folder
+from pipeline.files import formats
 from pipeline.files.adapter_folders import AdapterFolderError, base_of, is_adapter
 from pipeline.schema.environment import HIDDEN
 from pipeline.schema.pieces import Fault, Product, Ref, StageConfig
@@ -32,6 +33,8 @@ def models(config: StageConfig, base: Path) -> Iterator[Fault]:
         try:
             if path.is_file():
                 folder.check_file(path)
+            elif not path.is_dir():
+                yield leaf.loc, formats.absent(path)
             else:
                 folder.check_data(path)
                 if is_adapter(path):

@@ -81,7 +81,7 @@ def input_files(config: BaseModel, base: Path) -> Iterator[tuple[Loc, Path]]:
         path = located(f"{file}.py" if code else leaf.value, base)
         marked = leaf.marker(InputFile)
         named = marked is not None and (marked.required or _looks_local(leaf.value) or exists(path))
-        optional = _in_options(leaf.loc) and leaf.value.strip("~./") and exists(path)
+        optional = _in_options(leaf.loc) and leaf.value.strip("~./") and exists(path) and formats.matching(path)
         if named or optional or (leaf.loc[0] == "trainer" and leaf.loc[1:] in [(name,) for name in TRAINER_FILES]):
             yield leaf.loc, path
             if named and exists(path) and is_adapter(path) and (under := base_folder(path)) is not None:
@@ -217,7 +217,7 @@ def _check_files(config: StageConfig, base: Path, names: Sequence[str]) -> Itera
     yield from forgotten.items()
     for loc, path in input_files(config, base):
         if loc not in forgotten and not formats.matching(path):
-            yield loc, f"there is no file or folder {path}"
+            yield loc, formats.absent(path)
     for leaf in walk(config):
         marked = leaf.marker(InputFile)  # a file that must be there has been told above
         if marked and not marked.required and isinstance(leaf.value, str) and not leaf.value.startswith("@"):

@@ -12,6 +12,7 @@ that is one list. Cells of a CSV file are texts; semicolons or tabs divide them 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 def matching(path: Path) -> list[Path]:
     """What a path of a recipe stands for: the file or folder of that name, or all files that a pattern fits."""
     try:
-        if path.exists():
+        if path.is_file() or path.is_dir():
             return [path]
     except (OSError, ValueError):  # too long for a name, a zero byte
         return []
@@ -47,6 +48,14 @@ def matching(path: Path) -> list[Path]:
         return []
     pattern = str(Path(*path.parts[fixed:]))
     return sorted(found for found in Path(*path.parts[:fixed]).glob(pattern) if found.is_file())
+
+
+def absent(path: Path) -> str:
+    """Why a path stands for nothing that could be read, where `matching` finds nothing."""
+    with contextlib.suppress(OSError, ValueError):  # too long for a name, a zero byte
+        if path.exists():
+            return f"{path} is a pipe or a device, which can be read once at most: write what it gives into a file"
+    return f"there is no file or folder {path}"
 
 
 def kind(path: Path) -> str:
@@ -68,7 +77,7 @@ def read(path: Path, bad: list[RowError] | None = None, split: str = "train") ->
     """
     found = matching(path)
     if not found:
-        raise RowError(f"there is no file or folder {path}")
+        raise RowError(absent(path))
     for file in found:
         if file.is_dir():
             yield from _folder(file, split, bad)

@@ -172,8 +172,8 @@ def check(use: str, options: Mapping[str, Any], base: Path | None = None) -> typ
     except RewardError as error:
         raise TaskError(str(error)) from error
     for name in found.path_options:
-        if isinstance(options.get(name), str) and not formats.matching(path := located(options[name], base).resolve()):
-            raise TaskError(f"task {use!r}: there is no {path}")
+        if isinstance(options.get(name), str) and not formats.matching(path := located(options[name], base).absolute()):
+            raise TaskError(f"task {use!r}: {formats.absent(path)}")
     return found
 
 

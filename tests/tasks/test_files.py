@@ -7,6 +7,7 @@ import codecs
 import gzip
 import json
 import lzma
+import os
 import re
 from collections.abc import Callable
 from decimal import Decimal
@@ -22,6 +23,8 @@ from pipeline.files import formats
 from pipeline.files.columns import FieldError, lookup, passes
 from pipeline.files.rows import RowError
 from pipeline.prompts.messages import conversation
+from pipeline.recipe import RecipeError
+from pipeline.recipe import load as load_recipe
 from pipeline.tasks.base import TaskError, load
 
 ROWS = [{"question": '1 + 1,\n"so"?', "answer": "2"}, {"question": "Ü", "answer": "007"}]
@@ -81,6 +84,27 @@ def test_patterns_and_folders(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RowError, match="holds no data files"):
         read(tmp_path / "empty")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(RowError, match="is a pipe or a device"):
+        read(tmp_path / "pipe.jsonl")
+
+
+@pytest.mark.parametrize("where", ["data: [PATH]", "data: [rows.jsonl], model: PATH", "tasks"])
+@pytest.mark.parametrize("path", ["pipe.jsonl", "/dev/zero"])
+def test_a_recipe_waits_for_no_pipe_and_reads_no_device(where: str, path: str, tmp_path: Path) -> None:
+    """Neither ends, and what a process substitution such as `<(zcat rows.gz)` gives could be read once only."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "rows.jsonl").write_bytes(LINES)
+    stage = f"{{kind: sft, model: some/model, {where.replace('PATH', path)}}}"
+    if where == "tasks":
+        stage = f"{{kind: evaluate, model: some/model, tasks: [{{use: jsonl, options: {{path: {path}}}}}]}}"
+    elif "model" in where:
+        stage = stage.replace("model: some/model, ", "")
+    (tmp_path / "recipe.yaml").write_text(f"name: pipes\nstages:\n  one: {stage}\n")
+    with pytest.raises(RecipeError) as error:
+        load_recipe(tmp_path / "recipe.yaml")
+    assert [issue for issue in error.value.issues if "is a pipe or a device" in str(issue)], str(error.value)
+    assert len(error.value.issues) == 1
 
 
 @pytest.mark.parametrize(
