@@ -39,7 +39,7 @@ class Shorter:
     Attributes:
         folder: its scratch folder, or what was kept of it; `None` if it is published and nothing was.
         step: of its newest checkpoint; 0 if it has none.
-        change: what differs, in words.
+        change: what differs, in words; empty if nothing does, as what the stage has published is gone or broken.
         anew: why the stage starts from its beginning all the same; `None` if it goes on.
     """
 
@@ -51,7 +51,7 @@ class Shorter:
     def __str__(self) -> str:
         """For a plan."""
         more = f"goes on from step {self.step}" if self.anew is None else f"starts anew: {self.anew}"
-        return f"{self.change}; {more}"
+        return f"{self.change or 'what it published is gone or broken'}; {more}"
 
 
 def find(run: Path, name: str, config: StageConfig, identity: Mapping[str, Any]) -> Shorter | None:
@@ -82,6 +82,8 @@ def take_over(shorter: Shorter, scratch: Path) -> None:
         shutil.rmtree(shorter.folder / name, ignore_errors=True)
     for name in (KEEP_STATE, IDENTITY):
         (shorter.folder / name).unlink(missing_ok=True)
+    if not shorter.change:  # it was kept, and there may be no step left that would ask for that again
+        (shorter.folder / KEEP_STATE).touch()
     durable.make_folder(scratch.parent)
     durable.move(shorter.folder, scratch)
 

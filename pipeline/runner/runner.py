@@ -41,13 +41,15 @@ def run_folder(recipe: Recipe, runs: Path) -> Path:
     """The folder of a recipe's run.
 
     Raises:
-        RunError: a file is where a folder would be, or its path is too long.
+        RunError: a file, or a link that leads nowhere, is where a folder would be, or its path is too long.
     """
     folder = runs / recipe.name
     try:
-        there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+        there = next((path for path in (folder, *folder.parents) if path.exists() or path.is_symlink()), None)
     except OSError as error:
         raise RunError(f"{brief(str(folder))} cannot be a folder: {error.strerror}") from error
+    if there is not None and not there.exists():
+        raise RunError(f"{there} is a link to {there.readlink()}, where nothing is: make that folder, or a right link")
     if there is not None and not there.is_dir():
         raise RunError(f"{there} is a file, and runs need a folder")
     return folder

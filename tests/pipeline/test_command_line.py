@@ -28,6 +28,14 @@ def test_a_file_where_runs_would_be(command: str, runs: str, tmp_path: Path) -> 
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.parametrize("target", ["gone", "runs"])
+def test_a_link_that_leads_nowhere_where_runs_would_be(target: str, tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(target)
+    for command in ("plan", "run"):
+        said = refused(command, "nano/r1", "--runs", str(tmp_path / "runs" / "below"))
+        assert said.startswith(f"zero2r1: --runs: {tmp_path / 'runs'} is a link to {target}, where nothing is")
+
+
 def test_runs_where_nothing_can_be_made() -> None:
     done = CliRunner().invoke(app, ["run", "nano/r1", "--runs", "/proc/runs"])
     assert done.exit_code == 1

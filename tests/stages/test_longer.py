@@ -73,6 +73,13 @@ def test_the_long_training_is_the_one_that_was_asked_for_at_once(calculator: Pat
     assert str(found) == f"trainer.{name} {short[name]} → {long[name]}; goes on from step {steps}"
     longer.take_over(found, context.scratch)
     metrics = run_function(stage["kind"])(context).metrics
+    longer.remember(context.scratch, identity)
+    longer.keep(tmp_path, "zero", SECOND)
+    again = longer.find(tmp_path, "zero", context.config, identity)
+    assert again is not None
+    assert str(again) == f"what it published is gone or broken; goes on from step {metrics['steps']}"
+    longer.take_over(again, context.scratch)
+    assert (context.scratch / KEEP_STATE).exists(), "a still longer training can go on from it"
     logged = [json.loads(line) for line in context.events.read_text().splitlines()]
     assert [event["step"] for event in logged if "loss" in event] == list(range(1, metrics["steps"] + 1)), "none twice"
 
