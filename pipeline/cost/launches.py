@@ -15,16 +15,21 @@ LATENT = 29
 """Latent attention beyond that: projections and norms of the latents, rotary keys that are split off and joined."""
 EXPERTS = 40
 """Routed and shared experts beyond a dense part: gate, groups, top-k, sorting, two grouped products, the way back."""
+ADAPTER = 4
+"""A linear layer with an adapter beyond one without: two casts and two products (`pipeline.training.lora_linear`)."""
 
 
-def layers(shape: Shape, mtp: bool = False) -> float:
+def layers(shape: Shape, mtp: bool = False, adapted: bool = False) -> float:
     """Layers of grouped-query attention and a dense part that launch as many kernels as the layers of a model.
 
     Args:
         shape: the model.
         mtp: whether its blocks of multi-token prediction are trained along.
+        adapted: whether its linear layers carry adapters; routed experts do not count.
     """
     blocks = shape.mtp if mtp else 0
     sparse = shape.sparse_layers + (blocks if shape.experts is not None else 0)
     latent = LATENT if isinstance(shape.attention, Latent) else 0
-    return ((shape.layers + blocks) * (GROUPED + latent) + sparse * EXPERTS) / GROUPED
+    linears = sum(count for count, _ in shape.layer_linears()) - shape.sparse_layers * len(shape.routed())
+    carried = linears * ADAPTER if adapted else 0
+    return ((shape.layers + blocks) * (GROUPED + latent) + sparse * EXPERTS + carried) / GROUPED

@@ -219,7 +219,7 @@ class Passes:
         """Seconds of the forward and of the backward passes."""
         share = speed.experts if shape.experts is not None else speed.padded if self.padded else speed.products
         computing = self.operations / (share * gpu.bf16) * (speed.fp8_slower if self.fp8 else 1.0)
-        launching = self.passes * launches.layers(shape, self.mtp) * speed.layer_s
+        launching = self.passes * launches.layers(shape, self.mtp, adapted=self.frozen) * speed.layer_s
         again = 1 if self.checkpointing else 0
         moving = self.passes * self.gathered / gpu.link
         forward = _both(computing, launching, speed) + moving

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from model import factory, presets
 from pipeline.cost import launches, models
+from pipeline.training.lora_linear import lighten
 
 
 class _Launched(TorchDispatchMode):
@@ -20,7 +22,7 @@ class _Launched(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
+        self.count += not func.is_view and func is not torch.ops.aten._unsafe_view.default
         return func(*args, **(kwargs or {}))
 
 
@@ -55,9 +57,20 @@ def test_kernels_of_a_layer_are_what_torch_dispatches() -> None:
     assert _a_layer(lambda layers: _latent(layers, 1)) == pytest.approx(dense + launches.EXPERTS, rel=0.1)
 
 
+def _adapted(layers: int) -> Any:
+    model = get_peft_model(_grouped(layers), LoraConfig(r=4, target_modules="all-linear"))
+    lighten(model)
+    return model
+
+
+def test_kernels_of_adapters_are_what_torch_dispatches() -> None:
+    assert _a_layer(_adapted) - _a_layer(_grouped) == pytest.approx(7 * launches.ADAPTER, rel=0.1)
+
+
 def test_layers_count_by_what_they_launch() -> None:
     plain = models.known("Qwen/Qwen2.5-0.5B")
     assert plain is not None and launches.layers(plain) == plain.layers == 24
+    assert launches.layers(plain, adapted=True) == pytest.approx(24 * (59 + 7 * 4) / 59)
     small = models.preset({"preset": "small", "num_nextn_predict_layers": 1}, 256)
     assert launches.layers(small) == pytest.approx((11 * 88 + 10 * 40) / 59)
     assert launches.layers(small, mtp=True) == pytest.approx((12 * 88 + 11 * 40) / 59)
