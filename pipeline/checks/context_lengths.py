@@ -62,6 +62,8 @@ def _context(recipe: Recipe, name: Any, seen: set[str]) -> int | None:
 
 
 def _read(path: Path) -> int | None:
+    if not path.is_file():  # also a pipe, which would be waited for
+        return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no folder of a model: told elsewhere, or when it is loaded

@@ -200,6 +200,8 @@ def _check_links(folder: Path) -> None:
     for path in [folder / TEMPLATES, *(folder / TEMPLATES).glob("*"), *folder.iterdir()]:
         if path.name.endswith(READ) or TEMPLATES in (path.name, path.parent.name):
             _check_link(path, folder)
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ModelFolderError(f"{path} is a pipe or a device, and not read: put a file there")
 
 
 def _check_link(path: Path, folder: Path) -> None:

@@ -107,6 +107,17 @@ def test_a_recipe_waits_for_no_pipe_and_reads_no_device(where: str, path: str, t
     assert len(error.value.issues) == 1
 
 
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "tokenizer.json", "model.safetensors"])
+def test_a_pipe_in_a_models_folder_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    os.mkfifo(tmp_path / "model" / name)
+    (tmp_path / "rows.jsonl").write_bytes(LINES)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: pipes\nstages:\n  one: {kind: sft, model: model, data: [rows.jsonl], max_length: 64}\n")
+    with pytest.raises(RecipeError, match=f"{name} is a pipe or a device, and not read"):
+        load_recipe(recipe)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
