@@ -5,12 +5,12 @@ A stage's model comes from a folder, a preset or an earlier stage; a hub id is l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model import presets
+from pipeline.conversion import folder
 from pipeline.schema.pieces import Fault, RolloutSpec, StageConfig
 from rewards.registry import located
 
@@ -56,20 +56,13 @@ def _context(recipe: Recipe, name: Any, seen: set[str]) -> int | None:
     if not isinstance(name, str) or name in seen:
         return None
     if not name.startswith("@"):
-        return _read(located(name, recipe.base) / "config.json")
+        return _read(located(name, recipe.base))
     stage = recipe.stages.get(name[1:])
     return None if stage is None else _of_stage(recipe, stage, {*seen, name})
 
 
-def _read(path: Path) -> int | None:
-    if not path.is_file():  # also a pipe, which would be waited for
-        return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no folder of a model: told elsewhere, or when it is loaded
-        return None
-    if not isinstance(config, dict):
-        return None
+def _read(model: Path) -> int | None:
+    config = folder.config(model)
     stretched = config.get("rope_parameters") or config.get("rope_scaling") or {}
     longest = config.get("max_position_embeddings")
     return longest if isinstance(longest, int) and "factor" not in stretched else None

@@ -6,13 +6,12 @@ in what an earlier stage starts from. That of a model that is not here yet is re
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model import presets
 from pipeline.context import exists
+from pipeline.conversion import folder
 from pipeline.files import hub
 from pipeline.files.adapter_folders import base_folder, is_adapter
 from pipeline.schema import model_fields
@@ -63,17 +62,9 @@ def _said(recipe: Recipe, name: Any, revision: str | None, ask: bool, seen: set[
             shape = presets.load(model)
             return {**shape.model_dump(), "model_type": OURS[shape.topk_method == presets.V3_METHOD]}
         return _said(recipe, model, getattr(stage, "revision", None), ask, {*seen, name})
-    folder = located(name, recipe.base)
-    if exists(folder):
-        under = base_folder(folder) if is_adapter(folder) else folder
-        return {} if under is None else _read(under / hub.CONFIG)
-    file = hub.config_file(name, revision, ask)
-    return {} if file is None else _read(file)
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no folder of a model: told elsewhere, or when it is loaded
-        return {}
-    return config if isinstance(config, dict) else {}
+    local = located(name, recipe.base)
+    if not exists(local):
+        copy = hub.config_file(name, revision, ask)
+        return {} if copy is None else folder.config(copy.parent)
+    under = base_folder(local) if is_adapter(local) else local
+    return {} if under is None else folder.config(under)

@@ -181,6 +181,15 @@ def check_generation(folder: Path) -> None:
         )
 
 
+def config(folder: Path) -> dict[str, Any]:
+    """What the config of a model says; empty where there is none that can be read, which is told elsewhere."""
+    path = folder / CONFIG
+    try:
+        return read_json(path) if path.is_file() else {}
+    except ModelFolderError:
+        return {}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds a mapping.
 

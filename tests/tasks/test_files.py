@@ -113,7 +113,11 @@ def test_a_pipe_in_a_models_folder_is_named(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model" / name)
     (tmp_path / "rows.jsonl").write_bytes(LINES)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("name: pipes\nstages:\n  one: {kind: sft, model: model, data: [rows.jsonl], max_length: 64}\n")
+    recipe.write_text(
+        "name: pipes\nstages:\n  one: {kind: sft, model: model, data: [rows.jsonl],"
+        " trainer: {model_init_kwargs: {dtype: float32}}}\n"
+        "  two: {kind: evaluate, models: ['@one', model], tasks: [gsm8k]}\n"
+    )
     with pytest.raises(RecipeError, match=f"{name} is a pipe or a device, and not read"):
         load_recipe(recipe)
 
