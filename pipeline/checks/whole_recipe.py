@@ -370,9 +370,9 @@ def _check_engines(config: StageConfig) -> Iterator[Fault]:
 
 def _check_unread(stage: str, config: StageConfig, text: Source, noticed: bool = False) -> Iterator[Fault]:
     """Settings that the stage's engine does not read: those to refuse, or those that are only `noticed`, since the
-    recipe has them for its own engine, and the command line has chosen another."""
-    chosen = any(text.by_override(("stages", stage, "rollout", name)) for name in idle.CHOICE)
+    recipe has them for its own engine or temperature, and the command line has chosen another."""
     for loc, message in idle.of_engine(config):
+        chosen = any(text.by_override(("stages", stage, "rollout", name)) for name in idle.chosen_by(loc))
         if noticed == (chosen and not text.by_override(("stages", stage, *loc))):
             yield loc, message
 

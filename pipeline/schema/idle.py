@@ -6,12 +6,14 @@ rollout: {engine: transformers, gpu_memory: 0.85}           # the share of the G
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.schema.efficiency import Efficiency
 from pipeline.schema.health import Health
 from pipeline.schema.pieces import Fault, RolloutSpec, StageConfig
+from pipeline.schema.strict import Strict
 
 Fields = Mapping[str, Any]
 """Trainer fields with their values: the recipe's, above the stage kind's own."""
@@ -123,6 +125,9 @@ UNREAD: Mapping[str, tuple[str, ...]] = {
 }
 """Engine -> the fields of `rollout` that it does not read."""
 
+CUTS: Mapping[str, float] = {"top_p": 1, "top_k": 0, "min_p": 0}
+"""Fields of `rollout` that cut the distribution which is sampled from, and the values that cut nothing."""
+
 OF_ROLLOUTS = (
     "length", "truncated", "kl", "mismatch", "effective_samples", "dead_groups", "reward_gap", "repetition",
     "foreign_words",
@@ -131,7 +136,7 @@ OF_ROLLOUTS = (
 
 
 def faults(config: StageConfig) -> Iterator[Fault]:
-    """The fields of a stage's `trainer:` and `health:` that others of them make idle."""
+    """The fields of a stage that others of its own make idle, whatever its engine is."""
     values: Fields = getattr(config, "trainer", {})
     fields = {**config.trainer_defaults, **values}
     for rule in RULES:
@@ -140,10 +145,14 @@ def faults(config: StageConfig) -> Iterator[Fault]:
                 yield ("trainer", name), f"has no effect: {rule.why}"
     if (health := getattr(config, "health", None)) is not None:
         yield from _of_health(config.kind, health, fields)
+    if (efficiency := getattr(config, "efficiency", None)) is not None:
+        yield from _of_efficiency(efficiency)
+    if config.launch.stall is not None and config.launch.accelerate is None:
+        yield ("launch", "stall"), "has no effect on a stage of one process: set launch.silence"
 
 
 def of_engine(config: StageConfig) -> Iterator[Fault]:
-    """The fields of a stage's `rollout:`, `trainer:` and `watch:` that its engine does not read; see `CHOICE`."""
+    """The fields of a stage's `rollout:`, `trainer:` and `watch:` that its engine does not read; see `chosen_by`."""
     rollout: RolloutSpec | None = getattr(config, "rollout", None)
     if rollout is None:
         return
@@ -151,6 +160,9 @@ def of_engine(config: StageConfig) -> Iterator[Fault]:
         if name not in config.reads:
             sampler = f"the engine {rollout.engine}" if rollout.server is None else f"{ADDRESSED}: it has its own"
             yield ("rollout", name), f"has no effect with {sampler}"
+    for name in sorted(CUTS.keys() & _meant(rollout)) if rollout.temperature == 0 else ():
+        if getattr(rollout, name) != CUTS[name]:
+            yield ("rollout", name), "has no effect with temperature 0, which takes the likeliest token"
     engine = "an engine in a process of its own" if rollout.separate_process else rollout.engine
     values: Fields = getattr(config, "trainer", {})
     idle = {
@@ -168,11 +180,29 @@ def of_engine(config: StageConfig) -> Iterator[Fault]:
         yield ("watch", "batch_size"), "has no effect: the engine of `rollout` answers, and has its own"
 
 
+def chosen_by(loc: Sequence[str | int]) -> tuple[str, ...]:
+    """The fields of `rollout` that decide whether a field which `of_engine` names has an effect."""
+    return ("temperature",) if loc[-1] in CUTS else CHOICE
+
+
 def unread(rollout: RolloutSpec, engine: str) -> list[str]:
     """Fields that a `rollout` sets and an engine does not read; none where `auto` has not become one yet."""
-    fields = type(rollout).model_fields
-    names = UNREAD.get(engine if rollout.server is None else ADDRESSED, ())
-    return [name for name in names if getattr(rollout, name) != fields[name].get_default(call_default_factory=True)]
+    meant = _meant(rollout)
+    return [name for name in UNREAD.get(engine if rollout.server is None else ADDRESSED, ()) if name in meant]
+
+
+def _meant(settings: Strict) -> set[str]:
+    """Fields whose values are other than their defaults."""
+    fields = type(settings).model_fields
+    return {name for name in fields if getattr(settings, name) != fields[name].get_default(call_default_factory=True)}
+
+
+def _of_efficiency(efficiency: Efficiency) -> Iterator[Fault]:
+    meant = _meant(efficiency)
+    if not efficiency.packing and "tokens_per_pass" in meant:
+        yield ("efficiency", "tokens_per_pass"), "has no effect: packing is off"
+    if not efficiency.dynamic_sampling_rounds and "dynamic_sampling_queue" in meant:
+        yield ("efficiency", "dynamic_sampling_queue"), "has no effect: set dynamic_sampling_rounds above 0"
 
 
 def _of_health(kind: str, health: Health, fields: Fields) -> Iterator[Fault]:

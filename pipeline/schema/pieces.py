@@ -120,7 +120,7 @@ class StageConfig(Strict):
         """The fields of `launch` that mean something to stages of this kind."""
         fields = set(Launch.model_fields)
         if not cls.distributed:
-            fields -= {"accelerate"} if "rollout" in cls.model_fields else {"accelerate", "gpus"}
+            fields -= {"accelerate", "stall"} | (set() if "rollout" in cls.model_fields else {"gpus"})
             fields -= set() if cls.shared else {"nodes"}
         return fields
 

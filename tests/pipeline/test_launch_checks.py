@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.checks import launch
+from pipeline.recipe import load
 from pipeline.stages.registry import config_class
 
 SFT = {"kind": "sft", "model": "m", "data": ["rows.jsonl"]}
@@ -116,3 +117,11 @@ def test_what_does_nothing_with_a_teacher_is_refused(field: dict[str, Any]) -> N
 def test_what_does_nothing_without_a_teacher_is_refused(field: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="tasks and rollout are for a `teacher`"):
         config_class("distill").model_validate({"kind": "distill", "model": "m", "data": ["rows.jsonl"], **field})
+
+
+def test_a_recipes_stall_is_for_the_stages_of_several_processes(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    score = {"kind": "evaluate", "models": ["@it"], "tasks": ["gsm8k/test"]}
+    data = {"name": "x", "launch": {"accelerate": "ddp", "stall": 50}, "stages": {"it": GRPO, "score": score}}
+    file.write_text(yaml.safe_dump(data), encoding="utf-8")
+    assert {name: each.launch.stall for name, each in load(file).stages.items()} == {"it": 50, "score": None}

@@ -161,6 +161,17 @@ def test_the_command_line_may_choose_another_engine(tmp_path: Path) -> None:
         loaded(tmp_path, data, "stages.it.rollout={engine: transformers, gpu_memory: 0.5}")
 
 
+def test_cuts_without_effect_at_temperature_0_are_refused_or_told(tmp_path: Path) -> None:
+    data = recipe("evaluate", {"top_p": 0.9, "top_k": 5})
+    greedy = ["stages.it.rollout.temperature=0", "stages.it.samples=1"]
+    told = loaded(tmp_path, data, *greedy).notices
+    assert [notice.loc for notice in told] == ["stages.it.rollout.top_k", "stages.it.rollout.top_p"]
+    data["stages"]["it"] |= {"rollout": {"temperature": 0, "top_p": 0.9}, "samples": 1}
+    with pytest.raises(RecipeError, match=r"rollout\.top_p: has no effect with temperature 0"):
+        loaded(tmp_path, data)
+    assert loaded(tmp_path, data, "stages.it.rollout.top_p=1.0").notices == ()
+
+
 @pytest.mark.parametrize("place", ["stages.it", "defaults.evaluate"])
 def test_settings_and_engines_of_all_stages_of_a_kind(place: str, tmp_path: Path) -> None:
     data = recipe("evaluate", {})

@@ -298,6 +298,23 @@ def test_a_threshold_of_health_without_effect_is_told(
 
 
 @pytest.mark.parametrize(
+    ("kind", "settings", "told"),
+    [
+        ("grpo", {"efficiency": {"packing": False, "tokens_per_pass": 60}}, {("efficiency", "tokens_per_pass")}),
+        ("grpo", {"efficiency": {"dynamic_sampling_queue": 3}}, {("efficiency", "dynamic_sampling_queue")}),
+        ("grpo", {"efficiency": {"dynamic_sampling_queue": 3, "dynamic_sampling_rounds": 1}}, set()),
+        ("grpo", {"efficiency": {"packing": False, "tokens_per_pass": 8192}}, set()),
+        ("sft", {"launch": {"stall": 30}}, {("launch", "stall")}),
+        ("sft", {"launch": {"stall": 30, "accelerate": "ddp"}}, set()),
+    ],
+)
+def test_a_switch_without_effect_beside_others_is_told(
+    kind: str, settings: dict[str, Any], told: set[tuple[str, str]]
+) -> None:
+    assert {loc for loc, _ in idle.faults(stage(kind, **settings))} == told
+
+
+@pytest.mark.parametrize(
     ("name", "trainer"),
     [
         ("sft", {"warmup_steps": 5}),
