@@ -60,7 +60,7 @@ def _said(recipe: Recipe, name: Any, revision: str | None, ask: bool, seen: set[
         model: Any = getattr(stage, "model", None)
         if stage is not None and stage.kind == "pretrain":
             shape = presets.load(model)
-            return {**shape.model_dump(), "model_type": OURS[shape.topk_method == presets.V3_METHOD]}
+            return {**dict(shape), "model_type": OURS[shape.topk_method == presets.V3_METHOD]}
         return _said(recipe, model, getattr(stage, "revision", None), ask, {*seen, name})
     local = located(name, recipe.base)
     if not exists(local):

@@ -299,7 +299,7 @@ class _Explained:
             return "", f"The symptom does not show when {what}: {how}."
         cures = [line for line in lines[1:] if line.cause and symptom.shown_by(line.numbers) is False]
         if symptom.column.endswith("_after"):
-            cures = [line for line in cures if not _upsets(line.numbers, lines[0].numbers)]
+            cures = [line for line in cures if not self._upsets(line.numbers, lines[0].numbers)]
         cures.sort(key=lambda line: SPECIFIC.index(line.cause))
         name = symptom.column.removesuffix("_after")
         if not cures:
@@ -314,6 +314,11 @@ class _Explained:
         if others:
             told += f" It also goes away by: {', '.join(others)}."
         return first.cause, told
+
+    def _upsets(self, numbers: Mapping[str, float], before: Mapping[str, float]) -> bool:
+        """Whether an update ruins the policy still, or takes it much further than that of the alarm."""
+        moved, then = numbers.get(MOVED, 0.0), before.get(MOVED, math.inf)
+        return min(moved, then) > self.health.kl or moved > max(UPSETS * then, LITTLE)
 
     def _more(self, cause: str, symptom: Symptom, lines: list[Line]) -> str:
         """What else is known of a cause."""
@@ -361,11 +366,6 @@ def _of_precision(mismatch: float, tried: Mapping[str, Numbers]) -> str:
         f" They are about as far from the trainer's as {nearest} takes it from itself ({alike[nearest]:.2g} nats): the"
         f" engine seems to compute in {nearest}, with kernels of its own."
     )
-
-
-def _upsets(numbers: Mapping[str, float], before: Mapping[str, float]) -> bool:
-    """Whether an update takes the policy much further than the one that raised the alarm did: that cures nothing."""
-    return numbers.get(MOVED, 0.0) > max(UPSETS * before.get(MOVED, math.inf), LITTLE)
 
 
 def _accuracy_label(config: Any) -> str | None:

@@ -160,10 +160,20 @@ def test_three_ways_to_the_same_score_agree_problem_by_problem(calculator: Path,
         together = told["agreement"][way]
         assert together["problems"] == together["same_prompt"] == together["same_answer"] == len(sums), way
         assert together["same_verdict_on_same_answer"] == together["same_verdict"]
-    assert told["agrees"] and told["foreign"]["n"] == told["ours"]["n"] == len(sums)
+    assert told["foreign"]["n"] == told["ours"]["n"] == len(sums)
+    alike = told["agreement"]["foreign"]["same_verdict"] == len(sums)
+    assert told["agrees"] or not alike, "the judges differ on what is no answer, which this model says to such prompts"
     question, (prompt, said, right, _) = next(iter(found["foreign"]["answers"].items()))
     assert prompt.startswith(f"User: {question}") and "\\boxed{}" in prompt
     assert right == (said.split()[-2:-1] == [str(sum(int(word) for word in question.split() if word.isdigit()))])
+
+
+@pytest.mark.parametrize(("theirs", "agrees"), [(0.4, True), (0.6, True), (0.39, False), (0.61, False)])
+def test_scores_agree_where_theirs_lies_in_our_interval(theirs: float, agrees: bool) -> None:
+    entry = {"n": 10, "low": 0.4, "high": 0.6}
+    scores = {"ours": 0.5, "judged": 0.5, "foreign": theirs}
+    found = {way: {"entry": {**entry, "pass@1": score}, "answers": {}} for way, score in scores.items()}
+    assert comparison.compare(found)["agrees"] == agrees
 
 
 def test_judges_that_differ_on_the_same_answer_are_told_with_what_they_found() -> None:

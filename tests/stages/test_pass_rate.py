@@ -103,12 +103,14 @@ def context(folder: Path, task: str, more: str = "") -> StageContext[Any]:
 def test_a_filter_takes_the_problems_of_a_range(rates: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = rates
     found = {row["question"]: row["pass_rate"] for row in lines(folder / "output" / "data.jsonl")}
-    wanted = {question for question, rate in found.items() if 0.3 <= rate <= 0.9}
+    low, *_, high = sorted(set(found.values()))[1:]  # what the model solves depends on the processor, a little
+    wanted = {question for question, rate in found.items() if low <= rate <= high}
     assert 0 < len(wanted) < 25
-    stage = context(folder, "{use: sums, filter: {pass_rate: [0.3, 0.9]}}")
+    stage = context(folder, f"{{use: sums, filter: {{pass_rate: [{low}, {high}]}}}}")
     assert stage.config.tasks[0].filter.source == "@rates", "the recipe's only stage of that kind"
     assert {row["question"] for row in prompt_rows(stage.config.tasks, stage)} == wanted
-    stage = context(folder, "{use: sums, problems: 2, filter: {pass_rate: [0.3, 0.9], from: '@rates'}}")
+    filtered = f"filter: {{pass_rate: [{low}, {high}], from: '@rates'}}"
+    stage = context(folder, f"{{use: sums, problems: 2, {filtered}}}")
     assert len(prompt_rows(stage.config.tasks, stage)) == 2
     stage = context(folder, "{use: sums, filter: {pass_rate: [0.99999, 0.999999]}}")
     with pytest.raises(TaskError, match=r"sums/train: 0 of 25 problems pass the filter .*, so none is left"):
