@@ -165,7 +165,8 @@ def test_three_ways_to_the_same_score_agree_problem_by_problem(calculator: Path,
     assert told["agrees"] or not alike, "the judges differ on what is no answer, which this model says to such prompts"
     question, (prompt, said, right, _) = next(iter(found["foreign"]["answers"].items()))
     assert prompt.startswith(f"User: {question}") and "\\boxed{}" in prompt
-    assert right == (said.split()[-2:-1] == [str(sum(int(word) for word in question.split() if word.isdigit()))])
+    numbers = [word for word in said.split() if word.isdigit()]
+    assert right == (numbers[-1:] == [str(sum(int(word) for word in question.split() if word.isdigit()))])
 
 
 @pytest.mark.parametrize(("theirs", "agrees"), [(0.4, True), (0.6, True), (0.39, False), (0.61, False)])
