@@ -112,9 +112,7 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     from pipeline.training import setup
 
     setup.prepare()
-    from transformers import AutoModelForSequenceClassification, set_seed
     from trl import RewardConfig
-    from trl.trainer.reward_trainer import suppress_seqcls_warning
 
     from pipeline.training import adapters, models
     from pipeline.training.fit import fit
@@ -127,24 +125,20 @@ def run(context: StageContext[RewardModelConfig]) -> Outputs:
     cleaner = contamination(config.decontaminate, context, config.dedup)
     dataset, account = _tokenised(context, tokenizer, cleaner)
     by_steps = config.learns == "steps"
-    set_seed(context.seed)  # the head starts at random, before the trainer seeds anything
     fixed = {"max_length": None, **({CENTRE: None} if by_steps else {})}
     args = setup.arguments(RewardConfig, context, DEFAULTS, fixed)
     lost = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in account["dropped"].items() if count)
     if lost and args.process_index == 0:
         context.note(f"rows that are left out: {lost}")
     kind = partial(StepTrainer, pad=tokenizer.pad_token_id) if by_steps else RewardTrainer
-    with suppress_seqcls_warning():
-        trainer = adapters.carry(
-            kind,
-            adapter,
-            model=models.policy(
-                model, args, adapters.quantizes(adapter), AutoModelForSequenceClassification, num_labels=1
-            ),
-            args=args,
-            train_dataset=dataset,
-            processing_class=tokenizer,
-        )
+    trainer = adapters.carry(
+        kind,
+        adapter,
+        model=models.loaded_by_trl(model, args, adapters.quantizes(adapter)),
+        args=args,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
     return Outputs({**fit(trainer, context), **account, **left_out(cleaner)})
 
 

@@ -15,15 +15,13 @@ from pipeline.training.parallel.expert_parallel import division, expert_ranks
 from pipeline.training.parallel.sharding import keeps_masters, launched, reads_weights
 
 
-def policy(path: str, args: Any, quantized: bool = False, architecture: Any = None, **options: Any) -> Any:
+def policy(path: str, args: Any, quantized: bool = False) -> Any:
     """What to give to a TRL trainer as `model`.
 
     Args:
         path: a folder, or a hub id.
         args: the trainer's arguments; if their `model_init_kwargs` are used here, they are taken out.
         quantized: whether TRL is to quantise it; every rank then reads it.
-        architecture: an auto class of transformers; the class that the model's config names if not given.
-        options: further arguments of `from_pretrained`.
 
     Returns:
         A model in float32 unless asked otherwise, as TRL does it. DeepSeek-V3 and V2 are instances of our class, their
@@ -33,21 +31,40 @@ def policy(path: str, args: Any, quantized: bool = False, architecture: Any = No
     Raises:
         ValueError: experts are to be divided, and the model is no DeepSeek-V3 or V2.
     """
-    ours = architecture is None and is_ours(path)
-    if expert_ranks() > 1 and not ours:
-        raise ValueError(f"{path}: experts are divided among processes for DeepSeek-V3 and V2 models alone")
-    if not launched() and not ours:
-        return path
-    if quantized and not ours:
-        args.model_init_kwargs = {**(args.model_init_kwargs or {}), "device_map": None}
-        return path
+    ours = is_ours(path)
+    if not ours and (quantized or not launched()):
+        return loaded_by_trl(path, args, quantized)
+    if not ours:
+        _refuse_division(path)
     if hasattr(args, "teacher_model_init_kwargs"):  # each rank has its own, whole
         args.teacher_model_init_kwargs = {**(args.teacher_model_init_kwargs or {}), "device_map": None}
-    options |= {**(args.model_init_kwargs or {}), **placement(args)}
+    options = {**(args.model_init_kwargs or {}), **placement(args)}
     args.model_init_kwargs = None  # TRL would warn that they are ignored
     if ours:
         return load(path, **{"dtype": torch.float32, **options}, **division())
-    return create_model_from_path(path, architecture, **options)
+    return create_model_from_path(path, **options)
+
+
+def loaded_by_trl(path: str, args: Any, quantized: bool = False) -> str:
+    """The path of a model, after the trainer's arguments have been told where TRL has to put it.
+
+    For models of which a part starts at random, such as the head of a reward model: TRL seeds before it loads them, and
+    an adapter that it makes next starts with other numbers where they were loaded before. Under DDP, TRL has every rank
+    read the whole model into host memory.
+
+    Raises:
+        ValueError: experts are to be divided.
+    """
+    _refuse_division(path)
+    if launched():
+        where = {"device_map": None} if quantized else placement(args)
+        args.model_init_kwargs = {**(args.model_init_kwargs or {}), **where}
+    return path
+
+
+def _refuse_division(path: str) -> None:
+    if expert_ranks() > 1:
+        raise ValueError(f"{path}: experts are divided among processes for DeepSeek-V3 and V2 models alone")
 
 
 def placement(args: Any) -> dict[str, Any]:

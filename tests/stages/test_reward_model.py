@@ -16,6 +16,7 @@ from pipeline.data.mixture import DataError
 from pipeline.data.pairs import tokenised
 from pipeline.prompts.rendering import Renderer
 from pipeline.stages.reward_model import run
+from pipeline.training import fit, models
 from rewards.preference import ConversationReader, Preference
 from rewards.verdict import Item
 from tests.rewards import tiny
@@ -80,6 +81,31 @@ def test_it_learns_which_answers_are_better(trained: tuple[Path, Outputs]) -> No
     assert outputs.metrics["dropped"] == {"too_long": 1, "equal": 1}, "summaries may be equal where thoughts differ"
     assert outputs.metrics["pair_accuracy_last"] >= 0.9
     assert outputs.metrics["loss_last"] < outputs.metrics["loss_first"]
+
+
+def test_adapter_and_head_start_alike_under_a_launcher(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And as in TRL's own trainer, of which there is one for pairs."""
+    started: list[dict[str, torch.Tensor]] = []
+
+    def kept(trainer: Any, _: Any) -> dict[str, Any]:
+        trained = trainer.model.named_parameters()
+        started.append({name: weight.detach().clone() for name, weight in trained if weight.requires_grad})
+        return {}
+
+    monkeypatch.setattr(fit, "fit", kept)
+    config = {
+        "kind": "reward_model",
+        "model": "base",
+        "data": ["pairs.jsonl"],
+        "max_length": 64,
+        "adapter": {"rank": 2},
+    }
+    for launched in (False, True):
+        monkeypatch.setattr(models, "launched", lambda launched=launched: launched)
+        run(context_of(folder, f"started-{launched}", config, {}))
+    alone, among_others = started
+    assert any("lora_A" in name for name in alone) and any("score" in name for name in alone)
+    assert all(torch.equal(weight, among_others[name]) for name, weight in alone.items())
 
 
 def reward_of(reward: Preference, answer: str) -> float:
