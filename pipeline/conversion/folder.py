@@ -186,7 +186,7 @@ def config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         return read_json(path) if path.is_file() else {}
-    except ModelFolderError:
+    except (OSError, ValueError):  # also text that could be no path
         return {}
 
 
