@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -137,28 +138,33 @@ def _json(path: Path) -> Rows:
 
 def _delimiter(header: bytes, path: Path) -> str:
     """What divides the columns of a table, by its first line: spreadsheets of many countries write semicolons."""
-    usual = TABLES[kind(path)]
-    return next((sign for sign in (usual, ",", ";", "\t") if sign.encode() in header), usual)
+    usual, text = TABLES[kind(path)], header.decode("utf-8", "replace")
+
+    def divides(sign: str) -> bool:
+        """Whether it stands outside of quotes."""
+        return any(len(names) > 1 for names in csv.reader([text], delimiter=sign))
+
+    return next((sign for sign in (usual, ",", ";", "\t") if divides(sign)), usual)
 
 
 def _table(path: Path) -> Rows:
     import pyarrow as pa
-    from pyarrow import csv
+    from pyarrow import csv as tables
 
-    read = csv.ReadOptions(block_size=BLOCK_BYTES)
+    read = tables.ReadOptions(block_size=BLOCK_BYTES)
     try:
         with open_bytes(path) as source:
             header = source.read(HEADER_BYTES).partition(b"\n")[0]
         if header.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise RowError(f"{path} is encoded in UTF-16: save it as UTF-8")
-        parse = csv.ParseOptions(delimiter=_delimiter(header, path), newlines_in_values=True)
+        parse = tables.ParseOptions(delimiter=_delimiter(header, path), newlines_in_values=True)
         with open_bytes(path) as source:
-            names = csv.open_csv(source, read, parse).schema.names
+            names = tables.open_csv(source, read, parse).schema.names
         if len(set(names)) < len(names):
             raise RowError(f"{path}: two columns have the same name: {', '.join(names)}")
-        texts = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
+        texts = tables.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
         with open_bytes(path) as source:
-            yield from _numbered(path, csv.open_csv(source, read, parse, texts))
+            yield from _numbered(path, tables.open_csv(source, read, parse, texts))
     except (OSError, EOFError, pa.ArrowException, UnicodeDecodeError) as error:
         raise RowError(f"cannot read {path}: {_line(error)}") from error
 

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import harness as comparison
 from pipeline.checks import needs
+from pipeline.data.vocabulary import VocabularySpec, build
+from pipeline.prompts.templates import prompt_template
 from pipeline.recipe import RecipeError, load
 from pipeline.sampling import harness
 from pipeline.sampling.scores import interval
@@ -143,7 +147,33 @@ def test_without_the_package_it_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     assert "lm-eval" in told
 
 
-def test_three_ways_to_the_same_score_agree_problem_by_problem(calculator: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def boxing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learnt to box sums, asked as the benchmark asks; those of 4 are wrong."""
+    said = {(a, b): (a + b + (a == 4)) for a in range(5) for b in range(2)}
+    ask = prompt_template(comparison.TEMPLATE)
+    texts = [
+        f"User: {ask(f'{a} + {b} =')[-1]['content']}\nAssistant:\n\\boxed{{{n}}} <eos>" for (a, b), n in said.items()
+    ]
+    tokenizer = build(VocabularySpec(kind="words"), texts)
+    batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+    labels_BT = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **shape, **ends))
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(100):
+        model(**batch, labels=labels_BT).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("boxing")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_three_ways_to_the_same_score_agree_problem_by_problem(boxing: Path, tmp_path: Path) -> None:
     """Our evaluation, the harness's judge on our engine, and the harness by itself, prompts and engine included."""
     sums = [(a, b) for a in range(5) for b in range(2)]
     rows = [{"question": f"{a} + {b} =", "answer": f"{a} and {b}.\n#### {a + b}"} for a, b in sums]
@@ -151,7 +181,7 @@ def test_three_ways_to_the_same_score_agree_problem_by_problem(calculator: Path,
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = {}
     for way in comparison.WAYS:
-        job = {"model": str(calculator), "problems": str(tmp_path), "max_tokens": 12, "engine": "transformers"}
+        job = {"model": str(boxing), "problems": str(tmp_path), "max_tokens": 12, "engine": "transformers"}
         (folder := tmp_path / way).mkdir()
         comparison.child(json.dumps({**job, "way": way, "limit": None, "folder": str(folder)}))
         found[way] = json.loads((folder / "found.json").read_text())
@@ -159,14 +189,12 @@ def test_three_ways_to_the_same_score_agree_problem_by_problem(calculator: Path,
     for way in ("judged", "foreign"):
         together = told["agreement"][way]
         assert together["problems"] == together["same_prompt"] == together["same_answer"] == len(sums), way
-        assert together["same_verdict_on_same_answer"] == together["same_verdict"]
-    assert told["foreign"]["n"] == told["ours"]["n"] == len(sums)
-    alike = told["agreement"]["foreign"]["same_verdict"] == len(sums)
-    assert told["agrees"] or not alike, "the judges differ on what is no answer, which this model says to such prompts"
+        assert together["same_verdict_on_same_answer"] == together["same_verdict"] == len(sums)
+    assert told["agrees"] and told["foreign"]["n"] == told["ours"]["n"] == len(sums)
+    assert told["foreign"]["pass@1"] == told["ours"]["pass@1"] == 0.8
     question, (prompt, said, right, _) = next(iter(found["foreign"]["answers"].items()))
     assert prompt.startswith(f"User: {question}") and "\\boxed{}" in prompt
-    numbers = [word for word in said.split() if word.isdigit()]
-    assert right == (numbers[-1:] == [str(sum(int(word) for word in question.split() if word.isdigit()))])
+    assert right == (said == f"\\boxed{{{sum(int(word) for word in question.split() if word.isdigit())}}}")
 
 
 @pytest.mark.parametrize(("theirs", "agrees"), [(0.4, True), (0.6, True), (0.39, False), (0.61, False)])

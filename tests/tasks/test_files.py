@@ -89,6 +89,11 @@ def test_patterns_and_folders(tmp_path: Path) -> None:
         read(tmp_path / "pipe.jsonl")
 
 
+def test_what_stands_in_quotes_divides_no_columns(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('"question, asked";answer\n1 + 1;2\n')
+    assert [row for _, row in formats.read(tmp_path / "rows.csv")] == [{"question, asked": "1 + 1", "answer": "2"}]
+
+
 @pytest.mark.parametrize("where", ["data: [PATH]", "data: [rows.jsonl], model: PATH", "tasks"])
 @pytest.mark.parametrize("path", ["pipe.jsonl", "/dev/zero"])
 def test_a_recipe_waits_for_no_pipe_and_reads_no_device(where: str, path: str, tmp_path: Path) -> None:

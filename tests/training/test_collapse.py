@@ -25,6 +25,7 @@ from pipeline.stages.registry import run_function
 from pipeline.training import checkpoints
 from pipeline.training.grpo.sampling import Sampled, TrlSampler
 from pipeline.training.health.alarm import HealthError, RollbackError, go_back
+from pipeline.why import finding
 from tests.stages.driving import context_of
 from tests.training.planting import RATE, explained, learning, sums
 
@@ -313,3 +314,15 @@ def planted_folders(folder: Path) -> StageContext[Any]:
         durable.seal(path, checkpoints.MARK)
     kept.write_rollbacks(context.scratch, [{"step": 6, "to": 2, "done": False}])
     return context
+
+
+@pytest.mark.parametrize(
+    ("moved", "cures"),
+    [(0.01, True), (0.9, True), (39.0, False), (1000.0, False)],
+    ids=["little", "less", "far", "more"],
+)
+def test_a_change_by_which_the_update_still_ruins_the_policy_cures_nothing(moved: float, cures: bool) -> None:
+    """Its entropy may lie below the limit all the same, as on questions without their template."""
+    health = SimpleNamespace(health=SimpleNamespace(kl=1.0))
+    before, after = {finding.MOVED: 247.0}, {finding.MOVED: moved}
+    assert finding._Explained._upsets(health, after, before) is not cures  # type: ignore[arg-type]
