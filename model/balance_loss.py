@@ -35,7 +35,8 @@ class Balance:
     Attributes:
         loss: which one.
         alpha: its weight, a layer.
-        scale: share of this forward pass in the optimizer step: one over the number of accumulated micro-batches.
+        scale: share of this forward pass in the optimizer step: that of its sequences, times the ranks whose gradients
+            are averaged.
     """
 
     loss: BalanceLoss = BalanceLoss.NONE
@@ -61,10 +62,23 @@ class Sequences(NamedTuple):
     Attributes:
         index_T: number of the sequence that each token of the flattened batch is part of; `number` for padding.
         number: how many there are; some may be empty.
+        filled: () how many of them a mean is over; those that have a token if not given.
     """
 
     index_T: Tensor
     number: int
+    filled: Tensor | None = None
+
+    def counted(self) -> Tensor:
+        """() How many of them a mean is over."""
+        if self.filled is not None:
+            return self.filled
+        has_S = torch.zeros(self.number + 1, dtype=torch.long, device=self.index_T.device)
+        return has_S.index_fill(0, self.index_T, 1)[: self.number].sum()
+
+    def without(self, left_out_T: Tensor) -> Sequences:
+        """The same ones with some tokens as padding; a mean stays one over all of them."""
+        return Sequences(self.index_T.masked_fill(left_out_T, self.number), self.number, self.counted())
 
     @classmethod
     def rows(cls, hidden_BTD: Tensor) -> Sequences:
@@ -122,7 +136,7 @@ def balance_loss(affinity_TE: Tensor, counted_TE: Tensor, sequences: Sequences) 
     lengths_S = shares_SE.detach().sum(-1)
     mean_SE = shares_SE / lengths_S.clamp(min=1)[:, None]
     loss_S = experts * (counts_SE / choices_S[:, None] * mean_SE).sum(-1)
-    return loss_S.sum() / (lengths_S > 0).sum().clamp(min=1)
+    return loss_S.sum() / sequences.counted().clamp(min=1)
 
 
 def attach(router: Gate, affinity_TE: Tensor, chosen_TE: Tensor, counted_TE: Tensor, sequences: Sequences) -> Tensor:

@@ -158,7 +158,8 @@ class Objective:
     def _run(
         self, block: nn.Module, state: Tensor, embedded: Tensor, ids_BT: Tensor, one_BT: Tensor, **decoder: Any
     ) -> Tensor:
-        """One block over whole rows; positions that two documents meet in, and padding, are seen by no other one."""
+        """One block over whole rows; positions that two documents meet in, and padding, are seen by no other one, nor
+        does their choice of experts count."""
         mask, positions_BT = decoder.get("attention_mask"), decoder.get("position_ids")
         passed_on = {name: value for name, value in decoder.items() if name not in OTHERS}
         if positions_BT is None:
@@ -175,7 +176,7 @@ class Objective:
             block(
                 state,
                 embedded,
-                Sequences.of(ids_BT, mask, decoder.get("position_ids")),
+                Sequences.of(ids_BT, mask, decoder.get("position_ids")).without(~one_BT.flatten()),
                 attention_mask=causal,
                 position_ids=positions_BT,
                 position_embeddings=self.model.get_decoder().rotary_emb(embedded, position_ids=positions_BT),

@@ -129,7 +129,7 @@ class GrpoConfig(PromptedConfig, AdaptedConfig, WatchedConfig):
         trainer: fields of TRL's GRPOConfig.
     """
 
-    version: ClassVar[int] = 5  # what the recipe evaluates is left out
+    version: ClassVar[int] = 6  # every sequence, pair and token of a step counts alike
     trainer_class: ClassVar[str | None] = "trl.trainer.grpo_config:GRPOConfig"
     reserved: ClassVar[Mapping[str, str]] = GRPO_RESERVED
     trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS

@@ -71,7 +71,7 @@ class RewardModelConfig(AdaptedConfig):
     """
 
     former: ClassVar[Mapping[str, str]] = dict.fromkeys(("watch", "keep", "stop"), UNWATCHED)
-    version: ClassVar[int] = 3  # every step of an optimizer step counts alike
+    version: ClassVar[int] = 4  # every sequence, pair and token of a step counts alike
     trainer_class: ClassVar[str | None] = "trl.trainer.reward_config:RewardConfig"
     trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
     reserved: ClassVar[Mapping[str, str]] = {

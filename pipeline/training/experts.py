@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,23 +24,26 @@ def balance(trainer: Any, routing: Routing) -> None:
 
 def balances_batches(trainer: Any) -> bool:
     """Whether a loss balances the experts over a micro-batch as a whole, which then is no sum over its rows."""
-    found = getattr(trainer, "expert_balance", None)
-    return found is not None and found.balance.loss is BalanceLoss.SWITCH
+    return _loss(trainer) is BalanceLoss.SWITCH
 
 
-@contextmanager
-def share(trainer: Any, of_micro_batch: float) -> Iterator[None]:
-    """Let the balance loss of the forward passes within count for a share of the micro-batch: that of its sequences."""
+def balances_sequences(trainer: Any) -> bool:
+    """Whether a loss balances the experts over each sequence."""
+    return _loss(trainer) is BalanceLoss.SEQUENCE
+
+
+def _loss(trainer: Any) -> BalanceLoss:
     found = getattr(trainer, "expert_balance", None)
-    if found is None:
-        yield
-        return
-    whole = found.balance.scale
-    found.balance.scale = whole * of_micro_batch
-    try:
-        yield
-    finally:
-        found.balance.scale = whole
+    return BalanceLoss.NONE if found is None else found.balance.loss
+
+
+def share(trainer: Any, of_step: float) -> None:
+    """Let the balance loss of the next forward pass, and of its backward pass, count for a share of an optimizer step.
+
+    Where nobody says so, micro-batches count alike.
+    """
+    if (found := getattr(trainer, "expert_balance", None)) is not None:
+        found.balance.scale = of_step
 
 
 class ExpertBalance(TrainerCallback):  # type: ignore[misc]

@@ -51,7 +51,7 @@ class FinetuneConfig(PromptedConfig, AdaptedConfig, WatchedConfig):
         trainer: fields of TRL's config class.
     """
 
-    version: ClassVar[int] = 3  # what the recipe evaluates is left out
+    version: ClassVar[int] = 4  # every sequence, pair and token of a step counts alike
     trainer_class: ClassVar[str | None] = SFT_CONFIG
     reserved: ClassVar[Mapping[str, str]] = {**RESERVED, **DATA_RESERVED}
     trainer_defaults: ClassVar[Mapping[str, Any]] = DEFAULTS

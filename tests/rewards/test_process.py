@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
 from pipeline.context import Outputs
 from pipeline.data.mixture import DataError
 from pipeline.data.step_rows import tokenised
 from pipeline.stages.reward_model import RewardModelConfig, run
-from pipeline.training.trainers.reward import NO_LABEL, StepTrainer, step_loss
+from pipeline.training.trainers.reward import NO_LABEL, step_loss
 from rewards.process import Process, StepReader, StepScorer, logits_everywhere
 from rewards.steps import StepRule
 from rewards.verdict import Item, Status
@@ -143,46 +140,6 @@ def test_the_loss_counts_labelled_tokens_alone() -> None:
     by_hand = -(wanted * chances.log() + (1 - wanted) * (1 - chances).log()).mean()
     assert loss.item() == pytest.approx(by_hand.item())
     assert right_S.tolist() == [True, True]
-
-
-def test_every_step_counts_alike_however_an_optimizer_step_is_divided(folder: Path) -> None:
-    """Answers of one step and of six share it; with one answer a micro-batch, the short one had counted six times."""
-    row = json.loads((folder / "rows.jsonl").read_text().splitlines()[0])
-    short = {**row, "completions": ["fool"], "labels": [0.1]}
-    (folder / "uneven.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (row, short)))
-    losses, weights = [], []
-    for name, rows in (("whole", 2), ("divided", 1)):
-        trainer = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 2 // rows, "logging_steps": 1}
-        trainer |= {"learning_rate": 1e-2, "num_train_epochs": 2, "adam_epsilon": 1e-3}
-        config = {"kind": "reward_model", "learns": "steps", "model": "base", "data": ["uneven.jsonl"]}
-        context = context_of(folder, name, {**config, "dtype": "float32", "trainer": trainer}, {})
-        losses.append(run(context).metrics["loss_first"])
-        weights.append(load_file(context.output / "model" / "model.safetensors"))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for weight, other in zip(*(each.values() for each in weights), strict=True):
-        torch.testing.assert_close(weight, other, rtol=1e-4, atol=1e-5)
-
-
-class Classifier(torch.nn.Module):
-    """The logit behind a token is its id."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.score = torch.nn.Identity()
-
-    def forward(self, input_ids: torch.Tensor, **given: Any) -> torch.Tensor:
-        return self.score(input_ids[..., None].float())
-
-
-def test_the_accuracy_of_steps_is_that_of_all_processes_steps() -> None:
-    """Another process has four steps here, of which one is right, in twenty tokens."""
-    trainer: Any = object.__new__(StepTrainer)
-    accelerator = SimpleNamespace(device="cpu", reduce=lambda mine: mine + torch.tensor([20.0, 1.0, 4.0]))
-    vars(trainer).update(accelerator=accelerator, _metrics={"train": defaultdict(list)}, _total_train_tokens=7)
-    ids_BT, labels_BT = torch.tensor([[2, -1, 7]]), torch.tensor([[NO_LABEL, 0.25, NO_LABEL]])
-    inputs = {"labels": labels_BT, "input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
-    trainer.compute_loss(Classifier(), inputs)
-    assert dict(trainer._metrics["train"]) == {"num_tokens": [30], "step_accuracy": [pytest.approx(2 / 5)]}
 
 
 GOOD = {"prompt": "what", "completions": ["so", "four"], "labels": [0.5, True]}

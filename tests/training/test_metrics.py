@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.training.grpo.metrics import Metrics
+from pipeline.training.metrics import Metrics
 
 
 def of_processes(*parts: list[list[float]]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import Trainer, training_args
-from trl import DistillationTrainer, GRPOTrainer, SFTTrainer
+from trl import DistillationTrainer, GRPOTrainer, RewardTrainer, SFTTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
@@ -30,6 +30,7 @@ EPOCH = [
 ]
 """Nobody of ours reads these; `_run_epoch` returns nothing, and stops where `should_training_stop` is set."""
 
+LOSS = ["model", "inputs", "return_outputs", "num_items_in_batch"]
 HOOKS = [
     (GRPOTrainer, "_get_train_sampler", ["dataset"], "grpo.trainer"),
     (SFTTrainer, "_get_train_sampler", ["train_dataset"], "resumable.Resumable"),
@@ -40,8 +41,11 @@ HOOKS = [
     (Trainer, "_save_optimizer_and_scheduler", ["output_dir"], "grpo.trainer"),
     (Trainer, "_load_optimizer_and_scheduler", ["checkpoint"], "grpo.trainer"),
     (GRPOTrainer, "_prepare_inputs", ["generation_batch"], "grpo.trainer"),
-    (GRPOTrainer, "compute_loss", ["model", "inputs", "return_outputs", "num_items_in_batch"], "grpo.trainer"),
+    (GRPOTrainer, "compute_loss", LOSS, "grpo.trainer"),
+    *((trainer, "compute_loss", LOSS, "trainers") for trainer in (SFTTrainer, RewardTrainer, DistillationTrainer)),
+    (Trainer, "log", ["logs", "start_time"], "metrics.Measured"),
     (GRPOTrainer, "log", ["logs", "start_time"], "grpo.trainer"),
+    (Trainer, "get_batch_samples", ["epoch_iterator", "num_batches", "device"], "step_share.StepShare"),
     (
         GRPOTrainer,
         "_calculate_rewards",
@@ -92,6 +96,7 @@ def test_a_hook_has_the_arguments_that_its_wrapper_passes(
         ("get_train_dataloader", "_get_train_sampler"),
         ("_inner_training_loop", "_run_epoch"),
         ("_run_epoch", "_clip_grad_norm"),
+        ("_run_epoch", "get_batch_samples"),
         ("_prepare_for_training", "create_optimizer"),
         ("_save_checkpoint", "save_model"),
     ],

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from pipeline.training.grpo.batch import Batch
-from pipeline.training.grpo.metrics import Metrics
+from pipeline.training.metrics import Metrics
 
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 """Loss types whose ratio is clipped as PPO clips it (arXiv 1707.06347, equation 7)."""

@@ -26,7 +26,6 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -44,7 +43,6 @@ from pipeline.training.grpo import entropy, judging, logprobs, objective, pool, 
 from pipeline.training.grpo.batch import Batch, Row, of_rows
 from pipeline.training.grpo.drift import Drift
 from pipeline.training.grpo.dynamic_sampling import DynamicSampling
-from pipeline.training.grpo.metrics import Metrics
 from pipeline.training.grpo.micro_batches import FillWatch, passes_of
 from pipeline.training.grpo.recorded import StepRecord
 from pipeline.training.grpo.reference import load_reference, save_reference, sync_by_name
@@ -111,7 +109,6 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         sync_by_name(self)
         self.blocks = BlockTraining(self, mtp)
         # What is measured, watched and kept:
-        self.metrics = Metrics()
         self.group_watch, self.drift = judging.GroupWatch(), Drift()
         self.fill_watch = FillWatch(self.args.gradient_accumulation_steps, efficiency.tokens_per_pass)
         self.first_look = FirstLook(self._tokenizer.eos_token)
@@ -266,10 +263,12 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
 
         Each pass but the last has its backward pass here; the trainer makes the last one.
         """
-        batch = self.recorded.begin(inputs.knowing(weights_BC=self._token_weights(inputs)))
+        tokens = self._step_tokens(inputs)
+        batch = self.recorded.begin(inputs.knowing(weights_BC=self._token_weights(inputs, tokens)))
         if self.unconfirmed:  # the first one under FSDP2; see `logprobs.confirm`
             batch, self.unconfirmed = batch.knowing(checked_BC=self.old_logprobs(batch)), False
-        with self.blocks.trained(completion_labels(batch.prompt_ids_BP, batch.completion_ids_BC, batch.mask_BC)):
+        labels_BT = completion_labels(batch.prompt_ids_BP, batch.completion_ids_BC, batch.mask_BC)
+        with self.blocks.trained(labels_BT, tokens):
             *others, last = parts = self._passes(batch)
             self.clock.trained(parts, adapters.trained_by(self))
             done = torch.zeros((), device=self.accelerator.device)
@@ -280,11 +279,14 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
                 done += loss.detach()
             return self._pass_loss(model, last, len(batch)) + done
 
-    def _token_weights(self, batch: Batch) -> Tensor:
-        """(B, C) ω of a micro-batch, all of its rows; see `objective.token_weights`."""
+    def _step_tokens(self, batch: Batch) -> float:
+        """Completion tokens of an optimizer step, a process: of the generation batch, an even share."""
         accumulated = self.current_gradient_accumulation_steps
-        step_tokens = batch.tokens * accumulated / self.args.steps_per_generation / self.accelerator.num_processes
-        longest = self.max_completion_length
+        return float(batch.tokens * accumulated / self.args.steps_per_generation / self.accelerator.num_processes)
+
+    def _token_weights(self, batch: Batch, step_tokens: float) -> Tensor:
+        """(B, C) ω of a micro-batch, all of its rows; see `objective.token_weights`."""
+        accumulated, longest = self.current_gradient_accumulation_steps, self.max_completion_length
         return objective.token_weights(self.loss_type, batch.mask_BC, longest, step_tokens, accumulated)
 
     def _passes(self, batch: Batch) -> list[Batch]:
@@ -310,9 +312,13 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         return self.efficiency.packing and not (of_tokens or of_experts or self.is_deepspeed_enabled)
 
     def _pass_loss(self, model: Any, part: Batch, rows: int) -> Tensor:
-        """The loss of some rows of a micro-batch that has so many."""
-        with experts.share(self, len(part) / rows if part.mask_BC.any() else 0.0):
-            scores = logprobs.with_gradient(self, model, part, self.aux_loss_enabled)
+        """The loss of some rows of a micro-batch that has so many.
+
+        A router loss is TRL's, over all rows of a micro-batch, so it depends on how a step is divided into these.
+        """
+        of_micro_batch = len(part) / rows if part.mask_BC.any() else 0.0
+        experts.share(self, of_micro_batch / self.current_gradient_accumulation_steps)
+        scores = logprobs.with_gradient(self, model, part, self.aux_loss_enabled)
         assert scores.entropy_BC is not None
         self.recorded.take(part, scores)
         kept_BC = None
@@ -342,14 +348,10 @@ class GrpoTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
     # --------------------------------------------------------------------------------- what is logged and written
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the means over passes and processes too; and warn when engine and policy no longer agree."""
-        if self.model.training:
-            for name, value in self.metrics.read(self.accelerator).items():
-                self._metrics["train"][name].append(value)
-        values: Sequence[float] = self._metrics["train"].get(MISMATCH, [])
-        if values:
-            self.drift.add(fmean(values))
+        """Warn when engine and policy no longer agree."""
         super().log(logs, start_time)
+        if (mismatch := logs.get(MISMATCH)) is not None:
+            self.drift.add(mismatch)
 
     # ------------------------------------------------------------------------------------- optimizer, checkpoints
 

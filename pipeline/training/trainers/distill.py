@@ -10,7 +10,7 @@ from trl import DistillationTrainer
 
 from pipeline.rollout.stops import FirstLook, Stops
 from pipeline.training import stopping
-from pipeline.training.trainers.mtp import MultiToken
+from pipeline.training.trainers.mtp import MultiToken, completion_labels
 from pipeline.training.trainers.resumable import Resumable
 
 
@@ -26,6 +26,18 @@ class DistillTrainer(MultiToken, Resumable, DistillationTrainer):  # type: ignor
         self.teacher_model.to(self.accelerator.device)  # under FSDP, accelerate leaves it to whoever shards it
         self.stops, self.first_look = Stops.of(self._tokenizer, stop), FirstLook(self._tokenizer.eos_token)
         stopping.prepare(self, self.stops)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's hook: the gradient of the blocks' loss joins it in the model; metrics are means over tokens."""
+        if not self.model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        mask_BC = inputs["completion_mask"]
+        labels_BT = completion_labels(inputs["prompt_ids"], inputs["completion_ids"], mask_BC)
+        step_tokens = inputs["num_items_in_batch"] / self.accelerator.num_processes  # as TRL divides
+        with self.blocks.trained(labels_BT, step_tokens):
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        self.weigh(mask_BC.sum(), "entropy")
+        return loss
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> list[list[int]]:
         self.check_weights()

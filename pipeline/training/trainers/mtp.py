@@ -19,8 +19,6 @@ from torch import Tensor
 from model.labels import IGNORED
 from model.mtp import Objective, blocks
 from pipeline.schema.mtp import MtpSpec
-from pipeline.training.parallel.collectives import summed
-from pipeline.training.parallel.expert_parallel import expert_ranks
 
 
 class BlockTraining:
@@ -48,19 +46,19 @@ class BlockTraining:
         self.objective = Objective(trainer.model, spec.detach, document_ends)
 
     @contextmanager
-    def trained(self, labels_BT: Tensor, in_step: Any = None) -> Iterator[None]:
+    def trained(self, labels_BT: Tensor, step_tokens: Any) -> Iterator[None]:
         """Train the blocks in the forward passes within, which are those of one micro-batch; log how they did.
 
         Args:
             labels_BT: tokens to predict, -100 elsewhere.
-            in_step: tokens of the optimizer step, if the trainer divides its loss by them.
+            step_tokens: tokens of the optimizer step, a rank: what the trainer divides its own loss by, too.
         """
         self._log_speculation()
         if self.spec is None or self.objective is None:
             yield
             return
         weight = self.spec.weight_at(self.trainer.state.global_step, self.trainer.state.max_steps)
-        with self.objective.weighed(weight, self._targets(labels_BT, in_step), labels_BT):
+        with self.objective.weighed(weight, step_tokens, labels_BT):
             yield
         self._log_depths(weight)
 
@@ -81,41 +79,26 @@ class BlockTraining:
         return trainer.accelerator.clip_grad_norm_(others, trainer.args.max_grad_norm)
 
     def _log_speculation(self) -> None:
-        """How well the model's own rollouts were drafted, over all processes, if they were. Collective."""
+        """How well the model's own rollouts were drafted, if they were."""
         told, args = getattr(self.trainer.model, "speculation", None), self.trainer.args
         if told is None or not (getattr(args, "generation_kwargs", None) or {}).get("use_mtp"):
             return
         self.trainer.model.speculation = type(told)()
-        of_all = type(told)(*map(int, summed(self.trainer.accelerator, told.rounds, told.drafted, told.accepted)))
-        if of_all.rounds:
-            metrics = self.trainer._metrics["train"]
-            metrics["speculation/acceptance"].append(of_all.acceptance)
-            metrics["speculation/tokens_per_pass"].append(of_all.tokens_per_pass)
-
-    def _targets(self, labels_BT: Tensor, in_step: Any) -> Tensor:
-        """Tokens of the whole optimizer step that this process's loss is divided by, as its trainer divides its own."""
-        trainer = self.trainer
-        if in_step is None:
-            return (labels_BT != IGNORED).sum() * trainer.current_gradient_accumulation_steps  # type: ignore[no-any-return]
-        across = trainer.args.average_tokens_across_devices
-        batches = trainer.accelerator.num_processes // expert_ranks() if across else 1
-        return torch.as_tensor(in_step) / batches
+        metrics = self.trainer.metrics
+        metrics.total("speculation/acceptance", told.accepted, told.drafted)
+        metrics.total("speculation/tokens_per_pass", told.rounds + told.accepted, told.rounds)
 
     def _log_depths(self, weight: float) -> None:
         assert self.objective is not None
-        metrics = self.trainer._metrics["train"]
         for depth, count in enumerate(self.objective.read(), 1):
-            counted = map(float, (count.loss, count.tokens, count.agreed))
-            loss, tokens, agreed = summed(self.trainer.accelerator, *counted)
-            if tokens:
-                metrics[f"mtp/loss_{depth}"].append(loss / tokens)
-                metrics[f"mtp/acceptance_{depth}"].append(agreed / tokens)
-        metrics["mtp/weight"].append(weight)
+            self.trainer.metrics.total(f"mtp/loss_{depth}", count.loss, count.tokens)
+            self.trainer.metrics.total(f"mtp/acceptance_{depth}", count.agreed, count.tokens)
+        self.trainer._metrics["train"]["mtp/weight"].append(weight)
 
 
 class MultiToken:
     """Mixin for TRL's trainers, to be named first: `mtp` and `document_ends` are arguments of its own; see
-    `BlockTraining`."""
+    `BlockTraining`. The trainer says in `compute_loss` when its `blocks` are trained."""
 
     model: Any
 
@@ -125,23 +108,8 @@ class MultiToken:
         super().__init__(*args, **kwargs)
         self.blocks = BlockTraining(self, mtp, document_ends)
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The trainer's own loss; the gradient of the blocks' loss joins it in the model."""
-        if not self.model.training:
-            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
-        with self.blocks.trained(_labels(inputs), kwargs.get("num_items_in_batch")):
-            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
-
     def _clip_grad_norm(self, model: Any) -> Any:
         return self.blocks.clip(model, super()._clip_grad_norm)  # type: ignore[misc]
-
-
-def _labels(inputs: dict[str, Any]) -> Tensor:
-    """Labels of a batch: its own, or those of the completions that a student has sampled for it."""
-    if "labels" in inputs:
-        labels: Tensor = inputs["labels"]
-        return labels
-    return completion_labels(inputs["prompt_ids"], inputs["completion_ids"], inputs["completion_mask"])
 
 
 def completion_labels(prompt_ids_BP: Tensor, completion_ids_BC: Tensor, mask_BC: Tensor) -> Tensor:

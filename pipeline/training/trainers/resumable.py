@@ -28,6 +28,7 @@ from pipeline.rollout.adapted import base_of
 from pipeline.rollout.merging import as_given
 from pipeline.training import checkpoints
 from pipeline.training.health.finite import Watched
+from pipeline.training.metrics import Measured
 from pipeline.training.parallel.expert_parallel import division
 from pipeline.training.parallel.sharding import (
     Weights,
@@ -60,7 +61,7 @@ class EpochSampler(Sampler[int]):
         return len(self.inner)
 
 
-class Resumable(Watched):
+class Resumable(Measured, Watched):
     """Mixin, to be named before the trainer class: `class SftTrainer(Resumable, SFTTrainer)`."""
 
     args: Any

@@ -17,17 +17,33 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from model.labels import IGNORED
 from pipeline.training.parallel.collectives import summed
 from pipeline.training.trainers.resumable import Resumable
+from pipeline.training.trainers.step_share import StepShare
 from rewards.process import SURE, logits_everywhere, padded
 
 NO_LABEL = float(IGNORED)
 """The label of a token that ends no step: transformers does not count it among the labels of an optimizer step."""
 
 
-class RewardTrainer(Resumable, trl.RewardTrainer):  # type: ignore[misc]
+class RewardTrainer(StepShare, Resumable, trl.RewardTrainer):  # type: ignore[misc]
     """`trl.RewardTrainer`, resumable to the bit on one device; it trains on pairs that are tokenised already."""
 
+    def counted(self, batch: Any) -> int:
+        """Pairs: the chosen answers come first, then the rejected ones."""
+        return len(batch["input_ids"]) // 2
 
-class StepTrainer(RewardTrainer):
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """TRL's hook: a pair counts alike in each micro-batch; the last one of an epoch may have fewer."""
+        if not self.model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        self.weigh(self.counted(inputs), "accuracy", "margin", "mean_reward")
+        for name in ("min_reward", "max_reward"):
+            del self._metrics["train"][name]
+            self.metrics.extreme(name, outputs.logits)
+        return loss * self.share(inputs) * self.current_gradient_accumulation_steps  # which transformers divides by
+
+
+class StepTrainer(Resumable, trl.RewardTrainer):  # type: ignore[misc]
     """Learns from a data set of `pipeline.data.step_rows`.
 
     Args:
@@ -57,12 +73,10 @@ class StepTrainer(RewardTrainer):
         if num_items_in_batch is not None:
             gathered = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             loss = loss * right_S.numel() / num_items_in_batch * gathered  # ranks' gradients are averaged
-        counted = inputs["attention_mask"].sum(), right_S.sum(), right_S.numel()
-        tokens, right, steps = summed(self.accelerator, *map(float, counted))
+        (tokens,) = summed(self.accelerator, float(inputs["attention_mask"].sum()))
         self._total_train_tokens += int(tokens)
-        metrics = self._metrics["train"]
-        metrics["num_tokens"] = [self._total_train_tokens]
-        metrics["step_accuracy"].append(right / steps)
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        self.metrics.total("step_accuracy", right_S.sum(), right_S.numel())
         return (loss, logits_BT) if return_outputs else loss
 
 

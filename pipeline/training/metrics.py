@@ -1,10 +1,13 @@
 """Metrics of training passes: sums and weights that stay on the device, and one reduction when they are logged.
 
-A mean over passes, micro-batches and processes is that of all their tokens (or rows), however they were divided.
+A mean over passes, micro-batches and processes is that of all their tokens (or rows), however they were divided. TRL's
+trainers log the mean over micro-batches of what each of them had, in which the tokens of a short one count more.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import torch
@@ -42,7 +45,7 @@ class Metrics:
         self._sums[name] = self._sums[name] + pair.detach() if name in self._sums else pair.detach()
 
     def extreme(self, name: str, values: Tensor) -> None:
-        """Keep the largest value, or the smallest where the name ends in `min`; there may be none."""
+        """Keep the largest value, or the smallest where `min` is a word of the name; there may be none."""
         signed = _sign(name) * values.detach().float().flatten()
         found = torch.cat([signed, signed.new_full((1,), -torch.inf)]).max()
         self._extremes[name] = torch.maximum(found, self._extremes[name]) if name in self._extremes else found
@@ -67,4 +70,35 @@ class Metrics:
 
 
 def _sign(name: str) -> float:
-    return -1.0 if name.endswith("min") else 1.0
+    return -1.0 if "min" in re.split("[/_]", name) else 1.0
+
+
+class Measured:
+    """Mixin for TRL's trainers, to be named before them: logs its `metrics` among TRL's own."""
+
+    accelerator: Any
+    model: Any
+    _metrics: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.metrics = Metrics()
+
+    def weigh(self, weight: Any, *names: str) -> None:
+        """Let means that TRL has just logged of a micro-batch, over all processes, count for what they are means of.
+
+        Args:
+            weight: tokens, or rows, of this process's part of the micro-batch.
+            names: of the metrics.
+        """
+        for name in names:
+            (mean,) = self._metrics["train"].pop(name)
+            self.metrics.total(name, mean * weight, weight)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's hook: with the means over passes, micro-batches and processes. Collective in training."""
+        if self.model.training:
+            for name, value in self.metrics.read(self.accelerator).items():
+                if not math.isnan(value):  # nothing was counted
+                    self._metrics["train"][name].append(value)
+        super().log(logs, start_time)  # type: ignore[misc]
